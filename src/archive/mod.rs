@@ -1,0 +1,1 @@
+//! PostgreSQL to repository, and the acknowledgement back.

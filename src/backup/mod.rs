@@ -1,0 +1,1 @@
+//! Base backup to repository.

@@ -1,0 +1,1 @@
+//! Compressed frames: independent, and readable by standard tools. Knows nothing of PostgreSQL or stores.

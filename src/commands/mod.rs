@@ -1,0 +1,1 @@
+//! One workflow a command: build the parts, run, print.

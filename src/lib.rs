@@ -1,0 +1,19 @@
+//! Seawall: a continuous archiver for PostgreSQL.
+//!
+//! The modules in the order in which data flows through them; `docs/architecture.md` is the map, and
+//! `tests/architecture.rs` fails on an import against it.
+
+pub mod archive;
+pub mod backup;
+pub mod codec;
+pub mod commands;
+pub mod error;
+pub mod http;
+pub mod metrics;
+pub mod postgres;
+pub mod repository;
+pub mod restore;
+pub mod runtime;
+pub mod scratch;
+pub mod store;
+pub mod wal;

@@ -1,0 +1,1 @@
+//! Names, documents, what is there.

@@ -1,0 +1,1 @@
+//! Repository to data directory. Never needs the source alive.

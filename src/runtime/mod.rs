@@ -1,0 +1,11 @@
+//! The only source of time, randomness and retry: everything else asks here, so that a test can decide all three.
+
+mod clock;
+mod retry;
+mod shutdown;
+mod supervisor;
+
+pub use clock::Clock;
+pub use retry::{Backoff, RetryPolicy};
+pub use shutdown::Shutdown;
+pub use supervisor::{Tasks, blocking, spawn};

@@ -1,0 +1,60 @@
+//! The one owner of tasks and of CPU work.
+
+use std::future::Future;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// Runs `work` on a thread that may block: hashing, compressing, file system calls. Cannot be aborted: keep it short.
+///
+/// # Errors
+/// If the work panicked or the runtime is going down; a panic's text is on standard error.
+#[allow(clippy::disallowed_methods)] // the one place that may
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> crate::error::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        crate::error::Error::new(crate::error::Kind::Internal, "a worker thread did not finish").because(error)
+    })
+}
+
+/// Starts a task whose handle the caller keeps and awaits or aborts.
+#[allow(clippy::disallowed_methods)] // the one place that may
+pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(task)
+}
+
+/// Tasks that end with their owner: dropping it aborts them.
+#[derive(Debug)]
+pub struct Tasks<T>(JoinSet<T>);
+
+impl<T: Send + 'static> Default for Tasks<T> {
+    fn default() -> Self {
+        Tasks(JoinSet::new())
+    }
+}
+
+impl<T: Send + 'static> Tasks<T> {
+    /// Starts one more.
+    pub fn start(&mut self, task: impl Future<Output = T> + Send + 'static) {
+        self.0.spawn(task);
+    }
+
+    /// How many have not been collected yet.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if every task has been collected.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The result of the next task that ends, in the order in which they end; `None` when there is none left.
+    /// May be dropped at any time without losing a result.
+    ///
+    /// # Errors
+    /// If that task panicked.
+    pub async fn next(&mut self) -> Option<crate::error::Result<T>> {
+        let ended = self.0.join_next().await?;
+        Some(ended.map_err(|error| {
+            crate::error::Error::new(crate::error::Kind::Internal, "a task did not finish").because(error)
+        }))
+    }
+}

@@ -1,0 +1,102 @@
+//! What can go wrong in a store, by what the caller does about it.
+
+use crate::error::{Error, Kind};
+use std::error::Error as StdError;
+
+/// What a caller does about a store's error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum StoreErrorKind {
+    /// No such object: an answer, not a fault.
+    NotFound,
+    /// The range lies behind the object's end.
+    Range,
+    /// The bucket or root directory is not there.
+    NoBucket,
+    /// The bucket is in another region.
+    WrongRegion,
+    /// These credentials may not do this.
+    Denied,
+    /// There are no credentials, or they have expired.
+    Credentials,
+    /// The store is full: no room on the disk, quota used up.
+    Full,
+    /// The store asks us to slow down.
+    Throttled,
+    /// Time-out, connection lost, 5xx, 409: nobody knows, try again.
+    Transient,
+    /// What arrived is not what was sent.
+    Corrupt,
+    /// This store cannot do that.
+    Unsupported,
+    /// Anything else: trying again will not help.
+    Permanent,
+}
+
+impl StoreErrorKind {
+    /// True if the same call may succeed later without anybody doing anything.
+    pub fn is_transient(self) -> bool {
+        matches!(self, StoreErrorKind::Throttled | StoreErrorKind::Transient | StoreErrorKind::Corrupt)
+    }
+}
+
+/// An operation on a store failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {target}")]
+pub struct StoreError {
+    /// What the caller does about it.
+    pub kind: StoreErrorKind,
+    /// The verb: `store`, `read`, `list`, `delete`.
+    pub action: &'static str,
+    /// The object, prefix or bucket, as the store describes it.
+    pub target: String,
+    /// Why, in the store's words.
+    #[source]
+    pub source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl StoreError {
+    /// An error without a cause underneath.
+    pub fn new(kind: StoreErrorKind, action: &'static str, target: impl Into<String>) -> StoreError {
+        StoreError { kind, action, target: target.into(), source: None }
+    }
+
+    /// Adds why.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> StoreError {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Error {
+        let hint = match error.kind {
+            StoreErrorKind::NoBucket => "Does the bucket or directory exist, and is its name in --repo right?",
+            StoreErrorKind::WrongRegion => "The bucket is in another region: set AWS_REGION to it.",
+            StoreErrorKind::Denied => {
+                "Which rights do these credentials have? docs/operations.md lists the least that are needed."
+            }
+            StoreErrorKind::Credentials => {
+                "No valid credentials: are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile set, and has a session token expired?"
+            }
+            StoreErrorKind::Full => "The store is full: free some room.",
+            StoreErrorKind::Throttled => {
+                "The store asks to slow down: is something else using the same prefix heavily?"
+            }
+            StoreErrorKind::Transient => "Is the store up, and can this machine reach its endpoint?",
+            StoreErrorKind::Corrupt => "The bytes were altered on the way or in the store.",
+            StoreErrorKind::NotFound => "Was it deleted by somebody or by a lifecycle rule?",
+            StoreErrorKind::Range | StoreErrorKind::Unsupported | StoreErrorKind::Permanent => "",
+        };
+        let kind = match error.kind {
+            StoreErrorKind::Corrupt => Kind::Damaged,
+            _ => Kind::Store,
+        };
+        let outer = Error::new(kind, format!("cannot {} {}", error.action, error.target));
+        let outer = match error.source {
+            Some(source) => outer.because(source),
+            None => outer,
+        };
+        if hint.is_empty() { outer } else { outer.hint(hint) }
+    }
+}

@@ -1,0 +1,140 @@
+//! Object stores behind one small contract. Knows nothing of PostgreSQL, of formats or of names.
+//!
+//! Every store and every decorator passes the one suite in `tests/store_contract.rs`.
+
+mod body;
+mod error;
+
+pub use body::{Body, ObjectStream};
+pub use error::{StoreError, StoreErrorKind};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::Range;
+
+/// Small facts kept beside an object: lower-case ASCII names, ASCII values, 1 KiB in all.
+pub type Metadata = BTreeMap<String, String>;
+
+/// How a create ended, where it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Created {
+    /// The object was not there and now is, durably, whole.
+    New,
+    /// Something was there under that name (perhaps our own: a reply can be lost). It was not touched.
+    Exists,
+}
+
+/// What a store says of an object without its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectInfo {
+    /// The name, relative to the store's root.
+    pub key: String,
+    /// Stored bytes.
+    pub bytes: u64,
+    /// When it was stored, by the store's clock.
+    pub modified: Timestamp,
+}
+
+/// One level of names, as in a directory.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Level {
+    /// Objects directly below the prefix.
+    pub objects: Vec<ObjectInfo>,
+    /// Prefixes one level down, each ending in `/`.
+    pub prefixes: Vec<String>,
+}
+
+/// What is kept of an object beside its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectHead {
+    /// Name, size, time.
+    pub info: ObjectInfo,
+    /// As given to `create`. A copy, for speed: a bucket copied by another tool may have lost it.
+    pub metadata: Metadata,
+}
+
+/// An object store.
+///
+/// # Contract
+/// * Names are relative, `/`-separated, without empty, `.` or `..` parts, of ASCII letters, digits and `._-=/`.
+/// * An object appears whole or not at all, and durably: when a write says yes, a power cut does not take it back.
+/// * A name never gets second bytes: writes only create. Of any number of racing creates of one name, exactly one
+///   says [`Created::New`].
+/// * After `New` or `Exists`, every later `get`, `head` and listing sees the object, from every client.
+/// * A failed write may have happened: the error says whether to try again, and the retry may then meet its own
+///   object as [`Created::Exists`].
+/// * Bytes returned are the bytes stored, or an error: transport checksums are verified.
+/// * Listings name each object that was there throughout exactly once, in any order.
+/// * Nothing is retried in here; `RetryingStore` does that, once.
+#[async_trait]
+pub trait Store: Send + Sync + Debug {
+    /// Stores `body` under `key` if nothing is there.
+    async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError>;
+
+    /// Reads an object, or the bytes `range` of it (half open; a range past the end is cut, one that starts at or
+    /// behind the end is empty or an error of kind `Range`).
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError>;
+
+    /// Looks at an object without reading it.
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError>;
+
+    /// Every object whose name begins with `prefix` (which is empty or ends in `/`), at any depth, page by page:
+    /// `token` is `None` first and then what the last page gave.
+    async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError>;
+
+    /// The objects and prefixes directly below `prefix`, which is empty or ends in `/`.
+    async fn list_level(&self, prefix: &str) -> Result<Level, StoreError>;
+
+    /// Deletes an object. One that is not there is deleted already.
+    async fn delete(&self, key: &str) -> Result<(), StoreError>;
+
+    /// Begins an object that is too large for memory. It appears when [`Upload::complete`] says so, not before.
+    async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// What this store is, for messages: `s3://bucket/prefix` or `file:///path`. Never a secret.
+    fn describe(&self) -> String;
+}
+
+/// A page of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ListPage {
+    /// The objects on it.
+    pub objects: Vec<ObjectInfo>,
+    /// For the next page; `None` on the last.
+    pub next: Option<String>,
+}
+
+/// An object in the making.
+#[async_trait]
+pub trait Upload: Send + Debug {
+    /// Smallest size in bytes of every piece but the last.
+    fn piece_bytes_min(&self) -> usize;
+
+    /// Stores the next piece. After an error the same piece may be given again.
+    async fn put_piece(&mut self, piece: Body) -> Result<(), StoreError>;
+
+    /// Publishes the object if nothing has its name.
+    async fn complete(&mut self) -> Result<Created, StoreError>;
+
+    /// Takes back what was stored. Best effort: a store may need its own housekeeping for what a dead client left.
+    async fn abort(&mut self) -> Result<(), StoreError>;
+}
+
+/// Collects a whole listing.
+///
+/// # Errors
+/// As [`Store::list_page`].
+pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
+    let mut objects = Vec::new();
+    let mut token = None;
+    loop {
+        let page = store.list_page(prefix, token).await?;
+        objects.extend(page.objects);
+        token = page.next;
+        if token.is_none() {
+            return Ok(objects);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! PostgreSQL's write-ahead log as arithmetic: positions, segments, timelines, records.
+//!
+//! Pure: no tokio, no I/O, nothing of ours but itself.
+
+mod lsn;
+
+mod segment;
+mod timeline;
+
+pub use lsn::{Lsn, ParseLsnError};
+
+pub use segment::{BLOCK_BYTES_MAX, ParseSegmentError, Segment, SegmentSize, WalRange};
+pub use timeline::{History, HistoryEntry, ParseHistoryError, TimelineId};
