@@ -2,9 +2,11 @@
 
 mod catalog;
 mod documents;
+mod file_path;
 mod identity;
 mod layout;
 mod reader;
+mod tar;
 mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
@@ -12,9 +14,11 @@ pub use documents::{
     BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, Cluster, Continuation, FORMAT_VERSION,
     GapNote, Heartbeat, WalNeed,
 };
+pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use reader::{WalReader, Window};
+pub use tar::{BLOCK as TAR_BLOCK_BYTES, EntryKind, TarError, TarEvent, TarHeader, TarReader};
 pub use writer::{Stamp, Writer};
 pub(crate) use writer::{hex, same};
 
