@@ -53,12 +53,6 @@ impl FilePath {
         &self.0
     }
 
-    /// The same path below `directory`, a path itself.
-    #[must_use]
-    pub fn below(&self, directory: &FilePath) -> FilePath {
-        FilePath([&directory.0, b"/".as_slice(), &self.0].concat().into_boxed_slice())
-    }
-
     /// Where the file of a tablespace is below the data directory: `pg_tblspc/<oid>/…`.
     #[must_use]
     pub fn in_tablespace(&self, oid: u32) -> FilePath {

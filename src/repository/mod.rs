@@ -6,7 +6,7 @@ mod file_path;
 mod identity;
 mod layout;
 mod reader;
-mod tar;
+pub mod tar;
 mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
@@ -18,7 +18,6 @@ pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use reader::{WalReader, Window};
-pub use tar::{BLOCK as TAR_BLOCK_BYTES, EntryKind, TarError, TarEvent, TarHeader, TarReader};
 pub use writer::{Stamp, Writer};
 pub(crate) use writer::{hex, same};
 
