@@ -39,8 +39,14 @@ pub struct Writer {
 }
 
 /// Encoders that are free: a new one for each frame would cost half the speed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 struct Encoders(Arc<Mutex<Vec<FrameEncoder>>>);
+
+impl std::fmt::Debug for Encoders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Encoders")
+    }
+}
 
 impl Encoders {
     fn with<T>(&self, layout: &Layout, work: impl FnOnce(&mut FrameEncoder) -> T) -> T {
