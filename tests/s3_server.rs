@@ -6,10 +6,14 @@ mod s3;
 
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
-use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::config::{BehaviorVersion, ConfigBag, Intercept, Region, RuntimeComponents};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use base64::Engine;
@@ -19,12 +23,13 @@ use s3::{Fault, Op, S3Server};
 use sha2::Digest;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 const BUCKET: &str = S3Server::BUCKET;
 const MIB: usize = 1 << 20;
 
-fn client_with(server: &S3Server, secret: &str) -> Client {
+fn client_with(server: &S3Server, secret: &str, checksums: RequestChecksumCalculation) -> Client {
     let credentials = Credentials::new(S3Server::ACCESS_KEY, secret, None, None, "test");
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
@@ -33,14 +38,14 @@ fn client_with(server: &S3Server, secret: &str) -> Client {
         .endpoint_url(server.endpoint())
         .force_path_style(true)
         .retry_config(RetryConfig::disabled())
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .request_checksum_calculation(checksums)
         .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
         .build();
     Client::from_conf(config)
 }
 
 fn client(server: &S3Server) -> Client {
-    client_with(server, S3Server::SECRET_KEY)
+    client_with(server, S3Server::SECRET_KEY, RequestChecksumCalculation::WhenSupported)
 }
 
 /// Bytes that differ from place to place.
@@ -200,28 +205,28 @@ async fn a_body_that_is_not_the_signed_one_leaves_nothing() {
     let server = S3Server::start();
     let client = client(&server);
     let put = client.put_object().bucket(BUCKET).key("forged").body(Bytes::from("content").into()).customize();
-    // The body is exchanged for another of the same length after it was signed.
-    let put = put.interceptor(Forge).send().await;
+    let put = put.interceptor(Forge("CONTENT")).send().await;
     assert_eq!(verdict(&put), "XAmzContentSHA256Mismatch");
     assert!(server.snapshot().is_empty());
 }
 
+/// Exchanges the body for another of the same length after the request was signed.
 #[derive(Debug)]
-struct Forge;
+struct Forge(&'static str);
 
 #[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
-impl aws_sdk_s3::config::Intercept for Forge {
+impl Intercept for Forge {
     fn name(&self) -> &'static str {
         "forge"
     }
 
     fn modify_before_transmit(
         &self,
-        context: &mut aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut<'_>,
-        _: &aws_sdk_s3::config::RuntimeComponents,
-        _: &mut aws_sdk_s3::config::ConfigBag,
-    ) -> Result<(), aws_sdk_s3::error::BoxError> {
-        *context.request_mut().body_mut() = "CONTENT".into();
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        *context.request_mut().body_mut() = self.0.into();
         Ok(())
     }
 }
@@ -237,7 +242,8 @@ async fn good_checksums_are_kept_and_shown_when_asked() {
     put("crc32c").checksum_crc32_c(&crc32c).send().await.unwrap();
     put("sha256").checksum_sha256(&sha256).send().await.unwrap();
     put("computed").checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).send().await.unwrap();
-    put("none").send().await.unwrap();
+    let silent = client_with(&server, S3Server::SECRET_KEY, RequestChecksumCalculation::WhenRequired);
+    silent.put_object().bucket(BUCKET).key("none").body(body.clone().into()).send().await.unwrap();
 
     let head = |key: &str| client.head_object().bucket(BUCKET).key(key);
     let asked = |key: &str| head(key).checksum_mode(ChecksumMode::Enabled).send();
@@ -268,26 +274,70 @@ async fn unsigned_payloads_and_trailers_are_accepted() {
     put.disable_payload_signing().send().await.unwrap();
     assert_eq!(server.get("unsigned").unwrap(), body);
 
-    // A body that cannot be read twice goes in signed or unsigned chunks with its checksum behind it.
+    // A body that is not in memory goes in chunks with its checksum behind it.
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &body).unwrap();
-    for algorithm in [ChecksumAlgorithm::Crc32C, ChecksumAlgorithm::Crc64Nvme, ChecksumAlgorithm::Sha256] {
-        let key = format!("trailer/{algorithm}");
-        let stream = ByteStream::from_path(file.path()).await.unwrap();
-        let put = client.put_object().bucket(BUCKET).key(&key).checksum_algorithm(algorithm.clone()).body(stream);
+    let expected = BASE64_STANDARD.encode(crc32c::crc32c(&body).to_be_bytes());
+    for (key, client) in [("signed", &client), ("unsigned", &client_as_over_tls(&server))] {
+        let put = put_from(client, key, file.path()).await.checksum_algorithm(ChecksumAlgorithm::Crc32C);
         put.send().await.unwrap();
-        assert_eq!(server.get(&key).unwrap(), body, "{algorithm}");
-        let head =
-            client.head_object().bucket(BUCKET).key(&key).checksum_mode(ChecksumMode::Enabled).send().await.unwrap();
-        let shown = [head.checksum_crc32_c(), head.checksum_crc64_nvme(), head.checksum_sha256()];
-        assert_eq!(shown.iter().flatten().count(), 1, "the checksum of the trailer is kept: {shown:?}");
+        assert_eq!(server.get(key).unwrap(), body, "{key} chunks");
+        let head = client.head_object().bucket(BUCKET).key(key).checksum_mode(ChecksumMode::Enabled).send().await;
+        assert_eq!(head.unwrap().checksum_crc32_c(), Some(expected.as_str()), "the trailer's checksum is kept");
     }
+}
+
+/// A client that prepares its requests as for a server with TLS, where it leaves the payload unsigned.
+fn client_as_over_tls(server: &S3Server) -> Client {
+    let config = client(server).config().to_builder().endpoint_url(server.endpoint().replacen("http:", "https:", 1));
+    Client::from_conf(config.interceptor(SendInTheClear).build())
+}
+
+#[derive(Debug)]
+struct SendInTheClear;
+
+#[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
+impl Intercept for SendInTheClear {
+    fn name(&self) -> &'static str {
+        "send in the clear"
+    }
+
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let uri = context.request().uri().replacen("https:", "http:", 1);
+        Ok(context.request_mut().set_uri(uri)?)
+    }
+}
+
+async fn put_from(client: &Client, key: &str, path: &Path) -> PutObjectFluentBuilder {
+    client.put_object().bucket(BUCKET).key(key).body(ByteStream::from_path(path).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_bad_trailer_leaves_nothing() {
+    let server = S3Server::start();
+    let client = client_as_over_tls(&server);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "content").unwrap();
+    for (forged, code) in [
+        ("7\r\ncontent\r\n0\r\nx-amz-checksum-crc32c:AAAAAA==\r\n\r\n", "BadDigest"),
+        ("7\r\ncontent\r\n0\r\nx-amz-checksum-______:AAAAAA==\r\n\r\n", "InvalidRequest"),
+        ("6\r\nconten\r\n00\r\nx-amz-checksum-crc32c:AAAAAA==\r\n\r\n", "IncompleteBody"),
+    ] {
+        let put = put_from(&client, "k", file.path()).await.checksum_algorithm(ChecksumAlgorithm::Crc32C).customize();
+        assert_eq!(verdict(&put.interceptor(Forge(forged)).send().await), code);
+    }
+    assert!(server.snapshot().is_empty());
 }
 
 #[tokio::test]
 async fn only_the_right_key_opens() {
     let server = S3Server::start();
-    let stranger = client_with(&server, "another secret");
+    let stranger = client_with(&server, "another secret", RequestChecksumCalculation::WhenSupported);
     assert_eq!(create(&stranger, "k", "x").await, "SignatureDoesNotMatch");
     assert!(server.snapshot().is_empty());
 }
@@ -411,9 +461,7 @@ impl<'a> Multipart<'a> {
         self.done.push(done.set_checksum_crc32_c(part.checksum_crc32_c).build());
     }
 
-    fn complete(
-        &self,
-    ) -> aws_sdk_s3::operation::complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder {
+    fn complete(&self) -> CompleteMultipartUploadFluentBuilder {
         let parts = CompletedMultipartUpload::builder().set_parts(Some(self.done.clone())).build();
         let complete = self.client.complete_multipart_upload().bucket(BUCKET).key(self.key).upload_id(&self.id);
         complete.multipart_upload(parts).if_none_match("*")

@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 /// At a limited rate, bodies pass in pieces of this size.
 const PACED_BYTES: usize = 16 * 1024;
 
+/// How long the last bytes have to leave before a scripted cut.
+const FLUSH_PAUSE: Duration = Duration::from_millis(10);
+
 #[derive(Clone)]
 pub(super) struct Service {
     s3: S3Service,
@@ -218,11 +221,12 @@ struct Shaped<B> {
     position: u64,
     waiting: Bytes,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
+    is_flushed: bool,
 }
 
 impl<B> Shaped<B> {
     fn new(inner: B, shape: Shape) -> Shaped<B> {
-        Shaped { inner, shape, position: 0, waiting: Bytes::new(), pause: None }
+        Shaped { inner, shape, position: 0, waiting: Bytes::new(), pause: None, is_flushed: false }
     }
 }
 
@@ -256,8 +260,14 @@ where
         }
         if let Some(cut_at) = self.shape.cut_at {
             bytes = bytes.min((cut_at - self.position) as usize);
-            if bytes == 0 {
+            if bytes == 0 && self.is_flushed {
                 return Poll::Ready(Some(Err("the body is cut, by script".into())));
+            }
+            if bytes == 0 {
+                // What has been handed over so far shall reach the client before the connection breaks.
+                self.is_flushed = true;
+                self.pause = Some(Box::pin(tokio::time::sleep(FLUSH_PAUSE)));
+                return self.poll_frame(cx);
             }
         }
         let mut data = self.waiting.split_to(bytes);
