@@ -1,6 +1,7 @@
 //! The JSON documents of a repository. Their fields are the format: a change that an older Seawall cannot read takes a
 //! new [`FORMAT_VERSION`] and a reader for both.
 
+use super::file_path::FilePath;
 use super::layout::BackupId;
 use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
@@ -131,8 +132,8 @@ pub struct BackupPart {
 /// A file that began in an earlier part.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Continuation {
-    /// The file's name in its archive.
-    pub path: String,
+    /// The file, as in [`BackupFile::path`].
+    pub path: FilePath,
     /// The offset in the file of the part's first byte.
     pub file_offset: u64,
     /// The file's length.
@@ -142,8 +143,9 @@ pub struct Continuation {
 /// A file of a base backup: `[path, part, offset, bytes]`, to keep half a million of them small.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BackupFile {
-    /// As in the manifest: relative to the data directory, tablespaces as `pg_tblspc/<oid>/…`.
-    pub path: String,
+    /// As in the manifest: relative to the data directory, tablespaces as `pg_tblspc/<oid>/…`. In JSON it is text, or
+    /// `{"hex": "…"}` where it is not UTF-8.
+    pub path: FilePath,
     /// Index into [`BackupDocument::parts`] of the part with its first byte.
     pub part: u32,
     /// Where its first byte is in that part's tar bytes.

@@ -2,9 +2,12 @@
 
 mod catalog;
 mod documents;
+mod file_path;
 mod identity;
 mod layout;
+pub mod manifest;
 mod reader;
+pub mod tar;
 mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
@@ -12,6 +15,7 @@ pub use documents::{
     BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, Cluster, Continuation, FORMAT_VERSION,
     GapNote, Heartbeat, WalNeed,
 };
+pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use reader::{WalReader, Window};
