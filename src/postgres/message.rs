@@ -167,14 +167,13 @@ mod tests {
 
     #[test]
     fn rows_have_values_and_nulls() {
-        let columns = b"\0\x02a\0\0\0\0\0\0\0\0\0\0\x19\xFF\xFF\xFF\xFF\xFF\xFF\0\0b\0\0\0\0\0\0\0\0\0\0\x19\xFF\xFF\xFF\xFF\xFF\xFF\0\0";
-        // The two fixed parts above are one byte off on purpose: a description that does not add up is refused.
-        assert!(decode(b'T', Bytes::from_static(columns)).is_err());
         let mut description = vec![0, 2];
         for name in ["a", "b"] {
             description.extend_from_slice(name.as_bytes());
             description.extend_from_slice(&[0; 19]);
         }
+        let cut = description[..description.len() - 1].to_vec();
+        assert!(decode(b'T', cut.into()).is_err(), "a description that is cut short was read");
         assert!(matches!(decode(b'T', description.into()), Ok(Message::RowDescription(names)) if names == ["a", "b"]));
         let row = b"\0\x02\0\0\0\x02hi\xFF\xFF\xFF\xFF";
         let Ok(Message::DataRow(values)) = decode(b'D', Bytes::from_static(row)) else {
