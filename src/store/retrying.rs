@@ -210,7 +210,7 @@ fn reason_of(error: &StoreError) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        if !reason.contains(&text) {
+        if !reason.ends_with(&text) {
             if !reason.is_empty() {
                 reason.push_str(": ");
             }

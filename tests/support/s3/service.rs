@@ -69,7 +69,8 @@ pub(super) fn run(listener: TcpListener, service: Service, stop: CancellationTok
             });
         }
     });
-    runtime.shutdown_background();
+    // Waits for what is being carried out at this moment: then nobody holds a stored body any more.
+    drop(runtime);
 }
 
 impl Service {
