@@ -10,28 +10,28 @@ use jiff::Timestamp;
 
 /// What was chosen so far: the path, and what it was chosen from.
 #[derive(Clone, Debug)]
-pub struct Choice<'a> {
+pub(super) struct Choice<'a> {
     /// The cluster's name.
-    pub cluster: &'a str,
+    pub(super) cluster: &'a str,
     /// What is there.
-    pub catalog: &'a Catalog,
+    pub(super) catalog: &'a Catalog,
     /// What is asked for.
-    pub request: &'a Request,
+    pub(super) request: &'a Request,
     /// The files along the path.
-    pub route: Route,
+    pub(super) route: Route,
 }
 
 /// A backup that may reach the target.
 #[derive(Clone, Debug)]
-pub struct Candidate<'a> {
+pub(super) struct Candidate<'a> {
     /// The backup.
-    pub backup: &'a BackupDocument,
+    pub(super) backup: &'a BackupDocument,
     /// How far its WAL is stored.
-    pub covered: Covered,
+    pub(super) covered: Covered,
     /// Look no further than here: what lies behind was looked at from a newer backup on.
-    pub until: Option<Lsn>,
+    pub(super) until: Option<Lsn>,
     /// Why it was chosen.
-    pub why: String,
+    pub(super) why: String,
 }
 
 impl<'a> Choice<'a> {
@@ -40,7 +40,12 @@ impl<'a> Choice<'a> {
     /// # Errors
     /// [`Kind::Refused`] if there is none, the timeline is not known, or the target is in the future; [`Kind::Usage`]
     /// if the request contradicts itself.
-    pub fn new(cluster: &'a str, catalog: &'a Catalog, request: &'a Request, now: Timestamp) -> Result<Choice<'a>> {
+    pub(super) fn new(
+        cluster: &'a str,
+        catalog: &'a Catalog,
+        request: &'a Request,
+        now: Timestamp,
+    ) -> Result<Choice<'a>> {
         if request.exclusive && matches!(request.target, Target::End | Target::Immediate) {
             return Err(Error::new(Kind::Usage, format!("{} cannot be left out", request.target))
                 .hint("--to-exclusive goes with --to, --to-lsn, --to-xid and --to-name."));
@@ -65,7 +70,7 @@ impl<'a> Choice<'a> {
     ///
     /// # Errors
     /// [`Kind::Refused`] if there is none, with what can be reached instead.
-    pub fn candidates(&self) -> Result<Vec<Candidate<'a>>> {
+    pub(super) fn candidates(&self) -> Result<Vec<Candidate<'a>>> {
         let mut on_path: Vec<&BackupDocument> =
             self.catalog.finished_backups().filter(|backup| is_on_path(backup, &self.route.history)).collect();
         on_path.sort_by_key(|backup| std::cmp::Reverse((backup.end_lsn, backup.ended_at)));
@@ -122,13 +127,13 @@ impl<'a> Choice<'a> {
     }
 
     /// True if the byte at `lsn` was recorded as lost.
-    pub fn is_lost(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+    pub(super) fn is_lost(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         let lost = |range: crate::wal::WalRange| range.timeline == timeline && range.start <= lsn && lsn < range.end;
         self.catalog.gaps.iter().any(|gap| lost(gap.range))
     }
 
     /// The last moment at which the server is known to have lived and to have had no WAL behind what is stored.
-    pub fn last_heartbeat(&self, candidate: &Candidate<'_>) -> Option<Timestamp> {
+    pub(super) fn last_heartbeat(&self, candidate: &Candidate<'_>) -> Option<Timestamp> {
         let on_path = |timeline: TimelineId, flush: Lsn| {
             self.route.history.passes(timeline)
                 && self.route.history.switch_from(timeline).is_none_or(|switch| flush <= switch)

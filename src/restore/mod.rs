@@ -9,6 +9,8 @@
 
 mod choose;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod refusal;
 mod request;
 mod route;

@@ -11,7 +11,7 @@ use super::survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BackupId, BackupTablespace, WalNeed};
 use crate::wal::{Lsn, SegmentSize, TimelineId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -118,7 +118,7 @@ pub struct NewTablespacePath {
 
 /// What became of a candidate.
 #[derive(Debug)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// It is planned.
     Planned(Box<Plan>),
     /// The target lies before this backup is consistent, or was not found: an older backup may reach it.
@@ -126,7 +126,7 @@ pub enum Verdict {
 }
 
 /// What PostgreSQL is to look for from `candidate` on, and how far.
-pub fn goal(choice: &Choice<'_>, candidate: &Candidate<'_>) -> (Goal, Lsn) {
+pub(super) fn goal(choice: &Choice<'_>, candidate: &Candidate<'_>) -> (Goal, Lsn) {
     let exclusive = choice.request.exclusive;
     let goal = match &choice.request.target {
         Target::End | Target::Immediate => Goal::End,
@@ -147,7 +147,7 @@ pub fn goal(choice: &Choice<'_>, candidate: &Candidate<'_>) -> (Goal, Lsn) {
 /// # Errors
 /// [`Kind::Refused`] if the target cannot be reached with this backup or an older one, with what can be instead;
 /// [`Kind::Damaged`] if the records that would tell cannot be read.
-pub fn conclude(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey) -> Result<Verdict> {
+pub(super) fn conclude(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey) -> Result<Verdict> {
     let target = &choice.request.target;
     if let (Some(why), false) = (&survey.unreadable, matches!(target, Target::End | Target::Immediate)) {
         return Err(refusal::unreadable(target, survey.end, why));
@@ -165,7 +165,9 @@ pub fn conclude(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey)
     let stop = match found.last {
         _ if survey.unreadable.is_some() && *target == Target::End => Stop::EndOfWal,
         Some(span) if span.start >= consistent => Stop::After(span),
-        _ if found.next.is_none_or(|next| next >= consistent) => Stop::Immediate,
+        _ if found.next.is_none_or(|next| next >= consistent) && is_of_its_time(choice, candidate, survey) => {
+            Stop::Immediate
+        }
         _ => return Ok(Verdict::Earlier),
     };
     let end_lsn = match stop {
@@ -177,6 +179,22 @@ pub fn conclude(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey)
         return Err(refusal::minimal(lsn));
     }
     Ok(Verdict::Planned(Box::new(build(choice, candidate, survey, stop, end_lsn))))
+}
+
+/// How much later than its checkpoint says a backup may have begun: the second is cut off, and the position at which it
+/// begins is settled after the time was taken (`xlog.c`, `CreateCheckPoint`).
+const CHECKPOINT_SLACK: SignedDuration = SignedDuration::from_secs(2);
+
+/// False if the target is a time from before the backup: what was committed up to the backup's beginning is in its files,
+/// and no record from then on tells when.
+fn is_of_its_time(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey) -> bool {
+    let Target::Time(time) = choice.request.target else {
+        return true;
+    };
+    // A transaction that ended behind the beginning, and not after the target.
+    let is_later = survey.last_transaction.is_some();
+    let began = survey.began.map(|began| began.checked_add(CHECKPOINT_SLACK).unwrap_or(Timestamp::MAX));
+    is_later || time >= began.unwrap_or(candidate.backup.ended_at)
 }
 
 /// Nothing later than `time` was seen: then something must show that the server did nothing between.
@@ -192,10 +210,8 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
     let document = candidate.backup;
     let size = choice.route.size;
     let files = choice.route.files(size.segment_start(document.start_lsn), end_lsn);
-    let wal: Vec<WalNeed> = files
-        .iter()
-        .map(|range| WalNeed { timeline: range.timeline, start: range.start, end: range.end })
-        .collect();
+    let wal: Vec<WalNeed> =
+        files.iter().map(|range| WalNeed { timeline: range.timeline, start: range.start, end: range.end }).collect();
     let history = &choice.route.history;
     let steps = history.path().into_iter();
     let steps = steps.skip_while(|(timeline, ..)| *timeline != document.timeline);
@@ -309,7 +325,11 @@ impl fmt::Display for Plan {
         }
         if let Some(last) = &self.last_transaction {
             let verb = if last.committed { "commit" } else { "rollback" };
-            writeln!(f, "last         {verb} of transaction {} at {}, record {}", last.xid, last.time, last.record.start)?;
+            writeln!(
+                f,
+                "last         {verb} of transaction {} at {}, record {}",
+                last.xid, last.time, last.record.start
+            )?;
         }
         writeln!(f, "backup       {} ({} to {})", backup.id, backup.start_lsn, backup.end_lsn)?;
         writeln!(f, "             {}", backup.why)?;

@@ -49,7 +49,8 @@ pub(super) fn not_on_path(choice: &Choice<'_>, backup: &BackupDocument) -> Error
 pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> Error {
     let timeline = choice.route.history.timeline;
     let Some(first) = on_path.last() else {
-        let elsewhere = choice.catalog.finished_backups().map(|it| format!("{} on timeline {}", it.id, it.end_timeline));
+        let elsewhere =
+            choice.catalog.finished_backups().map(|it| format!("{} on timeline {}", it.id, it.end_timeline));
         return refused(format!("no finished backup lies on the path to timeline {timeline}"))
             .hint(listed("finished backup", elsewhere));
     };
@@ -77,7 +78,10 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Erro
             let newest = tried.first().map_or(oldest.covered.until, |newest| newest.covered.until);
             let from = oldest.backup.end_lsn;
             let history = &choice.route.history;
-            let error = refused(format!("{target} is not between {from} and {newest} on the way to timeline {}", history.timeline));
+            let error = refused(format!(
+                "{target} is not between {from} and {newest} on the way to timeline {}",
+                history.timeline
+            ));
             error.hint("Was it on another timeline (--timeline), or not archived yet? `seawall list` shows what can be reached.")
         }
         _ if choice.request.backup.is_some() => {
@@ -93,7 +97,9 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Erro
 fn behind_hole(choice: &Choice<'_>, from: Lsn) -> String {
     let later = choice.catalog.finished_backups().filter(|backup| backup.start_lsn >= from);
     match later.min_by_key(|backup| backup.end_lsn) {
-        Some(backup) => format!("Behind the hole, the first that can be reached is {} (LSN {}).", backup.ended_at, backup.end_lsn),
+        Some(backup) => {
+            format!("Behind the hole, the first that can be reached is {} (LSN {}).", backup.ended_at, backup.end_lsn)
+        }
         None => "No backup was taken behind the hole yet: nothing behind it can be reached.".to_owned(),
     }
 }
@@ -112,11 +118,16 @@ pub(super) fn hole(choice: &Choice<'_>, candidate: &Candidate<'_>) -> Error {
         .unwrap_or_else(|| format!("WAL from {} of timeline {} on is not stored", covered.until, covered.timeline));
     let behind = behind_hole(choice, covered.until);
     if covered.until < backup.end_lsn {
-        return refused(format!("backup {} cannot become consistent: {what}, and it needs all up to {}", backup.id, backup.end_lsn))
-            .hint(format!("Give an older --backup or an earlier target. {behind}"));
+        return refused(format!(
+            "backup {} cannot become consistent: {what}, and it needs all up to {}",
+            backup.id, backup.end_lsn
+        ))
+        .hint(format!("Give an older --backup or an earlier target. {behind}"));
     }
-    refused(format!("{target} cannot be reached: {what}"))
-        .hint(format!("In front of the hole, --to-lsn {} --to-exclusive is the last that can be reached. {behind}", covered.until))
+    refused(format!("{target} cannot be reached: {what}")).hint(format!(
+        "In front of the hole, --to-lsn {} --to-exclusive is the last that can be reached. {behind}",
+        covered.until
+    ))
 }
 
 pub(super) fn lsn_not_stored(choice: &Choice<'_>, candidate: &Candidate<'_>, lsn: Lsn) -> Error {
@@ -125,7 +136,10 @@ pub(super) fn lsn_not_stored(choice: &Choice<'_>, candidate: &Candidate<'_>, lsn
         return hole(choice, candidate);
     }
     refused(format!("{lsn} is not archived: what is stored of timeline {} ends at {}", covered.timeline, covered.until))
-        .hint(format!("The last that can be reached is --to-lsn {} --to-exclusive, or leave the target out.", covered.until))
+        .hint(format!(
+            "The last that can be reached is --to-lsn {} --to-exclusive, or leave the target out.",
+            covered.until
+        ))
 }
 
 /// The position is stored, but no record begins there or later.
@@ -134,8 +148,9 @@ pub(super) fn lsn_behind(choice: &Choice<'_>, candidate: &Candidate<'_>, survey:
         return hole(choice, candidate);
     }
     let last = survey.last.map_or(candidate.backup.end_lsn, |span| span.start);
-    refused(format!("no record at {lsn} or later is stored: the last one begins at {last}"))
-        .hint(format!("pg_current_wal_lsn() names where the next record will begin: add --to-exclusive, or give --to-lsn {last}."))
+    refused(format!("no record at {lsn} or later is stored: the last one begins at {last}")).hint(format!(
+        "pg_current_wal_lsn() names where the next record will begin: add --to-exclusive, or give --to-lsn {last}."
+    ))
 }
 
 /// Nothing shows that the server did nothing more up to `time`.

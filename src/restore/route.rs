@@ -98,7 +98,8 @@ mod tests {
     fn the_segment_with_the_switch_is_read_from_the_child() {
         let catalog = CatalogBuilder::new().wal(1, 0, 8 * MIB).wal(2, 4 * MIB, 12 * MIB).build();
         let route = Route::new(history("1\t0/480000\tx\n", 2), catalog.size(), &catalog.catalog);
-        let range = |timeline, start, end| WalRange { timeline: TimelineId(timeline), start: Lsn(start), end: Lsn(end) };
+        let range =
+            |timeline, start, end| WalRange { timeline: TimelineId(timeline), start: Lsn(start), end: Lsn(end) };
         assert_eq!(
             route.files(Lsn(3 * MIB), Lsn(6 * MIB)),
             [range(1, 3 * MIB, 4 * MIB), range(2, 4 * MIB, 6 * MIB)],

@@ -92,8 +92,8 @@ pub struct Survey {
     pub end: Lsn,
     /// The last whole record.
     pub last: Option<Span>,
-    /// The first end of a transaction.
-    pub first_transaction: Option<Transaction>,
+    /// When the checkpoint that the backup begins with was made, by the server's clock, to the second before.
+    pub began: Option<Timestamp>,
     /// The last end of a transaction before the goal.
     pub last_transaction: Option<Transaction>,
     /// The latest moment that any record is dated: the server had no other WAL up to then.
@@ -110,7 +110,7 @@ pub struct Survey {
 
 /// Looks at records in order.
 #[derive(Debug)]
-pub struct Surveyor {
+pub(super) struct Surveyor {
     goal: Goal,
     from: Lsn,
     consistent: Lsn,
@@ -119,12 +119,12 @@ pub struct Surveyor {
 
 impl Surveyor {
     /// Looks for `goal` in the records from `from` on, with a backup that is consistent at `consistent`.
-    pub fn new(goal: Goal, from: Lsn, consistent: Lsn) -> Surveyor {
+    pub(super) fn new(goal: Goal, from: Lsn, consistent: Lsn) -> Surveyor {
         Surveyor { goal, from, consistent, survey: Survey { end: from, ..Survey::default() } }
     }
 
     /// Looks at the next record; breaks when nothing further on can matter.
-    pub fn see(&mut self, record: &Record) -> ControlFlow<()> {
+    pub(super) fn see(&mut self, record: &Record) -> ControlFlow<()> {
         if record.start < self.from {
             return ControlFlow::Continue(());
         }
@@ -163,11 +163,11 @@ impl Surveyor {
         survey.last = Some(span);
         survey.end = span.end;
         if let Some(transaction) = transaction {
-            survey.first_transaction.get_or_insert(transaction);
             survey.last_transaction = Some(transaction);
         }
         survey.latest = survey.latest.max(time_of(&record.kind));
         match &record.kind {
+            RecordKind::Checkpoint { redo, .. } if *redo == self.from => survey.began = time_of(&record.kind),
             RecordKind::ParameterChange(change) => {
                 for (name, value) in settings(change) {
                     let least = survey.requirements.entry(name).or_insert(value);
@@ -187,7 +187,7 @@ impl Surveyor {
 
     /// Ends the survey: what is stored was read up to `read`, the records in it are complete up to `end`, or were
     /// `unreadable` from there on.
-    pub fn finish(self, end: Lsn, read: Lsn, unreadable: Option<String>) -> Survey {
+    pub(super) fn finish(self, end: Lsn, read: Lsn, unreadable: Option<String>) -> Survey {
         let mut survey = self.survey;
         survey.end = survey.end.max(end);
         survey.unreadable = unreadable;
