@@ -3,11 +3,11 @@
 //! Pure: no tokio, no I/O, nothing of ours but itself.
 
 mod lsn;
-
+mod record;
 mod segment;
 mod timeline;
 
 pub use lsn::{Lsn, ParseLsnError};
-
+pub use record::{ParameterChange, Record, RecordKind, RecordWalker, WalkError};
 pub use segment::{BLOCK_BYTES_MAX, ParseSegmentError, Segment, SegmentSize, WalRange};
 pub use timeline::{History, HistoryEntry, ParseHistoryError, TimelineId};

@@ -1,0 +1,342 @@
+//! The record walker against `pg_waldump`, over WAL of a real server.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use seawall::wal::{Lsn, Record, RecordKind, RecordWalker, Segment, SegmentSize, TimelineId};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+
+/// A throwaway server in a directory of its own. PostgreSQL refuses to run as root: then it runs as `postgres`.
+struct Server {
+    home: tempfile::TempDir,
+    user: Option<(u32, u32)>,
+}
+
+impl Server {
+    fn start(segment_megabytes: u32) -> Server {
+        let home = tempfile::tempdir().unwrap();
+        let user = nix::unistd::geteuid().is_root().then(|| {
+            let user = nix::unistd::User::from_name("postgres").unwrap();
+            let user = user.expect("there is no user `postgres`: install the package postgresql-15");
+            (user.uid.as_raw(), user.gid.as_raw())
+        });
+        let server = Server { home, user };
+        server.own(server.home.path());
+        let segment_size = format!("--wal-segsize={segment_megabytes}");
+        server.run("initdb", &["-D", "data", "-A", "trust", "-U", "postgres", "--no-sync", &segment_size]);
+        let settings = "listen_addresses = ''\nunix_socket_directories = '.'\nfsync = off\nwal_keep_size = '4GB'\n\
+            max_prepared_transactions = 10\nwal_level = replica\ntimezone = 'UTC'\nautovacuum = off\n";
+        let file = server.data().join("postgresql.conf");
+        std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + settings).unwrap();
+        server.run("pg_ctl", &["-D", "data", "-w", "-s", "-l", "log", "-o", &server.socket_option(), "start"]);
+        server
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    fn socket_option(&self) -> String {
+        format!("-k {}", self.home.path().display())
+    }
+
+    fn own(&self, path: &Path) {
+        if let Some((uid, gid)) = self.user {
+            chown(path, Some(uid), Some(gid)).unwrap();
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(Path::new(PROGRAMS).join(program));
+        command.current_dir(self.home.path()).env("TZ", "UTC").env("LC_ALL", "C");
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program).args(arguments).output();
+        let output =
+            output.unwrap_or_else(|error| panic!("cannot run {PROGRAMS}/{program}: {error}: install postgresql-15"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?} failed: {text}{errors}");
+        text
+    }
+
+    fn sql(&self, commands: &[&str]) -> String {
+        let host = self.home.path().display().to_string();
+        let mut arguments = vec!["-h", &host, "-U", "postgres", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"];
+        for command in commands {
+            arguments.extend(["-c", command]);
+        }
+        self.run("psql", &arguments)
+    }
+
+    fn stop(&self, mode: &str) {
+        self.run("pg_ctl", &["-D", "data", "-w", "-s", "-m", mode, "stop"]);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.data().join("postmaster.pid").exists() {
+            let _ = self.command("pg_ctl").args(["-D", "data", "-w", "-s", "-m", "immediate", "stop"]).status();
+        }
+    }
+}
+
+/// A line of `pg_waldump`.
+struct Dumped {
+    rmgr: String,
+    xid: u32,
+    start: Lsn,
+    description: String,
+}
+
+/// Everything from `start` to the end of WAL, as `pg_waldump` sees it.
+fn dump(server: &Server, start: Lsn) -> Vec<Dumped> {
+    // It ends with an error where WAL ends.
+    let output = server.command("pg_waldump").args(["-p", "data/pg_wal", "-s", &start.to_string()]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let field = |line: &str, name: &str| {
+        let rest = line.split_once(name).unwrap_or_else(|| panic!("no {name:?} in {line:?}")).1;
+        rest.trim_start().split([' ', ',']).next().unwrap().to_owned()
+    };
+    let parse = |line: &str| Dumped {
+        rmgr: field(line, "rmgr:"),
+        xid: field(line, " tx:").parse().unwrap(),
+        start: field(line, " lsn:").parse().unwrap(),
+        description: line.split_once("desc: ").unwrap().1.to_owned(),
+    };
+    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("rmgr:")).map(parse).collect();
+    assert!(!lines.is_empty(), "pg_waldump printed no records: {}", String::from_utf8_lossy(&output.stderr));
+    lines
+}
+
+/// The segments in `pg_wal`, in order, with their bytes: also those beyond the end, which hold older WAL or zeros.
+fn segments(server: &Server, size: SegmentSize) -> Vec<(Segment, Vec<u8>)> {
+    let entries = std::fs::read_dir(server.data().join("pg_wal")).unwrap().map(Result::unwrap);
+    let mut segments: Vec<_> = entries
+        .filter_map(|entry| {
+            let segment = Segment::parse(entry.file_name().to_str()?, size).ok()?;
+            Some((segment, std::fs::read(entry.path()).unwrap()))
+        })
+        .collect();
+    segments.sort_by_key(|(segment, _)| segment.start);
+    assert!(segments.iter().all(|(segment, _)| segment.timeline == TimelineId(1)));
+    segments
+}
+
+fn walk(segments: &[(Segment, Vec<u8>)], size: SegmentSize, piece_bytes: usize) -> (RecordWalker, Vec<Record>) {
+    let mut walker = RecordWalker::new(size, segments[0].0.start);
+    let mut records = vec![];
+    for (segment, bytes) in segments {
+        for piece in bytes.chunks(piece_bytes) {
+            walker
+                .push(walker.position(), piece, &mut |record| records.push(record))
+                .unwrap_or_else(|error| panic!("in segment {segment}: {error}"));
+        }
+    }
+    (walker, records)
+}
+
+/// The resource manager's name and how `pg_waldump` begins to describe such a record.
+fn expected(kind: &RecordKind) -> (&'static str, String) {
+    // The names of `rmgrlist.h`, in its order.
+    const RMGRS: [&str; 22] = [
+        "XLOG",
+        "Transaction",
+        "Storage",
+        "CLOG",
+        "Database",
+        "Tablespace",
+        "MultiXact",
+        "RelMap",
+        "Standby",
+        "Heap2",
+        "Heap",
+        "Btree",
+        "Hash",
+        "Gin",
+        "Gist",
+        "Sequence",
+        "SPGist",
+        "BRIN",
+        "CommitTs",
+        "ReplicationOrigin",
+        "Generic",
+        "LogicalMessage",
+    ];
+    let time = |micros: &i64| {
+        let epoch: jiff::Timestamp = "2000-01-01T00:00:00Z".parse().unwrap();
+        let time = epoch + jiff::SignedDuration::from_micros(*micros);
+        time.strftime("%Y-%m-%d %H:%M:%S%.6f UTC").to_string()
+    };
+    let prepared = |xid: &Option<u32>| xid.map_or(String::new(), |xid| format!("_PREPARED {xid}:"));
+    match kind {
+        RecordKind::Commit { time_micros, prepared_xid, .. } => {
+            ("Transaction", format!("COMMIT{} {}", prepared(prepared_xid), time(time_micros)))
+        }
+        RecordKind::Abort { time_micros, prepared_xid } => {
+            ("Transaction", format!("ABORT{} {}", prepared(prepared_xid), time(time_micros)))
+        }
+        RecordKind::RestorePoint { name, .. } => ("XLOG", format!("RESTORE_POINT {name}")),
+        RecordKind::Checkpoint { shutdown, redo, timeline, previous_timeline, .. } => {
+            let kind = if *shutdown { "SHUTDOWN" } else { "ONLINE" };
+            ("XLOG", format!("CHECKPOINT_{kind} redo {redo}; tli {timeline}; prev tli {previous_timeline};"))
+        }
+        RecordKind::EndOfRecovery { timeline, .. } => ("XLOG", format!("END_OF_RECOVERY tli {timeline}")),
+        RecordKind::BackupEnd { start } => ("XLOG", format!("BACKUP_END {start}")),
+        RecordKind::ParameterChange(settings) => (
+            "XLOG",
+            format!(
+                "PARAMETER_CHANGE max_connections={} max_worker_processes={} max_wal_senders={} \
+                 max_prepared_xacts={} max_locks_per_xact={} wal_level={}",
+                settings.max_connections,
+                settings.max_worker_processes,
+                settings.max_wal_senders,
+                settings.max_prepared_xacts,
+                settings.max_locks_per_xact,
+                ["minimal", "replica", "logical"][settings.wal_level as usize],
+            ),
+        ),
+        RecordKind::OverwriteContrecord { overwritten, .. } => {
+            ("XLOG", format!("OVERWRITE_CONTRECORD lsn {overwritten}"))
+        }
+        RecordKind::Switch => ("XLOG", "SWITCH".into()),
+        RecordKind::TablespaceCreate { oid, path } => ("Tablespace", format!("CREATE {oid} \"{path}\"")),
+        RecordKind::TablespaceDrop { oid } => ("Tablespace", format!("DROP {oid}")),
+        RecordKind::DatabaseCreate { oid, tablespace } => {
+            // The tablespace comes first, and which of two strategies made it is not told.
+            ("Database", format!("{tablespace}/{oid}"))
+        }
+        RecordKind::DatabaseDrop { oid } => ("Database", format!("DROP dir 1663/{oid}")),
+        RecordKind::Truncate { tablespace, database, file, first_block } => {
+            assert_eq!(*tablespace, 1663, "only tables in the default tablespace are truncated");
+            ("Storage", format!("TRUNCATE base/{database}/{file} to {first_block} blocks"))
+        }
+        RecordKind::Other { rmgr, .. } => (RMGRS[usize::from(*rmgr)], String::new()),
+    }
+}
+
+/// Every kind of record that the workload can be made to write.
+fn workload(server: &Server) {
+    let tablespace = server.home.path().join("fast");
+    std::fs::create_dir(&tablespace).unwrap();
+    server.own(&tablespace);
+    server.sql(&[
+        "CREATE TABLE t (id int PRIMARY KEY, filler text)",
+        "INSERT INTO t SELECT i, repeat('x', i % 700) FROM generate_series(1, 20000) i",
+        "BEGIN; INSERT INTO t VALUES (-1); SAVEPOINT a; INSERT INTO t VALUES (-2); SAVEPOINT b; \
+         INSERT INTO t VALUES (-3); ROLLBACK TO a; INSERT INTO t VALUES (-4); COMMIT",
+        "BEGIN; DELETE FROM t WHERE id < 10; ROLLBACK",
+        "SELECT pg_create_restore_point('before the upgrade')",
+        "BEGIN; CREATE TABLE p (id int); INSERT INTO p VALUES (1); PREPARE TRANSACTION 'first'",
+        "BEGIN; DROP TABLE IF EXISTS q; CREATE TABLE q (id int); PREPARE TRANSACTION 'second'",
+        "COMMIT PREPARED 'first'",
+        "ROLLBACK PREPARED 'second'",
+        "SELECT pg_switch_wal()",
+        // A record of several segments.
+        "SELECT length(pg_logical_emit_message(true, 'seawall', repeat('large ', 600000))::text) > 0",
+        "DO $$ BEGIN FOR i IN 1..3000 LOOP \
+         BEGIN INSERT INTO t VALUES (100000 + i); EXCEPTION WHEN division_by_zero THEN NULL; END; \
+         END LOOP; END $$",
+    ]);
+    server.sql(&[&format!("CREATE TABLESPACE fast LOCATION '{}'", tablespace.display())]);
+    server.sql(&[
+        "CREATE TABLE elsewhere (id int) TABLESPACE fast",
+        "DROP TABLE elsewhere",
+        "DROP TABLESPACE fast",
+        "CREATE DATABASE one STRATEGY wal_log",
+        "CREATE DATABASE two STRATEGY file_copy",
+        "DROP DATABASE two",
+        "DELETE FROM t WHERE id NOT BETWEEN 1 AND 1000",
+        "VACUUM t",
+        "TRUNCATE p",
+        "DROP TABLE t, p",
+        "SELECT pg_backup_start('walk', true); SELECT lsn FROM pg_backup_stop()",
+        "ALTER SYSTEM SET max_connections = 37",
+        "CHECKPOINT",
+    ]);
+    // The settings change with a restart, and a crash leaves WAL without an orderly end.
+    server.stop("fast");
+    server.run("pg_ctl", &["-D", "data", "-w", "-s", "-l", "log", "-o", &server.socket_option(), "start"]);
+    server.sql(&["CREATE TABLE last (id int)", "INSERT INTO last SELECT generate_series(1, 1000)"]);
+    server.stop("immediate");
+}
+
+#[test]
+fn the_walker_sees_what_pg_waldump_sees() {
+    for megabytes in [1, 16] {
+        // Given the WAL of a server that did a bit of everything,
+        let size = SegmentSize::new(u64::from(megabytes) << 20).unwrap();
+        let server = Server::start(megabytes);
+        workload(&server);
+        let segments = segments(&server, size);
+        let dumped = dump(&server, segments[0].0.start);
+
+        // when all files in `pg_wal` are walked over, however they come,
+        let (walker, records) = walk(&segments, size, 1 << 20);
+        let (_, pieces) = walk(&segments, size, 1237);
+        assert!(records == pieces, "the records depend on how the WAL arrives");
+
+        // then the records are those that PostgreSQL's own program prints,
+        for (record, dumped) in records.iter().zip(&dumped) {
+            let at = format!("{record:?} against {} {}", dumped.rmgr, dumped.description);
+            assert_eq!((record.start, record.xid), (dumped.start, dumped.xid), "{at}");
+            let (rmgr, description) = expected(&record.kind);
+            assert_eq!(rmgr, dumped.rmgr, "{at}");
+            match record.kind {
+                RecordKind::DatabaseCreate { .. } => assert!(dumped.description.ends_with(&description), "{at}"),
+                _ => assert!(dumped.description.starts_with(&description), "{at}, not {description}"),
+            }
+            let must_be_read = [
+                "COMMIT",
+                "ABORT",
+                "RESTORE_POINT",
+                "CHECKPOINT_",
+                "BACKUP_END",
+                "PARAMETER_CHANGE",
+                "SWITCH",
+                "TRUNCATE base",
+                "END_OF_RECOVERY",
+            ];
+            let read = !matches!(record.kind, RecordKind::Other { .. });
+            let ours = matches!(&dumped.rmgr[..], "XLOG" | "Transaction" | "Storage");
+            let must = ours && must_be_read.iter().any(|it| dumped.description.starts_with(it));
+            assert!(read || !must && !matches!(&dumped.rmgr[..], "Database" | "Tablespace"), "{at}");
+        }
+        assert_eq!(records.len(), dumped.len(), "one of the two stopped early");
+        // each ends where the next begins, or a page header before it,
+        for pair in records.windows(2) {
+            let gap = pair[1].start - pair[0].end;
+            let header = if size.offset(pair[0].end) == 0 { 40 } else { 24 };
+            let expected = if pair[0].end.0 % 8192 == 0 { header } else { 0 };
+            assert_eq!(gap, expected, "between {:?} and {:?}", pair[0], pair[1]);
+        }
+        // the end is behind the last one,
+        assert_eq!(walker.end_of_wal(), records.last().map(|record| record.end));
+        // and the workload did write what this test is about.
+        let has = |what: &str, test: &dyn Fn(&RecordKind) -> bool| {
+            assert!(records.iter().any(|record| test(&record.kind)), "the WAL has no {what}");
+        };
+        has("prepared commit", &|kind| matches!(kind, RecordKind::Commit { prepared_xid: Some(_), .. }));
+        has("prepared abort", &|kind| matches!(kind, RecordKind::Abort { prepared_xid: Some(_), .. }));
+        has("dropped tables", &|kind| matches!(kind, RecordKind::Commit { dropped_relations: 3.., .. }));
+        has("restore point", &|kind| matches!(kind, RecordKind::RestorePoint { .. }));
+        has("tablespace", &|kind| matches!(kind, RecordKind::TablespaceCreate { path, .. } if path.ends_with("/fast")));
+        has("dropped tablespace", &|kind| matches!(kind, RecordKind::TablespaceDrop { .. }));
+        has("dropped database", &|kind| matches!(kind, RecordKind::DatabaseDrop { .. }));
+        has("truncation", &|kind| matches!(kind, RecordKind::Truncate { .. }));
+        has("backup end", &|kind| matches!(kind, RecordKind::BackupEnd { .. }));
+        has("switch", &|kind| matches!(kind, RecordKind::Switch));
+        has("new setting", &|kind| matches!(kind, RecordKind::ParameterChange(it) if it.max_connections == 37));
+        let created = records.iter().filter(|it| matches!(it.kind, RecordKind::DatabaseCreate { .. })).count();
+        assert!(created >= 2, "one database by each strategy was created, {created} were seen");
+    }
+}
