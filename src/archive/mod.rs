@@ -19,7 +19,6 @@ mod stream;
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
 pub use line::{Job, Line};
 pub use progress::Progress;
-pub use resume::{Resume, ResumeError};
 pub use rpo::Rpo;
 pub use server::PostgresSource;
 pub use source::{

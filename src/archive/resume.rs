@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// Where the stream goes on, and what is stored from there on.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Resume {
+pub(super) struct Resume {
     /// The timeline to ask for.
     pub timeline: TimelineId,
     /// The position to ask for: the first byte of a segment, or the end of what is stored where that is one.
@@ -26,7 +26,7 @@ pub struct Resume {
 
 /// An error on the way to a position: the server's, or ours.
 #[derive(Debug, thiserror::Error)]
-pub enum ResumeError {
+pub(super) enum ResumeError {
     /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -45,7 +45,7 @@ impl From<crate::store::StoreError> for ResumeError {
 ///
 /// # Errors
 /// [`Kind::Diverged`] if the server's past is not the repository's; otherwise what the server or the store says.
-pub async fn find(
+pub(super) async fn find(
     session: &mut dyn Session,
     writer: &Writer,
     repository: &Repository,

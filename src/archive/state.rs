@@ -94,4 +94,4 @@ impl ArchiveState {
 }
 
 /// The writing end.
-pub type StateSender = watch::Sender<ArchiveState>;
+pub(super) type StateSender = watch::Sender<ArchiveState>;

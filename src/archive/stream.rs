@@ -3,7 +3,8 @@
 use super::line::{Job, Line};
 use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
 use super::state::{Phase, StateSender};
-use super::{ArchiveOptions, Resume};
+use super::ArchiveOptions;
+use super::resume::Resume;
 use crate::error::{Kind, Result};
 use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
