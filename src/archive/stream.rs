@@ -1,16 +1,17 @@
 //! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
 
-use super::line::{Job, Line};
-use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
-use super::state::{Phase, StateSender};
 use super::ArchiveOptions;
+use super::line::{Job, Line};
 use super::resume::Resume;
+use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
+use super::state::{ArchiveState, Phase, StateSender};
 use crate::error::{Kind, Result};
 use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
 use crate::wal::{Lsn, WalRange};
 use std::collections::VecDeque;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How often PostgreSQL hears from us, and is asked to answer.
@@ -155,7 +156,7 @@ impl<'a> Stream<'a> {
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
                 // 6. Somebody waits for commits now, or no longer does.
-                _ = watched.wait_for(|state| options.is_urgent(state) != was_urgent) => {}
+                () = wait_until(&mut watched, |state| options.is_urgent(state) != was_urgent) => {}
                 // 7. More WAL.
                 message = feed.next(), if may_read => {
                     last_message = Instant::now();
@@ -394,6 +395,11 @@ impl<'a> Stream<'a> {
             Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
         }
     }
+}
+
+/// The state as it is when `condition` holds is of no interest: only that it does.
+async fn wait_until(watched: &mut watch::Receiver<ArchiveState>, condition: impl FnMut(&ArchiveState) -> bool) {
+    let _ = watched.wait_for(condition).await;
 }
 
 async fn sleep_until_some(deadline: Option<Instant>) {
