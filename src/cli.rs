@@ -14,7 +14,6 @@ use std::path::PathBuf;
     name = "seawall",
     version,
     about = "Continuous archiver for PostgreSQL: streams WAL into object storage, restores to any moment",
-    propagate_version = true,
     disable_help_subcommand = true,
     arg_required_else_help = true,
     max_term_width = 100
@@ -336,10 +335,11 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
     ),
     (
         "restore",
-        "  seawall restore --repo s3://backups/shop --into /var/lib/postgresql/15/new --owner postgres
-  seawall restore --repo s3://backups/shop --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
-  seawall restore --repo s3://backups/shop --into /srv/pg --to '10 minutes ago' --target-action pause
-  seawall restore --repo s3://backups/shop --into /srv/pg --to-xid 48151623 --to-exclusive",
+        "  export SEAWALL_REPO=s3://backups/shop
+  seawall restore --into /var/lib/postgresql/15/new --owner postgres
+  seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
+  seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
+  seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
     (
@@ -356,8 +356,10 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
         "wal-fetch",
         "  restore_command = 'seawall --config /etc/seawall.toml wal-fetch %f %p'
 
-Its exit codes are other ones, since PostgreSQL takes 1 to 125 for the end of the archive: 0 the file
-is in place; 1 it is proven not to be in the archive; 255 everything else.",
+Exit codes, of its own since PostgreSQL takes 1 to 125 for the end of the archive:
+   0  the file is in place
+   1  it is proven not to be in the archive
+ 255  everything else",
     ),
     ("wal-push", "  archive_command = 'seawall --config /etc/seawall.toml wal-push %p'"),
     ("demo", "  seawall demo\n  seawall demo --keep"),
@@ -439,6 +441,14 @@ mod tests {
         let with: Vec<&str> = EXAMPLES.iter().map(|(name, _)| *name).collect();
         for sub in Cli::command().get_subcommands() {
             assert!(with.contains(&sub.get_name()), "{} has no examples", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn no_line_of_an_example_is_wrapped() {
+        let texts = EXAMPLES.iter().map(|(_, text)| *text).chain([FIRST_STEPS]);
+        for line in texts.flat_map(str::lines) {
+            assert!(line.len() <= 100, "{line}");
         }
     }
 

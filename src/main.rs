@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let rule = ExitRule::of(&arguments);
+    rule.exit_on_panic();
     ExitCode::from(rule.guard(|| start(arguments, rule)))
 }
 
@@ -41,7 +42,7 @@ fn start(arguments: Vec<OsString>, rule: ExitRule) -> u8 {
         }
     };
     let as_json = cli.command.json();
-    match run(cli) {
+    match run(cli, rule) {
         Ok(ending) => rule.ended(ending),
         Err(error) => fail(&error, rule, as_json),
     }
@@ -53,7 +54,7 @@ fn fail(error: &Error, rule: ExitRule, as_json: bool) -> u8 {
     rule.failed(error.kind())
 }
 
-fn run(cli: Cli) -> Result<Ending> {
+fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
     let settings = Settings::load(&cli, &|name| std::env::var_os(name))?;
     start_logging(&cli, settings.log_format)?;
     rustls::crypto::aws_lc_rs::default_provider()
@@ -63,6 +64,7 @@ fn run(cli: Cli) -> Result<Ending> {
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Local, "cannot start threads").because(error))?;
+    rule.unwind_on_panic();
     let result = runtime.block_on(dispatch(cli, settings));
     // Work that may not be interrupted has no say in when the process ends.
     runtime.shutdown_background();

@@ -4,7 +4,8 @@ use crate::error::{Error, Kind};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::thread;
 
 /// What PostgreSQL reads as "stop recovery and think": codes above 125 (`src/backend/access/transam/xlogarchive.c`,
 /// `RestoreArchivedFile`). Anything from 1 to 125 would mean "end of archive" to it.
@@ -104,6 +105,27 @@ impl ExitRule {
         match ending {
             Ending::Done => 0,
             Ending::Absent => WAL_FETCH_ABSENT,
+        }
+    }
+
+    /// From now on a panic of this thread ends the process at once, after it was reported. Unwinding may wait for ever:
+    /// a runtime that could start only some of its threads (no memory, no processes left) waits for them when dropped.
+    pub fn exit_on_panic(self) {
+        let (report, watched) = (panic::take_hook(), thread::current().id());
+        let code = self.failed(Kind::Internal);
+        panic::set_hook(Box::new(move |panic| {
+            report(panic);
+            if thread::current().id() == watched {
+                std::process::exit(code.into());
+            }
+        }));
+    }
+
+    /// Once threads run, a panic unwinds again, so that what was begun is cleaned up. Not for `wal-fetch`: there PostgreSQL
+    /// waits, and nothing is left behind that it minds.
+    pub fn unwind_on_panic(self) {
+        if self == ExitRule::Kinds {
+            let _ = panic::take_hook();
         }
     }
 

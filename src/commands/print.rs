@@ -48,7 +48,8 @@ pub fn duration(length: Duration) -> String {
     }
 }
 
-/// A moment in a zone, to the second, with its offset: `2026-11-20 14:03:00+01:00`. Can be given back as `--to`.
+/// A moment in a zone, to the second, with its offset: `2026-11-20 14:03:00+01:00`. Where every microsecond counts,
+/// `time::Moment` shows them.
 pub fn time(at: Timestamp, zone: &TimeZone) -> String {
     at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%:z").to_string()
 }

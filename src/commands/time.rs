@@ -1,7 +1,8 @@
 //! A moment as a person writes it. Nothing is guessed: what can be read in two ways is refused, and what was read is
-//! said back in full. Uses `error`.
+//! said back in full. Uses `error` and `runtime`.
 
 use crate::error::{Error, Kind, Result};
+use crate::runtime::Clock;
 use jiff::civil::{Date, DateTime, Time};
 use jiff::fmt::friendly::SpanParser;
 use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
@@ -39,6 +40,11 @@ impl fmt::Display for Moment {
         }
         Ok(())
     }
+}
+
+/// The time now in this machine's zone: `TZ`, else `/etc/localtime`, else UTC.
+pub fn local_now(clock: &Clock) -> Zoned {
+    clock.now().to_zoned(TimeZone::system())
 }
 
 /// Reads a moment. `now` gives the time that "ago" counts from and the zone of a time without one.
