@@ -4,9 +4,24 @@
 
 mod body;
 mod error;
+mod file;
+mod key;
+mod memory;
+mod observed;
+mod open;
+mod probe;
+mod retrying;
+mod s3;
 
 pub use body::{Body, ObjectStream};
 pub use error::{StoreError, StoreErrorKind};
+pub use file::FileStore;
+pub use memory::MemoryStore;
+pub use observed::{NoObserver, ObservedStore, Operation, StoreObserver};
+pub use open::{StoreOptions, open};
+pub use probe::{ConditionalWrites, probe};
+pub use retrying::RetryingStore;
+pub use s3::{Checksum, Conditional, S3Options, S3Store, ServerSideEncryption};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -51,23 +66,28 @@ pub struct Level {
 pub struct ObjectHead {
     /// Name, size, time.
     pub info: ObjectInfo,
-    /// As given to `create`. A copy, for speed: a bucket copied by another tool may have lost it.
+    /// As given to `create`, or empty: a store may keep none, and a bucket copied by another tool may have lost it.
+    /// A copy, for speed, of what the object says of itself.
     pub metadata: Metadata,
 }
 
 /// An object store.
 ///
 /// # Contract
-/// * Names are relative, `/`-separated, without empty, `.` or `..` parts, of ASCII letters, digits and `._-=/`.
+/// * Names are relative and `/`-separated, of ASCII letters, digits and `._-=`. No part is empty or begins with a dot;
+///   a part has at most 200 bytes, a name 700. A name is never also the directory part of another. Objects that
+///   others put there under any other name are passed over in listings.
 /// * An object appears whole or not at all, and durably: when a write says yes, a power cut does not take it back.
 /// * A name never gets second bytes: writes only create. Of any number of racing creates of one name, exactly one
 ///   says [`Created::New`].
 /// * After `New` or `Exists`, every later `get`, `head` and listing sees the object, from every client.
 /// * A failed write may have happened: the error says whether to try again, and the retry may then meet its own
 ///   object as [`Created::Exists`].
-/// * Bytes returned are the bytes stored, or an error: transport checksums are verified.
+/// * Bytes returned are the bytes stored, or an error: never fewer, and transport checksums are verified where the
+///   store gives them (S3: on a whole `get` that was not resumed in the middle).
 /// * Listings name each object that was there throughout exactly once, in any order.
 /// * Nothing is retried in here; `RetryingStore` does that, once.
+/// * Every future may be dropped: what it was doing may then have happened or not, and no half is visible.
 #[async_trait]
 pub trait Store: Send + Sync + Debug {
     /// Stores `body` under `key` if nothing is there.
@@ -109,13 +129,14 @@ pub struct ListPage {
 /// An object in the making.
 #[async_trait]
 pub trait Upload: Send + Debug {
-    /// Smallest size in bytes of every piece but the last.
+    /// Smallest size in bytes of every piece but the last. S3 takes at most 10,000 pieces.
     fn piece_bytes_min(&self) -> usize;
 
     /// Stores the next piece. After an error the same piece may be given again.
     async fn put_piece(&mut self, piece: Body) -> Result<(), StoreError>;
 
-    /// Publishes the object if nothing has its name.
+    /// Publishes the object if nothing has its name; otherwise, takes back what was stored. Dropping an upload that
+    /// was not completed publishes nothing.
     async fn complete(&mut self) -> Result<Created, StoreError>;
 
     /// Takes back what was stored. Best effort: a store may need its own housekeeping for what a dead client left.

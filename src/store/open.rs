@@ -1,0 +1,245 @@
+//! From a URL to a store with everything around it. Uses aws-config for what the environment and `~/.aws` say.
+
+use super::{FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
+use crate::error::{Error, Kind};
+use crate::runtime::RetryPolicy;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::{AppName, BehaviorVersion, Region};
+use aws_sdk_s3::config::{
+    Builder, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
+};
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What can be set about a store beside its URL.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// For `s3://`.
+    pub s3: S3Options,
+    /// How long one operation is tried again.
+    pub retry: RetryPolicy,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions { s3: S3Options::default(), retry: RetryPolicy::STORE }
+    }
+}
+
+/// Time for a connection to an S3 server, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The region of a server that has none: what S3 itself takes an unnamed region for.
+const REGION_OF_OTHERS: &str = "us-east-1";
+
+/// Opens `s3://bucket/prefix` or `file:///path`: retried, and observed attempt by attempt. Does not ask the store
+/// anything yet, but may ask the machine's metadata service for a region.
+///
+/// # Errors
+/// Of kind `Config`, if the URL or the options cannot be meant.
+pub async fn open(
+    url: &str,
+    options: &StoreOptions,
+    observer: Arc<dyn StoreObserver>,
+) -> Result<Arc<dyn Store>, Error> {
+    let store: Arc<dyn Store> = match Location::parse(url)? {
+        Location::File(root) => Arc::new(FileStore::new(root)),
+        Location::S3 { bucket, prefix } => Arc::new(open_s3(bucket, prefix, &options.s3).await?),
+    };
+    let observed = Arc::new(ObservedStore::new(store, observer));
+    Ok(Arc::new(RetryingStore::new(observed, options.retry)))
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Location {
+    File(PathBuf),
+    S3 {
+        bucket: String,
+        /// Empty, or ends in `/`.
+        prefix: String,
+    },
+}
+
+impl Location {
+    fn parse(url: &str) -> Result<Location, Error> {
+        let refuse = |why: &str| {
+            Error::new(Kind::Config, format!("cannot use the repository {:?}: {why}", without_user(url)))
+                .hint("Is it s3://bucket/prefix or file:///absolute/path?")
+        };
+        if let Some(path) = url.strip_prefix("file://") {
+            let path = percent_encoding::percent_decode_str(path)
+                .decode_utf8()
+                .map_err(|_| refuse("the path is not UTF-8"))?;
+            let path = Path::new(path.as_ref());
+            if !path.is_absolute() {
+                return Err(refuse("the path does not begin with a slash"));
+            }
+            if path.components().any(|part| part == std::path::Component::ParentDir) {
+                return Err(refuse("the path has a .. in it"));
+            }
+            // Rebuilt of its components, so that one directory has one name.
+            return Ok(Location::File(path.components().collect()));
+        }
+        let Some(rest) = url.strip_prefix("s3://") else {
+            return Err(refuse(match url.split_once("://") {
+                Some(_) => "there is no store of that kind",
+                None => "it is no URL",
+            }));
+        };
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        // "Bucket naming rules" in the Amazon S3 user guide; other servers allow capitals and underscores.
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        if bucket.is_empty() {
+            return Err(refuse("it names no bucket"));
+        }
+        if bucket.len() > 255 || !bucket.bytes().all(legal) {
+            return Err(refuse("that is no bucket's name"));
+        }
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        if prefix.len() > 300 || prefix.bytes().any(|byte| byte.is_ascii_control()) {
+            return Err(refuse("that prefix is too long or has control characters"));
+        }
+        if prefix.contains(['?', '#']) {
+            return Err(refuse("options do not go into the URL"));
+        }
+        if !prefix.is_empty() && prefix.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(refuse("the prefix has an empty part, a . or a .. in it"));
+        }
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Ok(Location::S3 { bucket: bucket.to_string(), prefix })
+    }
+}
+
+/// A URL for a message: somebody may have put a secret before an `@`.
+fn without_user(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        _ => url.to_string(),
+    }
+}
+
+async fn open_s3(bucket: String, prefix: String, options: &S3Options) -> Result<S3Store, Error> {
+    let endpoint = match &options.endpoint {
+        Some(endpoint) => Some(endpoint.clone()),
+        None => ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+            .iter()
+            .filter_map(|name| std::env::var(name).ok())
+            .find(|value| !value.is_empty()),
+    };
+    if let Some(endpoint) = &endpoint
+        && !endpoint.starts_with("http://")
+        && !endpoint.starts_with("https://")
+    {
+        return Err(Error::new(Kind::Config, format!("the S3 endpoint {endpoint:?} is no URL"))
+            .hint("Is it https://host or http://host:port?"));
+    }
+    let region = region_of(options, endpoint.is_some()).await.ok_or_else(|| {
+        Error::new(Kind::Config, "no AWS region is set")
+            .hint("Set AWS_REGION to the region of the bucket, or a region in ~/.aws/config.")
+    })?;
+    let shared = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region).load().await;
+    let path_style =
+        options.path_style.unwrap_or_else(|| endpoint.as_ref().is_some_and(|endpoint| !is_amazon(endpoint)));
+    let mut builder = Builder::from(&shared)
+        .force_path_style(path_style)
+        // `RetryingStore` is the only one that tries again, and each request has a limit of its own by its size.
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        // `S3Store` sends and verifies its own.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    builder.set_app_name(AppName::new("seawall").ok());
+    if let Some(endpoint) = endpoint {
+        builder = builder.endpoint_url(endpoint);
+    }
+    Ok(S3Store::new(aws_sdk_s3::Client::from_conf(builder.build()), bucket, prefix, options.clone()))
+}
+
+/// The region to sign for. Servers other than Amazon's take any, so the machine's metadata service is not asked then:
+/// where there is none, that takes seconds.
+async fn region_of(options: &S3Options, other_server: bool) -> Option<Region> {
+    if let Some(region) = &options.region {
+        return Some(Region::new(region.clone()));
+    }
+    if !other_server {
+        return RegionProviderChain::default_provider().region().await;
+    }
+    RegionProviderChain::first_try(aws_config::environment::region::EnvironmentVariableRegionProvider::new())
+        .or_else(aws_config::profile::region::ProfileFileRegionProvider::new())
+        .or_else(Region::new(REGION_OF_OTHERS))
+        .region()
+        .await
+}
+
+/// Amazon's own endpoints (a VPC's, FIPS, another partition) find the bucket by the host's name.
+fn is_amazon(endpoint: &str) -> bool {
+    let host = endpoint.split("://").nth(1).unwrap_or_default();
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::NoObserver;
+
+    #[test]
+    fn a_url_names_a_bucket_and_prefix_or_a_directory() {
+        let s3 = |bucket: &str, prefix: &str| Location::S3 { bucket: bucket.into(), prefix: prefix.into() };
+        let table = [
+            ("s3://bucket", s3("bucket", "")),
+            ("s3://bucket/", s3("bucket", "")),
+            ("s3://bucket/a/b", s3("bucket", "a/b/")),
+            ("s3://bucket/a/b/", s3("bucket", "a/b/")),
+            ("file:///srv/backup", Location::File("/srv/backup".into())),
+            ("file:///srv//backup/", Location::File("/srv/backup".into())),
+            ("file:///srv/with%20space", Location::File("/srv/with space".into())),
+        ];
+        for (url, location) in table {
+            assert_eq!(Location::parse(url).unwrap(), location, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_store_is_refused_with_a_hint() {
+        let bad = [
+            "",
+            "bucket/prefix",
+            "/srv/backup",
+            "file://srv/backup",
+            "file:///srv/../etc",
+            "s3://",
+            "s3:///prefix",
+            "s3://bucket//prefix",
+            "s3://bucket/a/../b",
+            "s3://bucket/a?region=eu-central-1",
+            "s3://bu cket/a",
+            "gs://bucket/a",
+            "s3://key:secret@bucket/a",
+        ];
+        for url in bad {
+            let error = open(url, &StoreOptions::default(), Arc::new(NoObserver)).await.expect_err(url);
+            assert_eq!(error.kind(), Kind::Config, "{url}: {error}");
+            assert!(error.hint_text().is_some_and(|hint| hint.contains("s3://bucket/prefix")), "{url}: {error:?}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_without_a_scheme_is_refused_with_a_hint() {
+        let s3 = S3Options { endpoint: Some("minio:9000".into()), ..S3Options::default() };
+        let options = StoreOptions { s3, ..StoreOptions::default() };
+        let error = open("s3://bucket", &options, Arc::new(NoObserver)).await.expect_err("no scheme");
+        assert_eq!(error.kind(), Kind::Config);
+        assert_eq!(error.to_string(), r#"the S3 endpoint "minio:9000" is no URL"#);
+    }
+
+    #[test]
+    fn only_amazons_endpoints_find_the_bucket_by_the_hosts_name() {
+        assert!(is_amazon("https://bucket.vpce-1a2b.s3.eu-central-1.vpce.amazonaws.com"));
+        assert!(!is_amazon("http://127.0.0.1:9000") && !is_amazon("https://minio.example/amazonaws.com"));
+    }
+}

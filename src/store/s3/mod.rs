@@ -1,0 +1,445 @@
+//! Amazon S3 and servers that speak its protocol, by aws-sdk-s3. Uses `runtime` for its CPU work and clock.
+//!
+//! * A create is one `PutObject` with `If-None-Match: *`. Servers that ignore that header can be used with
+//!   [`Conditional::Head`], which looks before and after; it narrows the race of two writers but cannot close it.
+//! * Every body goes out with a CRC32C that is computed here, over the pieces, and checked by the server before it
+//!   publishes. It is not hashed with SHA-256: the payload is signed as `UNSIGNED-PAYLOAD`, which the signature of the
+//!   request covers together with the CRC32C header. TLS keeps both together on the way.
+//! * The SDK retries nothing and validates nothing of its own: `RetryingStore` and this module do.
+
+mod body;
+mod errors;
+mod upload;
+
+use super::{
+    Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectInfo, ObjectStream, Store, StoreError, StoreErrorKind,
+    Upload, key,
+};
+use crate::runtime::Clock;
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, StorageClass};
+use aws_smithy_types::DateTime;
+use errors::Subject;
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How to reach a bucket and what to ask of it. What is `None` comes from the environment and `~/.aws`, or is the
+/// server's default.
+#[derive(Clone, Default, Debug)]
+pub struct S3Options {
+    /// The bucket's region, such as `eu-central-1`.
+    pub region: Option<String>,
+    /// Another server than AWS: `https://host:port`.
+    pub endpoint: Option<String>,
+    /// True: the bucket is a part of the path, not of the host's name. `None`: so with every endpoint but Amazon's.
+    pub path_style: Option<bool>,
+    /// Encryption by the server.
+    pub sse: Option<ServerSideEncryption>,
+    /// The KMS key for [`ServerSideEncryption::Kms`]: its id, ARN or alias. `None`: the account's default key.
+    pub kms_key: Option<String>,
+    /// Such as `STANDARD_IA`.
+    pub storage_class: Option<String>,
+    /// The checksum of what is written.
+    pub checksum: Checksum,
+    /// How names are kept from getting second bytes.
+    pub conditional_writes: Conditional,
+}
+
+/// Who holds the key of what the server encrypts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServerSideEncryption {
+    /// S3 does (`AES256`).
+    S3,
+    /// The key management service does (`aws:kms`).
+    Kms,
+}
+
+/// A checksum sent with what is written, for the server to verify and keep.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Checksum {
+    /// CRC32C of the whole object.
+    #[default]
+    Crc32c,
+    /// None, for old servers that refuse the header.
+    Off,
+}
+
+/// How a create makes sure that it overwrites nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Conditional {
+    /// `If-None-Match: *`: the server decides, in one step.
+    #[default]
+    Header,
+    /// For servers that ignore that header: look, put with an id, look whose id is there. Two writers that put within
+    /// the same moment can both be told that theirs is new.
+    Head,
+}
+
+/// Time for a request without its body.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for the server to put the pieces of a large object together.
+const COMPLETE_TIMEOUT: Duration = Duration::from_secs(300);
+/// A body may be as slow as this, in bytes per second, before its request counts as lost.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
+/// Facts beside an object whose writer looks afterwards whether it was the one.
+const PUT_ID: &str = "put-id";
+
+/// A bucket, or the part of it below a prefix. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct S3Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    bucket: String,
+    /// Empty, or ends in `/`.
+    prefix: String,
+    options: S3Options,
+    /// Makes put ids unique: when this store was opened, by whom, and how many there were.
+    opened: Timestamp,
+    put_ids: AtomicU64,
+}
+
+impl S3Store {
+    /// The objects of `bucket` below `prefix`, which is empty or ends in `/`. `client` must not retry and must not
+    /// compute or validate checksums of its own, as `open` configures it.
+    pub(super) fn new(client: Client, bucket: String, prefix: String, options: S3Options) -> S3Store {
+        let opened = Clock::system().now();
+        S3Store { shared: Arc::new(Shared { client, bucket, prefix, options, opened, put_ids: AtomicU64::new(0) }) }
+    }
+
+    fn client(&self) -> &Client {
+        &self.shared.client
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.shared.prefix)
+    }
+
+    fn object<'a>(&'a self, action: &'static str, key: &str) -> Subject<'a> {
+        Subject { action, bucket: &self.shared.bucket, key: Some(self.key(key)) }
+    }
+
+    fn listing<'a>(&'a self, prefix: &str) -> Subject<'a> {
+        let key = self.key(prefix);
+        Subject { action: "list", bucket: &self.shared.bucket, key: (!key.is_empty()).then_some(key) }
+    }
+
+    /// The facts to send with an object, and the id by which its writer knows it again where that is needed.
+    fn metadata_to_send(&self, metadata: Metadata) -> (HashMap<String, String>, Option<String>) {
+        let mut sent: HashMap<_, _> = metadata.into_iter().collect();
+        let id = match self.shared.options.conditional_writes {
+            Conditional::Header => None,
+            Conditional::Head => {
+                let count = self.shared.put_ids.fetch_add(1, Ordering::Relaxed);
+                Some(format!("{}-{}-{count}", self.shared.opened.as_nanosecond(), std::process::id()))
+            }
+        };
+        if let Some(id) = &id {
+            sent.insert(PUT_ID.to_string(), id.clone());
+        }
+        (sent, id)
+    }
+
+    fn encryption(&self) -> Option<aws_sdk_s3::types::ServerSideEncryption> {
+        use aws_sdk_s3::types::ServerSideEncryption as Header;
+        match (self.shared.options.sse, &self.shared.options.kms_key) {
+            (Some(ServerSideEncryption::S3), _) => Some(Header::Aes256),
+            (Some(ServerSideEncryption::Kms), _) | (None, Some(_)) => Some(Header::AwsKms),
+            (None, None) => None,
+        }
+    }
+
+    fn storage_class(&self) -> Option<StorageClass> {
+        self.shared.options.storage_class.as_deref().map(StorageClass::from)
+    }
+
+    /// True if something has that name. One half of [`Conditional::Head`].
+    async fn is_taken(&self, key: &str) -> Result<bool, StoreError> {
+        match self.look(key).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whose object is there after a put without a condition. The other half.
+    async fn whose(&self, key: &str, id: &str) -> Result<Created, StoreError> {
+        let (_, found) = self.look(key).await?;
+        Ok(if found.as_deref() == Some(id) { Created::New } else { Created::Exists })
+    }
+
+    /// The head of an object, and its put id.
+    async fn look(&self, key: &str) -> Result<(ObjectHead, Option<String>), StoreError> {
+        let subject = self.object("look at", key);
+        let request = self.client().head_object().bucket(&self.shared.bucket).key(self.key(key)).send();
+        match errors::within(REQUEST_TIMEOUT, request).await {
+            Ok(output) => head_of(key, output.content_length, output.last_modified.as_ref(), output.metadata)
+                .map_err(|why| subject.unusable(why)),
+            // The reply to HEAD has no body, and so no reason: "no such key" and "no such bucket" look alike. GET says.
+            Err(failure) if failure.is_answer() => {
+                let output = self.open_object(&subject, key, None).await?;
+                head_of(key, output.content_length, output.last_modified.as_ref(), output.metadata)
+                    .map_err(|why| subject.unusable(why))
+            }
+            Err(failure) => Err(subject.failed(failure)),
+        }
+    }
+
+    async fn open_object(
+        &self,
+        subject: &Subject<'_>,
+        key: &str,
+        range: Option<&Range<u64>>,
+    ) -> Result<GetObjectOutput, StoreError> {
+        let mut request = self.client().get_object().bucket(&self.shared.bucket).key(self.key(key));
+        if let Some(range) = range {
+            request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        // The header only, not the SDK's `checksum_mode`: that verifies by itself, logs what it cannot verify, and
+        // takes the checksum of the whole for that of a range where a server sends it with one.
+        let request = request.customize().mutate_request(|request| {
+            request.headers_mut().insert("x-amz-checksum-mode", "ENABLED");
+        });
+        match errors::within(REQUEST_TIMEOUT, request.send()).await {
+            Ok(output) => Ok(output),
+            Err(failure) => Err(subject.failed(failure)),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for S3Store {
+    async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
+        key::check("store", key)?;
+        let subject = self.object("store", key);
+        let (metadata, id) = self.metadata_to_send(metadata);
+        if id.is_some() && self.is_taken(key).await? {
+            return Ok(Created::Exists);
+        }
+        let bytes = body.bytes();
+        let crc32c = self.checksum_of(&body).await?.map(body::header_of);
+        let request = self
+            .client()
+            .put_object()
+            .bucket(&self.shared.bucket)
+            .key(self.key(key))
+            .set_if_none_match(id.is_none().then(|| "*".to_string()))
+            .set_checksum_crc32_c(crc32c)
+            .set_server_side_encryption(self.encryption())
+            .set_ssekms_key_id(self.shared.options.kms_key.clone())
+            .set_storage_class(self.storage_class())
+            .set_metadata((!metadata.is_empty()).then_some(metadata))
+            .content_type("application/octet-stream")
+            .body(body::to_send(body));
+        match errors::within(time_for(bytes), request.customize().disable_payload_signing().send()).await {
+            Ok(_) => match id {
+                None => Ok(Created::New),
+                Some(id) => self.whose(key, &id).await,
+            },
+            Err(failure) if failure.is_precondition() => Ok(Created::Exists),
+            Err(failure) => Err(subject.failed(failure)),
+        }
+    }
+
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
+        key::check("read", key)?;
+        let subject = self.object("read", key);
+        if range.as_ref().is_some_and(|range| range.is_empty()) {
+            // HTTP has no way to ask for nothing.
+            let (head, _) = self.look(key).await?;
+            return Ok(ObjectStream { head, bytes: stream::empty().boxed() });
+        }
+        let output = self.open_object(&subject, key, range.as_ref()).await?;
+        let sent = output.content_length.and_then(|bytes| u64::try_from(bytes).ok());
+        let Some(sent) = sent else { return Err(subject.unusable("a reply without a length")) };
+        let whole = match (&range, output.content_range.as_deref()) {
+            (_, Some(header)) => total_of(header).ok_or_else(|| subject.unusable("a Content-Range without a total"))?,
+            (None, None) => sent,
+            // A server may answer a range that covers everything with everything.
+            (Some(range), None) if range.start == 0 && range.end >= sent => sent,
+            (Some(_), None) => {
+                return Err(StoreError::new(StoreErrorKind::Unsupported, "read", subject.to_string())
+                    .because("the server sent the whole object where a part was asked for"));
+            }
+        };
+        if let Some(range) = &range
+            && sent != range.end.min(whole).saturating_sub(range.start)
+        {
+            return Err(subject.unusable("a reply with another range than was asked for"));
+        }
+        // What covers only parts of the object ("…-7") is no checksum of what comes.
+        let crc32c = match (&range, &output.checksum_type) {
+            (Some(_), _) | (None, Some(ChecksumType::Composite)) => None,
+            (None, _) => output.checksum_crc32_c.as_deref().and_then(body::from_header),
+        };
+        let whole = i64::try_from(whole).ok();
+        let (head, _) =
+            head_of(key, whole, output.last_modified.as_ref(), output.metadata).map_err(|why| subject.unusable(why))?;
+        Ok(ObjectStream { head, bytes: body::received(output.body, subject.to_string(), sent, crc32c).boxed() })
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        key::check("look at", key)?;
+        Ok(self.look(key).await?.0)
+    }
+
+    async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError> {
+        key::check_prefix(prefix)?;
+        let subject = self.listing(prefix);
+        let request = self
+            .client()
+            .list_objects_v2()
+            .bucket(&self.shared.bucket)
+            .set_prefix(subject.key.clone())
+            .set_continuation_token(token);
+        match errors::within(REQUEST_TIMEOUT, request.send()).await {
+            Ok(output) => {
+                let next = if output.is_truncated == Some(true) { output.next_continuation_token } else { None };
+                let objects = self.infos(&subject, output.contents.unwrap_or_default())?;
+                Ok(ListPage { objects, next })
+            }
+            Err(failure) => Err(subject.failed(failure)),
+        }
+    }
+
+    async fn list_level(&self, prefix: &str) -> Result<Level, StoreError> {
+        key::check_prefix(prefix)?;
+        let subject = self.listing(prefix);
+        let mut level = Level::default();
+        let mut token = None;
+        loop {
+            let request = self
+                .client()
+                .list_objects_v2()
+                .bucket(&self.shared.bucket)
+                .set_prefix(subject.key.clone())
+                .delimiter("/")
+                .set_continuation_token(token);
+            let output = match errors::within(REQUEST_TIMEOUT, request.send()).await {
+                Ok(output) => output,
+                Err(failure) => return Err(subject.failed(failure)),
+            };
+            level.objects.extend(self.infos(&subject, output.contents.unwrap_or_default())?);
+            let below = output.common_prefixes.unwrap_or_default().into_iter().filter_map(|below| below.prefix);
+            level.prefixes.extend(below.filter_map(|below| {
+                let below = below.strip_prefix(&self.shared.prefix)?;
+                key::is_legal(below.strip_suffix('/')?).then(|| below.to_string())
+            }));
+            token = output.next_continuation_token;
+            if output.is_truncated != Some(true) || token.is_none() {
+                return Ok(level);
+            }
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        key::check("delete", key)?;
+        let subject = self.object("delete", key);
+        let request = self.client().delete_object().bucket(&self.shared.bucket).key(self.key(key));
+        match errors::within(REQUEST_TIMEOUT, request.send()).await {
+            Ok(_) => Ok(()),
+            Err(failure) => match subject.failed(failure) {
+                error if error.kind == StoreErrorKind::NotFound => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
+        key::check("store", key)?;
+        let subject = self.object("store", key);
+        let (metadata, put_id) = self.metadata_to_send(metadata);
+        let checked = self.shared.options.checksum == Checksum::Crc32c;
+        let request = self
+            .client()
+            .create_multipart_upload()
+            .bucket(&self.shared.bucket)
+            .key(self.key(key))
+            .set_checksum_algorithm(checked.then_some(ChecksumAlgorithm::Crc32C))
+            .set_checksum_type(checked.then_some(ChecksumType::FullObject))
+            .set_server_side_encryption(self.encryption())
+            .set_ssekms_key_id(self.shared.options.kms_key.clone())
+            .set_storage_class(self.storage_class())
+            .set_metadata((!metadata.is_empty()).then_some(metadata))
+            .content_type("application/octet-stream");
+        let output = match errors::within(REQUEST_TIMEOUT, request.send()).await {
+            Ok(output) => output,
+            Err(failure) => return Err(subject.failed(failure)),
+        };
+        let upload_id = output.upload_id.ok_or_else(|| subject.unusable("a reply without an upload id"))?;
+        Ok(Box::new(upload::S3Upload::new(self.clone(), key.to_string(), upload_id, put_id)))
+    }
+
+    fn describe(&self) -> String {
+        let mut text = format!("s3://{}/{}", self.shared.bucket, self.shared.prefix);
+        text.truncate(text.trim_end_matches('/').len());
+        text
+    }
+}
+
+impl S3Store {
+    /// The CRC32C to send with a body, if one is to be sent.
+    async fn checksum_of(&self, body: &Body) -> Result<Option<u32>, StoreError> {
+        match self.shared.options.checksum {
+            Checksum::Off => Ok(None),
+            Checksum::Crc32c => body::crc32c(body).await.map(Some),
+        }
+    }
+
+    /// Entries of a listing, without those that are not ours to name.
+    fn infos(
+        &self,
+        subject: &Subject<'_>,
+        listed: Vec<aws_sdk_s3::types::Object>,
+    ) -> Result<Vec<ObjectInfo>, StoreError> {
+        let mut infos = Vec::with_capacity(listed.len());
+        for object in listed {
+            let key = object.key.as_deref().and_then(|key| key.strip_prefix(&self.shared.prefix));
+            let Some(key) = key.filter(|key| key::is_legal(key)) else { continue };
+            let info = info_of(key, object.size, object.last_modified.as_ref());
+            infos.push(info.map_err(|why| subject.unusable(why))?);
+        }
+        Ok(infos)
+    }
+}
+
+fn time_for(bytes: u64) -> Duration {
+    REQUEST_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
+}
+
+fn head_of(
+    key: &str,
+    bytes: Option<i64>,
+    modified: Option<&DateTime>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<(ObjectHead, Option<String>), &'static str> {
+    let mut metadata: Metadata = metadata.unwrap_or_default().into_iter().collect();
+    let put_id = metadata.remove(PUT_ID);
+    Ok((ObjectHead { info: info_of(key, bytes, modified)?, metadata }, put_id))
+}
+
+fn info_of(key: &str, bytes: Option<i64>, modified: Option<&DateTime>) -> Result<ObjectInfo, &'static str> {
+    let bytes = bytes.and_then(|bytes| u64::try_from(bytes).ok()).ok_or("an object without a size")?;
+    let modified = modified
+        .and_then(|time| Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok())
+        .ok_or("an object without a date")?;
+    Ok(ObjectInfo { key: key.to_string(), bytes, modified })
+}
+
+/// The size of the whole object from `bytes 0-9/100`.
+fn total_of(content_range: &str) -> Option<u64> {
+    content_range.rsplit_once('/')?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

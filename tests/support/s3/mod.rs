@@ -1,0 +1,205 @@
+//! An S3 server for tests and benches: in process, on a free port of the loopback, with a runtime and threads of its
+//! own, so that asynchronous tests and tests that start the program as a child use it alike.
+//!
+//! It keeps the promises that the archive rests on, which ready-made test servers do not: of any number of racing
+//! creates exactly one wins, checksums are verified before anything is published, and what was refused leaves no
+//! trace. What goes wrong goes wrong by script: see [`Fault`].
+//!
+//! Nothing here knows the program under test; the folder is included by path wherever it is wanted.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "test support: each includer uses a part, and failing loudly is what a test wants"
+)]
+
+mod checksum;
+mod faults;
+mod service;
+mod storage;
+mod wire;
+
+pub use faults::{Fault, Hold, Op, Target};
+pub use storage::StoredObject;
+
+use bytes::Bytes;
+use faults::Script;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use storage::Storage;
+use tokio_util::sync::CancellationToken;
+
+/// A running server. Dropping it closes every connection and forgets (or deletes) what was stored.
+pub struct S3Server {
+    storage: Arc<Storage>,
+    script: Arc<Script>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl S3Server {
+    /// The one access key that is accepted.
+    pub const ACCESS_KEY: &'static str = "AKIASEAWALLTEST00000";
+    /// Its secret.
+    pub const SECRET_KEY: &'static str = "seawall/test/secret/0123456789abcdefghij";
+    /// A bucket that is there from the start; [`S3Server::snapshot`] and its neighbours speak of this one.
+    pub const BUCKET: &'static str = "seawall-test";
+    /// The region it says it is in. Signatures for any region are accepted.
+    pub const REGION: &'static str = "eu-test-1";
+
+    /// Starts a server that keeps everything in memory.
+    pub fn start() -> S3Server {
+        S3Server::bind("127.0.0.1:0", None).expect("a free port of the loopback")
+    }
+
+    /// Starts a server that keeps bodies as files in `directory`, never in memory, and deletes them when dropped:
+    /// for measurements with more data than memory. Names and metadata stay in memory.
+    pub fn on_disk(directory: impl Into<PathBuf>) -> S3Server {
+        S3Server::bind("127.0.0.1:0", Some(directory.into())).expect("a free port of the loopback")
+    }
+
+    /// Starts a server on `address`: for trials by hand, where a known port is handy.
+    pub fn bind(address: &str, directory: Option<PathBuf>) -> std::io::Result<S3Server> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let storage = Arc::new(Storage::new(directory)?);
+        storage.create_bucket(S3Server::BUCKET);
+        let script = Arc::new(Script::default());
+        let stop = CancellationToken::new();
+        let service = service::Service::new(storage.clone(), script.clone());
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("s3-server".to_owned())
+            .spawn(move || service::run(listener, service, stopped))?;
+        Ok(S3Server { storage, script, address, stop, thread: Some(thread) })
+    }
+
+    /// `http://127.0.0.1:port`, to be addressed path-style.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The environment with which a child process finds this server, and nothing of the machine's own AWS set-up.
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_ACCESS_KEY_ID", S3Server::ACCESS_KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", S3Server::SECRET_KEY.to_owned()),
+            ("AWS_REGION", S3Server::REGION.to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+            ("AWS_CONFIG_FILE", "/dev/null".to_owned()),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null".to_owned()),
+        ]
+    }
+
+    /// The next request that matches meets `fault`. Scripted faults wait in line, one for each request; standing ones
+    /// come on top.
+    pub fn fault(&self, target: impl Into<Target>, fault: Fault) {
+        self.script.once(target.into(), fault);
+    }
+
+    /// Every request that matches meets `fault`, until [`S3Server::clear`].
+    pub fn always(&self, target: impl Into<Target>, fault: Fault) {
+        self.script.always(target.into(), fault);
+    }
+
+    /// Takes back all faults, scripted and standing. Holds stay.
+    pub fn clear(&self) {
+        self.script.clear();
+    }
+
+    /// Scripted faults that no request has met yet: a test that scripts some asks at its end that none is left.
+    pub fn faults_left(&self) -> usize {
+        self.script.left()
+    }
+
+    /// Holds every matching request, fully read but not yet carried out, until the hold is released or dropped. Then
+    /// it is carried out even if its client has long given up, as a late write would be.
+    pub fn hold(&self, target: impl Into<Target>) -> Hold {
+        self.script.hold(target.into())
+    }
+
+    /// Requests so far, by kind, whatever became of them.
+    pub fn counts(&self) -> BTreeMap<Op, usize> {
+        self.script.with_log(|log| {
+            let mut counts = BTreeMap::new();
+            for (op, _) in log {
+                *counts.entry(*op).or_default() += 1;
+            }
+            counts
+        })
+    }
+
+    /// Requests so far that match: `server.count(Op::Put.at("main/wal/"))`.
+    pub fn count(&self, target: impl Into<Target>) -> usize {
+        let target = target.into();
+        self.script.with_log(|log| log.iter().filter(|(op, key)| target.matches(*op, key)).count())
+    }
+
+    /// Every request so far in order of arrival: its kind and key (for listings, the prefix).
+    pub fn log(&self) -> Vec<(Op, String)> {
+        self.script.with_log(<[(Op, String)]>::to_vec)
+    }
+
+    /// Forgets the log and with it the counts.
+    pub fn clear_log(&self) {
+        self.script.clear_log();
+    }
+
+    /// Listings give at most this many names a page (S3's limit is 1000), so that few objects make several pages.
+    pub fn set_page_keys(&self, keys: usize) {
+        self.storage.set_page_keys(keys);
+    }
+
+    /// The bucket as it is at one instant.
+    pub fn snapshot(&self) -> BTreeMap<String, StoredObject> {
+        self.storage.snapshot(S3Server::BUCKET)
+    }
+
+    /// Makes the bucket what it was: nothing that came since remains, uploads in progress included.
+    pub fn restore_from(&self, snapshot: &BTreeMap<String, StoredObject>) {
+        self.storage.restore(S3Server::BUCKET, snapshot);
+    }
+
+    /// The bytes of one object.
+    pub fn get(&self, key: &str) -> Option<Bytes> {
+        self.storage.find(S3Server::BUCKET, key).map(|object| object.read())
+    }
+
+    /// Puts an object in place, whatever was there, past script and log.
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) {
+        self.storage.put(S3Server::BUCKET, key, StoredObject { bytes: bytes.into(), metadata: BTreeMap::new() });
+    }
+
+    /// Flips the lowest bit of one byte of a stored object. Its checksum stays what it was, as when a disk rots.
+    pub fn flip_bit(&self, key: &str, offset: usize) {
+        self.storage.damage(S3Server::BUCKET, key, |bytes| bytes[offset] ^= 1);
+    }
+
+    /// Cuts a stored object to its first `bytes` bytes. Its checksum stays what it was.
+    pub fn truncate(&self, key: &str, bytes: usize) {
+        self.storage.damage(S3Server::BUCKET, key, |whole| whole.truncate(bytes));
+    }
+
+    /// Deletes an object behind everybody's back.
+    pub fn remove(&self, key: &str) {
+        assert!(self.storage.delete(S3Server::BUCKET, key), "there is no object {key} to remove");
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the S3 server's thread panicked");
+        }
+    }
+}
