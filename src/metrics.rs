@@ -69,26 +69,6 @@ impl FlushReason {
     }
 }
 
-/// Which way bytes went.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// To the store.
-    Sent,
-    /// From the store.
-    Received,
-}
-
-impl Direction {
-    const ALL: [Direction; 2] = [Direction::Sent, Direction::Received];
-
-    fn label(self) -> &'static str {
-        match self {
-            Direction::Sent => "sent",
-            Direction::Received => "received",
-        }
-    }
-}
-
 /// One metric as the documentation shows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Definition {
@@ -133,7 +113,6 @@ struct Inner {
 
     store_operations: IntCounterVec,
     store_failures: IntCounterVec,
-    store_retries: IntCounterVec,
     store_duration: HistogramVec,
     store_bytes: IntCounterVec,
     conditional_writes_emulated: IntGauge,
@@ -294,11 +273,6 @@ impl Metrics {
                 &["operation", "kind"],
                 "Requests that failed, by what went wrong.",
             )?,
-            store_retries: build.counters(
-                "seawall_store_retries_total",
-                &["operation"],
-                "Requests that were made again after a failure.",
-            )?,
             store_duration: build.histograms(
                 "seawall_store_operation_duration_seconds",
                 STORE_SECONDS,
@@ -307,8 +281,8 @@ impl Metrics {
             )?,
             store_bytes: build.counters(
                 "seawall_store_bytes_total",
-                &["direction"],
-                "Bytes of object bodies sent to and received from the store.",
+                &["operation"],
+                "Bytes of object bodies: `create` and `upload` sent them, `get` received them.",
             )?,
             conditional_writes_emulated: build.int_gauge(
                 "seawall_conditional_writes_emulated",
@@ -334,9 +308,6 @@ impl Metrics {
         }
         for reason in FlushReason::ALL {
             inner.flushes.with_label_values(&[reason.label()]);
-        }
-        for direction in Direction::ALL {
-            inner.store_bytes.with_label_values(&[direction.label()]);
         }
         Ok(Metrics(Arc::new(inner)))
     }
@@ -435,24 +406,24 @@ impl Metrics {
         self.0.last_heartbeat.set(unix_seconds(at));
     }
 
-    /// One request to the store ended after `took`; `failure` is what went wrong, by its kind. Both names must come
-    /// from a small fixed set.
-    pub fn store_operation(&self, operation: &'static str, took: Duration, failure: Option<&'static str>) {
-        self.0.store_operations.with_label_values(&[operation]).inc();
-        self.0.store_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
-        if let Some(kind) = failure {
-            self.0.store_failures.with_label_values(&[operation, kind]).inc();
+    /// Shows these operations on a store from now on, at zero.
+    pub fn expect_store_operations(&self, operations: impl IntoIterator<Item = &'static str>) {
+        for operation in operations {
+            self.0.store_operations.with_label_values(&[operation]);
+            self.0.store_duration.with_label_values(&[operation]);
+            self.0.store_bytes.with_label_values(&[operation]);
         }
     }
 
-    /// A request to the store is being made again.
-    pub fn store_retried(&self, operation: &'static str) {
-        self.0.store_retries.with_label_values(&[operation]).inc();
-    }
-
-    /// Bytes of bodies went to or came from the store.
-    pub fn store_bytes(&self, direction: Direction, bytes: u64) {
-        self.0.store_bytes.with_label_values(&[direction.label()]).inc_by(bytes);
+    /// One request to the store ended after `seconds` with `bytes` of a body sent or received; `failure` is what went
+    /// wrong, by its kind. Both names must come from a small fixed set.
+    pub fn store_operation(&self, operation: &'static str, seconds: f64, bytes: u64, failure: Option<&'static str>) {
+        self.0.store_operations.with_label_values(&[operation]).inc();
+        self.0.store_duration.with_label_values(&[operation]).observe(seconds);
+        self.0.store_bytes.with_label_values(&[operation]).inc_by(bytes);
+        if let Some(kind) = failure {
+            self.0.store_failures.with_label_values(&[operation, kind]).inc();
+        }
     }
 
     /// Whether "never overwrite" is only emulated.
@@ -525,7 +496,7 @@ mod tests {
         let metrics = Metrics::new("shop").expect("metrics");
         metrics.set_durable_lsn(Lsn(0x16_B374_D848));
         metrics.set_rpo(Duration::from_millis(1500), 42);
-        metrics.store_operation("create", Duration::from_millis(20), Some("throttled"));
+        metrics.store_operation("create", 0.02, 5000, Some("throttled"));
         metrics.wal_stored(WalObject::Tail, 100, Duration::from_millis(600));
         metrics.set_last_backup(Timestamp::UNIX_EPOCH, 7, Duration::from_secs(3));
         let text = metrics.render().expect("text");

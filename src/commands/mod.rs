@@ -2,6 +2,7 @@
 
 mod completions;
 pub mod exit;
+pub mod observer;
 pub mod print;
 pub mod signals;
 pub mod time;

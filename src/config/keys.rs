@@ -1,8 +1,9 @@
 //! Every setting, defined once: name, flag, variable, default, meaning and how it is read. The parser, its messages and
-//! `docs/configuration.md` come from this table. Uses `cli`.
+//! `docs/configuration.md` come from this table. Uses `cli` and `store`.
 
-use super::{ConditionalWrites, Encryption, Settings};
+use super::Settings;
 use crate::cli::LogFormat;
+use crate::store::{Checksum, Conditional, ServerSideEncryption};
 use jiff::fmt::friendly::SpanParser;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -81,12 +82,8 @@ pub const KEYS: &[Key] = &[
         about: "The repository: `s3://bucket/prefix` or `file:///path`. It may hold many clusters. Credentials are \
                 never part of it: the usual AWS chain finds them (variables, profile, role).",
         set: |settings, text| {
-            let authority = text.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or(rest));
             if text.is_empty() {
                 return Err("is empty: give s3://bucket/prefix or file:///path".to_owned());
-            }
-            if authority.contains('@') {
-                return Err("has credentials in it: leave them to the AWS variables, profile or role".to_owned());
             }
             settings.repo = Some(text.to_owned());
             Ok(())
@@ -174,7 +171,7 @@ pub const KEYS: &[Key] = &[
         default: None,
         example: "\"eu-central-1\"",
         about: "The bucket's region. Without it the AWS chain says: `AWS_REGION`, then the profile.",
-        set: |settings, text| set_name(&mut settings.s3.region, text),
+        set: |settings, text| set_name(&mut settings.store.s3.region, text),
     },
     Key {
         name: "s3.endpoint",
@@ -190,7 +187,7 @@ pub const KEYS: &[Key] = &[
             if !matches!(scheme, "http" | "https") || rest.is_empty() || rest.contains('@') {
                 return Err("is not an address such as https://minio.example.org:9000, without credentials".to_owned());
             }
-            settings.s3.endpoint = Some(text.to_owned());
+            settings.store.s3.endpoint = Some(text.to_owned());
             Ok(())
         },
     },
@@ -204,7 +201,7 @@ pub const KEYS: &[Key] = &[
         about: "Put the bucket into the path (`https://server/bucket/key`) instead of the host name. Without it: `true` \
                 where an endpoint is given, `false` on Amazon's.",
         set: |settings, text| {
-            settings.s3.path_style =
+            settings.store.s3.path_style =
                 Some(text.parse().map_err(|_| format!("cannot be {text:?}: it is true or false"))?);
             Ok(())
         },
@@ -219,9 +216,9 @@ pub const KEYS: &[Key] = &[
         about: "Encryption by the store, asked for with every object: `AES256` (SSE-S3) or `aws:kms` (SSE-KMS). Without \
                 it the bucket's own default holds.",
         set: |settings, text| {
-            settings.s3.encryption = match text {
-                "AES256" => Some(Encryption::S3),
-                "aws:kms" => Some(Encryption::Kms),
+            settings.store.s3.sse = match text {
+                "AES256" => Some(ServerSideEncryption::S3),
+                "aws:kms" => Some(ServerSideEncryption::Kms),
                 _ => return Err(format!("cannot be {text:?}: it is AES256 or aws:kms")),
             };
             Ok(())
@@ -235,7 +232,7 @@ pub const KEYS: &[Key] = &[
         default: None,
         example: "\"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab\"",
         about: "The key for `sse = \"aws:kms\"`. Without it the account's own key for S3.",
-        set: |settings, text| set_name(&mut settings.s3.kms_key, text),
+        set: |settings, text| set_name(&mut settings.store.s3.kms_key, text),
     },
     Key {
         name: "s3.storage_class",
@@ -245,7 +242,25 @@ pub const KEYS: &[Key] = &[
         default: None,
         example: "\"STANDARD_IA\"",
         about: "The storage class of every object. Classes that must be thawed before reading make a restore wait.",
-        set: |settings, text| set_name(&mut settings.s3.storage_class, text),
+        set: |settings, text| set_name(&mut settings.store.s3.storage_class, text),
+    },
+    Key {
+        name: "s3.checksum",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("crc32c"),
+        example: "\"off\"",
+        about: "The checksum that is sent with every object, for the store to verify: `crc32c`, or `off` for an old \
+                server that refuses the header. What Seawall reads it checks in either case.",
+        set: |settings, text| {
+            settings.store.s3.checksum = match text {
+                "crc32c" => Checksum::Crc32c,
+                "off" => Checksum::Off,
+                _ => return Err(format!("cannot be {text:?}: it is crc32c or off")),
+            };
+            Ok(())
+        },
     },
     Key {
         name: "s3.conditional_writes",
@@ -258,9 +273,9 @@ pub const KEYS: &[Key] = &[
                 honour; it is tried at every start. `head`: for a store that ignores the header, look first, store, look \
                 again; two archivers at one instant are then found, not prevented, and every command says so.",
         set: |settings, text| {
-            settings.s3.conditional_writes = match text {
-                "if-none-match" => ConditionalWrites::IfNoneMatch,
-                "head" => ConditionalWrites::Head,
+            settings.store.s3.conditional_writes = match text {
+                "if-none-match" => Conditional::Header,
+                "head" => Conditional::Head,
                 _ => return Err(format!("cannot be {text:?}: it is if-none-match or head")),
             };
             Ok(())

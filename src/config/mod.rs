@@ -1,5 +1,5 @@
 //! The settings: flags over environment over file over defaults. Nobody but `commands` and `main` imports this; it fills
-//! the option structs that the modules define. Uses `cli` and `error`.
+//! the option structs that the modules define. Uses `cli`, `error` and those structs.
 
 mod keys;
 
@@ -7,6 +7,7 @@ pub use keys::{KEYS, Key, Written, document, parse_duration};
 
 use crate::cli::{Cli, Command, LogFormat};
 use crate::error::{Error, Kind, Result};
+use crate::store::{ServerSideEncryption, StoreOptions};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -22,7 +23,7 @@ use toml::de::{DeTable, DeValue};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What a command works with.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Settings {
     /// The file that was read, as it was named: a `restore_command` needs it again.
     pub file: Option<PathBuf>,
@@ -38,8 +39,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// For `run` alone.
     pub run: RunSettings,
-    /// For `s3://` repositories.
-    pub s3: S3Settings,
+    /// How the repository's store is used.
+    pub store: StoreOptions,
 }
 
 /// For `run` alone.
@@ -49,44 +50,6 @@ pub struct RunSettings {
     pub flush_interval: Duration,
     /// Where the HTTP endpoint listens; `None`: nowhere.
     pub listen: Option<SocketAddr>,
-}
-
-/// For `s3://` repositories; `None`: as the AWS chain, or the bucket, has it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct S3Settings {
-    /// The bucket's region.
-    pub region: Option<String>,
-    /// The server's address.
-    pub endpoint: Option<String>,
-    /// The bucket in the path instead of the host name.
-    pub path_style: Option<bool>,
-    /// Encryption by the store.
-    pub encryption: Option<Encryption>,
-    /// The key of [`Encryption::Kms`].
-    pub kms_key: Option<String>,
-    /// The storage class of new objects.
-    pub storage_class: Option<String>,
-    /// How the store is asked not to overwrite.
-    pub conditional_writes: ConditionalWrites,
-}
-
-/// Encryption by the store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Encryption {
-    /// SSE-S3, `AES256`.
-    S3,
-    /// SSE-KMS, `aws:kms`.
-    Kms,
-}
-
-/// How the store is asked not to overwrite.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ConditionalWrites {
-    /// By the header `If-None-Match: *`.
-    #[default]
-    IfNoneMatch,
-    /// Look, store, look again.
-    Head,
 }
 
 impl fmt::Debug for Settings {
@@ -99,7 +62,7 @@ impl fmt::Debug for Settings {
             .field("slot", &self.slot)
             .field("log_format", &self.log_format)
             .field("run", &self.run)
-            .field("s3", &self.s3)
+            .field("store", &self.store)
             .finish_non_exhaustive()
     }
 }
@@ -155,7 +118,7 @@ impl Settings {
             slot: String::new(),
             log_format: LogFormat::default(),
             run: RunSettings { flush_interval: Duration::ZERO, listen: None },
-            s3: S3Settings::default(),
+            store: StoreOptions::default(),
         };
         for key in KEYS {
             if let Some(default) = key.default {
@@ -202,7 +165,7 @@ impl Settings {
     }
 
     fn check_together(&self) -> Result<()> {
-        if self.s3.kms_key.is_some() && self.s3.encryption != Some(Encryption::Kms) {
+        if self.store.s3.kms_key.is_some() && self.store.s3.sse != Some(ServerSideEncryption::Kms) {
             return Err(Error::new(Kind::Config, "s3.kms_key is given but s3.sse is not \"aws:kms\"")
                 .hint("Add sse = \"aws:kms\" to [s3], or take kms_key out."));
         }
