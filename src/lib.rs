@@ -5,8 +5,10 @@
 
 pub mod archive;
 pub mod backup;
+pub mod cli;
 pub mod codec;
 pub mod commands;
+pub mod config;
 pub mod error;
 pub mod http;
 pub mod metrics;

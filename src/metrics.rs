@@ -1,1 +1,539 @@
-//! Every metric in one place.
+//! Every metric in one place: name, meaning and setter; `docs/metrics.md` comes from here. Uses `wal` and `error`.
+//!
+//! A handle is cheap to clone and owns its registry with the others: two archivers in one process do not mix. All
+//! carry the label `cluster`. Units are seconds, bytes and Unix time.
+
+use crate::error::{Error, Kind, Result};
+use crate::wal::{Lsn, TimelineId};
+use jiff::Timestamp;
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+use std::collections::HashMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// From a store on the same machine to one that is about to time out.
+const STORE_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Fine around the second that is promised, coarse to the hour of an outage.
+const DELAY_SECONDS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
+
+/// What was stored of the WAL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalObject {
+    /// A full block, or the sealed end of a timeline.
+    Block,
+    /// A part of a block that is not full yet.
+    Tail,
+    /// A timeline's history file.
+    History,
+}
+
+impl WalObject {
+    const ALL: [WalObject; 3] = [WalObject::Block, WalObject::Tail, WalObject::History];
+
+    fn label(self) -> &'static str {
+        match self {
+            WalObject::Block => "block",
+            WalObject::Tail => "tail",
+            WalObject::History => "history",
+        }
+    }
+}
+
+/// Why what was received was stored when it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushReason {
+    /// The oldest byte had reached the flush interval.
+    Interval,
+    /// The server, a synchronous commit for example, was waiting for it.
+    Waiting,
+    /// The archiver is stopping.
+    Stop,
+}
+
+impl FlushReason {
+    const ALL: [FlushReason; 3] = [FlushReason::Interval, FlushReason::Waiting, FlushReason::Stop];
+
+    fn label(self) -> &'static str {
+        match self {
+            FlushReason::Interval => "interval",
+            FlushReason::Waiting => "waiting",
+            FlushReason::Stop => "stop",
+        }
+    }
+}
+
+/// One metric as the documentation shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Definition {
+    /// Its name.
+    pub name: &'static str,
+    /// `gauge`, `counter` or `histogram`.
+    pub kind: &'static str,
+    /// Its labels beside `cluster`.
+    pub labels: &'static [&'static str],
+    /// What it means.
+    pub help: &'static str,
+}
+
+/// All metrics of one cluster's archiver.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    definitions: Vec<Definition>,
+
+    rpo_seconds: Gauge,
+    rpo_bytes: IntGauge,
+    connected: IntGauge,
+    timeline: IntGauge,
+    server_lsn: IntGauge,
+    received_lsn: IntGauge,
+    durable_lsn: IntGauge,
+    reconnects: IntCounter,
+    gaps: IntGauge,
+    gap_bytes: IntGauge,
+    divergences: IntCounter,
+
+    wal_objects: IntCounterVec,
+    wal_object_bytes: IntCounterVec,
+    flushes: IntCounterVec,
+    durable_delay: Histogram,
+    uploads_in_flight: IntGauge,
+    buffered_bytes: IntGauge,
+    tails_live: IntGauge,
+    last_heartbeat: Gauge,
+
+    store_operations: IntCounterVec,
+    store_failures: IntCounterVec,
+    store_duration: HistogramVec,
+    store_bytes: IntCounterVec,
+    conditional_writes_emulated: IntGauge,
+
+    last_backup_timestamp: Gauge,
+    last_backup_size: IntGauge,
+    last_backup_duration: Gauge,
+    backup_running: IntGauge,
+    backups_failed: IntCounter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Metrics({})", self.0.definitions.len())
+    }
+}
+
+/// Registers metrics and remembers what they are.
+struct Builder {
+    registry: Registry,
+    definitions: Vec<Definition>,
+}
+
+impl Builder {
+    fn add<C: Collector + Clone + 'static>(
+        &mut self,
+        definition: Definition,
+        metric: prometheus::Result<C>,
+    ) -> Result<C> {
+        let bad = |error| Error::new(Kind::Internal, format!("metric {}", definition.name)).because(error);
+        let metric = metric.map_err(bad)?;
+        self.registry.register(Box::new(metric.clone())).map_err(bad)?;
+        self.definitions.push(definition);
+        Ok(metric)
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str) -> Result<Gauge> {
+        self.add(Definition { name, kind: "gauge", labels: &[], help }, Gauge::new(name, help))
+    }
+
+    fn int_gauge(&mut self, name: &'static str, help: &'static str) -> Result<IntGauge> {
+        self.add(Definition { name, kind: "gauge", labels: &[], help }, IntGauge::new(name, help))
+    }
+
+    fn counter(&mut self, name: &'static str, help: &'static str) -> Result<IntCounter> {
+        self.add(Definition { name, kind: "counter", labels: &[], help }, IntCounter::new(name, help))
+    }
+
+    fn counters(
+        &mut self,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> Result<IntCounterVec> {
+        let definition = Definition { name, kind: "counter", labels, help };
+        self.add(definition, IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn info(&mut self, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Result<GaugeVec> {
+        let definition = Definition { name, kind: "gauge", labels, help };
+        self.add(definition, GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&mut self, name: &'static str, bounds: &[f64], help: &'static str) -> Result<Histogram> {
+        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+        self.add(Definition { name, kind: "histogram", labels: &[], help }, Histogram::with_opts(options))
+    }
+
+    fn histograms(
+        &mut self,
+        name: &'static str,
+        bounds: &[f64],
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> Result<HistogramVec> {
+        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+        self.add(Definition { name, kind: "histogram", labels, help }, HistogramVec::new(options, labels))
+    }
+}
+
+impl Metrics {
+    /// A registry of its own, with every metric at zero, labelled with the cluster's name.
+    ///
+    /// # Errors
+    /// Of kind `Internal`, if a definition is wrong.
+    pub fn new(cluster: &str) -> Result<Metrics> {
+        let labels = HashMap::from([("cluster".to_owned(), cluster.to_owned())]);
+        let registry = Registry::new_custom(None, Some(labels))
+            .map_err(|error| Error::new(Kind::Internal, "cannot make a metrics registry").because(error))?;
+        let mut build = Builder { registry, definitions: Vec::new() };
+        let build_info =
+            build.info("seawall_build_info", &["version"], "Always 1; the label says which version this is.")?;
+        let inner = Inner {
+            rpo_seconds: build.gauge(
+                "seawall_rpo_seconds",
+                "How much committed data, in seconds, would be lost if the server vanished now: 0 while nothing is \
+                 outstanding, growing since the last proof while it is unknown.",
+            )?,
+            rpo_bytes: build.int_gauge(
+                "seawall_rpo_bytes",
+                "The same in bytes of WAL: the server's last known position less the durable one.",
+            )?,
+            connected: build.int_gauge("seawall_connected", "1 while WAL is streaming from the server, else 0.")?,
+            timeline: build.int_gauge("seawall_timeline", "The timeline that is being archived; 0: not known yet.")?,
+            server_lsn: build.int_gauge("seawall_server_lsn", "The server's last known WAL position, in bytes.")?,
+            received_lsn: build.int_gauge("seawall_received_lsn", "WAL was received up to this position, in bytes.")?,
+            durable_lsn: build.int_gauge(
+                "seawall_durable_lsn",
+                "WAL is stored without a gap, and acknowledged, up to this position, in bytes.",
+            )?,
+            reconnects: build.counter("seawall_reconnects_total", "Times the stream was lost and begun again.")?,
+            gaps: build.int_gauge("seawall_gaps", "Holes in the archived WAL: moments in them cannot be restored.")?,
+            gap_bytes: build.int_gauge("seawall_gap_bytes", "Bytes of WAL that these holes lack.")?,
+            divergences: build.counter(
+                "seawall_divergences_total",
+                "Times different bytes were found under one name: two clusters archive to one place, or data was \
+                 altered. Archiving stops.",
+            )?,
+            wal_objects: build.counters(
+                "seawall_wal_objects_total",
+                &["object"],
+                "Objects of WAL that were stored.",
+            )?,
+            wal_object_bytes: build.counters(
+                "seawall_wal_object_bytes_total",
+                &["object"],
+                "Bytes of WAL in them, before compression. Tails are stored again in blocks.",
+            )?,
+            flushes: build.counters(
+                "seawall_flushes_total",
+                &["reason"],
+                "Times a block was stored before it was full, by why: the interval was over, the server was waiting, a \
+                 stop.",
+            )?,
+            durable_delay: build.histogram(
+                "seawall_durable_delay_seconds",
+                DELAY_SECONDS,
+                "From receiving the oldest byte of an object to its being durable.",
+            )?,
+            uploads_in_flight: build.int_gauge("seawall_uploads_in_flight", "Objects being stored now.")?,
+            buffered_bytes: build.int_gauge(
+                "seawall_buffered_bytes",
+                "Bytes of WAL in memory: received and not durable yet. Bounded; at the bound reading stops.",
+            )?,
+            tails_live: build
+                .int_gauge("seawall_tails_live", "Tails in the repository that no block has replaced yet.")?,
+            last_heartbeat: build.gauge(
+                "seawall_last_heartbeat_timestamp_seconds",
+                "When the last proof of idleness was stored; 0: none yet.",
+            )?,
+            store_operations: build.counters(
+                "seawall_store_operations_total",
+                &["operation"],
+                "Requests to the store, each attempt by itself.",
+            )?,
+            store_failures: build.counters(
+                "seawall_store_failures_total",
+                &["operation", "kind"],
+                "Requests that failed, by what went wrong.",
+            )?,
+            store_duration: build.histograms(
+                "seawall_store_operation_duration_seconds",
+                STORE_SECONDS,
+                &["operation"],
+                "How long a request took, failed ones included.",
+            )?,
+            store_bytes: build.counters(
+                "seawall_store_bytes_total",
+                &["operation"],
+                "Bytes of object bodies: `create` and `upload` sent them, `get` received them.",
+            )?,
+            conditional_writes_emulated: build.int_gauge(
+                "seawall_conditional_writes_emulated",
+                "1 if the store ignores If-None-Match and `conditional_writes = \"head\"` stands in for it, else 0.",
+            )?,
+            last_backup_timestamp: build.gauge(
+                "seawall_last_backup_timestamp_seconds",
+                "When the newest base backup was finished; 0: there is none.",
+            )?,
+            last_backup_size: build.int_gauge("seawall_last_backup_size_bytes", "Its size, before compression.")?,
+            last_backup_duration: build.gauge("seawall_last_backup_duration_seconds", "How long it took.")?,
+            backup_running: build
+                .int_gauge("seawall_backup_running", "1 while a base backup is being taken, else 0.")?,
+            backups_failed: build.counter("seawall_backups_failed_total", "Base backups that did not come about.")?,
+            registry: build.registry,
+            definitions: build.definitions,
+        };
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        // A rate needs its zero: what is known to come is there from the start.
+        for object in WalObject::ALL {
+            inner.wal_objects.with_label_values(&[object.label()]);
+            inner.wal_object_bytes.with_label_values(&[object.label()]);
+        }
+        for reason in FlushReason::ALL {
+            inner.flushes.with_label_values(&[reason.label()]);
+        }
+        Ok(Metrics(Arc::new(inner)))
+    }
+
+    /// The text that Prometheus scrapes (exposition format 0.0.4).
+    ///
+    /// # Errors
+    /// Of kind `Internal`, if a metric cannot be written.
+    pub fn render(&self) -> Result<String> {
+        TextEncoder::new()
+            .encode_to_string(&self.0.registry.gather())
+            .map_err(|error| Error::new(Kind::Internal, "cannot write the metrics").because(error))
+    }
+
+    /// What there is, in the order of the documentation.
+    pub fn definitions(&self) -> &[Definition] {
+        &self.0.definitions
+    }
+
+    /// What a disaster would cost now.
+    pub fn set_rpo(&self, length: Duration, bytes: u64) {
+        self.0.rpo_seconds.set(length.as_secs_f64());
+        self.0.rpo_bytes.set(whole(bytes));
+    }
+
+    /// Whether WAL is streaming.
+    pub fn set_connected(&self, connected: bool) {
+        self.0.connected.set(connected.into());
+    }
+
+    /// The timeline that is being archived.
+    pub fn set_timeline(&self, timeline: TimelineId) {
+        self.0.timeline.set(timeline.0.into());
+    }
+
+    /// The server's position, as last heard.
+    pub fn set_server_lsn(&self, lsn: Lsn) {
+        self.0.server_lsn.set(whole(lsn.0));
+    }
+
+    /// How far WAL was received.
+    pub fn set_received_lsn(&self, lsn: Lsn) {
+        self.0.received_lsn.set(whole(lsn.0));
+    }
+
+    /// How far WAL is stored without a gap.
+    pub fn set_durable_lsn(&self, lsn: Lsn) {
+        self.0.durable_lsn.set(whole(lsn.0));
+    }
+
+    /// The stream was lost and begun again.
+    pub fn reconnected(&self) {
+        self.0.reconnects.inc();
+    }
+
+    /// Holes that the repository has, and the bytes that they lack.
+    pub fn set_gaps(&self, count: u64, bytes: u64) {
+        self.0.gaps.set(whole(count));
+        self.0.gap_bytes.set(whole(bytes));
+    }
+
+    /// Different bytes were found under one name.
+    pub fn diverged(&self) {
+        self.0.divergences.inc();
+    }
+
+    /// An object of WAL became durable: `bytes` of WAL, `delay` after the oldest of them was received.
+    pub fn wal_stored(&self, object: WalObject, bytes: u64, delay: Duration) {
+        self.0.wal_objects.with_label_values(&[object.label()]).inc();
+        self.0.wal_object_bytes.with_label_values(&[object.label()]).inc_by(bytes);
+        self.0.durable_delay.observe(delay.as_secs_f64());
+    }
+
+    /// A block was given to the store before it was full.
+    pub fn flushed(&self, reason: FlushReason) {
+        self.0.flushes.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// Objects being stored now.
+    pub fn set_uploads_in_flight(&self, count: usize) {
+        self.0.uploads_in_flight.set(whole(count as u64));
+    }
+
+    /// Bytes of WAL in memory that are not durable.
+    pub fn set_buffered_bytes(&self, bytes: u64) {
+        self.0.buffered_bytes.set(whole(bytes));
+    }
+
+    /// Tails that no block has replaced yet.
+    pub fn set_tails_live(&self, count: usize) {
+        self.0.tails_live.set(whole(count as u64));
+    }
+
+    /// A proof of idleness was stored.
+    pub fn set_last_heartbeat(&self, at: Timestamp) {
+        self.0.last_heartbeat.set(unix_seconds(at));
+    }
+
+    /// Shows these operations on a store from now on, at zero.
+    pub fn expect_store_operations(&self, operations: impl IntoIterator<Item = &'static str>) {
+        for operation in operations {
+            self.0.store_operations.with_label_values(&[operation]);
+            self.0.store_duration.with_label_values(&[operation]);
+            self.0.store_bytes.with_label_values(&[operation]);
+        }
+    }
+
+    /// One request to the store ended after `seconds` with `bytes` of a body sent or received; `failure` is what went
+    /// wrong, by its kind. Both names must come from a small fixed set.
+    pub fn store_operation(&self, operation: &'static str, seconds: f64, bytes: u64, failure: Option<&'static str>) {
+        self.0.store_operations.with_label_values(&[operation]).inc();
+        self.0.store_duration.with_label_values(&[operation]).observe(seconds);
+        self.0.store_bytes.with_label_values(&[operation]).inc_by(bytes);
+        if let Some(kind) = failure {
+            self.0.store_failures.with_label_values(&[operation, kind]).inc();
+        }
+    }
+
+    /// Whether "never overwrite" is only emulated.
+    pub fn set_conditional_writes_emulated(&self, emulated: bool) {
+        self.0.conditional_writes_emulated.set(emulated.into());
+    }
+
+    /// The newest base backup: when it was finished, its bytes before compression, how long it took.
+    pub fn set_last_backup(&self, finished: Timestamp, bytes: u64, took: Duration) {
+        self.0.last_backup_timestamp.set(unix_seconds(finished));
+        self.0.last_backup_size.set(whole(bytes));
+        self.0.last_backup_duration.set(took.as_secs_f64());
+    }
+
+    /// Whether a base backup is being taken.
+    pub fn set_backup_running(&self, running: bool) {
+        self.0.backup_running.set(running.into());
+    }
+
+    /// A base backup did not come about.
+    pub fn backup_failed(&self) {
+        self.0.backups_failed.inc();
+    }
+}
+
+/// Gauges are signed; nothing counted here gets beyond.
+fn whole(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unix_seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1e3
+}
+
+/// `docs/metrics.md`.
+///
+/// # Errors
+/// As [`Metrics::new`].
+pub fn document() -> Result<String> {
+    let mut text = "# Metrics\n\n\
+        `seawall run` serves these at `/metrics` (default: `http://127.0.0.1:8432/metrics`), beside `/healthz` (200 \
+        while the process lives) and `/readyz` (200 while it archives, else 503 with the reason).\n\n\
+        All carry the label `cluster`. Positions in the WAL are bytes since its beginning: `16/B374D848` is \
+        0x16B374D848. What has never happened is 0.\n\n\
+        | name | type | labels | meaning |\n|---|---|---|---|\n"
+        .to_owned();
+    for Definition { name, kind, labels, help } in Metrics::new("main")?.definitions() {
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        let _ = writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join(", "));
+    }
+    text.push_str(
+        "\n## Worth an alarm\n\n\
+         | when | expression |\n|---|---|\n\
+         | more would be lost than was promised | `seawall_rpo_seconds > 60` |\n\
+         | nobody measures | `absent(seawall_rpo_seconds) or up{job=\"seawall\"} == 0` |\n\
+         | no base backup for two days | `time() - seawall_last_backup_timestamp_seconds > 2 * 86400` |\n\
+         | moments that cannot be restored | `seawall_gaps > 0` |\n\
+         | two clusters under one name | `increase(seawall_divergences_total[1h]) > 0` |\n\
+         | the store fails | `rate(seawall_store_failures_total[5m]) > 0.1` |\n",
+    );
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_and_counts_are_scraped_with_the_cluster() {
+        let metrics = Metrics::new("shop").expect("metrics");
+        metrics.set_durable_lsn(Lsn(0x16_B374_D848));
+        metrics.set_rpo(Duration::from_millis(1500), 42);
+        metrics.store_operation("create", 0.02, 5000, Some("throttled"));
+        metrics.wal_stored(WalObject::Tail, 100, Duration::from_millis(600));
+        metrics.set_last_backup(Timestamp::UNIX_EPOCH, 7, Duration::from_secs(3));
+        let text = metrics.render().expect("text");
+        for line in [
+            "seawall_durable_lsn{cluster=\"shop\"} 97500059720",
+            "seawall_rpo_seconds{cluster=\"shop\"} 1.5",
+            "seawall_rpo_bytes{cluster=\"shop\"} 42",
+            "seawall_store_operations_total{operation=\"create\",cluster=\"shop\"} 1",
+            "seawall_store_failures_total{kind=\"throttled\",operation=\"create\",cluster=\"shop\"} 1",
+            "seawall_store_operation_duration_seconds_bucket{operation=\"create\",cluster=\"shop\",le=\"0.025\"} 1",
+            "seawall_wal_objects_total{object=\"tail\",cluster=\"shop\"} 1",
+            "seawall_wal_objects_total{object=\"block\",cluster=\"shop\"} 0",
+            "seawall_last_backup_size_bytes{cluster=\"shop\"} 7",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_follow_the_rules_of_their_kind() {
+        let metrics = Metrics::new("main").expect("metrics");
+        for Definition { name, kind, help, .. } in metrics.definitions() {
+            assert!(name.starts_with("seawall_"), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == "counter", "{name} is a {kind}");
+            assert!(help.ends_with('.') && !help.contains("  ") && !help.contains('|'), "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn two_registries_do_not_mix() {
+        let (one, two) = (Metrics::new("a").expect("metrics"), Metrics::new("b").expect("metrics"));
+        one.reconnected();
+        assert!(two.render().expect("text").contains("seawall_reconnects_total{cluster=\"b\"} 0"));
+    }
+
+    #[test]
+    fn a_count_beyond_the_signed_range_stays_at_its_end() {
+        assert_eq!(whole(u64::MAX), i64::MAX);
+    }
+}

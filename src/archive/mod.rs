@@ -1,7 +1,28 @@
 //! PostgreSQL to repository, and the acknowledgement back.
+//!
+//! ```text
+//! source (server) ──► stream ──► line: cut, compare ──► writer ──► store
+//!        ▲               │            │
+//!        └── flushed ◄───┴─ progress ◄┴── confirmed
+//! ```
 
+mod archiver;
 mod line;
 mod progress;
+mod resume;
+mod rpo;
+mod server;
+mod source;
+mod state;
+mod stream;
 
+pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
 pub use line::{Job, Line};
 pub use progress::Progress;
+pub use rpo::Rpo;
+pub use server::PostgresSource;
+pub use source::{
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
+    TimelineEnd,
+};
+pub use state::{ArchiveState, Counts, Phase};

@@ -1,1 +1,21 @@
-//! Base backup to repository.
+//! Base backups: what `BASE_BACKUP` sends, verified as it passes, into the repository. May use `postgres`, `repository`
+//! and all that those may.
+//!
+//! ```text
+//! BackupStream ─► PartCutter ─► frames: CRC-32C per file, LZ4 ─► parts: SHA-256 ─► store        (several in flight)
+//!                 (parts.rs)    (on blocking threads, all cores)  (collect.rs)
+//!            └──► manifest: every file's length and CRC-32C are what the server read             (verify.rs)
+//! ```
+//!
+//! [`take`] is the whole workflow. `begin.json` is stored first: from then on prune keeps the WAL that the backup will
+//! need. `backup.json` is stored last, and its presence means that the backup exists.
+
+mod collect;
+mod parts;
+mod receive;
+mod run;
+mod verify;
+mod wal_wait;
+
+pub use run::{BackupOptions, BackupPhase, BackupProgress, take};
+pub use wal_wait::{RepositoryWaiter, WalWaiter};

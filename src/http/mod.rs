@@ -1,1 +1,149 @@
-//! The HTTP endpoint: metrics and health, read from a watch of the state.
+//! The HTTP endpoint: metrics and health, read from a watch of the state. Uses `error` and `runtime`.
+//!
+//! It may be open to a network, so everything about a request is bounded: how many at once, how long each may take, how
+//! large its head may be. One request a connection: a scrape every few seconds needs no more, and nobody can keep one.
+
+use crate::error::{Error, Kind, Result};
+use crate::runtime::Tasks;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Connections served at once; further ones wait in the listener's queue.
+const CONNECTIONS_MAX: usize = 32;
+
+/// From accepting a connection to the end of its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From accepting a connection to closing it.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The pause after a failed `accept`, which may be out of file descriptors: it must not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes read ahead for a request's head: hyper's least.
+const HEAD_BYTES_MAX: usize = 8192;
+
+/// What `/readyz` says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// True while it does what it is there for.
+    pub ready: bool,
+    /// Why not, or what it does: one line.
+    pub reason: String,
+}
+
+/// Binds the endpoint's address.
+///
+/// # Errors
+/// Of kind `Local`, if the port is taken or the address is not this machine's.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Error::new(Kind::Local, format!("cannot listen on {address}"))
+            .because(error)
+            .hint("Is another seawall running here? --listen takes another address, or off.")
+    })
+}
+
+/// Serves until `shutdown`; open connections are then dropped. `render` gives the text of `/metrics`.
+///
+/// A connection's failure is that client's matter, and a failed accept is tried again. May be dropped at any time.
+pub async fn serve<R>(listener: TcpListener, state: watch::Receiver<Health>, render: R, shutdown: CancellationToken)
+where
+    R: Fn() -> Result<String> + Send + Sync + 'static,
+{
+    let render = Arc::new(render);
+    let mut connections: Tasks<()> = Tasks::default();
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            Some(ended) = connections.next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "an HTTP request met a defect");
+                }
+            }
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => connections.start(converse(stream, state.clone(), Arc::clone(&render))),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an HTTP connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+async fn converse<R>(stream: TcpStream, state: watch::Receiver<Health>, render: Arc<R>)
+where
+    R: Fn() -> Result<String> + Send + Sync + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(request.method(), request.uri().path(), &state, render.as_ref());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an HTTP connection failed"),
+        Err(_) => tracing::debug!("an HTTP connection took too long"),
+    }
+}
+
+fn answer(
+    method: &Method,
+    path: &str,
+    state: &watch::Receiver<Health>,
+    render: &impl Fn() -> Result<String>,
+) -> Response<Full<Bytes>> {
+    if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
+        return plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned());
+    }
+    // The answer to HEAD is that to GET: hyper leaves its body out.
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match path {
+        "/metrics" => match render() {
+            Ok(text) => {
+                let mut response = plain(StatusCode::OK, text);
+                let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                response.headers_mut().insert(CONTENT_TYPE, format);
+                response
+            }
+            Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        "/healthz" => plain(StatusCode::OK, "alive\n".to_owned()),
+        _ => {
+            let health = state.borrow().clone();
+            let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            plain(status, format!("{}\n", health.reason))
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -19,7 +19,7 @@ pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use reader::{WalReader, Window};
-pub use writer::{Stamp, Writer};
+pub use writer::{Stamp, StoredFrames, Writer};
 pub(crate) use writer::{hex, same};
 
 use crate::store::Store;

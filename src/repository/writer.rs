@@ -1,6 +1,6 @@
 //! Creating objects under the rule that a name never gets second bytes.
 
-use super::documents::FORMAT_VERSION;
+use super::documents::{self, FORMAT_VERSION};
 use super::identity::{Identity, Subject, stored_identity};
 use super::layout::{Key, Layout};
 use crate::codec::{FRAME_BYTES, FrameEncoder};
@@ -9,6 +9,7 @@ use crate::runtime;
 use crate::store::{Body, Created, Metadata, Store, StoreErrorKind};
 use crate::wal::WalRange;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex};
@@ -27,6 +28,15 @@ impl Stamp {
     pub fn of(range: WalRange, bytes: &[u8]) -> Stamp {
         Stamp { range, sha256: hex(&Sha256::digest(bytes)) }
     }
+}
+
+/// How frames were stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredFrames {
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// SHA-256 of them, in hexadecimal.
+    pub sha256: String,
 }
 
 /// Writes one cluster's objects.
@@ -136,14 +146,59 @@ impl Writer {
         Ok(Some(Stamp { range, sha256 }))
     }
 
+    /// One frame with `plain` in it, for [`Writer::store_frames`]: at most [`FRAME_BYTES`]. CPU work.
+    pub fn encode_frame(&self, plain: &[u8]) -> Bytes {
+        self.encoders.with(&self.layout, |encoder| encoder.encode(plain))
+    }
+
+    /// Stores what is not WAL under `key`: `frames`, behind an identity that says that they are `subject`, of
+    /// `plain_bytes` and, if that is known, of this SHA-256. The same bytes again are fine. Says how they are stored.
+    ///
+    /// # Errors
+    /// [`Kind::Diverged`] if other bytes have the name; otherwise what the store says.
+    pub async fn store_frames(
+        &self,
+        key: &Key,
+        subject: Subject,
+        frames: Vec<Bytes>,
+        plain_bytes: u64,
+        plain_sha256: Option<String>,
+    ) -> Result<StoredFrames> {
+        let system_identifier = self.system_identifier;
+        let identity =
+            Identity { format: FORMAT_VERSION, system_identifier, subject, plain_bytes, sha256: plain_sha256 };
+        let mut pieces = vec![identity.frame()?];
+        pieces.extend(frames);
+        let body = Body::from(pieces);
+        let hashed = body.clone();
+        let sha256 = runtime::blocking(move || {
+            let mut sha256 = Sha256::new();
+            hashed.pieces().iter().for_each(|piece| sha256.update(piece));
+            hex(&sha256.finalize())
+        })
+        .await?;
+        let (name, bytes) = (self.layout.name(key), body.bytes());
+        if self.store.create(&name, body, identity.metadata()).await? == Created::Exists {
+            let mut stored = self.store.get(&name, None).await?;
+            let mut found = Sha256::new();
+            while let Some(piece) = stored.bytes.next().await {
+                found.update(&piece?);
+            }
+            if hex(&found.finalize()) != sha256 {
+                return Err(Error::new(Kind::Diverged, format!("{name} is stored with other bytes"))
+                    .hint("Does another program write into this folder of the repository?"));
+            }
+        }
+        Ok(StoredFrames { bytes, sha256 })
+    }
+
     /// Stores a document under `key`; the same document again is fine.
     ///
     /// # Errors
     /// [`Kind::Diverged`] if another document has the name; otherwise what the store says.
     pub async fn store_document(&self, key: &Key, document: &impl Serialize) -> Result<Created> {
-        let mut json = serde_json::to_vec_pretty(document)
+        let json = documents::write(document)
             .map_err(|error| Error::new(Kind::Internal, "cannot write a document").because(error))?;
-        json.push(b'\n');
         self.store_plain(key, Bytes::from(json)).await
     }
 

@@ -17,6 +17,7 @@
 
 mod checksum;
 mod faults;
+mod listing;
 mod service;
 mod storage;
 mod wire;

@@ -1,0 +1,393 @@
+//! The loop around connections: connect, find the position, stream, and again, for ever.
+
+use super::resume::{self, Resume, ResumeError};
+use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started};
+use super::state::{ArchiveState, Phase, StateSender};
+use super::stream::{Ended, Stream};
+use crate::codec::Codec;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Cluster, FORMAT_VERSION, GapNote, Key, Layout, Repository, Writer};
+use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
+use crate::store::{Created, Store};
+use crate::wal::WalRange;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A server that ends the stream is left alone for so long: coming back at once would find it still shutting down, and
+/// hold that up.
+const LEAVING_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often a hot spare asks whether the slot is free.
+const SPARE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A stream that has lasted so long was healthy: the next pause is the first one again.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// How an archiver works.
+#[derive(Clone, Debug)]
+pub struct ArchiveOptions {
+    /// A byte waits at most so long before it is handed to the store; 0: not at all.
+    pub flush_interval: Duration,
+    /// So many objects are stored at a time.
+    pub uploads_max: usize,
+    /// With so many bytes on their way into the store, reading stops.
+    pub in_flight_bytes_max: u64,
+    /// While idle, one heartbeat in so long.
+    pub heartbeat_interval: Duration,
+    /// A tail that something larger has replaced is deleted after so long.
+    pub garbage_age: Duration,
+    /// How new objects are compressed.
+    pub codec: Codec,
+}
+
+impl Default for ArchiveOptions {
+    fn default() -> ArchiveOptions {
+        ArchiveOptions {
+            flush_interval: Duration::from_millis(500),
+            uploads_max: 4,
+            in_flight_bytes_max: 32 << 20,
+            heartbeat_interval: Duration::from_secs(15 * 60),
+            garbage_age: Duration::from_secs(5 * 60),
+            codec: Codec::Lz4,
+        }
+    }
+}
+
+impl ArchiveOptions {
+    /// True if whatever comes is to be stored at once.
+    pub(super) fn is_urgent(&self, state: &ArchiveState) -> bool {
+        state.is_synchronous || self.flush_interval.is_zero()
+    }
+}
+
+/// Streams one cluster into one folder of a store.
+#[derive(Debug)]
+pub struct Archiver {
+    source: Arc<dyn Source>,
+    store: Arc<dyn Store>,
+    cluster: String,
+    options: ArchiveOptions,
+    clock: Clock,
+    state: StateSender,
+}
+
+/// What a connection led to.
+enum Outcome {
+    /// Come back at once: there is more to do.
+    Again,
+    /// Come back after a pause.
+    Pause(SourceError),
+    /// Nothing more to do.
+    Done,
+}
+
+impl Archiver {
+    /// An archiver that has not begun.
+    pub fn new(
+        source: Arc<dyn Source>,
+        store: Arc<dyn Store>,
+        cluster: impl Into<String>,
+        options: ArchiveOptions,
+        clock: Clock,
+    ) -> Archiver {
+        let (state, _) = watch::channel(ArchiveState::new(Instant::now()));
+        Archiver { source, store, cluster: cluster.into(), options, clock, state }
+    }
+
+    /// What it shows of itself.
+    pub fn state(&self) -> watch::Receiver<ArchiveState> {
+        self.state.subscribe()
+    }
+
+    /// Runs until it is told to stop. Servers, networks and stores that go away are waited for, for ever.
+    ///
+    /// # Errors
+    /// What waiting cannot mend: before the first stream whatever the server refuses, later only a divergence, a
+    /// damaged repository, or a defect.
+    pub async fn run(&self, shutdown: &Shutdown) -> Result<()> {
+        let looking_on = self.look_on();
+        let streaming = self.run_connections(shutdown);
+        tokio::pin!(looking_on, streaming);
+        tokio::select! {
+            biased;
+            ended = &mut streaming => ended,
+            never = &mut looking_on => match never {},
+        }
+    }
+
+    async fn run_connections(&self, shutdown: &Shutdown) -> Result<()> {
+        let mut backoff = Backoff::new(RetryPolicy::RECONNECT);
+        let mut last_told = None;
+        while !shutdown.stop.is_cancelled() {
+            let begun = Instant::now();
+            let outcome = tokio::select! {
+                biased;
+                () = shutdown.kill.cancelled() => return Ok(()),
+                outcome = self.connect_and_stream(shutdown) => outcome?,
+            };
+            self.state.send_modify(|state| {
+                state.rpo.lost();
+                state.phase = Phase::Connecting;
+            });
+            let error = match outcome {
+                Outcome::Done => return Ok(()),
+                Outcome::Again => continue,
+                Outcome::Pause(error) => error,
+            };
+            if begun.elapsed() > HEALTHY {
+                backoff.reset();
+            }
+            let pause = match error.kind {
+                SourceErrorKind::SlotBusy => SPARE_PAUSE,
+                SourceErrorKind::Leaving => LEAVING_PAUSE.max(backoff.next_pause()),
+                _ => backoff.next_pause(),
+            };
+            let text = error.to_string();
+            if error.kind == SourceErrorKind::SlotBusy {
+                self.state.send_modify(|state| state.phase = Phase::HotSpare);
+            }
+            // What goes on unchanged is said once.
+            if last_told.as_ref() != Some(&text) {
+                let hint = error.error.hint_text().unwrap_or_default();
+                tracing::warn!(error = %text, hint, pause_seconds = pause.as_secs_f64(), "not streaming; trying again");
+            }
+            self.state.send_modify(|state| state.last_error = Some(text.clone()));
+            last_told = Some(text);
+            tokio::select! {
+                () = shutdown.stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn connect_and_stream(&self, shutdown: &Shutdown) -> Result<Outcome> {
+        let connected = tokio::select! {
+            biased;
+            () = shutdown.stop.cancelled() => return Ok(Outcome::Done),
+            connected = self.source.connect() => connected,
+        };
+        let mut session = match connected {
+            Ok(session) => session,
+            Err(error) => return self.judge(error),
+        };
+        let identity = session.identity();
+        match self.prepare(session.as_mut(), identity).await {
+            Ok((writer, repository, resume)) => self.stream_from(session, &writer, &repository, resume, shutdown).await,
+            Err(ResumeError::Source(error)) => self.judge(error),
+            // The store is waited for like the server, once it has answered at all.
+            Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_streamed() => {
+                Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
+            }
+            Err(ResumeError::Other(error)) => Err(error),
+        }
+    }
+
+    /// Before the first stream, what the server refuses is for the operator; later it is waited out.
+    fn judge(&self, error: SourceError) -> Result<Outcome> {
+        match error.kind {
+            SourceErrorKind::Refused if !self.has_streamed() => Err(error.error),
+            _ => Ok(Outcome::Pause(error)),
+        }
+    }
+
+    fn has_streamed(&self) -> bool {
+        self.state.borrow().counts.connections > 0
+    }
+
+    async fn prepare(
+        &self,
+        session: &mut dyn Session,
+        identity: ServerIdentity,
+    ) -> Result<(Writer, Repository, Resume), ResumeError> {
+        ensure_cluster(self.store.as_ref(), &self.cluster, identity, &self.clock).await?;
+        let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.codec);
+        let repository = Repository { store: self.store.clone(), layout: layout.clone() };
+        let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
+        // The slot comes first: from now on the server keeps what the listing is about to miss.
+        let slot = session.take_slot().await?;
+        let resume = resume::find(session, &writer, &repository, slot.restart_lsn).await?;
+        Ok((writer, repository, resume))
+    }
+
+    async fn stream_from(
+        &self,
+        session: Box<dyn Session>,
+        writer: &Writer,
+        repository: &Repository,
+        resume: Resume,
+        shutdown: &Shutdown,
+    ) -> Result<Outcome> {
+        let (timeline, start) = (resume.timeline, resume.start);
+        let flush_lsn = session.identity().flush_lsn;
+        let feed = match session.start(start, timeline).await {
+            Ok(Started::Streaming(feed)) => feed,
+            Ok(Started::TimelineEnded(end)) => {
+                let what = format!("timeline {timeline} ended at {} before anything of it could be read", end.switch);
+                return Ok(Outcome::Pause(SourceError::lost(what)));
+            }
+            Err(error) => return self.judge(error),
+        };
+        tracing::info!(%timeline, %start, stored_up_to = %resume.overlap_end, "streaming");
+        self.state.send_modify(|state| {
+            state.counts.connections += 1;
+            state.last_error = None;
+            state.rpo.begin_anew();
+            state.rpo.saw_server(Instant::now(), flush_lsn);
+        });
+        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &resume);
+        match Box::pin(stream.run(feed, shutdown)).await? {
+            Ended::Stopped | Ended::Killed => Ok(Outcome::Done),
+            Ended::Timeline(end) => {
+                tracing::info!(%timeline, next = %end.next, switch = %end.switch, "the timeline has ended");
+                Ok(Outcome::Again)
+            }
+            Ended::ServerShutdown => {
+                let error = Error::new(Kind::Postgres, "the server shuts down");
+                Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Leaving, error)))
+            }
+            Ended::Lost(error) if error.kind == SourceErrorKind::WalRemoved => {
+                self.record_gap(writer, repository, &resume, error).await
+            }
+            Ended::Lost(error) => Ok(Outcome::Pause(error)),
+        }
+    }
+
+    /// The server no longer has what comes next. What is lost is written down, so that nothing passes over it unseen.
+    async fn record_gap(
+        &self,
+        writer: &Writer,
+        repository: &Repository,
+        resume: &Resume,
+        error: SourceError,
+    ) -> Result<Outcome> {
+        let size = writer.layout().segment_size();
+        let from = resume.overlap_end;
+        // A new look at the slot: what it keeps from is what the server still has.
+        let mut session = match self.source.connect().await {
+            Ok(session) => session,
+            Err(error) => return Ok(Outcome::Pause(error)),
+        };
+        let kept = match session.take_slot().await {
+            Ok(slot) => slot.restart_lsn.unwrap_or(session.identity().flush_lsn),
+            Err(error) => return Ok(Outcome::Pause(error)),
+        };
+        let mut to = size.segment_start(kept);
+        if to <= from {
+            // The slot claims to keep what the server has removed (a lost slot, on 13 to 17): begin where it is now.
+            to = size.segment_start(session.identity().flush_lsn);
+        }
+        if to <= from {
+            return Ok(Outcome::Pause(error));
+        }
+        let range = WalRange { timeline: resume.timeline, start: from, end: to };
+        let note = GapNote {
+            format: FORMAT_VERSION,
+            timeline: range.timeline,
+            start: range.start,
+            end: range.end,
+            found_at: self.clock.now(),
+            reason: error.to_string(),
+        };
+        let known = repository.read_gaps(range.timeline).await?;
+        if !known.iter().any(|gap| gap.start <= range.start && range.end <= gap.end) {
+            let created = writer.store_document(&Key::Gap(range), &note).await?;
+            if created == Created::New {
+                self.state.send_modify(|state| state.counts.gaps += 1);
+            }
+        }
+        tracing::error!(
+            lost = %range,
+            "WAL is lost: the server removed it before it was archived; restores from earlier backups end before it, and a \
+             new base backup is needed"
+        );
+        Ok(Outcome::Again)
+    }
+
+    /// On a second connection: whether commits wait for us, and where the server is while the stream does not say.
+    async fn look_on(&self) -> std::convert::Infallible {
+        const PAUSE: Duration = Duration::from_secs(1);
+        const PAUSE_WITHOUT: Duration = Duration::from_secs(10);
+        const ROUNDS_PER_SETTING: u32 = 3;
+        loop {
+            self.wait_for_stream().await;
+            let Ok(mut observer) = self.source.observe().await else {
+                tokio::time::sleep(PAUSE_WITHOUT).await;
+                continue;
+            };
+            for round in 0u32.. {
+                if round.is_multiple_of(ROUNDS_PER_SETTING) {
+                    let Ok(synchronous) = observer.is_synchronous().await else { break };
+                    self.state.send_if_modified(|state| {
+                        let changed = state.is_synchronous != synchronous;
+                        state.is_synchronous = synchronous;
+                        changed
+                    });
+                }
+                let is_silent = {
+                    let state = self.state.borrow();
+                    let silent = state.last_message.is_none_or(|last| last.elapsed() > 2 * PAUSE);
+                    silent || state.is_reading_stopped
+                };
+                if is_silent {
+                    let Ok(lsn) = observer.flush_lsn().await else { break };
+                    self.state.send_modify(|state| state.rpo.saw_server(Instant::now(), lsn));
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            tokio::time::sleep(PAUSE_WITHOUT).await;
+        }
+    }
+
+    async fn wait_for_stream(&self) {
+        let mut state = self.state.subscribe();
+        if state.wait_for(|state| state.counts.connections > 0).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Finds the cluster's folder, or makes it.
+///
+/// # Errors
+/// If the folder is another cluster's.
+pub async fn ensure_cluster(store: &dyn Store, name: &str, identity: ServerIdentity, clock: &Clock) -> Result<Cluster> {
+    let cluster = match Repository::read_cluster(store, name).await? {
+        Some(cluster) => cluster,
+        None => {
+            let cluster = Cluster {
+                format: FORMAT_VERSION,
+                system_identifier: identity.system_identifier,
+                postgres_version: identity.version,
+                segment_bytes: identity.segment_size.bytes(),
+                created_at: clock.now(),
+            };
+            let json = serde_json::to_vec_pretty(&cluster)
+                .map_err(|error| Error::new(Kind::Internal, "cannot write a document").because(error))?;
+            store.create(&Layout::cluster_key(name), bytes::Bytes::from(json).into(), Default::default()).await?;
+            // Whoever was first: what is there now counts.
+            let stored = Repository::read_cluster(store, name).await?;
+            stored.ok_or_else(|| Error::new(Kind::Store, "cluster.json was stored and is not there"))?
+        }
+    };
+    if cluster.system_identifier != identity.system_identifier {
+        return Err(Error::new(
+            Kind::Diverged,
+            format!(
+                "the folder {name:?} of the repository belongs to the cluster {}, and the server is {}",
+                cluster.system_identifier, identity.system_identifier
+            ),
+        )
+        .hint("Was the server made anew (initdb, pg_upgrade)? Give it a folder of its own with --cluster NAME."));
+    }
+    if cluster.segment_bytes != identity.segment_size.bytes() {
+        return Err(Error::new(
+            Kind::Diverged,
+            format!("the repository has segments of {} bytes, the server of {}", cluster.segment_bytes, identity.segment_size.bytes()),
+        )
+        .hint("Was pg_resetwal --wal-segsize used? Give the cluster a new folder with --cluster NAME, and take a new base backup."));
+    }
+    Ok(cluster)
+}

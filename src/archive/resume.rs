@@ -1,0 +1,292 @@
+//! Where to go on: from the slot, the repository and the server's history to a position. The listing is made once,
+//! here; what follows from it is pure.
+
+use super::source::{ServerIdentity, Session, SourceError};
+use crate::error::{Error, Kind};
+use crate::repository::{BackupBegin, Coverage, Key, Repository, Stored, Writer};
+use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
+use std::collections::BTreeMap;
+
+/// Where the stream goes on, and what is stored from there on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Resume {
+    /// The timeline to ask for.
+    pub timeline: TimelineId,
+    /// The position to ask for: the first byte of a segment, or the end of what is stored where that is one.
+    pub start: Lsn,
+    /// `[start, overlap_end)` is stored without a gap.
+    pub overlap_end: Lsn,
+    /// What is stored from `start` on, islands behind the overlap included.
+    pub known: Vec<Stored>,
+    /// The path from the first timeline to the server's.
+    pub history: History,
+    /// Where this timeline ends on that path, if it does.
+    pub switch: Option<Lsn>,
+}
+
+/// An error on the way to a position: the server's, or ours.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResumeError {
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Everything else.
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+impl From<crate::store::StoreError> for ResumeError {
+    fn from(error: crate::store::StoreError) -> ResumeError {
+        ResumeError::Other(error.into())
+    }
+}
+
+/// Reads the server's history, compares it with what is stored, stores what is new, and finds the position.
+///
+/// # Errors
+/// [`Kind::Diverged`] if the server's past is not the repository's; otherwise what the server or the store says.
+pub(super) async fn find(
+    session: &mut dyn Session,
+    writer: &Writer,
+    repository: &Repository,
+    restart_lsn: Option<Lsn>,
+) -> Result<Resume, ResumeError> {
+    let identity = session.identity();
+    let history = take_history(session, writer, repository).await?;
+    let timelines = repository.read_timelines().await?;
+    refuse_foreign_timelines(repository, identity, &history, &timelines).await?;
+    for (timeline, begin, switch) in history.path().into_iter().rev() {
+        if !timelines.contains(&timeline) {
+            continue;
+        }
+        let first = identity.segment_size.segment_start(begin);
+        let backup_start = newest_backup_start(repository, timeline).await?;
+        // The slot's position is on the server's timeline; an ancestor is listed from its newest backup on.
+        let hint = restart_lsn.filter(|_| switch.is_none()).or(backup_start).unwrap_or(first).max(first);
+        let mut coverage = repository.read_coverage(timeline, hint).await?;
+        if coverage.run_holding(hint).is_none() && hint > first {
+            coverage = repository.read_coverage(timeline, first).await?;
+        }
+        if coverage.objects().is_empty() {
+            continue;
+        }
+        let gaps = repository.read_gaps(timeline).await?;
+        let gaps: Vec<WalRange> =
+            gaps.iter().map(|gap| WalRange { timeline, start: gap.start, end: gap.end }).collect();
+        let end = stored_end(&coverage, &gaps, hint);
+        if let (Some(switch), Some(next)) = (switch, history.successor(timeline))
+            && is_sealed(&coverage, identity.segment_size, end, switch)
+        {
+            return Ok(enter(repository, &history, next, identity.segment_size).await?);
+        }
+        let end = switch.map_or(end, |switch| end.min(switch));
+        return Ok(resume_at(identity.segment_size, timeline, end, &coverage, history.clone(), switch));
+    }
+    // Nothing is stored on the server's path: begin where the slot does, or where the server is now.
+    let from = restart_lsn.unwrap_or(identity.flush_lsn);
+    let timeline = history.timeline_at(from);
+    let start = identity.segment_size.segment_start(from);
+    let switch = history.switch_from(timeline);
+    Ok(Resume { timeline, start, overlap_end: start, known: Vec::new(), history, switch })
+}
+
+/// The end of the gap-free run that holds `hint`, recorded holes stepped over. Where nothing holds it, the end of the
+/// last run before it: whether the server still has what is between is for the server to say.
+fn stored_end(coverage: &Coverage, gaps: &[WalRange], hint: Lsn) -> Lsn {
+    let runs = coverage.runs();
+    let held = coverage.run_holding(hint).map(|run| run.end);
+    let before = runs.iter().rev().find(|run| run.end <= hint).map(|run| run.end);
+    let mut end = held.or(before).or(runs.first().map(|run| run.end)).unwrap_or(hint);
+    while let Some(gap) = gaps.iter().find(|gap| gap.start <= end && end < gap.end) {
+        end = coverage.run_holding(gap.end).map_or(gap.end, |run| run.end);
+    }
+    end
+}
+
+fn resume_at(
+    size: SegmentSize,
+    timeline: TimelineId,
+    end: Lsn,
+    coverage: &Coverage,
+    history: History,
+    switch: Option<Lsn>,
+) -> Resume {
+    // The segment that holds the last stored byte comes again, so that it can be compared.
+    let start = size.segment_start(Lsn(end.0.saturating_sub(1)));
+    let overlap_end = coverage.chain(start, end).map_or_else(|hole| hole, |_| end);
+    let usable = |stored: &&Stored| stored.range.start >= start && switch.is_none_or(|x| stored.range.end <= x);
+    let known = coverage.objects().iter().filter(usable).cloned().collect();
+    Resume { timeline, start, overlap_end, known, history, switch }
+}
+
+/// True if everything up to the switch point is permanent: the timeline is finished.
+fn is_sealed(coverage: &Coverage, size: SegmentSize, end: Lsn, switch: Lsn) -> bool {
+    let last_block = size.block_start(Lsn(switch.0.saturating_sub(1)));
+    let chain = coverage.chain(last_block.min(switch), switch);
+    end >= switch && chain.is_ok_and(|chain| chain.iter().all(|stored| stored.is_block))
+}
+
+/// The position after a switch to `timeline`: its first segment, from its first byte, or what is stored of it already.
+///
+/// # Errors
+/// If the store fails.
+async fn enter(
+    repository: &Repository,
+    history: &History,
+    timeline: TimelineId,
+    size: SegmentSize,
+) -> Result<Resume, Error> {
+    let first = history.first_file_byte(timeline, size).unwrap_or(Lsn::INVALID);
+    let switch = history.switch_from(timeline);
+    let coverage = repository.read_coverage(timeline, first).await?;
+    let end = coverage.run_holding(first).map_or(first, |run| run.end);
+    let end = switch.map_or(end, |switch| end.min(switch));
+    if end == first {
+        let known = coverage.objects().to_vec();
+        return Ok(Resume { timeline, start: first, overlap_end: first, known, history: history.clone(), switch });
+    }
+    Ok(resume_at(size, timeline, end, &coverage, history.clone(), switch))
+}
+
+/// Fetches the history of the server's timeline, compares it with the stored histories of its ancestors, and stores it.
+async fn take_history(
+    session: &mut dyn Session,
+    writer: &Writer,
+    repository: &Repository,
+) -> Result<History, ResumeError> {
+    let timeline = session.identity().timeline;
+    if timeline.0 <= 1 {
+        return Ok(History::root(timeline));
+    }
+    let text = session.history_file(timeline).await?;
+    let history = History::parse(timeline, &text)
+        .map_err(|error| Error::new(Kind::Postgres, "the server's history cannot be read").because(error))?;
+    for entry in &history.ancestors {
+        let stored = repository.read_history_file(entry.parent).await?;
+        let Some(stored) = stored.and_then(|text| History::parse(entry.parent, &text).ok()) else {
+            continue;
+        };
+        if !history.ancestors.starts_with(&stored.ancestors) {
+            return Err(promoted_apart(entry.parent).into());
+        }
+    }
+    // Confirmed before the first byte of the timeline.
+    writer.store_plain(&Key::History(timeline), text).await.map_err(|error| match error.kind() {
+        Kind::Diverged => promoted_apart(timeline),
+        _ => error,
+    })?;
+    Ok(history)
+}
+
+/// A timeline that is stored, later than the server's, and not on its path, is the work of another server.
+async fn refuse_foreign_timelines(
+    repository: &Repository,
+    identity: ServerIdentity,
+    history: &History,
+    timelines: &[TimelineId],
+) -> Result<(), ResumeError> {
+    let mut stored: BTreeMap<TimelineId, History> = BTreeMap::new();
+    for &timeline in timelines.iter().filter(|timeline| **timeline > identity.timeline) {
+        if let Some(text) = repository.read_history_file(timeline).await?
+            && let Ok(found) = History::parse(timeline, &text)
+        {
+            stored.insert(timeline, found);
+        }
+    }
+    let Some((newest, theirs)) = stored.into_iter().next_back() else {
+        return Ok(());
+    };
+    let switch = theirs.switch_from(identity.timeline);
+    // A standby that has not replayed the promotion yet is on the path and before the switch point.
+    if theirs.ancestors.starts_with(&history.ancestors) && switch.is_some_and(|switch| identity.flush_lsn <= switch) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Diverged,
+        format!(
+            "the server is on timeline {} at {}, but the repository follows timeline {newest}",
+            identity.timeline, identity.flush_lsn
+        ),
+    )
+    .hint(
+        "Is this an old primary that came back after a failover? Connect to the promoted server (several hosts with \
+         target_session_attrs=primary find it), or give this one another --cluster name.",
+    )
+    .into())
+}
+
+async fn newest_backup_start(repository: &Repository, timeline: TimelineId) -> Result<Option<Lsn>, ResumeError> {
+    let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
+    let mut ids: Vec<_> =
+        level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
+    ids.sort();
+    for id in ids.into_iter().rev() {
+        let begin: Option<BackupBegin> = repository.read_document(&Key::BackupBegin(id)).await?;
+        if let Some(begin) = begin.filter(|begin| begin.timeline == timeline) {
+            return Ok(Some(begin.start_lsn));
+        }
+    }
+    Ok(None)
+}
+
+fn promoted_apart(timeline: TimelineId) -> Error {
+    Error::new(Kind::Diverged, format!("timeline {timeline} of this server is not the one in the repository")).hint(
+        "Two servers were promoted to the same timeline. Find out which one is the real one; give the other another \
+         --cluster name, and take a new base backup there.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    const MIB: u64 = 1 << 20;
+
+    fn coverage(ranges: &[(u64, u64)]) -> Coverage {
+        let stored = |&(start, end): &(u64, u64)| Stored {
+            range: WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) },
+            name: String::new(),
+            is_block: false,
+            stored_bytes: 0,
+            modified: Timestamp::UNIX_EPOCH,
+        };
+        Coverage::new(ranges.iter().map(stored).collect())
+    }
+
+    fn gap(start: u64, end: u64) -> WalRange {
+        WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) }
+    }
+
+    #[test]
+    fn the_run_that_holds_the_slot_counts_and_not_an_island_behind() {
+        let coverage = coverage(&[(0, 100), (100, 150), (200, 300)]);
+        assert_eq!(stored_end(&coverage, &[], Lsn(120)), Lsn(150));
+        assert_eq!(stored_end(&coverage, &[], Lsn(150)), Lsn(150));
+    }
+
+    #[test]
+    fn a_slot_ahead_of_everything_stored_does_not_hide_a_hole() {
+        let coverage = coverage(&[(0, 100)]);
+        assert_eq!(stored_end(&coverage, &[], Lsn(500)), Lsn(100));
+        assert_eq!(stored_end(&coverage, &[gap(100, 500)], Lsn(500)), Lsn(500));
+    }
+
+    #[test]
+    fn recorded_holes_are_stepped_over() {
+        let coverage = coverage(&[(0, 100), (200, 300)]);
+        assert_eq!(stored_end(&coverage, &[gap(100, 200)], Lsn(50)), Lsn(300));
+    }
+
+    #[test]
+    fn the_segment_of_the_last_stored_byte_comes_again() {
+        let size = SegmentSize::new(MIB).unwrap();
+        let coverage = coverage(&[(MIB, 2 * MIB), (2 * MIB, 2 * MIB + 10), (3 * MIB, 3 * MIB + 5)]);
+        let resume = |end| resume_at(size, TimelineId(1), Lsn(end), &coverage, History::root(TimelineId(1)), None);
+        let in_the_middle = resume(2 * MIB + 10);
+        assert_eq!((in_the_middle.start, in_the_middle.overlap_end), (Lsn(2 * MIB), Lsn(2 * MIB + 10)));
+        assert_eq!(in_the_middle.known.len(), 2, "the island behind is compared as well");
+        let at_a_border = resume(2 * MIB);
+        assert_eq!((at_a_border.start, at_a_border.overlap_end), (Lsn(MIB), Lsn(2 * MIB)));
+    }
+}

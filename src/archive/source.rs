@@ -1,0 +1,170 @@
+//! What the archiver needs of a PostgreSQL server: a trait, so that a simulation can be one. `server.rs` is the real one.
+
+use crate::error::{Error, Kind};
+use crate::wal::{Lsn, SegmentSize, TimelineId};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::fmt::Debug;
+
+/// What the archiver does about an error of a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceErrorKind {
+    /// The connection is gone or could not be made: try again, soon.
+    Lost,
+    /// The server is starting or shutting down: try again, but not at once.
+    Leaving,
+    /// Another archiver holds the slot: wait for it to go.
+    SlotBusy,
+    /// The server no longer has the WAL that was asked for.
+    WalRemoved,
+    /// The server does not know this position or timeline.
+    NotInHistory,
+    /// Anything else that the server says: try again, seldom; somebody has to do something.
+    Refused,
+}
+
+/// A source failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct SourceError {
+    /// What to do.
+    pub kind: SourceErrorKind,
+    /// For people.
+    pub error: Error,
+}
+
+impl SourceError {
+    /// Both together.
+    pub fn new(kind: SourceErrorKind, error: Error) -> SourceError {
+        SourceError { kind, error }
+    }
+
+    /// A connection that is gone.
+    pub fn lost(what: impl Into<String>) -> SourceError {
+        SourceError::new(SourceErrorKind::Lost, Error::new(Kind::Postgres, what))
+    }
+}
+
+/// What a server says of itself when we come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServerIdentity {
+    /// The cluster's system identifier.
+    pub system_identifier: u64,
+    /// The timeline it is on.
+    pub timeline: TimelineId,
+    /// The end of its WAL on disk.
+    pub flush_lsn: Lsn,
+    /// The size of its segments.
+    pub segment_size: SegmentSize,
+    /// `server_version_num`.
+    pub version: u32,
+}
+
+/// The slot as we found or made it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlotPosition {
+    /// WAL from here on is kept; `None` where the server (13, 14) does not tell a plain replication role.
+    pub restart_lsn: Option<Lsn>,
+    /// It was not there and was made now.
+    pub created: bool,
+}
+
+/// A cluster that WAL comes from.
+#[async_trait]
+pub trait Source: Send + Sync + Debug {
+    /// Connects for streaming.
+    async fn connect(&self) -> Result<Box<dyn Session>, SourceError>;
+
+    /// Connects for looking on while the stream is read.
+    async fn observe(&self) -> Result<Box<dyn Observer>, SourceError>;
+}
+
+/// A connection that is not streaming.
+#[async_trait]
+pub trait Session: Send + Debug {
+    /// What the server said of itself.
+    fn identity(&self) -> ServerIdentity;
+
+    /// A timeline's history file, as the server has it.
+    async fn history_file(&mut self, timeline: TimelineId) -> Result<Bytes, SourceError>;
+
+    /// Finds the slot, or makes it, with its WAL reserved.
+    async fn take_slot(&mut self) -> Result<SlotPosition, SourceError>;
+
+    /// Begins to stream `timeline` at `start`.
+    async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError>;
+}
+
+/// How the start of a stream ended.
+#[derive(Debug)]
+pub enum Started {
+    /// WAL comes.
+    Streaming(Box<dyn Feed>),
+    /// The timeline ended exactly there.
+    TimelineEnded(TimelineEnd),
+}
+
+/// A timeline ended and another one goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimelineEnd {
+    /// The timeline that goes on.
+    pub next: TimelineId,
+    /// Where.
+    pub switch: Lsn,
+}
+
+/// A stream of WAL, and the way back for what became of it.
+#[async_trait]
+pub trait Feed: Send + Debug {
+    /// The next message. May be dropped at any time without losing one.
+    async fn next(&mut self) -> Result<FeedMessage, SourceError>;
+
+    /// Reports positions. `flushed` is what clause 1 of the promise is about: it comes from
+    /// [`super::Progress::flushed`] alone.
+    async fn send_status(&mut self, written: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError>;
+
+    /// Ends the stream properly, from our side.
+    async fn end(self: Box<Self>) -> Result<(), SourceError>;
+
+    /// After [`FeedMessage::EndOfTimeline`].
+    async fn finish_timeline(self: Box<Self>) -> Result<TimelineEnd, SourceError>;
+}
+
+/// What a stream says.
+#[derive(Clone, Debug)]
+pub enum FeedMessage {
+    /// WAL.
+    Data {
+        /// The position of the first byte.
+        start: Lsn,
+        /// The end of the server's WAL.
+        server_end: Lsn,
+        /// The server's clock, microseconds since 2000.
+        server_micros: i64,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// A sign of life.
+    Keepalive {
+        /// The end of the server's WAL.
+        server_end: Lsn,
+        /// The server's clock, microseconds since 2000.
+        server_micros: i64,
+        /// The server waits for a status.
+        reply_requested: bool,
+    },
+    /// The server has no more of this timeline: call [`Feed::finish_timeline`].
+    EndOfTimeline,
+    /// The server shuts down, and has seen that everything is flushed.
+    ServerShutdown,
+}
+
+/// A second connection.
+#[async_trait]
+pub trait Observer: Send + Debug {
+    /// The end of the server's WAL on disk.
+    async fn flush_lsn(&mut self) -> Result<Lsn, SourceError>;
+
+    /// True if commits wait for us: our name is among the synchronous standbys.
+    async fn is_synchronous(&mut self) -> Result<bool, SourceError>;
+}

@@ -1,0 +1,97 @@
+//! What the archiver shows of itself while it runs. Read through a `watch`, by metrics, health and `backup`.
+
+use super::rpo::Rpo;
+use crate::wal::{Lsn, TimelineId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// What the archiver is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// No connection, or not yet a stream.
+    Connecting,
+    /// Another archiver holds the slot; this one waits to take over.
+    HotSpare,
+    /// WAL comes and is stored.
+    Streaming,
+    /// Told to stop: what was received is being stored.
+    Stopping,
+}
+
+/// A snapshot of the archiver.
+#[derive(Clone, Debug)]
+pub struct ArchiveState {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The timeline that is streamed.
+    pub timeline: Option<TimelineId>,
+    /// The end of what was read.
+    pub received: Lsn,
+    /// The end of the gap-free stored bytes.
+    pub durable: Lsn,
+    /// What PostgreSQL was last told.
+    pub flushed: Lsn,
+    /// How much would be lost now.
+    pub rpo: Rpo,
+    /// When the stream said something last.
+    pub last_message: Option<Instant>,
+    /// Reading has stopped because the store is slow.
+    pub is_reading_stopped: bool,
+    /// Commits wait for us.
+    pub is_synchronous: bool,
+    /// Bytes that are on their way into the store.
+    pub in_flight_bytes: u64,
+    /// Tails that nothing larger has replaced yet.
+    pub live_tails: u64,
+    /// Since the start of the process.
+    pub counts: Counts,
+    /// Why the last connection ended.
+    pub last_error: Option<String>,
+}
+
+/// What was done since the start of the process.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Connections that became a stream.
+    pub connections: u64,
+    /// Bytes of WAL read.
+    pub received_bytes: u64,
+    /// Tails stored, merged ones included.
+    pub tails: u64,
+    /// Blocks stored.
+    pub blocks: u64,
+    /// Objects of before compared and found equal.
+    pub compared: u64,
+    /// Tails deleted.
+    pub deleted: u64,
+    /// Heartbeats stored.
+    pub heartbeats: u64,
+    /// Holes recorded.
+    pub gaps: u64,
+    /// Objects that the store did not take at the first try.
+    pub store_failures: u64,
+}
+
+impl ArchiveState {
+    /// Nothing known yet.
+    pub fn new(now: Instant) -> ArchiveState {
+        ArchiveState {
+            phase: Phase::Connecting,
+            timeline: None,
+            received: Lsn::INVALID,
+            durable: Lsn::INVALID,
+            flushed: Lsn::INVALID,
+            rpo: Rpo::new(now),
+            last_message: None,
+            is_reading_stopped: false,
+            is_synchronous: false,
+            in_flight_bytes: 0,
+            live_tails: 0,
+            counts: Counts::default(),
+            last_error: None,
+        }
+    }
+}
+
+/// The writing end.
+pub(super) type StateSender = watch::Sender<ArchiveState>;

@@ -1,0 +1,452 @@
+//! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
+
+use super::ArchiveOptions;
+use super::line::{Job, Line};
+use super::resume::Resume;
+use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
+use super::state::{ArchiveState, Phase, StateSender};
+use crate::error::{Kind, Result};
+use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
+use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
+use crate::wal::{Lsn, WalRange};
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often PostgreSQL hears from us, and is asked to answer.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A connection that says nothing for so long, though asked every second, is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// A server that shuts down asks without pause until everything is flushed. If the store cannot take it within this
+/// time, we leave, so that the server can: the slot keeps the WAL.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_millis(1000);
+
+/// So many requests for a reply within [`SHUTDOWN_PATIENCE`] are a shutdown: in peace there is one in half a
+/// `wal_sender_timeout`, at most.
+const SHUTDOWN_REQUESTS: u32 = 5;
+
+/// Replies to requests that bring no news are this far apart: a storm is not answered with a storm.
+const REPLY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long PostgreSQL may take to end a stream when we are done with it.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a stream ended, when nothing is wrong with the data.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// We were told to stop, and everything received is stored and acknowledged.
+    Stopped,
+    /// We were told to leave at once.
+    Killed,
+    /// The timeline is finished, and sealed in the repository.
+    Timeline(TimelineEnd),
+    /// The server shut down, or is about to and we left.
+    ServerShutdown,
+    /// The connection is gone.
+    Lost(SourceError),
+}
+
+/// What a job became.
+type Done = Result<(Key, WalRange, bool)>;
+
+pub(super) struct Stream<'a> {
+    pub(super) writer: &'a Writer,
+    pub(super) options: &'a ArchiveOptions,
+    pub(super) clock: &'a Clock,
+    pub(super) state: &'a StateSender,
+    line: Line,
+    queue: VecDeque<Job>,
+    running: Tasks<Done>,
+    in_flight_bytes: u64,
+    garbage: VecDeque<(Instant, Key)>,
+    deletions: Tasks<bool>,
+    oldest_unsubmitted: Option<Instant>,
+    server_end: Lsn,
+    server_micros: i64,
+    reply_owed: bool,
+    last_reply: Instant,
+    requests: (Instant, u32),
+    quiet_since: Instant,
+}
+
+impl<'a> Stream<'a> {
+    pub(super) fn new(
+        writer: &'a Writer,
+        options: &'a ArchiveOptions,
+        clock: &'a Clock,
+        state: &'a StateSender,
+        resume: &Resume,
+    ) -> Stream<'a> {
+        let size = writer.layout().segment_size();
+        let now = Instant::now();
+        Stream {
+            writer,
+            options,
+            clock,
+            state,
+            line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known),
+            queue: VecDeque::new(),
+            running: Tasks::default(),
+            in_flight_bytes: 0,
+            garbage: VecDeque::new(),
+            deletions: Tasks::default(),
+            oldest_unsubmitted: None,
+            server_end: Lsn::INVALID,
+            server_micros: 0,
+            reply_owed: false,
+            last_reply: now,
+            requests: (now, 0),
+            quiet_since: now,
+        }
+    }
+
+    /// Runs until the stream ends. Dropping the future drops what is being stored: nothing of that was acknowledged.
+    ///
+    /// # Errors
+    /// Only for what must stop the archiver: a divergence, a damaged repository, a defect.
+    pub(super) async fn run(mut self, mut feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
+        let mut stopping = false;
+        let mut next_status = Instant::now();
+        let mut last_message = Instant::now();
+        let mut watched = self.state.subscribe();
+        let options = self.options;
+        loop {
+            self.publish(stopping);
+            self.flush_if_due()?;
+            self.start_jobs();
+            if stopping && self.line.progress().is_settled() {
+                return Ok(self.end(feed).await);
+            }
+            let flush_deadline = self.flush_deadline();
+            let was_urgent = options.is_urgent(&self.state.borrow());
+            let may_read = !stopping && self.in_flight_bytes < self.options.in_flight_bytes_max;
+            if !may_read {
+                last_message = Instant::now();
+            }
+            tokio::select! {
+                biased;
+                // 1. Leave at once.
+                () = shutdown.kill.cancelled() => return Ok(Ended::Killed),
+                // 2. What is stored is acknowledged before anything else is read.
+                Some(done) = self.running.next(), if !self.running.is_empty() => {
+                    if self.confirm(done??)? && let Err(error) = self.send_status(&mut feed, false).await {
+                        return Ok(Ended::Lost(error));
+                    }
+                }
+                // 3. Take no more.
+                () = shutdown.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.flush()?;
+                }
+                // 4. Signs of life, both ways, whatever the store does.
+                () = tokio::time::sleep_until(next_status) => {
+                    next_status = Instant::now() + STATUS_INTERVAL;
+                    if last_message.elapsed() > SILENCE_MAX {
+                        return Ok(Ended::Lost(SourceError::lost(format!("the server has said nothing for {} s", SILENCE_MAX.as_secs()))));
+                    }
+                    if let Err(error) = self.send_status(&mut feed, true).await {
+                        return Ok(Ended::Lost(error));
+                    }
+                    self.delete_garbage();
+                    self.heartbeat().await;
+                }
+                // 5. A tail is due.
+                () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
+                // 6. Somebody waits for commits now, or no longer does.
+                () = wait_until(&mut watched, |state| options.is_urgent(state) != was_urgent) => {}
+                // 7. More WAL.
+                message = feed.next(), if may_read => {
+                    last_message = Instant::now();
+                    match message {
+                        Ok(FeedMessage::EndOfTimeline) => return self.finish_timeline(feed, shutdown).await,
+                        Ok(FeedMessage::ServerShutdown) => return Ok(Ended::ServerShutdown),
+                        Ok(message) => if let Some(ended) = self.take(message, &mut feed).await? {
+                            return Ok(ended);
+                        },
+                        Err(error) => return Ok(Ended::Lost(error)),
+                    }
+                }
+            }
+            if self.is_server_leaving() {
+                return Ok(Ended::ServerShutdown);
+            }
+        }
+    }
+
+    async fn take(&mut self, message: FeedMessage, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
+        let now = Instant::now();
+        match message {
+            FeedMessage::Data { start, server_end, server_micros, bytes } => {
+                self.saw_server(now, server_end, server_micros);
+                let mut jobs = Vec::new();
+                if let Err(error) = self.line.receive(start, &bytes, &mut jobs) {
+                    return match error.kind() {
+                        Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
+                        _ => Err(error),
+                    };
+                }
+                self.quiet_since = now;
+                self.state.send_modify(|state| state.counts.received_bytes += bytes.len() as u64);
+                self.enqueue(jobs);
+                self.oldest_unsubmitted = match self.line.has_unsubmitted() {
+                    true => Some(self.oldest_unsubmitted.unwrap_or(now)),
+                    false => None,
+                };
+            }
+            FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
+                self.saw_server(now, server_end, server_micros);
+                if reply_requested {
+                    return self.answer(now, feed).await;
+                }
+            }
+            FeedMessage::EndOfTimeline | FeedMessage::ServerShutdown => {}
+        }
+        Ok(None)
+    }
+
+    /// A requested reply waits until everything received is durable, because a server that shuts down waits for that.
+    async fn answer(&mut self, now: Instant, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
+        self.flush()?;
+        let (since, count) = self.requests;
+        self.requests = match now.duration_since(since) > 2 * SHUTDOWN_PATIENCE {
+            true => (now, 1),
+            false => (since, count + 1),
+        };
+        self.reply_owed = true;
+        if self.line.progress().is_settled() && now.duration_since(self.last_reply) >= REPLY_PAUSE {
+            if let Err(error) = self.send_status(feed, false).await {
+                return Ok(Some(Ended::Lost(error)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The server asks and asks, and the store does not answer.
+    fn is_server_leaving(&self) -> bool {
+        let (since, count) = self.requests;
+        let waited = since.elapsed();
+        !self.line.progress().is_settled()
+            && count >= SHUTDOWN_REQUESTS
+            && (SHUTDOWN_PATIENCE..2 * SHUTDOWN_PATIENCE).contains(&waited)
+    }
+
+    fn saw_server(&mut self, now: Instant, server_end: Lsn, server_micros: i64) {
+        self.server_end = self.server_end.max(server_end);
+        self.server_micros = server_micros;
+        self.state.send_modify(|state| {
+            state.last_message = Some(now);
+            state.rpo.saw_server(now, server_end);
+        });
+    }
+
+    fn flush_deadline(&self) -> Option<Instant> {
+        self.oldest_unsubmitted.map(|oldest| oldest + self.options.flush_interval)
+    }
+
+    /// With somebody waiting, whatever came is stored as soon as a place is free: those who come meanwhile go together.
+    fn flush_if_due(&mut self) -> Result<()> {
+        let urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
+        if urgent && self.running.len() + self.queue.len() < self.options.uploads_max {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let mut jobs = Vec::new();
+        self.line.flush(&mut jobs)?;
+        self.oldest_unsubmitted = None;
+        self.enqueue(jobs);
+        Ok(())
+    }
+
+    fn enqueue(&mut self, jobs: Vec<Job>) {
+        for job in jobs {
+            self.in_flight_bytes += job.range().bytes();
+            self.queue.push_back(job);
+        }
+    }
+
+    fn start_jobs(&mut self) {
+        while self.running.len() < self.options.uploads_max
+            && let Some(job) = self.queue.pop_front()
+        {
+            self.running.start(perform(self.writer.clone(), job, self.state.clone()));
+        }
+    }
+
+    /// True if PostgreSQL can be told something new.
+    fn confirm(&mut self, (key, range, was_stored): (Key, WalRange, bool)) -> Result<bool> {
+        self.in_flight_bytes -= range.bytes();
+        let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
+        let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
+        self.enqueue(jobs);
+        let due = Instant::now() + self.options.garbage_age;
+        self.garbage.extend(garbage.into_iter().map(|key| (due, key)));
+        let durable = self.line.progress().durable();
+        self.state.send_modify(|state| {
+            match (&key, was_stored) {
+                (_, false) => state.counts.compared += 1,
+                (Key::Tail(_), true) => state.counts.tails += 1,
+                _ => state.counts.blocks += 1,
+            }
+            state.rpo.stored(durable);
+        });
+        Ok(moved || (self.reply_owed && self.line.progress().is_settled()))
+    }
+
+    async fn send_status(&mut self, feed: &mut Box<dyn Feed>, ask: bool) -> Result<(), SourceError> {
+        let progress = self.line.progress();
+        let (received, flushed) = (progress.received(), progress.flushed());
+        if progress.is_settled() {
+            self.reply_owed = false;
+        }
+        self.last_reply = Instant::now();
+        feed.send_status(received, flushed, ask).await?;
+        self.state.send_modify(|state| state.flushed = flushed);
+        Ok(())
+    }
+
+    /// Everything received is durable: says so, and ends the stream.
+    async fn end(mut self, mut feed: Box<dyn Feed>) -> Ended {
+        if let Err(error) = self.send_status(&mut feed, false).await {
+            return Ended::Lost(error);
+        }
+        // The positions are told; that the server also says goodbye is politeness.
+        let _ = tokio::time::timeout(END_TIMEOUT, feed.end()).await;
+        Ended::Stopped
+    }
+
+    /// The server has sent this timeline to its end: seals it, and waits until all of it is permanent.
+    async fn finish_timeline(mut self, feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
+        let end = match feed.finish_timeline().await {
+            Ok(end) => end,
+            Err(error) => return Ok(Ended::Lost(error)),
+        };
+        let mut jobs = Vec::new();
+        if let Err(error) = self.line.seal(end.switch, &mut jobs) {
+            return Ok(Ended::Lost(SourceError::lost(error.to_string())));
+        }
+        self.enqueue(jobs);
+        while !self.line.progress().is_settled() || !self.queue.is_empty() || !self.running.is_empty() {
+            self.start_jobs();
+            self.publish(false);
+            tokio::select! {
+                biased;
+                () = shutdown.kill.cancelled() => return Ok(Ended::Killed),
+                Some(done) = self.running.next() => { self.confirm(done??)?; }
+            }
+        }
+        self.publish(false);
+        Ok(Ended::Timeline(end))
+    }
+
+    fn publish(&self, stopping: bool) {
+        let progress = self.line.progress();
+        let is_reading_stopped = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+        self.state.send_if_modified(|state| {
+            state.phase = if stopping { Phase::Stopping } else { Phase::Streaming };
+            state.timeline = Some(progress.timeline());
+            state.received = progress.received();
+            state.in_flight_bytes = self.in_flight_bytes;
+            state.live_tails = self.line.live_tails() as u64;
+            state.is_reading_stopped = is_reading_stopped;
+            let moved = state.durable != progress.durable();
+            state.durable = progress.durable();
+            moved
+        });
+    }
+
+    /// Deletes what has been garbage for long enough that no reader is in the middle of it. Best effort: what cannot be
+    /// deleted stays for `prune`.
+    fn delete_garbage(&mut self) {
+        while self.garbage.front().is_some_and(|(due, _)| *due <= Instant::now())
+            && let Some((_, key)) = self.garbage.pop_front()
+        {
+            let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&key));
+            self.deletions.start(async move { store.delete(&name).await.is_ok() });
+        }
+        // Collected without waiting: a deletion that hangs must not hold anything up.
+        while let Some(Some(done)) = futures_util::FutureExt::now_or_never(self.deletions.next()) {
+            if done.unwrap_or(false) {
+                self.state.send_modify(|state| state.counts.deleted += 1);
+            }
+        }
+    }
+
+    /// While nothing happens, says now and then in the repository that nothing happened.
+    async fn heartbeat(&mut self) {
+        let progress = self.line.progress();
+        let idle = progress.is_settled() && progress.durable() >= self.server_end && progress.flushed().is_valid();
+        if !idle || self.quiet_since.elapsed() < self.options.heartbeat_interval {
+            return;
+        }
+        let time = Clock::from_postgres_micros(self.server_micros).unwrap_or_else(|| self.clock.now());
+        let (timeline, flush_lsn) = (progress.timeline(), progress.durable());
+        let document = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn };
+        let key = Key::Heartbeat { timeline, time, flush: flush_lsn };
+        self.quiet_since = Instant::now();
+        // One that is missing only makes an idle stretch shorter than it was.
+        match self.writer.store_document(&key, &document).await {
+            Ok(_) => self.state.send_modify(|state| state.counts.heartbeats += 1),
+            Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
+        }
+    }
+}
+
+/// The state as it is when `condition` holds is of no interest: only that it does.
+async fn wait_until(watched: &mut watch::Receiver<ArchiveState>, condition: impl FnMut(&ArchiveState) -> bool) {
+    let _ = watched.wait_for(condition).await;
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(deadline).await;
+    }
+}
+
+/// Does a job, for as long as it takes: a store that is down is waited for. Gives up only where waiting cannot help.
+async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
+    let mut backoff = Backoff::new(RetryPolicy::RECONNECT);
+    let mut first = true;
+    loop {
+        match attempt(&writer, &job).await {
+            Ok(was_stored) => return Ok((job.key().clone(), job.range(), was_stored)),
+            Err(error) if matches!(error.kind(), Kind::Store) => {
+                if first {
+                    state.send_modify(|state| state.counts.store_failures += 1);
+                }
+                first = false;
+                let hint = error.hint_text().unwrap_or_default();
+                tracing::warn!(%error, hint, "WAL is not stored yet, and not acknowledged; trying again");
+                tokio::time::sleep(backoff.next_pause()).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// True if the object was stored, false if it was there and is equal.
+async fn attempt(writer: &Writer, job: &Job) -> Result<bool> {
+    match job {
+        Job::Store { key, range, bytes } => {
+            writer.store_wal(key, *range, bytes.clone()).await?;
+            Ok(true)
+        }
+        Job::Compare { key, range, bytes } => {
+            let name = writer.layout().name(key);
+            let Some(stored) = writer.stamp_of(&name, *range).await? else {
+                // Deleted since it was listed: what came again is stored again, equal by definition.
+                writer.store_wal(key, *range, bytes.clone()).await?;
+                return Ok(true);
+            };
+            let (range, bytes) = (*range, bytes.clone());
+            let ours = blocking(move || Stamp::of(range, &bytes)).await?;
+            crate::repository::same(&name, &stored, &ours)?;
+            Ok(false)
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Takes what was cut, in order, has it compressed on all cores, joins frames into parts, stores them, several at once,
+//! and keeps what is needed to verify every file. Memory: the frames at work, one part being built, the uploads.
+
+use super::parts::{Buffers, Frame, PartEnd};
+use super::run::BackupProgress;
+use super::verify::ManifestCheck;
+use crate::error::{Error, Kind, Result};
+use crate::repository::manifest::ManifestEnd;
+use crate::repository::{BackupFile, BackupId, BackupPart, Key, Subject, Writer};
+use crate::runtime::{self, Tasks};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// What is handed over, in the order of the stream.
+pub(crate) enum Work {
+    /// A frame of the current part, being packed.
+    Frame(JoinHandle<Result<Packed>>),
+    /// The current part is complete.
+    PartEnd(PartEnd),
+    /// Bytes of the manifest, behind all parts: at most a frame.
+    Manifest(Vec<u8>),
+}
+
+/// A frame, compressed, and what passed in it.
+pub(crate) struct Packed {
+    stored: Bytes,
+    /// For each stretch of a file's contents: the file's number, the stretch's CRC-32C and length.
+    crcs: Vec<(u32, u32, usize)>,
+    files: Vec<BackupFile>,
+}
+
+/// Compresses a frame and computes its files' checksums. CPU work.
+pub(crate) fn pack(writer: &Writer, buffers: &Buffers, frame: Frame) -> Packed {
+    let spans = frame.spans.iter();
+    let crcs = spans.map(|span| {
+        let contents = frame.plain.get(span.start..span.start + span.bytes).unwrap_or_default();
+        (span.file, crc32c::crc32c(contents), span.bytes)
+    });
+    let packed = Packed { crcs: crcs.collect(), stored: writer.encode_frame(&frame.plain), files: frame.files };
+    buffers.give_back(frame.plain);
+    packed
+}
+
+/// What was stored.
+pub(crate) struct Collected {
+    /// In the order of the stream.
+    pub(crate) parts: Vec<BackupPart>,
+    /// In the order of the stream.
+    pub(crate) files: Vec<BackupFile>,
+    /// The end of the manifest, with which every file was found to agree.
+    pub(crate) manifest: ManifestEnd,
+}
+
+/// See the head of the file.
+pub(crate) struct Collector {
+    writer: Writer,
+    id: BackupId,
+    uploads_in_flight: usize,
+    progress: watch::Sender<BackupProgress>,
+    uploads: Tasks<Result<(usize, BackupPart)>>,
+    /// The part being built.
+    frames: Vec<Bytes>,
+    parts: Vec<Option<BackupPart>>,
+    files: Vec<BackupFile>,
+    crcs: Vec<u32>,
+    manifest: Option<ManifestIntake>,
+}
+
+impl Collector {
+    /// For the backup `id`, with at most `uploads_in_flight` parts being stored beside the one being built.
+    pub(crate) fn new(
+        writer: Writer,
+        id: BackupId,
+        uploads_in_flight: usize,
+        progress: watch::Sender<BackupProgress>,
+    ) -> Collector {
+        Collector {
+            writer,
+            id,
+            uploads_in_flight: uploads_in_flight.max(1),
+            progress,
+            uploads: Tasks::default(),
+            frames: Vec::new(),
+            parts: Vec::new(),
+            files: Vec::new(),
+            crcs: Vec::new(),
+            manifest: None,
+        }
+    }
+
+    /// Works until the sender is gone, which says that the server called the backup a success; then stores the manifest.
+    /// Dropping it ends the uploads; what is stored by then stays.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if a file is not what the manifest says; otherwise what the store says.
+    pub(crate) async fn collect(mut self, mut work: mpsc::Receiver<Work>) -> Result<Collected> {
+        while let Some(next) = work.recv().await {
+            match next {
+                Work::Frame(packed) => self.take_frame(packed).await?,
+                Work::PartEnd(end) => self.end_part(end).await?,
+                Work::Manifest(bytes) => self.take_manifest(bytes).await?,
+            }
+        }
+        while !self.uploads.is_empty() {
+            self.finish_upload().await?;
+        }
+        self.take_manifest(Vec::new()).await?;
+        let intake = self.manifest.take().ok_or_else(|| defect("no manifest"))?;
+        let manifest = intake.store(&self.writer, &self.id).await?;
+        let parts = self.parts.into_iter().collect::<Option<_>>().ok_or_else(|| defect("a part is missing"))?;
+        Ok(Collected { parts, files: self.files, manifest })
+    }
+
+    async fn take_frame(&mut self, packed: JoinHandle<Result<Packed>>) -> Result<()> {
+        let packed = packed.await.map_err(|error| defect("a frame was not packed").because(error))??;
+        self.frames.push(packed.stored);
+        self.crcs.resize(self.crcs.len() + packed.files.len(), 0);
+        self.files.extend(packed.files);
+        for (file, crc, bytes) in packed.crcs {
+            let so_far = self.crcs.get_mut(file as usize).ok_or_else(|| defect("contents of no file"))?;
+            *so_far = crc32c::crc32c_combine(*so_far, crc, bytes);
+        }
+        Ok(())
+    }
+
+    async fn end_part(&mut self, end: PartEnd) -> Result<()> {
+        while self.uploads.len() >= self.uploads_in_flight {
+            self.finish_upload().await?;
+        }
+        let (writer, id, frames) = (self.writer.clone(), self.id.clone(), std::mem::take(&mut self.frames));
+        let index = self.parts.len();
+        self.parts.push(None);
+        self.uploads.start(async move {
+            let PartEnd { archive, number, plain_bytes, added_bytes, continues } = end;
+            let key = Key::BackupPart(id.clone(), archive, number);
+            let stored =
+                writer.store_frames(&key, Subject::part(id, archive, number), frames, plain_bytes, None).await?;
+            let (archive, stored_bytes, sha256) = (archive.to_string(), stored.bytes, stored.sha256);
+            Ok((index, BackupPart { archive, number, plain_bytes, stored_bytes, sha256, added_bytes, continues }))
+        });
+        Ok(())
+    }
+
+    async fn finish_upload(&mut self) -> Result<()> {
+        if let Some(done) = self.uploads.next().await {
+            let (index, part) = done??;
+            self.progress.send_modify(|progress| progress.stored_bytes += part.stored_bytes);
+            if let Some(place) = self.parts.get_mut(index) {
+                *place = Some(part);
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_manifest(&mut self, bytes: Vec<u8>) -> Result<()> {
+        let intake = self.manifest.take();
+        let writer = self.writer.clone();
+        let (files, crcs) = (std::mem::take(&mut self.files), std::mem::take(&mut self.crcs));
+        let (intake, files, crcs) = runtime::blocking(move || {
+            let intake = match intake {
+                Some(intake) => intake,
+                None => ManifestIntake::new(&files, &crcs)?,
+            };
+            Ok::<_, Error>((intake.take(&writer, &bytes)?, files, crcs))
+        })
+        .await??;
+        (self.manifest, self.files, self.crcs) = (Some(intake), files, crcs);
+        Ok(())
+    }
+}
+
+/// The manifest as it arrives: compared, and compressed into memory, since its object begins with its length. A file
+/// takes about 50 bytes there, less than it takes in the list of files.
+struct ManifestIntake {
+    check: ManifestCheck,
+    frames: Vec<Bytes>,
+    plain_bytes: u64,
+}
+
+impl ManifestIntake {
+    fn new(files: &[BackupFile], crcs: &[u32]) -> Result<ManifestIntake> {
+        Ok(ManifestIntake { check: ManifestCheck::new(files, crcs)?, frames: Vec::new(), plain_bytes: 0 })
+    }
+
+    fn take(mut self, writer: &Writer, bytes: &[u8]) -> Result<ManifestIntake> {
+        self.check.feed(bytes)?;
+        if !bytes.is_empty() {
+            self.frames.push(writer.encode_frame(bytes));
+            self.plain_bytes += bytes.len() as u64;
+        }
+        Ok(self)
+    }
+
+    async fn store(self, writer: &Writer, id: &BackupId) -> Result<ManifestEnd> {
+        let end = self.check.finish()?;
+        let (key, subject) = (Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() });
+        let sha256 = Some(end.sha256.clone());
+        writer.store_frames(&key, subject, self.frames, self.plain_bytes, sha256).await?;
+        Ok(end)
+    }
+}
+
+fn defect(what: &str) -> Error {
+    Error::new(Kind::Internal, format!("the base backup was put together wrongly: {what}"))
+}

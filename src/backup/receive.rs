@@ -1,0 +1,181 @@
+//! Reads the server's stream and hands on what it holds, as fast as the rest can take it and no faster.
+
+use super::collect::{Work, pack};
+use super::parts::{Buffers, PartCutter, Piece};
+use super::run::BackupProgress;
+use crate::codec::FRAME_BYTES;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{BackupEvent, BackupStream, PgError, ServerMessage};
+use crate::repository::tar::TarError;
+use crate::repository::{Archive, Writer};
+use crate::runtime;
+use crate::wal::{Lsn, TimelineId};
+use bytes::Bytes;
+use std::future::Future;
+use tokio::sync::{mpsc, watch};
+
+/// The warnings that an error repeats: the rest is in the log.
+const WARNINGS_SHOWN: usize = 3;
+
+/// Where the pieces of a base backup come from: a server, or a test's script.
+pub(crate) trait EventSource: Send {
+    /// The next piece.
+    fn next_event(&mut self) -> impl Future<Output = Result<BackupEvent, PgError>> + Send;
+}
+
+impl EventSource for BackupStream {
+    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+        self.next().await
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Now {
+    Nothing,
+    Archive,
+    Manifest,
+}
+
+/// Reads one base backup.
+pub(crate) struct Receiver<S> {
+    source: S,
+    writer: Writer,
+    progress: watch::Sender<BackupProgress>,
+    work: mpsc::Sender<Work>,
+    buffers: Buffers,
+    cutter: PartCutter,
+    now: Now,
+    manifest: Vec<u8>,
+    warnings: Vec<String>,
+}
+
+impl<S: EventSource> Receiver<S> {
+    /// Reads from `source` and hands on to `work`, whose capacity is how many frames are packed at once.
+    pub(crate) fn new(
+        source: S,
+        writer: Writer,
+        work: mpsc::Sender<Work>,
+        progress: watch::Sender<BackupProgress>,
+    ) -> Receiver<S> {
+        let buffers = Buffers::default();
+        let cutter = PartCutter::new(buffers.clone());
+        let (manifest, warnings) = (Vec::new(), Vec::new());
+        Receiver { source, writer, progress, work, buffers, cutter, now: Now::Nothing, manifest, warnings }
+    }
+
+    /// Reads up to the end and returns the position that recovery must reach. If it is dropped, the connection closes
+    /// and the server ends the backup.
+    ///
+    /// # Errors
+    /// What the server says, also behind the manifest; then nothing of it is a backup.
+    pub(crate) async fn receive(mut self) -> Result<(TimelineId, Lsn)> {
+        loop {
+            let event = self.source.next_event().await;
+            match event.map_err(|error| self.failed(error))? {
+                BackupEvent::Archive { tablespace, .. } => {
+                    self.end_archive().await?;
+                    self.cutter.begin_archive(tablespace.map_or(Archive::Base, Archive::Tablespace));
+                    self.now = Now::Archive;
+                }
+                BackupEvent::Manifest => {
+                    self.end_archive().await?;
+                    self.now = Now::Manifest;
+                }
+                BackupEvent::Data(bytes) => self.take_data(bytes).await?,
+                // The server's figure comes once a second, and not before 15; ours are counted as they pass.
+                BackupEvent::Progress(_) => {}
+                BackupEvent::Notice(notice) => self.take_notice(&notice),
+                BackupEvent::End { end_lsn, timeline } => {
+                    self.end_archive().await?;
+                    self.send_manifest().await?;
+                    return Ok((timeline, end_lsn));
+                }
+            }
+        }
+    }
+
+    async fn take_data(&mut self, bytes: Bytes) -> Result<()> {
+        match self.now {
+            Now::Nothing => return Err(Error::new(Kind::Postgres, "the server sent data that belongs to no archive")),
+            Now::Archive => {
+                self.progress.send_modify(|progress| progress.received_bytes += bytes.len() as u64);
+                self.cutter.feed(bytes).map_err(not_tar)?;
+                self.send_pieces().await?;
+            }
+            Now::Manifest => {
+                if self.manifest.len() + bytes.len() > FRAME_BYTES {
+                    self.send_manifest().await?;
+                }
+                self.manifest.extend_from_slice(&bytes);
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_archive(&mut self) -> Result<()> {
+        if self.now == Now::Archive {
+            self.cutter.end_archive().map_err(not_tar)?;
+            self.send_pieces().await?;
+        }
+        Ok(())
+    }
+
+    async fn send_pieces(&mut self) -> Result<()> {
+        while let Some(piece) = self.cutter.next_piece() {
+            // A place first, so that no more frames are at work than there are places.
+            let place = self.work.reserve().await.map_err(|_| nobody_there())?;
+            place.send(match piece {
+                Piece::PartEnd(end) => Work::PartEnd(end),
+                Piece::Frame(frame) => {
+                    let (writer, buffers) = (self.writer.clone(), self.buffers.clone());
+                    Work::Frame(runtime::spawn(runtime::blocking(move || pack(&writer, &buffers, frame))))
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn send_manifest(&mut self) -> Result<()> {
+        let bytes = std::mem::take(&mut self.manifest);
+        self.work.send(Work::Manifest(bytes)).await.map_err(|_| nobody_there())
+    }
+
+    fn take_notice(&mut self, notice: &ServerMessage) {
+        if notice.severity != "WARNING" {
+            tracing::debug!(%notice, "the server says during the base backup");
+            return;
+        }
+        tracing::warn!(%notice, "the server warns during the base backup");
+        self.progress.send_modify(|progress| progress.warnings += 1);
+        if self.warnings.len() < WARNINGS_SHOWN {
+            self.warnings.push(notice.message.clone());
+        }
+    }
+
+    /// The server's error, and what it warned of before: that is where it names files and pages.
+    fn failed(&self, error: PgError) -> Error {
+        /// The server found pages with wrong checksums (`src/backend/utils/errcodes.txt`).
+        const DATA_CORRUPTED: &str = "XX001";
+        let corrupted = error.sqlstate() == Some(DATA_CORRUPTED);
+        let shown = Error::from(error);
+        let warned = match self.warnings.as_slice() {
+            [] => return shown,
+            warnings => format!("It warned: {}.", warnings.join("; ")),
+        };
+        let advice = match corrupted {
+            true => Some("Pages on the server's disk are damaged: keep the backups there are, and look at the disk."),
+            false => shown.hint_text(),
+        };
+        let hint = advice.map_or(warned.clone(), |advice| format!("{warned} {advice}"));
+        shown.hint(hint)
+    }
+}
+
+fn not_tar(error: TarError) -> Error {
+    Error::new(Kind::Postgres, "the server's archive cannot be read").because(error)
+}
+
+/// The other half has failed, and its error is the one that is told.
+fn nobody_there() -> Error {
+    Error::new(Kind::Internal, "the parts of a base backup are no longer taken")
+}

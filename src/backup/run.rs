@@ -1,0 +1,261 @@
+//! The workflow of one base backup, from the first question to the document that says that it exists.
+
+use super::collect::{Collected, Collector};
+use super::receive::{EventSource, Receiver};
+use super::verify;
+use super::wal_wait::WalWaiter;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{BackupStart, BaseBackupOptions, Client};
+use crate::repository::{BackupBegin, BackupDocument, BackupId, BackupTablespace, FORMAT_VERSION, Key, Writer};
+use crate::runtime::Clock;
+use crate::wal::{Lsn, TimelineId};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use tokio::sync::{mpsc, watch};
+
+/// Frames that are compressed at once, or wait for that: enough for four cores at the rate at which a server sends.
+const FRAMES_AT_WORK: usize = 4;
+
+/// Names tried when others began a backup in the same second.
+const NAMES_TRIED: u32 = 100;
+
+/// The longest label: `backup_label` has lines of 1,024 bytes (`MAXPGPATH`).
+const LABEL_BYTES_MAX: usize = 1000;
+
+/// What a restore needs to know of the server, or a person who wonders about one. A role with the right to replicate may
+/// see all of them; one that a version does not have is left out.
+const SETTINGS: [&str; 14] = [
+    // A restored server needs at least these (`CheckRequiredParameterValues` in `xlog.c`).
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+    "wal_level",
+    "wal_segment_size",
+    "data_checksums",
+    "block_size",
+    "wal_block_size",
+    "segment_size",
+    "data_directory_mode",
+    "full_page_writes",
+    "server_version",
+];
+
+/// How a base backup is taken.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// What the operator calls it; at most 1,000 bytes on one line.
+    pub label: String,
+    /// A checkpoint at once, instead of one spread over minutes.
+    pub fast_checkpoint: bool,
+    /// The server sends no faster than this, in KiB per second (32 to 1,048,576).
+    pub max_rate_kib: Option<u32>,
+    /// Parts being stored at once: each takes up to 32 MiB of memory.
+    pub uploads_in_flight: usize,
+}
+
+impl Default for BackupOptions {
+    fn default() -> BackupOptions {
+        BackupOptions { label: "seawall".into(), fast_checkpoint: true, max_rate_kib: None, uploads_in_flight: 3 }
+    }
+}
+
+/// What a base backup is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BackupPhase {
+    /// The server makes its checkpoint.
+    #[default]
+    Checkpoint,
+    /// Files come and are stored.
+    Copying,
+    /// Everything is stored but the WAL that it needs.
+    WaitingForWal,
+    /// It exists.
+    Done,
+}
+
+/// How far a base backup is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BackupProgress {
+    /// What it is at.
+    pub phase: BackupPhase,
+    /// Its name, once it has one.
+    pub id: Option<BackupId>,
+    /// Bytes of tar that came.
+    pub received_bytes: u64,
+    /// About how many will come.
+    pub total_bytes: Option<u64>,
+    /// Bytes of the parts that are stored.
+    pub stored_bytes: u64,
+    /// Warnings of the server.
+    pub warnings: u64,
+}
+
+/// Takes one base backup through `client`, a replication connection. It exists when this returns, and not before.
+///
+/// Memory: about 32 MiB for each upload in flight and for the part being built, 8 MiB for each of four frames, and
+/// 200 bytes for each file. If this fails or is dropped, what it stored stays, without `backup.json`, until a prune takes it.
+///
+/// # Errors
+/// [`Kind::Diverged`] if the server is not the repository's cluster; [`Kind::Damaged`] if a file arrives otherwise than
+/// the server read it; else what the server, the store or `wal` says.
+pub async fn take(
+    mut client: Client,
+    writer: &Writer,
+    options: &BackupOptions,
+    clock: &Clock,
+    wal: &dyn WalWaiter,
+    progress: watch::Sender<BackupProgress>,
+) -> Result<BackupDocument> {
+    check_label(&options.label)?;
+    let found = client.identify_system().await?.system_identifier;
+    check_cluster(found, writer)?;
+    let postgres_version = client.server_version();
+    let settings = read_settings(&mut client).await?;
+    let request = BaseBackupOptions {
+        label: options.label.clone(),
+        fast_checkpoint: options.fast_checkpoint,
+        max_rate_kib: options.max_rate_kib,
+        verify_checksums: true,
+    };
+    let started_at = clock.now();
+    let (start, stream) = client.base_backup(&request).await?;
+    let server = Server { postgres_version, settings, started_at, start };
+    Run { writer, options, clock, wal, progress }.store(stream, server).await
+}
+
+/// What is known before the first byte.
+struct Server {
+    postgres_version: u32,
+    settings: BTreeMap<String, String>,
+    started_at: Timestamp,
+    start: BackupStart,
+}
+
+/// What a backup is taken with.
+struct Run<'a> {
+    writer: &'a Writer,
+    options: &'a BackupOptions,
+    clock: &'a Clock,
+    wal: &'a dyn WalWaiter,
+    progress: watch::Sender<BackupProgress>,
+}
+
+impl Run<'_> {
+    async fn store(self, source: impl EventSource, server: Server) -> Result<BackupDocument> {
+        let id = self.begin(&server).await?;
+        self.progress.send_modify(|progress| {
+            progress.phase = BackupPhase::Copying;
+            progress.id = Some(id.clone());
+            progress.total_bytes = server.start.total_kib.map(|kib| kib.saturating_mul(1024));
+        });
+        let stored = Box::pin(self.copy_and_finish(source, id.clone(), server)).await;
+        stored.map_err(|error| error.context(format!("base backup {id} failed, a prune will take what it stored")))
+    }
+
+    /// Stores `begin.json`: from here on prune keeps the WAL that this backup will need, and the name is ours.
+    async fn begin(&self, server: &Server) -> Result<BackupId> {
+        let BackupStart { start_lsn, timeline, .. } = server.start;
+        let (started_at, system_identifier) = (server.started_at, self.writer.system_identifier());
+        for attempt in 0..NAMES_TRIED {
+            let id = BackupId::at(started_at, attempt);
+            let format = FORMAT_VERSION;
+            let begin = BackupBegin { format, id: id.clone(), system_identifier, started_at, start_lsn, timeline };
+            match self.writer.store_document(&Key::BackupBegin(id.clone()), &begin).await {
+                Ok(_) => return Ok(id),
+                // Another backup began in this second.
+                Err(error) if error.kind() == Kind::Diverged => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(Kind::Busy, format!("{NAMES_TRIED} base backups began in the second of {started_at}")))
+    }
+
+    async fn copy_and_finish(self, source: impl EventSource, id: BackupId, server: Server) -> Result<BackupDocument> {
+        let (end, collected) = self.copy(source, &id).await?;
+        let Collected { parts, files, manifest } = collected;
+        let (end_timeline, end_lsn) = end;
+        let BackupStart { start_lsn, timeline, tablespaces, .. } = server.start;
+        let system_identifier = self.writer.system_identifier();
+        verify::check_end(&manifest, system_identifier, (timeline, start_lsn), end)?;
+        self.progress.send_modify(|progress| progress.phase = BackupPhase::WaitingForWal);
+        self.wal.wait_covered(&manifest.wal_ranges).await?;
+        let tablespaces = tablespaces.into_iter();
+        let document = BackupDocument {
+            format: FORMAT_VERSION,
+            id: id.clone(),
+            label: self.options.label.clone(),
+            system_identifier,
+            postgres_version: server.postgres_version,
+            started_at: server.started_at,
+            ended_at: self.clock.now(),
+            start_lsn,
+            timeline,
+            end_lsn,
+            end_timeline,
+            wal_ranges: manifest.wal_ranges,
+            settings: server.settings,
+            tablespaces: tablespaces.map(|it| BackupTablespace { oid: it.oid, location: it.location }).collect(),
+            plain_bytes: files.iter().map(|file| file.bytes).sum(),
+            stored_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
+            manifest_sha256: manifest.sha256,
+            parts,
+            files,
+        };
+        // The commit point: everything else is durable, the server has called it a success, and now the backup exists.
+        self.writer.store_document(&Key::BackupEnd(id), &document).await?;
+        self.progress.send_modify(|progress| progress.phase = BackupPhase::Done);
+        Ok(document)
+    }
+
+    /// Everything between the server's first byte and its last word, with the first failure of either side.
+    async fn copy(&self, source: impl EventSource, id: &BackupId) -> Result<((TimelineId, Lsn), Collected)> {
+        let (sender, work) = mpsc::channel(FRAMES_AT_WORK);
+        let receiver = Receiver::new(source, self.writer.clone(), sender, self.progress.clone());
+        let in_flight = self.options.uploads_in_flight;
+        let collector = Collector::new(self.writer.clone(), id.clone(), in_flight, self.progress.clone());
+        tokio::try_join!(Box::pin(receiver.receive()), Box::pin(collector.collect(work)))
+    }
+}
+
+async fn read_settings(client: &mut Client) -> Result<BTreeMap<String, String>> {
+    /// No such setting, or not for this role (`src/backend/utils/errcodes.txt`).
+    const NOT_TOLD: [&str; 2] = ["42704", "42501"];
+    let mut settings = BTreeMap::new();
+    for name in SETTINGS {
+        match client.show(name).await {
+            Ok(value) => {
+                settings.insert(name.to_owned(), value);
+            }
+            Err(error) if error.sqlstate().is_some_and(|state| NOT_TOLD.contains(&state)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(settings)
+}
+
+fn check_cluster(found: u64, writer: &Writer) -> Result<()> {
+    let expected = writer.system_identifier();
+    if found == expected {
+        return Ok(());
+    }
+    let cluster = writer.layout().cluster();
+    Err(Error::new(
+        Kind::Diverged,
+        format!("the server has the system identifier {found}, and the repository's cluster {cluster} {expected}"),
+    )
+    .hint("Is --pg the right server? A cluster that was made anew (initdb, pg_upgrade) needs a --cluster name of its own."))
+}
+
+/// A label is one line of `backup_label`, which PostgreSQL reads back line by line.
+fn check_label(label: &str) -> Result<()> {
+    if label.len() <= LABEL_BYTES_MAX && !label.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("a backup's label is one line of at most {LABEL_BYTES_MAX} bytes")))
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

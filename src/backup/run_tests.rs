@@ -1,0 +1,389 @@
+//! Base backups from a script instead of a server, into memory.
+
+use super::*;
+use crate::backup::parts::PART_BYTES;
+use crate::codec::{self, Codec};
+use crate::postgres::{BackupEvent, PgError, ServerMessage, Tablespace};
+use crate::repository::manifest::{FileCheck, testing::manifest};
+use crate::repository::tar::testing::{file, header};
+use crate::repository::{Layout, WalNeed};
+use crate::store::{
+    Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
+    Upload, list_all,
+};
+use crate::wal::SegmentSize;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SYSTEM: u64 = 7_300_000_000_000_000_001;
+
+/// Events, and at last an error if there is one.
+struct Script {
+    events: VecDeque<BackupEvent>,
+    error: Option<PgError>,
+}
+
+impl EventSource for Script {
+    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+        match self.events.pop_front() {
+            Some(event) => Ok(event),
+            None => Err(self.error.take().unwrap_or(PgError::Closed)),
+        }
+    }
+}
+
+/// What a server would send for these files: one tablespace, then the data directory, then the manifest.
+struct Sample {
+    tablespace: Vec<u8>,
+    base: Vec<u8>,
+    manifest: Vec<u8>,
+}
+
+impl Sample {
+    fn new() -> Sample {
+        let check = |content: &[u8]| FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(content) };
+        // Larger than a frame and than a part, and different in every page.
+        let mut large = vec![0; PART_BYTES as usize + 1_200_100];
+        for (number, page) in (1u32..).zip(large.chunks_mut(4096)) {
+            page[..4].copy_from_slice(&number.to_le_bytes());
+        }
+        let mut tablespace = header(b"PG_15_202209061/", b'5', 0, b"").to_vec();
+        tablespace.extend(file("PG_15_202209061/5/16385", b"in a tablespace"));
+        let files: Vec<(&str, &[u8])> = vec![
+            ("backup_label", b"START WAL LOCATION: 0/2000028"),
+            ("base/5/empty", b""),
+            ("base/5/16384", &large),
+            ("global/pg_control", &[7; 8192]),
+        ];
+        let mut base = Vec::new();
+        let mut listed = Vec::new();
+        for (path, content) in files {
+            base.extend(file(path, content));
+            listed.push((path.to_owned(), check(content)));
+        }
+        base.extend(header(b"./pg_wal/archive_status/", b'5', 0, b""));
+        listed.push(("pg_tblspc/16384/PG_15_202209061/5/16385".to_owned(), check(b"in a tablespace")));
+        let manifest = manifest(Some(SYSTEM), &listed, &[need()]).into_bytes();
+        Sample { tablespace, base, manifest }
+    }
+
+    fn script(&self) -> Script {
+        let data = |bytes: &[u8]| -> Vec<BackupEvent> {
+            bytes.chunks(32 << 10).map(|piece| BackupEvent::Data(Bytes::copy_from_slice(piece))).collect()
+        };
+        let mut events = VecDeque::new();
+        events.push_back(BackupEvent::Archive { tablespace: Some(16384), location: Some("/srv/fast".into()) });
+        events.extend(data(&self.tablespace));
+        events.push_back(BackupEvent::Archive { tablespace: None, location: None });
+        events.extend(data(&self.base));
+        events.push_back(BackupEvent::Manifest);
+        events.extend(data(&self.manifest));
+        events.push_back(BackupEvent::End { end_lsn: need().end, timeline: TimelineId(1) });
+        Script { events, error: None }
+    }
+}
+
+fn need() -> WalNeed {
+    WalNeed { timeline: TimelineId(1), start: Lsn(0x200_0028), end: Lsn(0x200_0100) }
+}
+
+fn server() -> Server {
+    let tablespace = Tablespace { oid: 16384, location: "/srv/fast".into(), size_kib: Some(1) };
+    Server {
+        postgres_version: 150_018,
+        settings: BTreeMap::from([("max_connections".to_owned(), "100".to_owned())]),
+        started_at: "2026-11-20T14:03:00.25Z".parse().unwrap(),
+        start: BackupStart {
+            start_lsn: need().start,
+            timeline: TimelineId(1),
+            tablespaces: vec![tablespace],
+            total_kib: Some(40_000),
+        },
+    }
+}
+
+fn writer(store: Arc<dyn Store>) -> Writer {
+    Writer::new(store, Layout::new("main", SegmentSize::DEFAULT, Codec::Lz4), SYSTEM)
+}
+
+/// A waiter with its answer ready.
+#[derive(Debug)]
+struct Answer(Result<(), &'static str>);
+
+#[async_trait]
+impl WalWaiter for Answer {
+    async fn wait_covered(&self, ranges: &[WalNeed]) -> Result<()> {
+        assert_eq!(ranges, [need()], "the manifest's ranges are what is waited for");
+        self.0.map_err(|message| Error::new(Kind::Damaged, message))
+    }
+}
+
+async fn store_from(script: Script, store: Arc<dyn Store>, waiter: Answer) -> Result<BackupDocument> {
+    let (options, clock) = (BackupOptions::default(), Clock::simulated("2026-11-20T14:05:00Z".parse().unwrap()));
+    let (progress, _) = watch::channel(BackupProgress::default());
+    let run = Run { writer: &writer(store), options: &options, clock: &clock, wal: &waiter, progress };
+    run.store(script, server()).await
+}
+
+async fn names(store: &dyn Store) -> Vec<String> {
+    let mut names: Vec<String> = list_all(store, "").await.unwrap().into_iter().map(|object| object.key).collect();
+    names.sort();
+    names
+}
+
+async fn plain(store: &dyn Store, name: &str) -> Vec<u8> {
+    let stored = store.get(name, None).await.unwrap().collect().await.unwrap();
+    codec::decode_object(&stored, 1 << 30).unwrap().plain
+}
+
+const FOLDER: &str = "main/base/20261120T140300Z/";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_sends_is_what_is_stored() {
+    let sample = Sample::new();
+    let store = Arc::new(MemoryStore::new());
+    let document = store_from(sample.script(), store.clone(), Answer(Ok(()))).await.unwrap();
+
+    let files = ["16384.00001.tar.lz4", "backup.json", "backup_manifest.lz4"].map(|name| format!("{FOLDER}{name}"));
+    let parts = ["base.00001.tar.lz4", "base.00002.tar.lz4", "base.00003.tar.lz4", "begin.json"];
+    let expected: Vec<String> = files.into_iter().chain(parts.map(|name| format!("{FOLDER}{name}"))).collect();
+    assert_eq!(names(store.as_ref()).await, expected);
+
+    // Joined, the parts are the server's stream and its end; the manifest is the server's.
+    let mut base = Vec::new();
+    for part in &document.parts {
+        let name = format!("{FOLDER}{}.{:05}.tar.lz4", part.archive, part.number);
+        let bytes = plain(store.as_ref(), &name).await;
+        assert_eq!(bytes.len() as u64, part.plain_bytes);
+        assert_eq!(store.head(&name).await.unwrap().info.bytes, part.stored_bytes);
+        if part.archive == "base" {
+            base.extend(bytes);
+        } else {
+            assert!(bytes == [&sample.tablespace[..], &[0; 1024]].concat());
+        }
+    }
+    assert!(base == [&sample.base[..], &[0; 1024]].concat(), "the parts together are not what the server sent");
+    assert!(plain(store.as_ref(), &format!("{FOLDER}backup_manifest.lz4")).await == sample.manifest);
+
+    // The document says what is where, and is what was stored.
+    let added: Vec<u32> = document.parts.iter().map(|part| part.added_bytes).collect();
+    assert_eq!(added, [1024, 0, 0, 1024], "a server before 15 does not end its archives");
+    assert_eq!(document.files.len(), 5);
+    assert_eq!(document.settings["max_connections"], "100");
+    assert_eq!((document.end_lsn, document.end_timeline), (need().end, TimelineId(1)));
+    let json = store.get(&format!("{FOLDER}backup.json"), None).await.unwrap().collect().await.unwrap();
+    assert_eq!(serde_json::from_slice::<BackupDocument>(&json).unwrap(), document);
+}
+
+type Alter<'a> = &'a dyn Fn(&mut Sample);
+
+#[tokio::test]
+async fn a_byte_that_changes_on_the_way_is_found_out() {
+    // Given a stream in which one byte of a file's contents, or of the manifest, is not the server's
+    let content = |sample: &mut Sample| sample.base[20 << 20] ^= 1;
+    let late = |sample: &mut Sample| {
+        let at = sample.base.len() - 1024;
+        sample.base[at] ^= 1;
+    };
+    let tablespace = |sample: &mut Sample| sample.tablespace[1024] ^= 1;
+    let listed = |sample: &mut Sample| {
+        let at = sample.manifest.windows(6).position(|six| six == b"pg_con").unwrap();
+        sample.manifest[at] ^= 1;
+    };
+    let sum = |sample: &mut Sample| {
+        let at = sample.manifest.len() - 10;
+        sample.manifest[at] ^= 1;
+    };
+    let cases: [(Alter<'_>, &str); 5] = [
+        (&content, "base/5/16384 did not arrive"),
+        (&late, "global/pg_control did not arrive"),
+        (&tablespace, "pg_tblspc/16384/PG_15_202209061/5/16385 did not arrive"),
+        (&listed, "which did not arrive"),
+        (&sum, "does not have the SHA-256"),
+    ];
+    for (alter, expected) in cases {
+        let mut sample = Sample::new();
+        alter(&mut sample);
+        let store = Arc::new(MemoryStore::new());
+        // When it is taken, then the backup fails, by the file's name, and does not exist
+        let error = store_from(sample.script(), store.clone(), Answer(Ok(()))).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged, "{error}");
+        assert!(error.to_string().contains(expected), "{error}, and not: {expected}");
+        assert!(error.to_string().contains("20261120T140300Z"), "{error} does not name the backup");
+        let names = names(store.as_ref()).await;
+        assert!(!names.iter().any(|name| name.ends_with("backup.json")), "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_fails_after_its_manifest_has_made_no_backup() {
+    let message = |severity: &str, message: &str| ServerMessage {
+        severity: severity.into(),
+        sqlstate: "XX001".into(),
+        message: message.into(),
+        ..ServerMessage::default()
+    };
+    let mut script = Sample::new().script();
+    script.events.pop_back();
+    let warning = "checksum verification failed in file \"./base/5/16384\", block 3";
+    script.events.insert(5, BackupEvent::Notice(message("WARNING", warning)));
+    script.error =
+        Some(PgError::Server(Box::new(message("ERROR", "checksum verification failure during base backup"))));
+    let store = Arc::new(MemoryStore::new());
+    let error = store_from(script, store.clone(), Answer(Ok(()))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Postgres);
+    assert!(error.hint_text().is_some_and(|hint| hint.contains(warning)), "{error:?} does not say which file");
+    let names = names(store.as_ref()).await;
+    assert!(names.contains(&format!("{FOLDER}begin.json")), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("backup")), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_early_has_made_no_backup() {
+    let whole = Sample::new().script().events.len();
+    for kept in [1, 2, 100, whole - 2, whole - 1] {
+        let mut script = Sample::new().script();
+        script.events.truncate(kept);
+        let store = Arc::new(MemoryStore::new());
+        assert!(store_from(script, store.clone(), Answer(Ok(()))).await.is_err(), "{kept} events were enough");
+        assert!(!names(store.as_ref()).await.contains(&format!("{FOLDER}backup.json")));
+    }
+    // Nor does one that says that it is a success, without a manifest, or with half an archive.
+    let end = Sample::new().script().events.pop_back().unwrap();
+    for kept in [2, 3, whole - 3] {
+        let mut script = Sample::new().script();
+        script.events.truncate(kept);
+        script.events.push_back(end.clone());
+        assert!(store_from(script, Arc::new(MemoryStore::new()), Answer(Ok(()))).await.is_err(), "{kept} and an end");
+    }
+}
+
+#[tokio::test]
+async fn without_its_wal_it_is_no_backup() {
+    let store = Arc::new(MemoryStore::new());
+    let lost = Answer(Err("the WAL is lost"));
+    let error = store_from(Sample::new().script(), store.clone(), lost).await.unwrap_err();
+    assert!(error.to_string().contains("the WAL is lost"), "{error}");
+    assert!(!names(store.as_ref()).await.contains(&format!("{FOLDER}backup.json")));
+}
+
+#[tokio::test]
+async fn two_backups_of_one_second_have_two_names() {
+    // Given a backup that began in this second, by somebody else
+    let store = Arc::new(MemoryStore::new());
+    store.create(&format!("{FOLDER}begin.json"), Body::from(Bytes::from("{}")), Metadata::new()).await.unwrap();
+    let document = store_from(Sample::new().script(), store.clone(), Answer(Ok(()))).await.unwrap();
+    assert_eq!(document.id.as_str(), "20261120T140300Z-1");
+}
+
+/// A store where parts do not come back, or fail.
+#[derive(Debug)]
+struct Stuck {
+    inner: MemoryStore,
+    fails: bool,
+}
+
+#[async_trait]
+impl Store for Stuck {
+    async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
+        if key.contains(".tar.") {
+            if self.fails {
+                return Err(StoreError::new(StoreErrorKind::Full, "store", key));
+            }
+            std::future::pending::<()>().await;
+        }
+        self.inner.create(key, body, metadata).await
+    }
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
+        self.inner.get(key, range).await
+    }
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        self.inner.head(key).await
+    }
+    async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError> {
+        self.inner.list_page(prefix, token).await
+    }
+    async fn list_level(&self, prefix: &str) -> Result<Level, StoreError> {
+        self.inner.list_level(prefix).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.inner.delete(key).await
+    }
+    async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
+        self.inner.begin_upload(key, metadata).await
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_full_ends_the_backup() {
+    let store = Arc::new(Stuck { inner: MemoryStore::new(), fails: true });
+    let error = store_from(Sample::new().script(), store, Answer(Ok(()))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Store);
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("full")), "{error:?}");
+}
+
+/// A file that never ends.
+struct Endless(Option<BackupEvent>);
+
+impl EventSource for Endless {
+    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+        let head = || BackupEvent::Data(Bytes::copy_from_slice(&header(b"base/5/1", b'0', 1 << 50, b"")));
+        let archive = BackupEvent::Archive { tablespace: None, location: None };
+        let next = match &self.0 {
+            None => archive,
+            Some(BackupEvent::Archive { .. }) => head(),
+            Some(_) => BackupEvent::Data(Bytes::from_static(&[7; 32 << 10])),
+        };
+        self.0 = Some(next.clone());
+        Ok(next)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_is_read_than_fits_the_memory() {
+    // Given a store that takes nothing
+    let store = Arc::new(Stuck { inner: MemoryStore::new(), fails: false });
+    let (options, clock) = (BackupOptions::default(), Clock::system());
+    let (progress, mut seen) = watch::channel(BackupProgress::default());
+    let (writer, waiter) = (writer(store), Answer(Ok(())));
+    let run = Run { writer: &writer, options: &options, clock: &clock, wal: &waiter, progress };
+    // When the server goes on sending, then reading stops: parts in flight, one waiting, one handed on, frames at work
+    let reading = run.store(Endless(None), server());
+    let stalled = async {
+        let pause = Duration::from_secs(1);
+        while tokio::time::timeout(pause, seen.changed()).await.is_ok() {}
+        seen.borrow().received_bytes
+    };
+    let received = tokio::select! {
+        _ = reading => panic!("a backup of an endless file ended"),
+        received = stalled => received,
+    };
+    let parts = (options.uploads_in_flight as u64 + 1) * PART_BYTES;
+    let frames = (FRAMES_AT_WORK as u64 + 4) * codec::FRAME_BYTES as u64;
+    assert!(received >= parts, "only {received} bytes were read ahead");
+    assert!(received <= parts + frames, "{received} bytes were read ahead");
+}
+
+#[test]
+fn another_cluster_is_refused() {
+    let writer = writer(Arc::new(MemoryStore::new()));
+    assert!(check_cluster(SYSTEM, &writer).is_ok());
+    let error = check_cluster(SYSTEM + 1, &writer).unwrap_err();
+    assert_eq!(error.kind(), Kind::Diverged);
+    assert!(error.to_string().contains(&(SYSTEM + 1).to_string()), "{error}");
+}
+
+#[test]
+fn a_label_is_one_line() {
+    assert!(check_label("nightly, größe").is_ok());
+    for label in ["two\nlines".to_owned(), "\u{0}".to_owned(), "x".repeat(1001)] {
+        assert_eq!(check_label(&label).unwrap_err().kind(), Kind::Usage, "{label:?}");
+    }
+}

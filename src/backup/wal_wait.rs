@@ -1,0 +1,185 @@
+//! Waits until the WAL that a base backup needs is in the repository. Without it the backup is of no use.
+
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Repository, WalNeed};
+use crate::runtime::{Backoff, RetryPolicy};
+use crate::wal::{Lsn, TimelineId};
+use async_trait::async_trait;
+use std::fmt::Debug;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Says when WAL is durable in the repository.
+#[async_trait]
+pub trait WalWaiter: Send + Sync + Debug {
+    /// Returns when every byte of every range is. May be dropped.
+    ///
+    /// # Errors
+    /// If that cannot happen any more: [`Kind::Damaged`].
+    async fn wait_covered(&self, ranges: &[WalNeed]) -> Result<()>;
+}
+
+/// Looks at the repository again and again, whoever it is that archives there.
+#[derive(Clone, Debug)]
+pub struct RepositoryWaiter {
+    repository: Repository,
+}
+
+impl RepositoryWaiter {
+    /// Pauses between two looks, each of which lists what is stored from the backup's start on.
+    const PAUSES: RetryPolicy =
+        RetryPolicy { first_pause: Duration::from_millis(500), longest_pause: Duration::from_secs(10), budget: None };
+    /// How often the log says what is missing.
+    const REMINDER: Duration = Duration::from_secs(60);
+    /// A store that fails for longer fails the backup. Each look has its own retries already.
+    const STORE_PATIENCE: Duration = Duration::from_secs(600);
+
+    /// Waits for WAL in `repository`.
+    pub fn new(repository: Repository) -> RepositoryWaiter {
+        RepositoryWaiter { repository }
+    }
+
+    /// The first position of `need` that is not stored; `None` if all of it is.
+    async fn missing(&self, need: WalNeed) -> Result<Option<Lsn>> {
+        let coverage = self.repository.read_coverage(need.timeline, need.start).await?;
+        let Err(hole) = coverage.chain(need.start, need.end) else {
+            return Ok(None);
+        };
+        for gap in self.repository.read_gaps(need.timeline).await? {
+            if gap.start < need.end && need.start < gap.end {
+                let WalNeed { timeline, start, end } = need;
+                return Err(Error::new(
+                    Kind::Damaged,
+                    format!(
+                        "the base backup needs WAL {start}..{end} on timeline {timeline}, of which {}..{} is lost: {}",
+                        gap.start, gap.end, gap.reason
+                    ),
+                )
+                .hint("Take another base backup, and see that the archiver's slot keeps WAL meanwhile."));
+            }
+        }
+        Ok(Some(hole))
+    }
+}
+
+#[async_trait]
+impl WalWaiter for RepositoryWaiter {
+    async fn wait_covered(&self, ranges: &[WalNeed]) -> Result<()> {
+        let mut left = ranges.to_vec();
+        let mut backoff = Backoff::new(RepositoryWaiter::PAUSES);
+        let mut reminded = Instant::now();
+        let mut failing_since = None;
+        while let Some(&need) = left.last() {
+            match self.missing(need).await {
+                Ok(None) => {
+                    left.pop();
+                    backoff.reset();
+                    continue;
+                }
+                Ok(Some(hole)) => {
+                    failing_since = None;
+                    if reminded.elapsed() >= RepositoryWaiter::REMINDER {
+                        reminded = Instant::now();
+                        remind(need.timeline, hole, need.end);
+                    }
+                }
+                Err(error) => {
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    if error.kind() != Kind::Store || since.elapsed() > RepositoryWaiter::STORE_PATIENCE {
+                        return Err(error);
+                    }
+                }
+            }
+            sleep(backoff.next_pause()).await;
+        }
+        Ok(())
+    }
+}
+
+fn remind(timeline: TimelineId, hole: Lsn, end: Lsn) {
+    tracing::warn!(
+        %timeline, from = %hole, to = %end,
+        "the base backup waits for WAL: does `seawall run` archive this cluster? On an idle server the end of it may \
+         take a moment, on a standby until the primary writes more"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use crate::repository::{FORMAT_VERSION, GapNote, Key, Layout, Writer};
+    use crate::store::MemoryStore;
+    use crate::wal::{SegmentSize, WalRange};
+    use bytes::Bytes;
+    use jiff::Timestamp;
+    use std::sync::Arc;
+
+    const MIB: u64 = 1 << 20;
+
+    fn repository() -> (Repository, Writer) {
+        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Codec::Lz4);
+        let repository = Repository { store: Arc::new(MemoryStore::new()), layout: layout.clone() };
+        let writer = Writer::new(repository.store.clone(), layout, 7);
+        (repository, writer)
+    }
+
+    async fn store(writer: &Writer, start: u64, end: u64) {
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) };
+        let key = if range.bytes() == MIB { Key::Block(range) } else { Key::Tail(range) };
+        writer.store_wal(&key, range, Bytes::from(vec![7; range.bytes() as usize])).await.unwrap();
+    }
+
+    fn need(start: u64, end: u64) -> WalNeed {
+        WalNeed { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_byte_is_waited_for_and_tails_count() {
+        // Given a repository that has all but the end of what a backup needs
+        let (repository, writer) = repository();
+        store(&writer, MIB, 2 * MIB).await;
+        let waiter = RepositoryWaiter::new(repository);
+        let ranges = [need(MIB + 0x28, 2 * MIB + 100)];
+        let mut waiting = Box::pin(waiter.wait_covered(&ranges));
+        assert!(tokio::time::timeout(Duration::from_secs(300), &mut waiting).await.is_err(), "it did not wait");
+        // When a tail brings the rest but for one byte, then it goes on waiting
+        store(&writer, 2 * MIB, 2 * MIB + 99).await;
+        assert!(tokio::time::timeout(Duration::from_secs(300), &mut waiting).await.is_err(), "a byte was missing");
+        // When that is there too, then it ends
+        store(&writer, 2 * MIB + 99, 2 * MIB + 200).await;
+        tokio::time::timeout(Duration::from_secs(300), waiting).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wal_that_is_recorded_as_lost_ends_the_waiting() {
+        let (repository, writer) = repository();
+        let note = GapNote {
+            format: FORMAT_VERSION,
+            timeline: TimelineId(1),
+            start: Lsn(2 * MIB),
+            end: Lsn(3 * MIB),
+            found_at: Timestamp::UNIX_EPOCH,
+            reason: "the slot was lost".into(),
+        };
+        let range = WalRange { timeline: note.timeline, start: note.start, end: note.end };
+        writer.store_document(&Key::Gap(range), &note).await.unwrap();
+        let waiter = RepositoryWaiter::new(repository);
+        let error = waiter.wait_covered(&[need(MIB, 2 * MIB + 1)]).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        assert!(error.to_string().contains("the slot was lost"), "{error}");
+        // A gap elsewhere is no reason.
+        let before = [need(MIB, 2 * MIB)];
+        let waiting = waiter.wait_covered(&before);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(300), waiting).await.is_err(),
+            "a gap behind the backup counted"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_needed_is_there_at_once() {
+        let waiter = RepositoryWaiter::new(repository().0);
+        waiter.wait_covered(&[]).await.unwrap();
+    }
+}

@@ -1,0 +1,501 @@
+//! The command line, and nothing but it: what can be typed, and its help. Uses `wal` and `commands::exit`.
+//!
+//! Environment and file are not read here but in `config`, so that one place decides what beats what.
+
+use crate::commands::exit;
+use crate::wal::Lsn;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The whole command line.
+#[derive(Parser, Debug)]
+#[command(
+    name = "seawall",
+    version,
+    about = "Continuous archiver for PostgreSQL: streams WAL into object storage, restores to any moment",
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes. `None` means: not given here.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Common {
+    /// Configuration file (TOML); docs/configuration.md lists its keys [env: SEAWALL_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
+    pub config: Option<PathBuf>,
+    /// Name of the cluster: its folder in the repository [env: SEAWALL_CLUSTER] [default: main]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Everywhere")]
+    pub cluster: Option<String>,
+    /// PostgreSQL server: key=value pairs or a URI, as psql takes it; PG* variables fill in what is missing. Keep
+    /// passwords out of it, since other users see the arguments: ~/.pgpass and PGPASSFILE work [env: SEAWALL_PG]
+    #[arg(long, global = true, value_name = "CONNINFO", help_heading = "Everywhere")]
+    pub pg: Option<String>,
+    /// Repository: s3://bucket/prefix or file:///path [env: SEAWALL_REPO]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Everywhere")]
+    pub repo: Option<String>,
+    /// Say more on standard error; twice: everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Everywhere")]
+    pub verbose: u8,
+    /// How standard error is written [default: text]
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Everywhere")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How log lines are written.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Stream WAL into the repository until told to stop, and serve metrics
+    Run(RunArgs),
+    /// Take one base backup now
+    Backup(BackupArgs),
+    /// Restore a cluster to a moment
+    Restore(RestoreArgs),
+    /// List backups, WAL ranges, holes and recovery windows
+    List(ReportArgs),
+    /// Say where archiving stands and what a disaster would cost now
+    Status(ReportArgs),
+    /// Check server, role, slot, repository and clock before they are needed
+    Check(CheckArgs),
+    /// Fetch one WAL file: PostgreSQL's restore_command
+    WalFetch(WalFetchArgs),
+    /// Store one WAL file: PostgreSQL's archive_command, where streaming is not wanted
+    WalPush(WalPushArgs),
+    /// Show it all on a throwaway server: archive, back up, lose a table, restore it
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// `seawall run`
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The slot that this uses.
+    #[command(flatten)]
+    pub slot: SlotArg,
+    /// Store what was received after at most this time; 0 stores every byte at once [default: 500ms]
+    #[arg(long, value_name = "DURATION")]
+    pub flush_interval: Option<String>,
+    /// Address of /metrics, /healthz and /readyz, or "off" [default: 127.0.0.1:8432]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+}
+
+/// `--slot`, where it is taken.
+#[derive(Args, Debug)]
+pub struct SlotArg {
+    /// Replication slot, made if it is not there [default: seawall]
+    #[arg(long = "slot", value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+/// `--json`, where it is taken.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct JsonArg {
+    /// Print JSON, errors too
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `seawall backup`
+#[derive(Args, Debug)]
+pub struct BackupArgs {
+    /// The slot that this uses while `run` does not.
+    #[command(flatten)]
+    pub slot: SlotArg,
+    /// A name for people, kept with the backup and in the server's log
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// Ask the server for an immediate checkpoint instead of a spread one: starts at once, costs it I/O
+    #[arg(long)]
+    pub fast: bool,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// `seawall restore`
+#[derive(Args, Debug)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("target").multiple(false))]
+pub struct RestoreArgs {
+    /// Data directory to write: new, or empty
+    #[arg(long, value_name = "DIR")]
+    pub into: PathBuf,
+    /// To this time: "2026-11-20 14:03:00+01:00", "2026-11-20 14:03 Europe/Berlin", "10 minutes ago"
+    #[arg(long, value_name = "TIME", group = "target")]
+    pub to: Option<String>,
+    /// To this position in the WAL, such as 16/B374D848
+    #[arg(long, value_name = "LSN", group = "target")]
+    pub to_lsn: Option<Lsn>,
+    /// To the end of this transaction
+    #[arg(long, value_name = "XID", group = "target")]
+    pub to_xid: Option<u64>,
+    /// To this restore point, made with pg_create_restore_point()
+    #[arg(long, value_name = "NAME", group = "target")]
+    pub to_name: Option<String>,
+    /// To the end of what is stored; also what happens without a target
+    #[arg(long, group = "target")]
+    pub to_end: bool,
+    /// Stop just before the target instead of just behind it
+    #[arg(long, requires = "target", conflicts_with_all = ["to_name", "to_end"])]
+    pub to_exclusive: bool,
+    /// Start from this backup instead of the best one
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Follow this timeline instead of the line that was archived last
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeline: Option<u32>,
+    /// What the server does once it has reached the target
+    #[arg(long, value_name = "ACTION", default_value = "promote")]
+    pub target_action: TargetAction,
+    /// Restore the tablespace that was at OLD to NEW; once for each
+    #[arg(long = "tablespace-map", value_name = "OLD=NEW", value_parser = parse_tablespace_map)]
+    pub tablespace_maps: Vec<TablespaceMap>,
+    /// Give the files to this user; needed when root restores
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+    /// Print the plan and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// Where a restore ends, as typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The end of what is stored.
+    End,
+    /// A time, not read yet: that takes the local zone and the clock.
+    Time(String),
+    /// A position.
+    Lsn(Lsn),
+    /// A transaction.
+    Xid(u64),
+    /// A restore point.
+    Name(String),
+}
+
+impl RestoreArgs {
+    /// The one target that was given, or the end.
+    pub fn target(&self) -> Target {
+        match (&self.to, self.to_lsn, self.to_xid, &self.to_name) {
+            (Some(time), ..) => Target::Time(time.clone()),
+            (_, Some(lsn), ..) => Target::Lsn(lsn),
+            (_, _, Some(xid), _) => Target::Xid(xid),
+            (_, _, _, Some(name)) => Target::Name(name.clone()),
+            _ => Target::End,
+        }
+    }
+}
+
+/// PostgreSQL's `recovery_target_action`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TargetAction {
+    /// Stop replaying and answer queries, until told to go on.
+    Pause,
+    /// Become a server of its own.
+    Promote,
+    /// Shut down.
+    Shutdown,
+}
+
+/// A tablespace's way from the source's path to one here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablespaceMap {
+    /// Its absolute path on the source.
+    pub old: PathBuf,
+    /// Its absolute path here.
+    pub new: PathBuf,
+}
+
+/// Reads `OLD=NEW`; an equals sign that belongs to a path is written `\=`, as `pg_basebackup` has it.
+fn parse_tablespace_map(text: &str) -> Result<TablespaceMap, String> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' if letters.peek() == Some(&'=') => {
+                letters.next();
+                parts.iter_mut().last().into_iter().for_each(|part| part.push('='));
+            }
+            '=' => parts.push(String::new()),
+            _ => parts.iter_mut().last().into_iter().for_each(|part| part.push(letter)),
+        }
+    }
+    let [old, new] = <[String; 2]>::try_from(parts)
+        .map_err(|_| "give two paths with one equals sign between them; one inside a path is written \\=".to_owned())?;
+    if let Some(path) = [&old, &new].into_iter().find(|path| !path.starts_with('/')) {
+        return Err(format!("{path:?} is not an absolute path"));
+    }
+    Ok(TablespaceMap { old: PathBuf::from(old), new: PathBuf::from(new) })
+}
+
+/// `seawall list` and `seawall status`
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// `seawall check`
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The slot that `run` uses.
+    #[command(flatten)]
+    pub slot: SlotArg,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// `seawall wal-fetch`
+#[derive(Args, Debug)]
+pub struct WalFetchArgs {
+    /// Name of the WAL or history file: %f
+    pub name: String,
+    /// Where to put it: %p
+    pub path: PathBuf,
+}
+
+/// `seawall wal-push`
+#[derive(Args, Debug)]
+pub struct WalPushArgs {
+    /// The file to store: %p
+    pub path: PathBuf,
+}
+
+/// `seawall demo`
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Leave servers and repository for a look around, and say where they are
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `seawall completions`
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+impl Command {
+    /// True if the result, and an error, are wanted as JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Command::Backup(args) => args.json.json,
+            Command::Restore(args) => args.json.json,
+            Command::List(args) | Command::Status(args) => args.json.json,
+            Command::Check(args) => args.json.json,
+            Command::Run(_)
+            | Command::WalFetch(_)
+            | Command::WalPush(_)
+            | Command::Demo(_)
+            | Command::Completions(_) => false,
+        }
+    }
+}
+
+/// Examples of each command, for its `--help`.
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "run",
+        "  seawall run --pg 'host=db user=seawall' --repo s3://backups/shop
+  seawall run --config /etc/seawall.toml --listen 0.0.0.0:8432
+
+SIGTERM or SIGINT stores what was received and leaves; a second one leaves at once.",
+    ),
+    (
+        "backup",
+        "  seawall backup --pg 'host=db user=seawall' --repo s3://backups/shop --fast
+  seawall backup --config /etc/seawall.toml --label before-upgrade --json",
+    ),
+    (
+        "restore",
+        "  export SEAWALL_REPO=s3://backups/shop
+  seawall restore --into /var/lib/postgresql/15/new --owner postgres
+  seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
+  seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
+  seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive",
+    ),
+    ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
+    (
+        "status",
+        "  seawall status --pg 'host=db user=seawall' --repo s3://backups/shop
+  seawall status --config /etc/seawall.toml --json",
+    ),
+    (
+        "check",
+        "  seawall check --pg 'host=db user=seawall' --repo s3://backups/shop
+  seawall check --config /etc/seawall.toml --json",
+    ),
+    (
+        "wal-fetch",
+        "  restore_command = 'seawall --config /etc/seawall.toml wal-fetch %f %p'
+
+Exit codes, of its own since PostgreSQL takes 1 to 125 for the end of the archive:
+   0  the file is in place
+   1  it is proven not to be in the archive
+ 255  everything else",
+    ),
+    ("wal-push", "  archive_command = 'seawall --config /etc/seawall.toml wal-push %p'"),
+    ("demo", "  seawall demo\n  seawall demo --keep"),
+    (
+        "completions",
+        "  seawall completions bash > /etc/bash_completion.d/seawall
+  seawall completions zsh > ~/.zfunc/_seawall",
+    ),
+];
+
+const FIRST_STEPS: &str = "First steps:
+  seawall demo                                                          see it work, touches nothing
+  seawall check --pg 'host=db user=seawall' --repo s3://bucket/prefix   is everything in place?
+  seawall run --pg 'host=db user=seawall' --repo s3://bucket/prefix     protect it from now on
+
+A flag beats the environment, which beats the configuration file, which beats the default.";
+
+/// The parser with its help.
+pub fn command() -> clap::Command {
+    let codes = exit::help_paragraph();
+    let mut command = Cli::command().after_long_help(format!("{FIRST_STEPS}\n\n{codes}"));
+    for (name, examples) in EXAMPLES {
+        let help = match *name {
+            "wal-fetch" => format!("Examples:\n{examples}"),
+            _ => format!("Examples:\n{examples}\n\n{codes}"),
+        };
+        command = command.mut_subcommand(name, |sub| sub.after_long_help(help));
+    }
+    command
+}
+
+/// Reads a command line; its first word is the program's name.
+///
+/// # Errors
+/// clap's own: a mistake, or a request for help or version, which `use_stderr` tells apart.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+impl LogFormat {
+    /// Reads the name that the command line takes too.
+    pub fn parse(text: &str) -> Option<LogFormat> {
+        <LogFormat as ValueEnum>::from_str(text, false).ok()
+    }
+
+    /// The name, as both take it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    fn restore(line: &str) -> Result<RestoreArgs, clap::Error> {
+        match parsed(&format!("seawall restore --into /x {line}").trim().replace("  ", " "))?.command {
+            Command::Restore(args) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        let with: Vec<&str> = EXAMPLES.iter().map(|(name, _)| *name).collect();
+        for sub in Cli::command().get_subcommands() {
+            assert!(with.contains(&sub.get_name()), "{} has no examples", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn no_line_of_an_example_is_wrapped() {
+        let texts = EXAMPLES.iter().map(|(_, text)| *text).chain([FIRST_STEPS]);
+        for line in texts.flat_map(str::lines) {
+            assert!(line.len() <= 100, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_restore_has_one_target_at_most() {
+        assert_eq!(restore("").map(|args| args.target()).expect("no target"), Target::End);
+        assert_eq!(restore("--to-end").map(|args| args.target()).expect("end"), Target::End);
+        assert_eq!(restore("--to now").map(|args| args.target()).expect("time"), Target::Time("now".to_owned()));
+        assert_eq!(restore("--to-lsn 0/1F").map(|args| args.target()).expect("lsn"), Target::Lsn(Lsn(0x1F)));
+        assert_eq!(restore("--to-xid 7").map(|args| args.target()).expect("xid"), Target::Xid(7));
+        assert_eq!(restore("--to-name a").map(|args| args.target()).expect("name"), Target::Name("a".to_owned()));
+        for line in ["--to now --to-lsn 0/1", "--to-xid 7 --to-end", "--to-name a --to-xid 7", "--to now --to now"] {
+            assert!(restore(line).is_err(), "{line} was taken");
+        }
+    }
+
+    #[test]
+    fn to_exclusive_needs_a_target_that_has_a_before() {
+        assert!(restore("--to-lsn 0/1F --to-exclusive").expect("an LSN").to_exclusive);
+        for line in ["--to-exclusive", "--to-end --to-exclusive", "--to-name a --to-exclusive"] {
+            assert!(restore(line).is_err(), "{line} was taken");
+        }
+    }
+
+    #[test]
+    fn restore_refuses_values_that_cannot_be() {
+        for line in ["--timeline 0", "--to-lsn 12", "--to-xid -1", "--target-action stop", "--tablespace-map /a"] {
+            assert!(restore(line).is_err(), "{line} was taken");
+        }
+    }
+
+    #[test]
+    fn a_tablespace_map_is_two_absolute_paths() {
+        let map = |old: &str, new: &str| TablespaceMap { old: old.into(), new: new.into() };
+        assert_eq!(parse_tablespace_map("/a/b=/c"), Ok(map("/a/b", "/c")));
+        assert_eq!(parse_tablespace_map("/a\\=1=/c\\d"), Ok(map("/a=1", "/c\\d")));
+        for text in ["", "=", "/a", "/a=", "a=/b", "/a=b", "/a=/b=/c"] {
+            assert!(parse_tablespace_map(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn what_is_for_everywhere_is_taken_before_and_behind_the_command() {
+        for line in ["seawall --cluster a list --json", "seawall list --json --cluster a"] {
+            let cli = parsed(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!(cli.common.cluster.as_deref(), Some("a"));
+            assert!(cli.command.json());
+        }
+    }
+}

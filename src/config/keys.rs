@@ -1,0 +1,364 @@
+//! Every setting, defined once: name, flag, variable, default, meaning and how it is read. The parser, its messages and
+//! `docs/configuration.md` come from this table. Uses `cli` and `store`.
+
+use super::Settings;
+use crate::cli::LogFormat;
+use crate::store::{Checksum, Conditional, ServerSideEncryption};
+use jiff::fmt::friendly::SpanParser;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How a key is written in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// In quotes.
+    Text,
+    /// `true` or `false`.
+    Boolean,
+}
+
+/// One setting.
+pub struct Key {
+    /// Its place in the file: `section.key`, or `key` before the first section.
+    pub name: &'static str,
+    /// The flag that beats it.
+    pub flag: Option<&'static str>,
+    /// The variable that beats it.
+    pub variable: Option<&'static str>,
+    /// Its form in the file.
+    pub written: Written,
+    /// What it is when nobody says anything.
+    pub default: Option<&'static str>,
+    /// A value, as it stands in the file.
+    pub example: &'static str,
+    /// What it means: whole sentences, Markdown.
+    pub about: &'static str,
+    /// Checks the text and sets the field; an error completes "`name` …".
+    pub set: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+/// All of them, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "cluster",
+        flag: Some("--cluster"),
+        variable: Some("SEAWALL_CLUSTER"),
+        written: Written::Text,
+        default: Some("main"),
+        example: "\"shop\"",
+        about: "The cluster's folder in the repository: 1 to 64 letters, digits, `_` or `-`.",
+        set: |settings, text| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+            if !(1..=64).contains(&text.len()) || !text.bytes().all(allowed) {
+                return Err(format!("cannot be {text:?}: 1 to 64 letters, digits, _ or - are allowed"));
+            }
+            settings.cluster = text.to_owned();
+            Ok(())
+        },
+    },
+    Key {
+        name: "pg",
+        flag: Some("--pg"),
+        variable: Some("SEAWALL_PG"),
+        written: Written::Text,
+        default: Some(""),
+        example: "\"host=db.example.org user=seawall sslmode=verify-full\"",
+        about: "The PostgreSQL server, as `psql` takes it: `key=value` pairs or a URI. What it leaves out comes from \
+                the PG* variables, and a password from `~/.pgpass`. Arguments are seen by every user of the machine: \
+                never put a password into `--pg`; a file or `~/.pgpass` with rights 0600 is the place.",
+        set: |settings, text| {
+            settings.pg = text.to_owned();
+            Ok(())
+        },
+    },
+    Key {
+        name: "repo",
+        flag: Some("--repo"),
+        variable: Some("SEAWALL_REPO"),
+        written: Written::Text,
+        default: None,
+        example: "\"s3://backups/postgres\"",
+        about: "The repository: `s3://bucket/prefix` or `file:///path`. It may hold many clusters. Credentials are \
+                never part of it: the usual AWS chain finds them (variables, profile, role).",
+        set: |settings, text| {
+            if text.is_empty() {
+                return Err("is empty: give s3://bucket/prefix or file:///path".to_owned());
+            }
+            settings.repo = Some(text.to_owned());
+            Ok(())
+        },
+    },
+    Key {
+        name: "slot",
+        flag: Some("--slot"),
+        variable: None,
+        written: Written::Text,
+        default: Some("seawall"),
+        example: "\"seawall\"",
+        about: "The physical replication slot of `run`, made if it is not there. `backup` borrows it while `run` does \
+                not stream. 1 to 63 lower-case letters, digits or `_`, as PostgreSQL has it.",
+        set: |settings, text| {
+            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+            if !(1..=63).contains(&text.len()) || !text.bytes().all(allowed) {
+                return Err(format!("cannot be {text:?}: 1 to 63 lower-case letters, digits or _ are allowed"));
+            }
+            settings.slot = text.to_owned();
+            Ok(())
+        },
+    },
+    Key {
+        name: "log_format",
+        flag: Some("--log-format"),
+        variable: None,
+        written: Written::Text,
+        default: Some("text"),
+        example: "\"json\"",
+        about: "How standard error is written: `text` for people, `json` for a log collector.",
+        set: |settings, text| {
+            settings.log_format =
+                LogFormat::parse(text).ok_or_else(|| format!("cannot be {text:?}: it is text or json"))?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "run.flush_interval",
+        flag: Some("--flush-interval"),
+        variable: None,
+        written: Written::Text,
+        default: Some("500ms"),
+        example: "\"500ms\"",
+        about: "`run` stores what it received after at most this time, so that a disaster costs about as much. Shorter \
+                costs more requests while the server is busy, and none while it is idle. `0` stores at once. At most \
+                `1h`.",
+        set: |settings, text| {
+            let length = parse_duration(text)?;
+            if length > Duration::from_secs(3600) {
+                return Err(format!("cannot be {text:?}: an hour is the most"));
+            }
+            settings.run.flush_interval = length;
+            Ok(())
+        },
+    },
+    Key {
+        name: "run.listen",
+        flag: Some("--listen"),
+        variable: None,
+        written: Written::Text,
+        default: Some("127.0.0.1:8432"),
+        example: "\"0.0.0.0:8432\"",
+        about: "Where `run` serves `/metrics`, `/healthz` and `/readyz`: an IP address with a port (0: any free one, \
+                named in the log), or `off`. There is no password: listen beyond loopback only where the network is \
+                trusted.",
+        set: |settings, text| {
+            settings.run.listen = match text {
+                "off" => None,
+                _ => {
+                    let bad = |_| {
+                        format!("cannot be {text:?}: it is an IP address with a port, such as 127.0.0.1:8432, or off")
+                    };
+                    Some(text.parse::<SocketAddr>().map_err(bad)?)
+                }
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.region",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"eu-central-1\"",
+        about: "The bucket's region. Without it the AWS chain says: `AWS_REGION`, then the profile.",
+        set: |settings, text| set_name(&mut settings.store.s3.region, text),
+    },
+    Key {
+        name: "s3.endpoint",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"https://minio.example.org:9000\"",
+        about: "Another S3 server than Amazon's. Without it the AWS chain says: `AWS_ENDPOINT_URL_S3`, then \
+                `AWS_ENDPOINT_URL`.",
+        set: |settings, text| {
+            let (scheme, rest) = text.split_once("://").unwrap_or_default();
+            if !matches!(scheme, "http" | "https") || rest.is_empty() || rest.contains('@') {
+                return Err("is not an address such as https://minio.example.org:9000, without credentials".to_owned());
+            }
+            settings.store.s3.endpoint = Some(text.to_owned());
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.path_style",
+        flag: None,
+        variable: None,
+        written: Written::Boolean,
+        default: None,
+        example: "true",
+        about: "Put the bucket into the path (`https://server/bucket/key`) instead of the host name. Without it: `true` \
+                where an endpoint is given, `false` on Amazon's.",
+        set: |settings, text| {
+            settings.store.s3.path_style =
+                Some(text.parse().map_err(|_| format!("cannot be {text:?}: it is true or false"))?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.sse",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"aws:kms\"",
+        about: "Encryption by the store, asked for with every object: `AES256` (SSE-S3) or `aws:kms` (SSE-KMS). Without \
+                it the bucket's own default holds.",
+        set: |settings, text| {
+            settings.store.s3.sse = match text {
+                "AES256" => Some(ServerSideEncryption::S3),
+                "aws:kms" => Some(ServerSideEncryption::Kms),
+                _ => return Err(format!("cannot be {text:?}: it is AES256 or aws:kms")),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.kms_key",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab\"",
+        about: "The key for `sse = \"aws:kms\"`. Without it the account's own key for S3.",
+        set: |settings, text| set_name(&mut settings.store.s3.kms_key, text),
+    },
+    Key {
+        name: "s3.storage_class",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"STANDARD_IA\"",
+        about: "The storage class of every object. Classes that must be thawed before reading make a restore wait.",
+        set: |settings, text| set_name(&mut settings.store.s3.storage_class, text),
+    },
+    Key {
+        name: "s3.checksum",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("crc32c"),
+        example: "\"off\"",
+        about: "The checksum that is sent with every object, for the store to verify: `crc32c`, or `off` for an old \
+                server that refuses the header. What Seawall reads it checks in either case.",
+        set: |settings, text| {
+            settings.store.s3.checksum = match text {
+                "crc32c" => Checksum::Crc32c,
+                "off" => Checksum::Off,
+                _ => return Err(format!("cannot be {text:?}: it is crc32c or off")),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.conditional_writes",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("if-none-match"),
+        example: "\"head\"",
+        about: "How \"never overwrite\" is asked of the store. `if-none-match`: by the header, which the store must \
+                honour; it is tried at every start. `head`: for a store that ignores the header, look first, store, look \
+                again; two archivers at one instant are then found, not prevented, and every command says so.",
+        set: |settings, text| {
+            settings.store.s3.conditional_writes = match text {
+                "if-none-match" => Conditional::Header,
+                "head" => Conditional::Head,
+                _ => return Err(format!("cannot be {text:?}: it is if-none-match or head")),
+            };
+            Ok(())
+        },
+    },
+];
+
+/// Sets a name that goes into a request header.
+fn set_name(field: &mut Option<String>, text: &str) -> Result<(), String> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("cannot be {text:?}: it is one word of ASCII letters, digits and signs"));
+    }
+    *field = Some(text.to_owned());
+    Ok(())
+}
+
+/// Reads `500ms`, `2s`, `15m`, `1h 30m`; a bare number has no unit and is refused, but for `0`.
+///
+/// # Errors
+/// The words that complete "`name` …".
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    SpanParser::new()
+        .parse_unsigned_duration(text)
+        .map_err(|_| format!("cannot be {text:?}: it is a length of time such as 500ms, 2s or 15m"))
+}
+
+/// `docs/configuration.md`.
+pub fn document() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    let mut section = "";
+    for key in KEYS {
+        let (place, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        if place != section {
+            section = place;
+            let _ = write!(text, "\n## `[{place}]`\n");
+        }
+        let _ = write!(text, "\n### `{name}`\n\n{}\n\n", key.about);
+        let _ = writeln!(text, "* in the file: `{name} = {}`", key.example);
+        if let Some(flag) = key.flag {
+            let _ = writeln!(text, "* flag: `{flag}`");
+        }
+        if let Some(variable) = key.variable {
+            let _ = writeln!(text, "* variable: `{variable}`");
+        }
+        match key.default {
+            Some("") => text.push_str("* default: empty\n"),
+            Some(default) => {
+                let _ = writeln!(text, "* default: `{default}`");
+            }
+            None => text.push_str("* default: none\n"),
+        }
+    }
+    text
+}
+
+const INTRODUCTION: &str = r#"# Configuration
+
+Everything can be said on the command line, so a file is needed only for what has no flag. A flag beats the environment,
+which beats the file, which beats the default. An empty variable counts as not set.
+
+The file is TOML and is named by `--config` or `SEAWALL_CONFIG`; none is read unless it is named. A key that does not
+exist is an error.
+
+```toml
+pg = "host=db.example.org user=seawall"
+repo = "s3://backups/postgres"
+
+[run]
+flush_interval = "500ms"
+
+[s3]
+region = "eu-central-1"
+```
+
+Lengths of time have a unit: `500ms`, `2s`, `15m`, `1h 30m`.
+
+**Secrets.** PostgreSQL's password belongs into `~/.pgpass` (or the file named by `PGPASSFILE`). A configuration file
+with a password in `pg` is refused if others may read it: `chmod 600`; a group may read it if root owns it, which is how
+secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile, web identity
+or instance role.
+
+Beside these, PostgreSQL's `PG*` variables and the `AWS_*` variables work as in their own tools.
+"#;

@@ -1,0 +1,275 @@
+//! The settings: flags over environment over file over defaults. Nobody but `commands` and `main` imports this; it fills
+//! the option structs that the modules define. Uses `cli`, `error` and those structs.
+
+mod keys;
+
+pub use keys::{KEYS, Key, Written, document, parse_duration};
+
+use crate::cli::{Cli, Command, LogFormat};
+use crate::error::{Error, Kind, Result};
+use crate::store::{ServerSideEncryption, StoreOptions};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// No configuration file is longer than this, in bytes: a wrong path to something large is an error, not a wait.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a command works with.
+#[derive(Clone)]
+pub struct Settings {
+    /// The file that was read, as it was named: a `restore_command` needs it again.
+    pub file: Option<PathBuf>,
+    /// The cluster's name, checked: `[A-Za-z0-9_-]{1,64}`.
+    pub cluster: String,
+    /// Connection parameters; may hold a password. Empty: the PG* variables say everything.
+    pub pg: String,
+    /// The repository's URL, if one was given.
+    pub repo: Option<String>,
+    /// The replication slot's name, checked.
+    pub slot: String,
+    /// How standard error is written.
+    pub log_format: LogFormat,
+    /// For `run` alone.
+    pub run: RunSettings,
+    /// How the repository's store is used.
+    pub store: StoreOptions,
+}
+
+/// For `run` alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunSettings {
+    /// How old the oldest byte that is not stored may get.
+    pub flush_interval: Duration,
+    /// Where the HTTP endpoint listens; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+impl fmt::Debug for Settings {
+    /// Without `pg`, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("file", &self.file)
+            .field("cluster", &self.cluster)
+            .field("repo", &self.repo)
+            .field("slot", &self.slot)
+            .field("log_format", &self.log_format)
+            .field("run", &self.run)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// Puts together what the command line, the environment and the file say. `variable` looks up the environment.
+    ///
+    /// # Errors
+    /// Of kind `Usage` for a flag, of kind `Config` for a variable or the file, `Local` if the file cannot be read.
+    pub fn load(cli: &Cli, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings> {
+        let mut settings = Settings::defaults()?;
+        let from_environment = || variable("SEAWALL_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        settings.file = cli.common.config.clone().or_else(from_environment);
+        if let Some(path) = settings.file.clone() {
+            settings.read_file(&path)?;
+        }
+        for key in KEYS {
+            let Some((name, value)) = key.variable.and_then(|name| Some((name, variable(name)?))) else {
+                continue;
+            };
+            let value = value.into_string().map_err(|_| Error::new(Kind::Config, format!("{name} is not UTF-8")))?;
+            if !value.is_empty() {
+                (key.set)(&mut settings, &value)
+                    .map_err(|problem| Error::new(Kind::Config, format!("{name} {problem}")))?;
+            }
+        }
+        for (name, value) in flags(cli) {
+            let key = KEYS.iter().find(|key| key.flag == Some(name));
+            let key = key.ok_or_else(|| Error::new(Kind::Internal, format!("{name} is no setting's flag")))?;
+            (key.set)(&mut settings, value).map_err(|problem| Error::new(Kind::Usage, format!("{name} {problem}")))?;
+        }
+        settings.check_together()?;
+        Ok(settings)
+    }
+
+    /// The repository's URL.
+    ///
+    /// # Errors
+    /// Of kind `Config`, if none was given.
+    pub fn repo(&self) -> Result<&str> {
+        self.repo.as_deref().ok_or_else(|| {
+            Error::new(Kind::Config, "no repository is given")
+                .hint("Give --repo s3://bucket/prefix, SEAWALL_REPO, or repo in a file named by --config.")
+        })
+    }
+
+    fn defaults() -> Result<Settings> {
+        let mut settings = Settings {
+            file: None,
+            cluster: String::new(),
+            pg: String::new(),
+            repo: None,
+            slot: String::new(),
+            log_format: LogFormat::default(),
+            run: RunSettings { flush_interval: Duration::ZERO, listen: None },
+            store: StoreOptions::default(),
+        };
+        for key in KEYS {
+            if let Some(default) = key.default {
+                (key.set)(&mut settings, default)
+                    .map_err(|problem| Error::new(Kind::Internal, format!("the default of {} {problem}", key.name)))?;
+            }
+        }
+        Ok(settings)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<()> {
+        let (text, metadata) = read(path)?;
+        let at = |offset: usize| {
+            let line = text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
+            format!("{}, line {line}", path.display())
+        };
+        // toml's own message quotes the line, which may hold a password: its text and place are enough.
+        let document = DeTable::parse(&text).map_err(|error| {
+            let place = error.span().map_or_else(|| path.display().to_string(), |span| at(span.start));
+            Error::new(Kind::Config, format!("{place}: {}", error.message()))
+        })?;
+        let mut given = Vec::new();
+        flatten("", document.get_ref(), &mut given);
+        for (name, offset, value) in given {
+            let bad = |problem: String| Error::new(Kind::Config, format!("{}: {name} {problem}", at(offset)));
+            let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+                return Err(unknown(&name, &at(offset)));
+            };
+            let value = match (key.written, value) {
+                (Written::Text, DeValue::String(text)) => text.to_string(),
+                (Written::Boolean, DeValue::Boolean(value)) => value.to_string(),
+                _ => return Err(bad("has the wrong type".to_owned()).hint(form(key))),
+            };
+            (key.set)(self, &value).map_err(bad)?;
+        }
+        if has_password(&self.pg) && others_may_read(&metadata) {
+            return Err(Error::new(
+                Kind::Config,
+                format!("{} holds a password and others may read it", path.display()),
+            )
+            .hint(format!("chmod 600 {}, or move the password into ~/.pgpass.", path.display())));
+        }
+        Ok(())
+    }
+
+    fn check_together(&self) -> Result<()> {
+        if self.store.s3.kms_key.is_some() && self.store.s3.sse != Some(ServerSideEncryption::Kms) {
+            return Err(Error::new(Kind::Config, "s3.kms_key is given but s3.sse is not \"aws:kms\"")
+                .hint("Add sse = \"aws:kms\" to [s3], or take kms_key out."));
+        }
+        Ok(())
+    }
+}
+
+/// The settings that were given as flags.
+fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
+    let slot = match &cli.command {
+        Command::Run(args) => args.slot.name.as_deref(),
+        Command::Backup(args) => args.slot.name.as_deref(),
+        Command::Check(args) => args.slot.name.as_deref(),
+        _ => None,
+    };
+    let (flush_interval, listen) = match &cli.command {
+        Command::Run(args) => (args.flush_interval.as_deref(), args.listen.as_deref()),
+        _ => (None, None),
+    };
+    let all = [
+        ("--cluster", cli.common.cluster.as_deref()),
+        ("--pg", cli.common.pg.as_deref()),
+        ("--repo", cli.common.repo.as_deref()),
+        ("--slot", slot),
+        ("--log-format", cli.common.log_format.map(LogFormat::name)),
+        ("--flush-interval", flush_interval),
+        ("--listen", listen),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+fn read(path: &Path) -> Result<(String, Metadata)> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::new(Kind::Config, format!("there is no {}", path.display()))
+            .hint("Is the path in --config or SEAWALL_CONFIG right, seen from the working directory?"),
+        _ => Error::local("read", path, error),
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let unfit = |why: &str| Error::new(Kind::Config, format!("{} {why}", path.display()));
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(unfit("is over a mebibyte long: that is no configuration"));
+    }
+    Ok((String::from_utf8(bytes).map_err(|_| unfit("is not UTF-8"))?, metadata))
+}
+
+/// Every value with its dotted name and place, in the order of the file.
+fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, into: &mut Vec<(String, usize, &'a DeValue<'a>)>) {
+    let mut entries: Vec<(&Spanned<_>, &Spanned<DeValue<'_>>)> = table.iter().collect();
+    entries.sort_by_key(|(name, _)| name.span().start);
+    for (name, value) in entries {
+        let full = format!("{prefix}{}", name.get_ref());
+        match value.get_ref() {
+            DeValue::Table(inner) if !inner.is_empty() && !KEYS.iter().any(|key| key.name == full) => {
+                flatten(&format!("{full}."), inner, into);
+            }
+            DeValue::Table(_) if is_section(&full) => {}
+            value => into.push((full, name.span().start, value)),
+        }
+    }
+}
+
+fn is_section(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.split_once('.').is_some_and(|(section, _)| section == name))
+}
+
+fn unknown(name: &str, place: &str) -> Error {
+    let error = Error::new(Kind::Config, format!("{place}: there is no setting {name}"));
+    let last = |name: &str| name.rsplit('.').next().map(str::to_owned).unwrap_or_default();
+    let distance = |key: &str| {
+        let whole = strsim::damerau_levenshtein(name, key);
+        whole.min(strsim::damerau_levenshtein(&last(name), &last(key)))
+    };
+    let nearest = KEYS.iter().min_by_key(|key| distance(key.name)).filter(|key| distance(key.name) <= 3);
+    match nearest {
+        Some(key) => error.hint(format!("Is {} meant? {}", key.name, form(key))),
+        None => error.hint("docs/configuration.md lists all of them."),
+    }
+}
+
+/// How a key is written, in a sentence.
+fn form(key: &Key) -> String {
+    match key.name.split_once('.') {
+        Some((section, name)) => format!("It is written {name} = {} under [{section}].", key.example),
+        None => format!("It is written {} = {} before the first section.", key.name, key.example),
+    }
+}
+
+/// True if connection parameters have a password in them, and sometimes if they only look like it.
+fn has_password(conninfo: &str) -> bool {
+    let is_uri = conninfo.starts_with("postgres://") || conninfo.starts_with("postgresql://");
+    let authority = conninfo.split("://").nth(1).and_then(|rest| rest.split(['/', '?']).next());
+    let in_authority = authority.and_then(|text| text.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'));
+    let mut behind = conninfo.split("password").skip(1);
+    (is_uri && in_authority) || behind.any(|rest| rest.trim_start().starts_with('='))
+}
+
+/// Others are everybody, and the group too unless root owns the file (libpq's rule for private keys).
+fn others_may_read(metadata: &Metadata) -> bool {
+    let forbidden = if metadata.uid() == 0 { 0o007 } else { 0o077 };
+    metadata.mode() & forbidden != 0
+}
+
+#[cfg(test)]
+mod tests;

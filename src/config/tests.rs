@@ -1,0 +1,231 @@
+//! What the settings take and refuse, from wherever they are said.
+
+use super::*;
+use crate::cli;
+use crate::store::{Checksum, Conditional};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+
+struct Place {
+    directory: tempfile::TempDir,
+    variables: BTreeMap<&'static str, String>,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { directory: tempfile::tempdir().expect("a directory"), variables: BTreeMap::new() }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("seawall.toml")
+    }
+
+    fn with_file(self, text: &str, mode: u32) -> Place {
+        std::fs::write(self.file(), text).expect("write the file");
+        std::fs::set_permissions(self.file(), std::fs::Permissions::from_mode(mode)).expect("set its rights");
+        self
+    }
+
+    fn with_variable(mut self, name: &'static str, value: &str) -> Place {
+        self.variables.insert(name, value.to_owned());
+        self
+    }
+
+    fn load(&self, line: &str) -> Result<Settings> {
+        let line = line.replace("FILE", &self.file().display().to_string());
+        let cli = cli::parse(line.split(' ').map(OsString::from)).unwrap_or_else(|error| panic!("{line}: {error}"));
+        Settings::load(&cli, &|name| self.variables.get(name).map(OsString::from))
+    }
+
+    fn refusal(&self, line: &str) -> Error {
+        match self.load(line) {
+            Ok(settings) => panic!("taken: {settings:?}"),
+            Err(error) => error,
+        }
+    }
+}
+
+#[test]
+fn without_a_word_the_defaults_hold() {
+    let settings = Place::new().load("seawall run").expect("defaults");
+    assert_eq!((settings.cluster.as_str(), settings.slot.as_str(), settings.pg.as_str()), ("main", "seawall", ""));
+    assert_eq!(settings.run.flush_interval, Duration::from_millis(500));
+    assert_eq!(settings.run.listen, Some(SocketAddr::from(([127, 0, 0, 1], 8432))));
+    assert_eq!(settings.store.s3.conditional_writes, Conditional::Header);
+    assert_eq!(settings.store.s3.checksum, Checksum::Crc32c);
+    let error = settings.repo().expect_err("there is none");
+    assert_eq!(error.kind(), Kind::Config);
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("SEAWALL_REPO")), "{error:?}");
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let place = Place::new().with_file("cluster = \"file\"", 0o644);
+    assert_eq!(place.load("seawall --config FILE list").expect("file").cluster, "file");
+    let place = place.with_variable("SEAWALL_CLUSTER", "variable");
+    assert_eq!(place.load("seawall --config FILE list").expect("variable").cluster, "variable");
+    assert_eq!(place.load("seawall --config FILE --cluster flag list").expect("flag").cluster, "flag");
+    let place = place.with_variable("SEAWALL_CLUSTER", "");
+    assert_eq!(place.load("seawall --config FILE list").expect("empty is not set").cluster, "file");
+}
+
+#[test]
+fn the_file_is_found_by_the_variable_too() {
+    let place = Place::new().with_file("repo = \"file:///r\"", 0o644);
+    let path = place.file().display().to_string();
+    let place = place.with_variable("SEAWALL_CONFIG", &path);
+    let settings = place.load("seawall list").expect("the file");
+    assert_eq!(settings.repo().expect("a repository"), "file:///r");
+    assert_eq!(settings.file, Some(place.file()));
+}
+
+#[test]
+fn every_key_can_be_written_as_its_example() {
+    let mut text = String::new();
+    let mut section = "";
+    for key in KEYS {
+        let (place, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        if place != section {
+            section = place;
+            text.push_str(&format!("[{place}]\n"));
+        }
+        text.push_str(&format!("{name} = {}\n", key.example));
+    }
+    let settings = Place::new().with_file(&text, 0o644).load("seawall --config FILE run").expect(&text);
+    assert_eq!(settings.store.s3.sse, Some(ServerSideEncryption::Kms));
+    assert_eq!(settings.store.s3.path_style, Some(true));
+    assert_eq!(settings.store.s3.conditional_writes, Conditional::Head);
+    assert_eq!(settings.log_format, LogFormat::Json);
+}
+
+#[test]
+fn a_key_that_does_not_exist_is_refused_with_the_nearest() {
+    for (text, line, nearest) in [
+        ("clutser = \"a\"", 1, "Is cluster meant?"),
+        ("\n[run]\nflush_intervall = \"1s\"", 3, "Is run.flush_interval meant?"),
+        ("flush_interval = \"1s\"", 1, "under [run]"),
+        ("[s33]\nregion = \"a\"", 2, "Is s3.region meant?"),
+        ("[wombat]\n", 1, "docs/configuration.md"),
+        ("[run.listen.deep]\na = 1", 1, ""),
+    ] {
+        let error = Place::new().with_file(text, 0o644).refusal("seawall --config FILE run");
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.to_string().contains(&format!("line {line}")), "{text:?}: {error:?}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains(nearest)), "{text:?}: {error:?}");
+    }
+    Place::new().with_file("[run]\n[s3]\n", 0o644).load("seawall --config FILE run").expect("empty sections");
+}
+
+#[test]
+fn a_value_that_cannot_be_is_refused_where_it_stands() {
+    for text in [
+        "cluster = \"\"",
+        "cluster = \"a/b\"",
+        "cluster = \"über\"",
+        "cluster = 7",
+        "slot = \"Seawall\"",
+        "repo = \"\"",
+        "log_format = \"xml\"",
+        "run = 7",
+        "[run]\nflush_interval = 500",
+        "[run]\nflush_interval = \"500\"",
+        "[run]\nflush_interval = \"-1s\"",
+        "[run]\nflush_interval = \"2 weeks\"",
+        "[run]\nflush_interval = \"2h\"",
+        "[run]\nlisten = \"8432\"",
+        "[run]\nlisten = \"localhost:8432\"",
+        "[s3]\npath_style = \"true\"",
+        "[s3]\nsse = \"kms\"",
+        "[s3]\nendpoint = \"minio:9000\"",
+        "[s3]\nregion = \"a b\"",
+        "[s3]\nconditional_writes = \"no\"",
+        "[s3]\nchecksum = \"md5\"",
+        "cluster = \"a\"\ncluster = \"b\"",
+        "cluster",
+    ] {
+        let error = Place::new().with_file(text, 0o644).refusal("seawall --config FILE run");
+        assert_eq!(error.kind(), Kind::Config, "{text:?}: {error:?}");
+        assert!(error.to_string().contains("line "), "{text:?}: {error:?}");
+    }
+}
+
+#[test]
+fn a_bad_flag_is_a_matter_of_usage_and_is_named() {
+    for line in ["--cluster a/b", "--listen here", "--flush-interval 5", "--slot A"] {
+        let error = Place::new().refusal(&format!("seawall run {line}"));
+        assert_eq!(error.kind(), Kind::Usage, "{error:?}");
+        assert!(error.to_string().starts_with(line.split(' ').next().unwrap_or_default()), "{error:?}");
+    }
+    let error = Place::new().with_variable("SEAWALL_CLUSTER", "a/b").refusal("seawall list");
+    assert_eq!(error.kind(), Kind::Config);
+    assert!(error.to_string().starts_with("SEAWALL_CLUSTER"), "{error:?}");
+}
+
+#[test]
+fn lengths_of_time_are_read() {
+    for (text, length) in [
+        ("0", Duration::ZERO),
+        ("0s", Duration::ZERO),
+        ("500ms", Duration::from_millis(500)),
+        ("2s", Duration::from_secs(2)),
+        ("15m", Duration::from_secs(900)),
+        ("1h", Duration::from_secs(3600)),
+        ("1.5s", Duration::from_millis(1500)),
+    ] {
+        let settings = Place::new().load(&format!("seawall run --flush-interval {text}")).expect(text);
+        assert_eq!(settings.run.flush_interval, length, "{text}");
+    }
+}
+
+#[test]
+fn the_endpoint_can_be_off() {
+    assert_eq!(Place::new().load("seawall run --listen off").expect("off").run.listen, None);
+}
+
+#[test]
+fn a_password_in_a_file_that_others_may_read_is_refused() {
+    let with = "pg = \"host=db password=s3cret\"";
+    let uri = "pg = \"postgres://seawall:s3cret@db/x\"";
+    for text in [with, uri, "pg = \"host=db password = 's3cret'\"", "pg = \"postgres://db/?password=s3cret\""] {
+        let error = Place::new().with_file(text, 0o644).refusal("seawall --config FILE list");
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("chmod 600")), "{error:?}");
+        assert!(!format!("{error:?}").contains("s3cret"), "the password is in the message: {error:?}");
+        let settings = Place::new().with_file(text, 0o600).load("seawall --config FILE list").expect("0600");
+        assert!(!format!("{settings:?}").contains("s3cret"), "the password is in the settings' text");
+    }
+    let without = "pg = \"postgres://seawall@[::1]:5432/x?require_auth=password\"";
+    Place::new().with_file(without, 0o644).load("seawall --config FILE list").expect("no password in it");
+}
+
+#[test]
+fn no_message_quotes_the_line_with_the_password() {
+    for text in ["pg = \"password=s3cret", "pg = password=s3cret", "pgg = \"password=s3cret\"", "pg = [\"s3cret\"]"] {
+        let error = Place::new().with_file(text, 0o600).refusal("seawall --config FILE list");
+        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_or_not_text_is_an_error() {
+    let error = Place::new().refusal("seawall --config FILE list");
+    assert_eq!(error.kind(), Kind::Config);
+    assert!(error.hint_text().is_some(), "{error:?}");
+    let place = Place::new();
+    std::fs::write(place.file(), b"cluster = \"\xFF\"").expect("write");
+    assert_eq!(place.refusal("seawall --config FILE list").kind(), Kind::Config);
+    std::fs::write(place.file(), vec![b'#'; (FILE_BYTES_MAX + 1) as usize]).expect("write");
+    assert_eq!(place.refusal("seawall --config FILE list").kind(), Kind::Config);
+    // A directory.
+    let place = Place::new();
+    std::fs::create_dir(place.file()).expect("a directory");
+    assert_eq!(place.refusal("seawall --config FILE list").kind(), Kind::Local);
+}
+
+#[test]
+fn a_key_for_kms_needs_kms() {
+    let text = "[s3]\nkms_key = \"k\"";
+    assert_eq!(Place::new().with_file(text, 0o644).refusal("seawall --config FILE list").kind(), Kind::Config);
+    let text = "[s3]\nkms_key = \"k\"\nsse = \"aws:kms\"";
+    Place::new().with_file(text, 0o644).load("seawall --config FILE list").expect("both");
+}

@@ -1,0 +1,215 @@
+//! The program from the outside: help, exit codes, what it prints where; and that the documents rendered from
+//! definitions are up to date. `SEAWALL_BLESS=1 cargo test --test cli` writes what is there now as what is expected.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use seawall::commands::exit;
+use seawall::{cli, config, metrics};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The program in an environment without anything that it reads.
+fn seawall(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("COLUMNS").env_remove("RUST_LOG");
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if ["SEAWALL_", "PG", "AWS_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    seawall(arguments).output().expect("start seawall")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Compares with the file, or writes it when `SEAWALL_BLESS` is set.
+fn expect_file(path: &Path, got: &str) {
+    if std::env::var_os("SEAWALL_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("make the directory");
+        std::fs::write(path, got).expect("write the file");
+        return;
+    }
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(
+        got,
+        expected,
+        "{} is not up to date: run SEAWALL_BLESS=1 cargo test --test cli, and read the difference",
+        path.display()
+    );
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_help_text_is_as_expected() {
+    let mut commands: Vec<String> = cli::command().get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    commands.push(String::new());
+    let golden = root().join("tests/golden/help");
+    for name in &commands {
+        let arguments: Vec<&str> = [name.as_str(), "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+        let output = output(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{name} --help: {}", text(&output.stderr));
+        let file = if name.is_empty() { "seawall.txt".to_owned() } else { format!("{name}.txt") };
+        expect_file(&golden.join(file), &text(&output.stdout));
+    }
+    let files = std::fs::read_dir(&golden).expect("the golden files").count();
+    assert_eq!(files, commands.len(), "a help text is kept of a command that is gone");
+}
+
+#[test]
+fn the_documents_rendered_from_definitions_are_up_to_date() {
+    let docs = root().join("docs");
+    expect_file(&docs.join("exit-codes.md"), &exit::document());
+    expect_file(&docs.join("configuration.md"), &config::document());
+    expect_file(&docs.join("metrics.md"), &metrics::document().expect("the metrics"));
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let output = output(&["--version"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stdout), format!("seawall {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_mistake_on_the_command_line_ends_with_2() {
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["run", "--nonsense"],
+        &["restore"],
+        &["restore", "--into", "/x", "--to-lsn", "13am"],
+        &["restore", "--into", "/x", "--to", "now", "--to-end"],
+        &["run", "--flush-interval", "500"],
+        &["list", "--cluster", "a/b"],
+        &["completions", "tcl"],
+    ] {
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{arguments:?} wrote to standard output");
+        assert!(!output.stderr.is_empty(), "{arguments:?} said nothing");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_ends_with_3_and_says_where() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("seawall.toml");
+    std::fs::write(&file, "[run]\nflush_intervall = \"1s\"\n").expect("write");
+    let path = file.display().to_string();
+    let output = output(&["--config", &path, "list"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(
+        text(&output.stderr),
+        format!(
+            "error: {path}, line 2: there is no setting run.flush_intervall\n\
+             hint: Is run.flush_interval meant? It is written flush_interval = \"500ms\" under [run].\n"
+        )
+    );
+    let output = seawall(&["list"]).env("SEAWALL_CLUSTER", "a/b").output().expect("start seawall");
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+}
+
+#[test]
+fn with_json_an_error_is_one_line_of_it() {
+    for (arguments, kind, code) in [
+        (&["list", "--json", "--nonsense"][..], "usage", 2),
+        (&["list", "--json", "--cluster", "a/b"], "usage", 2),
+        (&["list", "--json", "--config", "/nowhere/seawall.toml"], "config", 3),
+    ] {
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let line = text(&output.stderr);
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let document: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(document["error"]["kind"], kind, "{line}");
+        assert_eq!(document["error"]["exit_code"], code, "{line}");
+        assert!(document["error"]["message"].as_str().is_some_and(|message| !message.starts_with("error")), "{line}");
+    }
+}
+
+#[test]
+fn wal_fetch_ends_with_255_whatever_is_wrong_before_it_starts() {
+    for arguments in [
+        &["wal-fetch"][..],
+        &["wal-fetch", "000000010000000000000001"],
+        &["wal-fetch", "000000010000000000000001", "pg_wal/RECOVERYXLOG", "more"],
+        &["wal-fetch", "--nonsense", "a", "b"],
+        &["--nonsense", "wal-fetch", "a", "b"],
+        &["--cluster", "a/b", "wal-fetch", "a", "b"],
+        &["--config", "/nowhere/seawall.toml", "wal-fetch", "a", "b"],
+        // No repository at all.
+        &["wal-fetch", "000000010000000000000001", "pg_wal/RECOVERYXLOG"],
+    ] {
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(255), "{arguments:?}: {}", text(&output.stderr));
+        assert!(!output.stderr.is_empty(), "{arguments:?} said nothing");
+    }
+    let output = seawall(&["wal-fetch", "a", "b"]).env("SEAWALL_CLUSTER", "a/b").output().expect("start seawall");
+    assert_eq!(output.status.code(), Some(255));
+}
+
+#[test]
+fn a_panic_of_wal_fetch_is_not_taken_for_the_end_of_the_archive() {
+    // Given less and less room, threads cannot be started, which panics (Rust's own code for that is 101). PostgreSQL
+    // takes 1 to 125 for the end of the archive, and anything above, or a signal, for a failure.
+    let program = env!("CARGO_BIN_EXE_seawall");
+    let mut panics = 0;
+    for kilobytes in (2_000..400_000).step_by(500) {
+        // A wait without end would stop recovery as well: `timeout` says 124 then, which is none of what is expected.
+        let line = format!("ulimit -v {kilobytes} && exec timeout 60 \"$0\" --repo file:///nowhere wal-fetch a b");
+        let mut shell = Command::new("sh");
+        let output = shell.args(["-c", &line, program]).env("RUST_BACKTRACE", "0").output().expect("start a shell");
+        let said = text(&output.stderr);
+        let ended_as_failure = match output.status.code() {
+            Some(code) => code > 125,
+            None => output.status.signal().is_some(),
+        };
+        assert!(ended_as_failure, "with {kilobytes} kB it ended with {}: {said}", output.status);
+        panics += u32::from(said.contains("panicked"));
+        // It had room enough to fail in the ordinary way.
+        if said.starts_with("error:") {
+            break;
+        }
+    }
+    assert!(panics > 0, "nothing panicked, so nothing was proven");
+}
+
+#[test]
+fn wal_fetch_says_nothing_and_still_fails_right_when_standard_error_is_gone() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let status = seawall(&["wal-fetch", "a", "b"]).stderr(full).status().expect("start seawall");
+    assert_eq!(status.code(), Some(255));
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = output(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}: {}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("wal-fetch"), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let program = env!("CARGO_BIN_EXE_seawall");
+    let line = "{ \"$0\" completions bash; echo \"ended with $?\" >&2; } | head -n 1 > /dev/null";
+    let output = Command::new("sh").args(["-c", line, program]).output().expect("start a shell");
+    assert_eq!(text(&output.stderr), "ended with 0\n");
+}
+
+#[test]
+fn no_variable_is_shown_in_a_help_text() {
+    let output = seawall(&["run", "--help"]).env("SEAWALL_PG", "password=s3cret").output().expect("start seawall");
+    assert!(!text(&output.stdout).contains("s3cret"), "{}", text(&output.stdout));
+}
