@@ -8,6 +8,11 @@
 //! ```
 
 mod choose;
+mod command;
+mod destination;
+mod execute;
+mod part;
+mod pin;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
@@ -15,15 +20,27 @@ mod refusal;
 mod request;
 mod route;
 mod scan;
+mod settings;
+mod spool;
 mod survey;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tree;
+mod verify;
+mod wal_fetch;
+mod wal_push;
 
+pub use command::FetchCommand;
+pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
+pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
+pub use pin::{PIN_FILE, Pin};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
 pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
 pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+pub use wal_fetch::{FetchOptions, Fetched, SPOOL_BYTES_MAX, fetch, take_spooled};
+pub use wal_push::{Pushed, push};
 
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader};
