@@ -17,6 +17,7 @@ use super::{
 };
 use crate::runtime::Clock;
 use async_trait::async_trait;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, StorageClass};
@@ -50,6 +51,8 @@ pub struct S3Options {
     pub checksum: Checksum,
     /// How names are kept from getting second bytes.
     pub conditional_writes: Conditional,
+    /// Who one is. `None`: the usual chain of environment, `~/.aws`, web identity, container and machine.
+    pub credentials: Option<SharedCredentialsProvider>,
 }
 
 /// Who holds the key of what the server encrypts.
