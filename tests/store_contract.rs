@@ -1,5 +1,12 @@
 //! Every store and every decorator keeps the one contract of `store::Store`: the stories are in `support/contract.rs`.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unused_async,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub
+)]
 
 #[path = "support/contract.rs"]
 mod contract;
@@ -40,7 +47,7 @@ async fn opened_by_url() -> (Arc<dyn Store>, TempDir) {
 
 async fn s3_server() -> (Arc<dyn Store>, S3Server) {
     let server = S3Server::start();
-    (s3_store::store(&server, s3_store::options(&server)).await, server)
+    (s3_store::store(s3_store::options(&server)).await, server)
 }
 
 async fn s3_without_a_prefix() -> (Arc<dyn Store>, S3Server) {

@@ -42,7 +42,7 @@ async fn read(store: &dyn Store, key: &str) -> Bytes {
 #[tokio::test]
 async fn every_refusal_has_its_kind_and_a_sentence() {
     let server = S3Server::start();
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     let table = [
         (Fault::NO_SUCH_BUCKET, StoreErrorKind::NoBucket, "404 NoSuchBucket"),
         (Fault::WRONG_REGION, StoreErrorKind::WrongRegion, "(the bucket is in eu-test-1)"),
@@ -100,7 +100,7 @@ async fn wrong_keys_are_credentials() {
     let server = S3Server::start();
     let mut options = once(&server);
     options.s3.credentials = Some(s3_store::credentials(S3Server::ACCESS_KEY, "wrong"));
-    let error = store(&server, options).await.head("a").await.expect_err("head");
+    let error = store(options).await.head("a").await.expect_err("head");
     assert_eq!(error.kind, StoreErrorKind::Credentials);
     let error = Error::from(error);
     assert_eq!(error.kind(), Kind::Store);
@@ -110,7 +110,7 @@ async fn wrong_keys_are_credentials() {
 #[tokio::test]
 async fn a_lost_reply_ends_in_exists_with_the_bytes_that_were_sent() {
     let server = S3Server::start();
-    let store = store(&server, options(&server)).await;
+    let store = store(options(&server)).await;
     server.fault(Op::Put, Fault::ReplyLost);
 
     assert_eq!(create(store.as_ref(), "a", "hello").await, Created::Exists);
@@ -122,7 +122,7 @@ async fn a_lost_reply_ends_in_exists_with_the_bytes_that_were_sent() {
 #[tokio::test]
 async fn conflicts_and_throttling_are_tried_again() {
     let server = S3Server::start();
-    let store = store(&server, options(&server)).await;
+    let store = store(options(&server)).await;
     for fault in [Fault::CONFLICT, Fault::SLOW_DOWN, Fault::INTERNAL_ERROR, Fault::RequestLost] {
         server.fault(Op::Put, fault);
     }
@@ -133,7 +133,7 @@ async fn conflicts_and_throttling_are_tried_again() {
 #[tokio::test]
 async fn a_broken_download_goes_on_where_it_broke() {
     let server = S3Server::start();
-    let store = store(&server, options(&server)).await;
+    let store = store(options(&server)).await;
     let whole: Bytes = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
     server.put("repo/a", whole.clone());
     server.fault(Op::Get, Fault::CutAt(1_000_000));
@@ -149,7 +149,7 @@ async fn a_broken_download_goes_on_where_it_broke() {
 #[tokio::test]
 async fn a_bit_that_flips_on_the_way_is_noticed() {
     let server = S3Server::start();
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     create(store.as_ref(), "a", "hello").await;
     for fault in [Fault::FlipBit(1), Fault::WrongChecksum] {
         server.fault(Op::Get, fault);
@@ -165,7 +165,7 @@ async fn a_bit_that_flips_on_the_way_is_noticed() {
 #[tokio::test]
 async fn an_upload_has_a_checksum_of_the_whole() {
     let server = S3Server::start();
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     let mut upload = store.begin_upload("a", Metadata::new()).await.expect("begin");
     upload.put_piece(Bytes::from(vec![7; 5 << 20]).into()).await.expect("piece");
     upload.put_piece(Bytes::from_static(b"tail").into()).await.expect("piece");
@@ -180,7 +180,7 @@ async fn an_upload_has_a_checksum_of_the_whole() {
 #[tokio::test]
 async fn an_upload_survives_lost_replies_and_refusals() {
     let server = S3Server::start();
-    let store = store(&server, options(&server)).await;
+    let store = store(options(&server)).await;
     server.fault(Op::CreateUpload, Fault::SLOW_DOWN);
     server.fault(Op::UploadPart, Fault::ReplyLost);
     server.fault(Op::UploadPart, Fault::BAD_DIGEST);
@@ -200,7 +200,7 @@ async fn an_upload_survives_lost_replies_and_refusals() {
 #[tokio::test]
 async fn an_upload_that_the_server_dropped_is_an_error() {
     let server = S3Server::start();
-    let store = store(&server, options(&server)).await;
+    let store = store(options(&server)).await;
     let mut upload = store.begin_upload("a", Metadata::new()).await.expect("begin");
     upload.put_piece(Bytes::from_static(b"hello").into()).await.expect("piece");
     upload.abort().await.expect("abort");
@@ -211,7 +211,7 @@ async fn an_upload_that_the_server_dropped_is_an_error() {
 #[tokio::test]
 async fn an_upload_that_meets_an_object_takes_its_parts_back() {
     let server = S3Server::start();
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     let mut upload = store.begin_upload("a", Metadata::new()).await.expect("begin");
     upload.put_piece(Bytes::from_static(b"second").into()).await.expect("piece");
     create(store.as_ref(), "a", "first").await;
@@ -227,7 +227,7 @@ async fn an_upload_that_meets_an_object_takes_its_parts_back() {
 #[tokio::test]
 async fn a_silent_server_gives_way_when_the_future_is_dropped() {
     let server = S3Server::start();
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     let hold = server.hold(Op::Put);
     let creating = tokio::spawn({
         let store = store.clone();
@@ -244,7 +244,7 @@ async fn a_silent_server_gives_way_when_the_future_is_dropped() {
 #[tokio::test]
 async fn only_our_own_objects_are_listed() {
     let server = S3Server::start();
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     create(store.as_ref(), "main/a", "x").await;
     for foreign in ["repo", "repository/a", "other/a", "repo/", "repo/main/", "repo/.hidden", "repo/a b", "repo/.x/y"] {
         server.put(foreign, Bytes::new());
@@ -259,7 +259,7 @@ async fn only_our_own_objects_are_listed() {
 async fn a_server_that_ignores_conditions_is_recognised() {
     let server = S3Server::start();
     server.always(Op::Put, Fault::IgnoreIfNoneMatch);
-    let store = store(&server, once(&server)).await;
+    let store = store(once(&server)).await;
     assert_eq!(probe(store.as_ref(), "open/probe-1").await.expect("probe"), ConditionalWrites::Ignored);
     assert!(server.snapshot().is_empty(), "the probe must leave nothing");
 }
@@ -269,7 +269,7 @@ async fn looking_before_and_after_replaces_the_condition() {
     let server = S3Server::start();
     server.always(Op::Put, Fault::IgnoreIfNoneMatch);
     server.always(Op::CompleteUpload, Fault::IgnoreIfNoneMatch);
-    let store = store(&server, looking_around(&server)).await;
+    let store = store(looking_around(&server)).await;
 
     let metadata: Metadata = [("range".to_string(), "0-5".to_string())].into();
     let created = store.create("a", Bytes::from_static(b"first").into(), metadata.clone()).await.expect("create");
@@ -291,7 +291,7 @@ async fn looking_before_and_after_replaces_the_condition() {
 async fn looking_after_tells_a_writer_that_it_was_overwritten() {
     let server = S3Server::start();
     server.always(Op::Put, Fault::IgnoreIfNoneMatch);
-    let (one, other) = (store(&server, looking_around(&server)).await, store(&server, looking_around(&server)).await);
+    let (one, other) = (store(looking_around(&server)).await, store(looking_around(&server)).await);
 
     // Given two writers that have both looked, and a first whose look afterwards is held until the second has put.
     let hold = server.hold(Op::Put);
@@ -315,7 +315,7 @@ async fn checksums_can_be_left_out_for_old_servers() {
     let server = S3Server::start();
     let mut options = once(&server);
     options.s3.checksum = Checksum::Off;
-    let store = store(&server, options).await;
+    let store = store(options).await;
     create(store.as_ref(), "a", "hello").await;
     let mut upload = store.begin_upload("b", Metadata::new()).await.expect("begin");
     upload.put_piece(Bytes::from_static(b"hello").into()).await.expect("piece");

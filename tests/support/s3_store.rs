@@ -27,7 +27,7 @@ pub fn options(server: &S3Server) -> StoreOptions {
     StoreOptions { s3, ..StoreOptions::default() }
 }
 
-/// The store at [`url`] on any server that `options` name.
-pub async fn store(_server: &S3Server, options: StoreOptions) -> Arc<dyn Store> {
+/// The store at [`url`] on the server that `options` name.
+pub async fn store(options: StoreOptions) -> Arc<dyn Store> {
     open(&url(), &options, Arc::new(NoObserver)).await.expect("options of a test")
 }
