@@ -1,1 +1,7 @@
 //! PostgreSQL to repository, and the acknowledgement back.
+
+mod line;
+mod progress;
+
+pub use line::{Job, Line};
+pub use progress::Progress;

@@ -1,1 +1,177 @@
-//! Compressed frames: independent, and readable by standard tools. Knows nothing of PostgreSQL or stores.
+//! Compressed objects: independent frames that standard tools read. Pure computation: no tokio, no I/O, nothing of
+//! PostgreSQL or stores.
+//!
+//! ```text
+//! object   = identity frame, data frame, data frame ...     `lz4 -dc object` prints the plain bytes
+//! identity = skippable frame: magic 0x184D2A57, u32 length, the identity's bytes
+//! data     = LZ4 frame of up to FRAME_BYTES plain bytes, with content size and content checksum
+//! ```
+//! Frames do not refer to one another, so that every core can take one, and an object may be cut between two.
+//! What a whole object must hold (its length, its hash) is said by its identity: a file cut exactly between two frames
+//! reads as a shorter one, and only the identity's reader can tell.
+//!
+//! Formats: `doc/lz4_Frame_format.md` and `doc/lz4_Block_format.md` of the LZ4 project.
+
+mod frame;
+mod header;
+mod split;
+#[cfg(test)]
+mod tests;
+
+pub use frame::{FrameDecoder, FrameEncoder};
+pub use split::{FrameSplitter, RawFrame};
+
+use crate::error::{Error, Kind};
+use bytes::{BufMut, Bytes, BytesMut};
+use header::{Magic, SKIPPABLE_HEADER_BYTES};
+
+/// Plain bytes in a data frame; the last one of an object may have fewer. Part of the repository's format: base backup
+/// parts are cut at frame borders, and a resumed backup must find the same borders.
+pub const FRAME_BYTES: usize = 4 << 20;
+
+/// The largest identity. Identities are small documents; a longer one is taken for damage.
+pub const IDENTITY_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes that a data frame of [`FRAME_BYTES`] has at most, since blocks that do not shrink are stored as they are:
+/// the limit to give to a [`FrameSplitter`] for objects of our own.
+pub const FRAME_STORED_BYTES_MAX: usize = header::stored_bytes_max(FRAME_BYTES);
+
+/// How an object is compressed, as the end of its name says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Codec {
+    /// LZ4 frames, as the `lz4` program reads and writes them.
+    Lz4,
+}
+
+impl Codec {
+    /// The end of an object's name, without the dot.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Codec::Lz4 => "lz4",
+        }
+    }
+
+    /// Reads [`Codec::suffix`] back.
+    pub fn from_suffix(suffix: &str) -> Option<Codec> {
+        (suffix == Codec::Lz4.suffix()).then_some(Codec::Lz4)
+    }
+}
+
+/// The bytes are not what an encoder writes: damaged, cut, or of another format.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// No frame begins here.
+    #[error("no LZ4 frame begins with {0:08X}")]
+    NotAFrame(u32),
+    /// The format of the `lz4` program before 2014 (`lz4 -l`), which has no checksums.
+    #[error("this is the legacy LZ4 format, which has no checksums")]
+    Legacy,
+    /// The frame asks for what this reader does not do.
+    #[error("the LZ4 frame {0}")]
+    Unsupported(&'static str),
+    /// The bytes end too early.
+    #[error("the data ends within a frame: at least {needed_bytes} bytes are needed")]
+    Cut {
+        /// Bytes needed from the beginning of what was given to get one step further.
+        needed_bytes: usize,
+    },
+    /// The frame is, or would become, larger than the caller allows.
+    #[error("the frame is larger than {limit_bytes} bytes")]
+    TooLarge {
+        /// The caller's limit.
+        limit_bytes: usize,
+    },
+    /// A checksum does not fit what it covers.
+    #[error("the {0} checksum of the LZ4 frame does not match")]
+    Checksum(&'static str),
+    /// The compressed bytes contradict themselves.
+    #[error("the LZ4 frame {0}")]
+    Malformed(&'static str),
+    /// A block cannot be decompressed.
+    #[error("a block of the LZ4 frame cannot be decompressed")]
+    Block(#[source] lz4_flex::block::DecompressError),
+}
+
+impl From<CodecError> for Error {
+    fn from(error: CodecError) -> Error {
+        let legacy = matches!(error, CodecError::Legacy);
+        let error = Error::new(Kind::Damaged, "cannot decompress").because(error);
+        match legacy {
+            true => error.hint("Was this file written by `lz4 -l`? Write it again without that option."),
+            false => error,
+        }
+    }
+}
+
+/// The first frame of an object: a skippable frame that carries `identity` and that the `lz4` and `zstd` programs pass
+/// over.
+///
+/// # Panics
+/// If `identity` has more than [`IDENTITY_BYTES_MAX`] bytes: it could be written, but never read back.
+pub fn identity_frame(identity: &[u8]) -> Bytes {
+    assert!(identity.len() <= IDENTITY_BYTES_MAX, "an identity of {} bytes is not an identity", identity.len());
+    let mut frame = BytesMut::with_capacity(SKIPPABLE_HEADER_BYTES + identity.len());
+    frame.put_u32_le(header::IDENTITY_MAGIC);
+    frame.put_u32_le(identity.len() as u32);
+    frame.put_slice(identity);
+    frame.freeze()
+}
+
+/// Reads the identity from the first bytes of an object; `None` if the object begins with another frame.
+///
+/// # Errors
+/// [`CodecError::Cut`] says how many bytes of the object are needed at least: read that many and ask again.
+pub fn read_identity(prefix: &[u8]) -> Result<Option<Bytes>, CodecError> {
+    match Magic::of(prefix)? {
+        Magic::Lz4 | Magic::Skippable => Ok(None),
+        Magic::Identity => {
+            let end = header::skippable_frame_bytes(prefix)?;
+            if end > SKIPPABLE_HEADER_BYTES + IDENTITY_BYTES_MAX {
+                return Err(CodecError::TooLarge { limit_bytes: IDENTITY_BYTES_MAX });
+            }
+            let identity = prefix.get(SKIPPABLE_HEADER_BYTES..end);
+            let identity = identity.ok_or(CodecError::Cut { needed_bytes: end })?;
+            Ok(Some(Bytes::copy_from_slice(identity)))
+        }
+    }
+}
+
+/// A whole object, decompressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// What its identity frame carries, if it has one.
+    pub identity: Option<Bytes>,
+    /// The plain bytes of all its data frames.
+    pub plain: Vec<u8>,
+}
+
+/// Decompresses a whole object that lies in memory, to its last frame.
+///
+/// # Errors
+/// [`CodecError::TooLarge`] if the plain bytes are more than `limit_bytes`, whatever the headers say;
+/// [`CodecError::Cut`] also for no bytes at all.
+pub fn decode_object(bytes: &[u8], limit_bytes: usize) -> Result<Decoded, CodecError> {
+    let mut decoded = Decoded { identity: None, plain: Vec::new() };
+    let mut rest = bytes;
+    loop {
+        let frame_bytes = match Magic::of(rest)? {
+            Magic::Lz4 => {
+                let left_bytes = limit_bytes - decoded.plain.len();
+                frame::decode_frame(rest, &mut decoded.plain, left_bytes).map_err(|error| match error {
+                    CodecError::TooLarge { .. } => CodecError::TooLarge { limit_bytes },
+                    other => other,
+                })?
+            }
+            magic => {
+                if magic == Magic::Identity {
+                    decoded.identity = read_identity(rest)?;
+                }
+                header::skippable_frame_bytes(rest)?
+            }
+        };
+        rest = rest.get(frame_bytes..).ok_or(CodecError::Cut { needed_bytes: frame_bytes })?;
+        if rest.is_empty() {
+            return Ok(decoded);
+        }
+    }
+}

@@ -1,1 +1,35 @@
-//! Names, documents, what is there.
+//! Names, documents, what is there: a repository of format 1 (`docs/repository-format.md`) on top of a store.
+
+mod catalog;
+mod documents;
+mod file_path;
+mod identity;
+mod layout;
+pub mod manifest;
+mod reader;
+pub mod tar;
+mod writer;
+
+pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
+pub use documents::{
+    BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, Cluster, Continuation, FORMAT_VERSION,
+    GapNote, Heartbeat, WalNeed,
+};
+pub use file_path::{FilePath, FilePathError};
+pub use identity::{Identity, Subject};
+pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
+pub use reader::{WalReader, Window};
+pub use writer::{Stamp, Writer};
+pub(crate) use writer::{hex, same};
+
+use crate::store::Store;
+use std::sync::Arc;
+
+/// One cluster's folder in a repository: the store and the names in it.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    /// Where the objects are.
+    pub store: Arc<dyn Store>,
+    /// What they are called.
+    pub layout: Layout,
+}

@@ -1,0 +1,56 @@
+# Sourced by docker/quickstart.sh and tests/run.sh: stage lines, and Debian packages for programs that are missing.
+
+stage() {
+    printf '\n==> %s\n' "$*"
+}
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    if [ $# -gt 1 ]; then printf 'hint: %s\n' "$2" >&2; fi
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "this needs root: $*" "Run it as root once, or install sudo."
+    fi
+}
+
+apt_lists_are_fresh=no
+
+# install PACKAGE...: from Debian's archive, without questions.
+install() {
+    command -v apt-get >/dev/null || fail "no apt-get here to install: $*" "Install these by hand, then run this again."
+    if [ "$apt_lists_are_fresh" = no ]; then
+        as_root apt-get update -qq
+        apt_lists_are_fresh=yes
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+# need PROGRAM PACKAGE...: installs the packages if the program is not in PATH.
+need() {
+    local program=$1
+    shift
+    command -v "$program" >/dev/null || install "$@"
+}
+
+# Installs a PostgreSQL server package. Debian's would also make a cluster and start it on port 5432: nobody asked for that.
+install_postgresql() {
+    local conf=/etc/postgresql-common/createcluster.conf
+    install postgresql-common
+    if ! grep -q '^create_main_cluster' "$conf"; then
+        echo 'create_main_cluster = false' | as_root tee -a "$conf" >/dev/null
+    fi
+    install "$@"
+}
+
+# What building takes beside Rust itself.
+need_compiler() {
+    command -v cargo >/dev/null || fail "no cargo in PATH" "Install Rust (https://rustup.rs), then run this again."
+    need cc gcc libc6-dev
+}

@@ -1,0 +1,451 @@
+//! One timeline's bytes on their way into the repository: cut into tails and blocks, compared with what is there
+//! already. Pure: it says what to do, the session does it.
+//!
+//! Design rules, by number in `docs/architecture.md`: content is a function of the range (1), blocks from memory (2), tails
+//! never cross a block (3), merged by sixteens (5), garbage when covered (7), the overlap is compared (9), sealed at a
+//! switch (10).
+
+use super::progress::Progress;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Key, Stored};
+use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
+use bytes::{Bytes, BytesMut};
+
+/// How many neighbouring tails of one level become one of the next.
+const TAILS_PER_MERGE: usize = 16;
+
+/// The level of the tail that replaces all earlier ones after a restart: it is never merged again.
+const RESTART_LEVEL: u8 = u8::MAX;
+
+/// Something to do with the store, whose success confirms `range`.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// Store these bytes.
+    Store {
+        /// [`Key::Block`] or [`Key::Tail`].
+        key: Key,
+        /// Which bytes they are.
+        range: WalRange,
+        /// They.
+        bytes: Bytes,
+    },
+    /// Compare these bytes, which came again, with an object that is there.
+    Compare {
+        /// The object's key.
+        key: Key,
+        /// Which bytes they are.
+        range: WalRange,
+        /// They.
+        bytes: Bytes,
+    },
+}
+
+impl Job {
+    /// The bytes that its success confirms.
+    pub fn range(&self) -> WalRange {
+        match self {
+            Job::Store { range, .. } | Job::Compare { range, .. } => *range,
+        }
+    }
+
+    /// The object.
+    pub fn key(&self) -> &Key {
+        match self {
+            Job::Store { key, .. } | Job::Compare { key, .. } => key,
+        }
+    }
+}
+
+/// A tail of ours or found, that nothing larger has replaced yet.
+#[derive(Clone, Debug)]
+struct Tail {
+    range: WalRange,
+    level: u8,
+    confirmed: bool,
+    /// A merge that holds it is under way.
+    merging: bool,
+}
+
+/// One timeline, from the first byte that is streamed.
+#[derive(Debug)]
+pub struct Line {
+    size: SegmentSize,
+    progress: Progress,
+    /// The block that is not full yet, from its first byte.
+    open: BytesMut,
+    open_start: Lsn,
+    /// Objects found at the start that the stream has not passed, latest first.
+    known: Vec<Stored>,
+    /// Live tails, by start.
+    tails: Vec<Tail>,
+    /// Confirmed objects that hold tails which are still being stored.
+    covers: Vec<WalRange>,
+    /// The open block has tails from before this process: the next one replaces them all.
+    replaces_earlier: bool,
+}
+
+impl Line {
+    /// A line that begins at `start`, the first byte of a block. `[start, overlap_end)` is covered by `known` objects,
+    /// of which there may be more behind.
+    pub fn new(size: SegmentSize, timeline: TimelineId, start: Lsn, overlap_end: Lsn, known: &[Stored]) -> Line {
+        let mut known: Vec<Stored> = known.iter().filter(|stored| stored.range.start >= start).cloned().collect();
+        known.sort_by_key(|stored| std::cmp::Reverse((stored.range.end, stored.range.start)));
+        Line {
+            size,
+            progress: Progress::new(timeline, start, overlap_end),
+            open: BytesMut::new(),
+            open_start: start,
+            known,
+            tails: Vec::new(),
+            covers: Vec::new(),
+            replaces_earlier: overlap_end > start && overlap_end != size.block_start(overlap_end),
+        }
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Bytes of the open block, which are in memory.
+    pub fn open_bytes(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Live tails of the open block and of blocks that are being stored.
+    pub fn live_tails(&self) -> usize {
+        self.tails.len()
+    }
+
+    /// True if bytes were received that nothing has been done about.
+    pub fn has_unsubmitted(&self) -> bool {
+        self.progress.received() > self.progress.submitted()
+    }
+
+    /// Takes bytes from the server, which must follow what was received.
+    ///
+    /// # Errors
+    /// If they do not: the server or the connection cannot be trusted.
+    pub fn receive(&mut self, start: Lsn, bytes: &[u8], jobs: &mut Vec<Job>) -> Result<()> {
+        if start != self.progress.received() {
+            let expected = self.progress.received();
+            return Err(Error::new(Kind::Postgres, format!("the server sent WAL from {start} instead of {expected}"))
+                .hint("The connection is dropped and the stream starts again from the last durable byte."));
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = self.size.block_bytes() as usize - self.open.len();
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.open.extend_from_slice(now);
+            rest = later;
+            self.progress.receive_to(self.open_start + self.open.len() as u64)?;
+            self.compare_passed(jobs);
+            if self.open.len() as u64 == self.size.block_bytes() {
+                self.close_block(jobs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the known objects that the stream has passed now.
+    fn compare_passed(&mut self, jobs: &mut Vec<Job>) {
+        while let Some(stored) = self.known.last().filter(|stored| stored.range.end <= self.progress.received()) {
+            let range = stored.range;
+            let key = if stored.is_block { Key::Block(range) } else { Key::Tail(range) };
+            if range.start >= self.open_start {
+                let bytes = self.copy(range);
+                if !stored.is_block {
+                    self.tails.push(Tail { range, level: RESTART_LEVEL, confirmed: false, merging: false });
+                }
+                jobs.push(Job::Compare { key, range, bytes });
+            }
+            self.known.pop();
+        }
+    }
+
+    fn close_block(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
+        let range = self.whole(self.open_start + self.size.block_bytes());
+        let bytes = self.open.split().freeze();
+        self.open_start = range.end;
+        self.replaces_earlier = false;
+        self.progress.submit_to(range.end)?;
+        let compared = jobs.iter().any(|job| *job.key() == Key::Block(range));
+        if !compared {
+            jobs.push(Job::Store { key: Key::Block(range), range, bytes });
+        }
+        Ok(())
+    }
+
+    /// Stores what was received and not handed to the store yet, as a tail.
+    ///
+    /// # Errors
+    /// None that the world can cause.
+    pub fn flush(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
+        if !self.has_unsubmitted() {
+            return Ok(());
+        }
+        let end = self.progress.received();
+        let (start, level) = match self.replaces_earlier {
+            true => (self.open_start, RESTART_LEVEL),
+            false => (self.progress.submitted().max(self.open_start), 0),
+        };
+        self.replaces_earlier = false;
+        let range = self.range(start, end);
+        self.store_tail(range, level, jobs);
+        self.progress.submit_to(end)
+    }
+
+    fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
+        let bytes = self.copy(range);
+        self.tails.push(Tail { range, level, confirmed: false, merging: false });
+        jobs.push(Job::Store { key: Key::Tail(range), range, bytes });
+    }
+
+    /// The timeline ends at `switch`, up to which everything was received: what its last block has is permanent.
+    ///
+    /// # Errors
+    /// If the switch point is not where the stream ended.
+    pub fn seal(&mut self, switch: Lsn, jobs: &mut Vec<Job>) -> Result<()> {
+        if switch != self.progress.received() {
+            let received = self.progress.received();
+            let message = format!("the timeline ended at {switch}, but the stream did at {received}");
+            return Err(Error::new(Kind::Postgres, message));
+        }
+        if switch > self.open_start {
+            let range = self.range(self.open_start, switch);
+            jobs.push(Job::Store { key: Key::Block(range), range, bytes: self.copy(range) });
+            self.progress.submit_to(switch)?;
+        }
+        Ok(())
+    }
+
+    /// The store has confirmed a job. Gives back the tails that this makes garbage, and adds the merge that it makes
+    /// possible. True if the durable end moved.
+    ///
+    /// # Errors
+    /// If the job was none of this line.
+    pub fn confirm(&mut self, key: &Key, range: WalRange, jobs: &mut Vec<Job>, garbage: &mut Vec<Key>) -> Result<bool> {
+        let moved = self.progress.confirm(range)?;
+        let is_tail = matches!(key, Key::Tail(_));
+        if is_tail {
+            let mut of_this_name = self.tails.iter_mut().filter(|tail| tail.range == range);
+            if let Some(tail) = of_this_name.next() {
+                tail.confirmed = true;
+            }
+        }
+        self.covers.push(range);
+        let covers = &self.covers;
+        self.tails.retain(|tail| {
+            let covered = covers.iter().any(|cover| cover.contains(tail.range) && *cover != tail.range)
+                || (!is_tail && range == tail.range);
+            if covered && tail.confirmed {
+                garbage.push(Key::Tail(tail.range));
+            }
+            !(covered && tail.confirmed)
+        });
+        let tails = &self.tails;
+        self.covers.retain(|cover| tails.iter().any(|tail| !tail.confirmed && cover.contains(tail.range)));
+        if is_tail {
+            self.merge(jobs);
+        }
+        Ok(moved)
+    }
+
+    /// Sixteen neighbouring confirmed tails of one level in the open block become one of the next.
+    fn merge(&mut self, jobs: &mut Vec<Job>) {
+        self.tails.sort_by_key(|tail| (tail.range.start, tail.range.end));
+        let ready = |tail: &Tail, first: &Tail, end: Lsn| {
+            tail.confirmed && !tail.merging && tail.level == first.level && tail.range.start == end
+        };
+        let from = self.tails.partition_point(|tail| tail.range.start < self.open_start);
+        for index in from..self.tails.len() {
+            let first = self.tails[index].clone();
+            if !first.confirmed || first.merging || first.level == RESTART_LEVEL {
+                continue;
+            }
+            let mut end = first.range.end;
+            let mut run = 1;
+            while run < TAILS_PER_MERGE && self.tails.get(index + run).is_some_and(|tail| ready(tail, &first, end)) {
+                end = self.tails[index + run].range.end;
+                run += 1;
+            }
+            if run == TAILS_PER_MERGE {
+                for tail in &mut self.tails[index..index + run] {
+                    tail.merging = true;
+                }
+                self.store_tail(WalRange { end, ..first.range }, first.level + 1, jobs);
+                return;
+            }
+        }
+    }
+
+    fn range(&self, start: Lsn, end: Lsn) -> WalRange {
+        WalRange { timeline: self.progress.timeline(), start, end }
+    }
+
+    fn whole(&self, end: Lsn) -> WalRange {
+        self.range(end_to_start(self.size, end), end)
+    }
+
+    /// Bytes of the open block. Copied: the block goes on growing, and a copy is a fraction of what storing costs.
+    fn copy(&self, range: WalRange) -> Bytes {
+        let (from, to) = ((range.start - self.open_start) as usize, (range.end - self.open_start) as usize);
+        Bytes::copy_from_slice(&self.open[from..to])
+    }
+}
+
+fn end_to_start(size: SegmentSize, end: Lsn) -> Lsn {
+    Lsn(end.0 - size.block_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const MIB: u64 = 1 << 20;
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(MIB).unwrap()
+    }
+
+    fn wal(start: u64, end: u64) -> Vec<u8> {
+        (start..end).map(|position| (position % 251) as u8).collect()
+    }
+
+    fn stored(start: u64, end: u64, is_block: bool) -> Stored {
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) };
+        Stored { range, name: String::new(), is_block, stored_bytes: 0, modified: Timestamp::UNIX_EPOCH }
+    }
+
+    /// Confirms every job at once, as a store without delay would, and keeps what is stored.
+    fn settle(line: &mut Line, jobs: &mut Vec<Job>, stored: &mut BTreeMap<Key, Bytes>) -> usize {
+        let mut puts = 0;
+        while let Some(job) = jobs.pop() {
+            if let Job::Store { key, bytes, .. } = &job {
+                stored.insert(key.clone(), bytes.clone());
+                puts += 1;
+            }
+            let mut garbage = Vec::new();
+            line.confirm(job.key(), job.range(), jobs, &mut garbage).unwrap();
+            for key in garbage {
+                assert!(stored.remove(&key).is_some(), "{key:?} was not there to be garbage");
+            }
+        }
+        puts
+    }
+
+    #[test]
+    fn a_trickle_leaves_few_tails_and_stores_each_byte_a_handful_of_times() {
+        // Given a block that fills by 32 bytes a flush
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        let (mut jobs, mut stored, mut most) = (Vec::new(), BTreeMap::new(), 0);
+        let mut uploaded = 0u64;
+        // When every flush is confirmed before the next
+        for at in (MIB..2 * MIB).step_by(32) {
+            line.receive(Lsn(at), &wal(at, at + 32), &mut jobs).unwrap();
+            line.flush(&mut jobs).unwrap();
+            uploaded += jobs.iter().map(|job| job.range().bytes()).sum::<u64>();
+            while let Some(job) = jobs.pop() {
+                let before = jobs.len();
+                stored.insert(job.key().clone(), ());
+                let mut garbage = Vec::new();
+                line.confirm(job.key(), job.range(), &mut jobs, &mut garbage).unwrap();
+                uploaded += jobs[before..].iter().map(|job| job.range().bytes()).sum::<u64>();
+                for key in garbage {
+                    stored.remove(&key);
+                }
+            }
+            most = most.max(stored.len());
+        }
+        // Then there were never more than fifteen tails a level, and a byte was stored once a level and in its block
+        assert!(most <= 75, "{most} tails were live at once");
+        assert!(uploaded <= 6 * MIB, "{uploaded} bytes were uploaded for {MIB}");
+        assert_eq!(stored.len(), 1, "a full block leaves the block alone: {:?}", stored.keys());
+        assert_eq!(line.progress().durable(), Lsn(2 * MIB));
+    }
+
+    #[test]
+    fn a_block_that_fills_at_once_has_no_tail() {
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        let mut jobs = Vec::new();
+        line.receive(Lsn(MIB), &wal(MIB, 3 * MIB), &mut jobs).unwrap();
+        line.flush(&mut jobs).unwrap();
+        let keys: Vec<&Key> = jobs.iter().map(Job::key).collect();
+        assert!(matches!(keys[..], [Key::Block(_), Key::Block(_)]), "{keys:?}");
+    }
+
+    #[test]
+    fn after_a_restart_what_comes_again_is_compared_and_one_tail_replaces_all_before_it() {
+        // Given two tails from before, and the stream from the segment's start
+        let known = [stored(MIB, MIB + 100, false), stored(MIB + 100, MIB + 150, false)];
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB + 150), &known);
+        let mut jobs = Vec::new();
+        // When the overlap and fifty bytes more have come
+        line.receive(Lsn(MIB), &wal(MIB, MIB + 200), &mut jobs).unwrap();
+        // Then both are compared, and nothing is acknowledged before both are confirmed
+        assert!(jobs.iter().all(|job| matches!(job, Job::Compare { .. })) && jobs.len() == 2, "{jobs:?}");
+        assert_eq!(line.progress().flushed(), Lsn::INVALID);
+        let mut stored = BTreeMap::new();
+        for job in &jobs {
+            stored.insert(job.key().clone(), Bytes::new());
+        }
+        settle(&mut line, &mut jobs, &mut stored);
+        assert_eq!(line.progress().flushed(), Lsn(MIB + 150));
+        // And the next flush holds everything from the block's start, and the earlier tails are garbage
+        line.flush(&mut jobs).unwrap();
+        assert_eq!(jobs[0].range().start, Lsn(MIB));
+        settle(&mut line, &mut jobs, &mut stored);
+        assert_eq!(stored.len(), 1, "{:?}", stored.keys());
+        assert_eq!(line.progress().flushed(), Lsn(MIB + 200));
+    }
+
+    #[test]
+    fn a_block_that_is_there_is_compared_and_not_stored() {
+        let known = [stored(MIB, 2 * MIB, true)];
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(2 * MIB), &known);
+        let mut jobs = Vec::new();
+        line.receive(Lsn(MIB), &wal(MIB, 2 * MIB), &mut jobs).unwrap();
+        assert!(matches!(jobs[..], [Job::Compare { .. }]), "{jobs:?}");
+    }
+
+    #[test]
+    fn bytes_that_do_not_follow_are_refused() {
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        let mut jobs = Vec::new();
+        assert!(line.receive(Lsn(MIB + 1), b"x", &mut jobs).is_err());
+        assert!(line.receive(Lsn(0), b"x", &mut jobs).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// However the stream is cut and whenever it is flushed, what is stored is the stream.
+        #[test]
+        fn every_split_stores_the_same_bytes(pieces in prop::collection::vec((1usize..200_000, any::<bool>()), 1..20)) {
+            let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+            let (mut jobs, mut stored) = (Vec::new(), BTreeMap::new());
+            let stream = wal(MIB, 5 * MIB);
+            let mut at = MIB;
+            for (length, flush) in pieces {
+                let end = at + length as u64;
+                line.receive(Lsn(at), &stream[(at - MIB) as usize..(end - MIB) as usize], &mut jobs).unwrap();
+                at = end;
+                if flush {
+                    line.flush(&mut jobs).unwrap();
+                }
+                settle(&mut line, &mut jobs, &mut stored);
+            }
+            line.flush(&mut jobs).unwrap();
+            settle(&mut line, &mut jobs, &mut stored);
+            for (key, bytes) in &stored {
+                let (Key::Block(range) | Key::Tail(range)) = key else { unreachable!() };
+                prop_assert!(range.fits_one_block(size()));
+                prop_assert!(bytes[..] == stream[(range.start.0 - MIB) as usize..(range.end.0 - MIB) as usize]);
+            }
+            prop_assert_eq!(line.progress().durable(), Lsn(at));
+            prop_assert_eq!(line.progress().received(), Lsn(at));
+        }
+    }
+}

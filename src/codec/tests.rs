@@ -1,0 +1,286 @@
+use super::*;
+use proptest::prelude::*;
+
+/// Bytes in which some stretches repeat and some do not.
+fn sample(bytes: usize, mut seed: u64) -> Vec<u8> {
+    let mut sample = Vec::with_capacity(bytes + 8);
+    while sample.len() < bytes {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        match seed >> 61 {
+            0..3 => sample.extend_from_slice(&seed.to_be_bytes()),
+            3..6 => sample.extend_from_slice(b"INSERT INTO pgbench_history "),
+            _ => sample.extend(std::iter::repeat_n(0, (seed >> 40) as usize % 3000)),
+        }
+    }
+    sample.truncate(bytes);
+    sample
+}
+
+/// Bytes that no compressor makes shorter.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut seed = 1u64;
+    let noise = std::iter::repeat_with(|| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 56) as u8
+    });
+    noise.take(bytes).collect()
+}
+
+fn object(identity: &[u8], plain: &[u8], frame_bytes: usize) -> Vec<u8> {
+    let mut encoder = FrameEncoder::new(Codec::Lz4);
+    let mut object = identity_frame(identity).to_vec();
+    for frame in plain.chunks(frame_bytes) {
+        object.extend_from_slice(&encoder.encode(frame));
+    }
+    object
+}
+
+/// Every frame of an object that arrives in pieces of the given sizes, used in turn.
+fn split(object: &[u8], piece_bytes: &[usize], limit_bytes: usize) -> Result<Vec<RawFrame>, CodecError> {
+    let mut splitter = FrameSplitter::new(limit_bytes);
+    let mut frames = Vec::new();
+    let mut object = Bytes::copy_from_slice(object);
+    for bytes in piece_bytes.iter().cycle() {
+        if object.is_empty() {
+            break;
+        }
+        splitter.push(object.split_to((*bytes).min(object.len())));
+        while let Some(frame) = splitter.next()? {
+            frames.push(frame);
+        }
+    }
+    splitter.finish()?;
+    Ok(frames)
+}
+
+fn join(frames: &[RawFrame]) -> Result<Vec<u8>, CodecError> {
+    let mut decoder = FrameDecoder::new();
+    let mut plain = Vec::new();
+    for frame in frames {
+        if let RawFrame::Data(raw) = frame {
+            decoder.decode(raw, &mut plain, FRAME_BYTES)?;
+        }
+    }
+    Ok(plain)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn an_object_survives_being_written_and_read(
+        identity in proptest::collection::vec(any::<u8>(), 0..300),
+        plain_bytes in 0usize..700_000,
+        frame_bytes in 1000usize..600_000,
+        seed: u64,
+    ) {
+        let plain = sample(plain_bytes, seed);
+        let object = object(&identity, &plain, frame_bytes);
+        let decoded = decode_object(&object, plain_bytes).unwrap();
+        prop_assert_eq!(decoded.identity.as_deref(), Some(&identity[..]));
+        prop_assert!(decoded.plain == plain, "the plain bytes came back different");
+        prop_assert_eq!(read_identity(&object).unwrap(), Some(Bytes::from(identity)));
+    }
+
+    #[test]
+    fn pieces_of_any_size_give_the_same_frames(
+        plain_bytes in 0usize..100_000,
+        frame_bytes in 1000usize..50_000,
+        piece_bytes in proptest::collection::vec(1usize..40_000, 1..20),
+        seed: u64,
+    ) {
+        let plain = sample(plain_bytes, seed);
+        let object = object(b"who am I", &plain, frame_bytes);
+        let whole = split(&object, &[object.len()], FRAME_STORED_BYTES_MAX).unwrap();
+        prop_assert_eq!(whole.first(), Some(&RawFrame::Identity(Bytes::from_static(b"who am I"))));
+        prop_assert_eq!(whole.len(), 1 + plain.chunks(frame_bytes).len());
+        let pieces = split(&object, &piece_bytes, FRAME_STORED_BYTES_MAX).unwrap();
+        prop_assert!(pieces == whole, "the frames depend on how the object arrives");
+        prop_assert!(join(&pieces).unwrap() == plain, "the frames do not hold the plain bytes");
+    }
+
+    #[test]
+    fn bytes_of_any_kind_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..400), magic in 0usize..4) {
+        let magics: [&[u8]; 4] = [b"", b"\x04\x22\x4D\x18", b"\x57\x2A\x4D\x18", b"\x04\x22\x4D\x18\x60\x40\x82"];
+        let bytes = [magics[magic], &noise].concat();
+        let _ = decode_object(&bytes, 1 << 16);
+        let _ = read_identity(&bytes);
+        let _ = split(&bytes, &[7, 1, 30], 1 << 16);
+        let _ = FrameDecoder::new().decode(&bytes, &mut Vec::new(), 1 << 16);
+    }
+
+    #[test]
+    fn noise_in_linked_blocks_never_panics(
+        noise in proptest::collection::vec(any::<u8>(), 1..300),
+        more in proptest::collection::vec(any::<u8>(), 1..300),
+        plain in proptest::collection::vec(any::<u8>(), 1..300),
+    ) {
+        // FLG: version 1, linked, no checksums; BD: 64 KiB; its header checksum as `lz4 -BD --no-frame-crc` writes it.
+        let mut bytes = b"\x04\x22\x4D\x18\x40\x40\xC0".to_vec();
+        for (block, flag) in [(&plain, 1u32 << 31), (&noise, 0), (&more, 0)] {
+            bytes.extend_from_slice(&(block.len() as u32 | flag).to_le_bytes());
+            bytes.extend_from_slice(block);
+        }
+        bytes.extend_from_slice(&[0; 4]);
+        let result = decode_object(&bytes, 1 << 20);
+        prop_assert!(!matches!(result, Err(CodecError::Checksum(_))), "the blocks were not looked at");
+    }
+}
+
+#[test]
+fn one_flipped_byte_is_found_or_does_no_harm() {
+    let plain = sample(5_000, 3);
+    let object = object(b"{\"timeline\":1}", &plain, 2_000);
+    for position in 0..object.len() {
+        for flip in [0x01, 0x80, 0xFF, 0x13] {
+            let mut damaged = object.clone();
+            damaged[position] ^= flip;
+            if let Ok(decoded) = decode_object(&damaged, plain.len()) {
+                assert!(decoded.plain == plain, "byte {position} ^ {flip:#x} gives other bytes without an error");
+            }
+            if let Ok(Ok(joined)) = split(&damaged, &[999], 1 << 20).map(|frames| join(&frames)) {
+                assert!(joined == plain, "byte {position} ^ {flip:#x} gives other bytes in pieces");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cut_object_is_found_unless_it_is_cut_between_frames() {
+    let plain = sample(5_000, 5);
+    let object = object(b"identity", &plain, 2_000);
+    // Given where the frames end,
+    let frames = split(&object, &[object.len()], 1 << 20).unwrap();
+    let mut ends = vec![];
+    for frame in &frames {
+        let bytes = match frame {
+            RawFrame::Identity(identity) => identity_frame(identity).len(),
+            RawFrame::Data(raw) => raw.len(),
+        };
+        ends.push(ends.last().unwrap_or(&0) + bytes);
+    }
+    for end in 0..object.len() {
+        // when the object is cut, then only a cut at such an end goes unnoticed, and leaves whole frames.
+        let cut = &object[..end];
+        match decode_object(cut, plain.len()) {
+            Ok(decoded) => {
+                assert!(ends.contains(&end) && plain.starts_with(&decoded.plain), "a cut at {end} is not found")
+            }
+            Err(CodecError::Cut { needed_bytes }) => assert!(needed_bytes > 0),
+            Err(error) => panic!("a cut at {end} is reported as: {error}"),
+        }
+        match split(cut, &[64], 1 << 20) {
+            Ok(_) => assert!(end == 0 || ends.contains(&end), "a cut at {end} is not found in pieces"),
+            Err(CodecError::Cut { needed_bytes }) => {
+                let begin = ends.iter().rfind(|it| **it <= end).unwrap_or(&0);
+                assert!(begin + needed_bytes > end && begin + needed_bytes <= object.len(), "at {end}: {needed_bytes}");
+            }
+            Err(error) => panic!("a cut at {end} is reported as: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_cut_identity_says_how_much_to_read() {
+    let object = object(&[7; 500], b"plain", FRAME_BYTES);
+    let mut have = 0;
+    let mut reads = vec![];
+    let identity = loop {
+        match read_identity(&object[..have]) {
+            Err(CodecError::Cut { needed_bytes }) => {
+                assert!(needed_bytes > have);
+                have = needed_bytes;
+                reads.push(have);
+            }
+            other => break other.unwrap(),
+        }
+    };
+    assert_eq!(identity.as_deref(), Some(&[7; 500][..]));
+    assert_eq!(reads, [4, 8, 508], "an identity is read in as many steps as its header has fields");
+    assert_eq!(read_identity(&FrameEncoder::new(Codec::Lz4).encode(b"x")).unwrap(), None);
+}
+
+#[test]
+fn a_frame_in_one_piece_is_not_copied() {
+    let frame = FrameEncoder::new(Codec::Lz4).encode(&sample(10_000, 1));
+    let mut splitter = FrameSplitter::new(FRAME_STORED_BYTES_MAX);
+    splitter.push(frame.clone());
+    let Some(RawFrame::Data(found)) = splitter.next().unwrap() else { panic!("no frame was found") };
+    assert_eq!(found.as_ptr(), frame.as_ptr());
+}
+
+#[test]
+fn nothing_grows_beyond_the_limit() {
+    // Given a megabyte of zeros that becomes a few kilobytes,
+    let plain = vec![0; 1 << 20];
+    let frame = FrameEncoder::new(Codec::Lz4).encode(&plain);
+    assert!(frame.len() < 8_000, "{} bytes", frame.len());
+    // when less is allowed, then no more is allocated than a buffer of that size grows to, with or without a content size in the header.
+    let mut unsized_frame = b"\x04\x22\x4D\x18\x60\x50".to_vec();
+    unsized_frame.push((twox_hash::XxHash32::oneshot(0, b"\x60\x50") >> 8) as u8);
+    unsized_frame.extend_from_slice(&frame[15..frame.len() - 4]);
+    for frame in [&frame[..], &unsized_frame] {
+        let mut out = b"before".to_vec();
+        let result = FrameDecoder::new().decode(frame, &mut out, plain.len() - 1);
+        assert!(matches!(result, Err(CodecError::TooLarge { limit_bytes: 1_048_575 })), "{result:?}");
+        assert_eq!(out, b"before");
+        assert!(out.capacity() <= 2 * plain.len(), "{} bytes were allocated", out.capacity());
+        FrameDecoder::new().decode(frame, &mut out, plain.len()).unwrap();
+        assert_eq!(out.len(), 6 + plain.len());
+    }
+    // And the limit of an object is for all its frames together.
+    let object = object(b"", &plain, 300_000);
+    assert!(matches!(decode_object(&object, 900_000), Err(CodecError::TooLarge { limit_bytes: 900_000 })));
+}
+
+#[test]
+fn a_frame_above_the_splitters_limit_is_refused_before_it_has_arrived() {
+    let frame = FrameEncoder::new(Codec::Lz4).encode(&noise(300_000));
+    let mut splitter = FrameSplitter::new(50_000);
+    splitter.push(frame.slice(..20));
+    assert!(matches!(splitter.next(), Err(CodecError::TooLarge { limit_bytes: 50_000 })));
+    // An identity of four gigabytes is damage, whatever the limit.
+    let mut splitter = FrameSplitter::new(usize::MAX);
+    splitter.push(Bytes::from_static(b"\x57\x2A\x4D\x18\xFF\xFF\xFF\xFF"));
+    assert!(matches!(splitter.next(), Err(CodecError::TooLarge { limit_bytes: IDENTITY_BYTES_MAX })));
+}
+
+#[test]
+fn incompressible_frames_keep_within_their_bound() {
+    let noise = noise(FRAME_BYTES);
+    let frame = FrameEncoder::new(Codec::Lz4).encode(&noise);
+    assert!((FRAME_BYTES..=FRAME_STORED_BYTES_MAX).contains(&frame.len()), "{} bytes", frame.len());
+    assert!(decode_object(&frame, FRAME_BYTES).unwrap().plain == noise);
+}
+
+#[test]
+fn an_encoder_gives_the_same_frame_again() {
+    // Parts of a base backup are compared by their stored bytes: what was encoded before must not matter.
+    let plain = sample(600_000, 4);
+    let mut used = FrameEncoder::new(Codec::Lz4);
+    used.encode(&sample(900_000, 5));
+    assert!(used.encode(&plain) == FrameEncoder::new(Codec::Lz4).encode(&plain));
+}
+
+#[test]
+fn foreign_skippable_frames_are_passed_over_and_other_formats_named() {
+    let mut object = b"\x50\x2A\x4D\x18\x03\0\0\0abc".to_vec();
+    assert_eq!(read_identity(&object).unwrap(), None);
+    object.extend_from_slice(&FrameEncoder::new(Codec::Lz4).encode(b"plain"));
+    assert_eq!(decode_object(&object, 10).unwrap(), Decoded { identity: None, plain: b"plain".to_vec() });
+    assert_eq!(split(&object, &[3], 100).unwrap().len(), 1);
+
+    let error = decode_object(b"\x02\x21\x4C\x18rest", 10).unwrap_err();
+    assert!(matches!(error, CodecError::Legacy));
+    let error = Error::from(error);
+    assert_eq!(error.kind(), Kind::Damaged);
+    assert_eq!(error.to_string(), "cannot decompress: this is the legacy LZ4 format, which has no checksums");
+    assert!(matches!(decode_object(b"\x28\xB5\x2F\xFDrest", 10), Err(CodecError::NotAFrame(0xFD2F_B528))));
+    assert!(matches!(decode_object(b"", 10), Err(CodecError::Cut { needed_bytes: 4 })));
+}
+
+#[test]
+fn suffixes_are_read_as_they_are_written() {
+    assert_eq!(Codec::from_suffix(Codec::Lz4.suffix()), Some(Codec::Lz4));
+    assert_eq!(Codec::from_suffix("zst"), None);
+}

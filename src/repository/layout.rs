@@ -1,0 +1,486 @@
+//! Every object's name, built and parsed here and nowhere else.
+//!
+//! ```text
+//! <cluster>/cluster.json
+//! <cluster>/wal/00000001/0000000100000000/000000010000000000000003.lz4                        a segment of one block
+//! <cluster>/wal/00000001/0000000100000000/000000010000000000000003.00000000-00002578.lz4      a block, whole or sealed
+//! <cluster>/wal/00000002.history
+//! <cluster>/open/00000001/000000010000000000000003.00002578-00003A00.lz4                      a tail
+//! <cluster>/index/00000001/heartbeat-20261120T140300Z-00000000030025C0.json
+//! <cluster>/index/00000001/gap-0000000003000000-0000000005000000.json
+//! <cluster>/base/20261120T140300Z/begin.json
+//! <cluster>/base/20261120T140300Z/base.00001.tar.lz4                                          or 16384.00001.tar.lz4
+//! <cluster>/base/20261120T140300Z/backup_manifest.lz4
+//! <cluster>/base/20261120T140300Z/backup.json
+//! <cluster>/open/probe-<id>
+//! ```
+//!
+//! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has.
+
+use crate::codec::Codec;
+use crate::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::fmt;
+
+/// A base backup's name: the UTC second at which it began, and a number where two began in one second.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct BackupId(String);
+
+impl BackupId {
+    /// The id of a backup that begins at `time`; `attempt` is 0 unless that name is taken.
+    pub fn at(time: Timestamp, attempt: u32) -> BackupId {
+        let stamp = compact(time);
+        BackupId(if attempt == 0 { stamp } else { format!("{stamp}-{attempt}") })
+    }
+
+    /// Reads an id back; `None` if it is none.
+    pub fn parse(text: &str) -> Option<BackupId> {
+        let (stamp, attempt) = match text.split_once('-') {
+            Some((stamp, attempt)) => (stamp, Some(attempt)),
+            None => (text, None),
+        };
+        let number = |text: &str| text.parse::<u32>().is_ok_and(|number| number > 0 && number.to_string() == text);
+        let known = parse_compact(stamp).is_some() && attempt.is_none_or(number);
+        known.then(|| BackupId(text.to_owned()))
+    }
+
+    /// When the backup began, to the second.
+    pub fn time(&self) -> Option<Timestamp> {
+        parse_compact(self.0.split('-').next()?)
+    }
+
+    /// The text of it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The tar stream that a part of a base backup belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Archive {
+    /// The data directory.
+    Base,
+    /// The tablespace with this OID.
+    Tablespace(u32),
+}
+
+impl fmt::Display for Archive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Archive::Base => f.write_str("base"),
+            Archive::Tablespace(oid) => write!(f, "{oid}"),
+        }
+    }
+}
+
+impl Archive {
+    /// Reads `base` or an OID back.
+    pub fn parse(text: &str) -> Option<Archive> {
+        if text == "base" {
+            return Some(Archive::Base);
+        }
+        let oid: u32 = text.parse().ok()?;
+        (oid > 0 && oid.to_string() == text).then_some(Archive::Tablespace(oid))
+    }
+}
+
+/// What an object is, as its name tells.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Key {
+    /// `cluster.json`.
+    Cluster,
+    /// Bytes of one block, permanent: a whole block, or a part of one that was sealed at a switch of timelines.
+    Block(WalRange),
+    /// Bytes of a block that was not full yet.
+    Tail(WalRange),
+    /// A timeline's history file.
+    History(TimelineId),
+    /// Proof that the server lived at a time and had no WAL beyond a position.
+    Heartbeat {
+        /// The timeline.
+        timeline: TimelineId,
+        /// When, to the second.
+        time: Timestamp,
+        /// The server's flush position.
+        flush: Lsn,
+    },
+    /// WAL that is lost for good.
+    Gap(WalRange),
+    /// A base backup has begun.
+    BackupBegin(BackupId),
+    /// A base backup exists.
+    BackupEnd(BackupId),
+    /// PostgreSQL's own manifest.
+    BackupManifest(BackupId),
+    /// The n-th part of one of a base backup's tar streams, counted from 1.
+    BackupPart(BackupId, Archive, u32),
+    /// A name to try the store with.
+    Probe(String),
+}
+
+/// The name is none of ours.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is not the name of an object of a repository")]
+pub struct ParseKeyError(String);
+
+/// Builds and parses names for one cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layout {
+    cluster: String,
+    size: SegmentSize,
+    codec: Codec,
+}
+
+impl Layout {
+    /// Names for the cluster called `cluster`, whose segments have `size`; new objects are written with `codec`.
+    pub fn new(cluster: impl Into<String>, size: SegmentSize, codec: Codec) -> Layout {
+        Layout { cluster: cluster.into(), size, codec }
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The cluster's segment size.
+    pub fn segment_size(&self) -> SegmentSize {
+        self.size
+    }
+
+    /// The codec of new objects.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// The name of `cluster.json`, which must be read before the segment size is known.
+    pub fn cluster_key(cluster: &str) -> String {
+        format!("{cluster}/cluster.json")
+    }
+
+    /// The full name of an object.
+    pub fn name(&self, key: &Key) -> String {
+        let cluster = &self.cluster;
+        let suffix = self.codec.suffix();
+        match key {
+            Key::Cluster => Layout::cluster_key(cluster),
+            Key::Block(range) => {
+                let segment = self.segment(*range);
+                let file = segment.name();
+                let whole_segment = range.start == segment.start && range.end == segment.end();
+                if whole_segment {
+                    format!("{}{file}.{suffix}", self.wal_directory(segment))
+                } else {
+                    format!("{}{file}.{}.{suffix}", self.wal_directory(segment), self.offsets(*range))
+                }
+            }
+            Key::Tail(range) => {
+                format!(
+                    "{}{}.{}.{suffix}",
+                    self.open_prefix(range.timeline),
+                    self.segment(*range).name(),
+                    self.offsets(*range)
+                )
+            }
+            Key::History(timeline) => format!("{cluster}/wal/{}", timeline.history_name()),
+            Key::Heartbeat { timeline, time, flush } => {
+                format!("{}heartbeat-{}-{:016X}.json", self.index_prefix(*timeline), compact(*time), flush.0)
+            }
+            Key::Gap(range) => {
+                format!("{}gap-{:016X}-{:016X}.json", self.index_prefix(range.timeline), range.start.0, range.end.0)
+            }
+            Key::BackupBegin(id) => format!("{}begin.json", self.backup_prefix(id)),
+            Key::BackupEnd(id) => format!("{}backup.json", self.backup_prefix(id)),
+            Key::BackupManifest(id) => format!("{}backup_manifest.{suffix}", self.backup_prefix(id)),
+            Key::BackupPart(id, archive, number) => {
+                format!("{}{archive}.{number:05}.tar.{suffix}", self.backup_prefix(id))
+            }
+            Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
+        }
+    }
+
+    /// Reads a full name back.
+    ///
+    /// # Errors
+    /// If no key of this cluster has this name, in any codec.
+    pub fn parse(&self, name: &str) -> Result<Key, ParseKeyError> {
+        let key = name.strip_prefix(&self.cluster).and_then(|rest| rest.strip_prefix('/'));
+        key.and_then(|rest| self.parse_relative(rest)).ok_or_else(|| ParseKeyError(name.to_owned()))
+    }
+
+    fn parse_relative(&self, name: &str) -> Option<Key> {
+        let (folder, rest) = match name.split_once('/') {
+            None => return (name == "cluster.json").then_some(Key::Cluster),
+            Some(parts) => parts,
+        };
+        match folder {
+            "wal" => match rest.rsplit_once('/') {
+                None => TimelineId::parse_history_name(rest).map(Key::History),
+                Some((directory, file)) => {
+                    let range = self.parse_wal_file(file)?;
+                    let segment = self.segment(range).name();
+                    (directory == format!("{}/{}", &segment[..8], &segment[..16])).then_some(Key::Block(range))
+                }
+            },
+            "open" => {
+                if let Some(id) = rest.strip_prefix("probe-") {
+                    let plain = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+                    return plain.then(|| Key::Probe(id.to_owned()));
+                }
+                let (directory, file) = rest.split_once('/')?;
+                let range = self.parse_wal_file(file)?;
+                let has_offsets = file.matches('.').count() == 2;
+                (TimelineId::parse_hex(directory) == Some(range.timeline) && has_offsets).then_some(Key::Tail(range))
+            }
+            "index" => {
+                let (directory, file) = rest.split_once('/')?;
+                self.parse_index_file(TimelineId::parse_hex(directory)?, file.strip_suffix(".json")?)
+            }
+            "base" => {
+                let (id, file) = rest.split_once('/')?;
+                parse_backup_file(BackupId::parse(id)?, file)
+            }
+            _ => None,
+        }
+    }
+
+    /// `<segment>.<codec>` or `<segment>.<start>-<end>.<codec>`.
+    fn parse_wal_file(&self, file: &str) -> Option<WalRange> {
+        let (stem, suffix) = file.rsplit_once('.')?;
+        Codec::from_suffix(suffix)?;
+        let (name, offsets) = match stem.split_once('.') {
+            Some((name, offsets)) => (name, Some(offsets)),
+            None => (stem, None),
+        };
+        let segment = Segment::parse(name, self.size).ok()?;
+        let (start, end) = match offsets {
+            None => (0, self.size.bytes()),
+            Some(offsets) => {
+                let (start, end) = offsets.split_once('-')?;
+                (parse_hex(start, 8)?, parse_hex(end, 8)?)
+            }
+        };
+        let range = WalRange { timeline: segment.timeline, start: segment.start + start, end: segment.start + end };
+        range.fits_one_block(self.size).then_some(range)
+    }
+
+    fn parse_index_file(&self, timeline: TimelineId, stem: &str) -> Option<Key> {
+        let (kind, rest) = stem.split_once('-')?;
+        let (first, second) = rest.split_once('-')?;
+        match kind {
+            "heartbeat" => {
+                Some(Key::Heartbeat { timeline, time: parse_compact(first)?, flush: Lsn(parse_hex(second, 16)?) })
+            }
+            "gap" => {
+                let (start, end) = (Lsn(parse_hex(first, 16)?), Lsn(parse_hex(second, 16)?));
+                (start < end).then_some(Key::Gap(WalRange { timeline, start, end }))
+            }
+            _ => None,
+        }
+    }
+
+    /// Where everything of the cluster is: `<cluster>/`.
+    pub fn root(&self) -> String {
+        format!("{}/", self.cluster)
+    }
+
+    /// Where timelines' folders and history files are.
+    pub fn wal_prefix(&self) -> String {
+        format!("{}/wal/", self.cluster)
+    }
+
+    /// Where a timeline's blocks are, in one folder for each 4 GiB.
+    pub fn timeline_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}/wal/{:08X}/", self.cluster, timeline.0)
+    }
+
+    /// The folder that holds a segment's blocks.
+    pub fn wal_directory(&self, segment: Segment) -> String {
+        format!("{}{}/", self.timeline_prefix(segment.timeline), &segment.name()[..16])
+    }
+
+    /// Reads a folder of [`Layout::wal_directory`] back: the first position that it can hold.
+    pub fn parse_wal_directory(&self, prefix: &str) -> Option<(TimelineId, Lsn)> {
+        let (timeline, folder) = prefix.strip_prefix(&self.wal_prefix())?.strip_suffix('/')?.split_once('/')?;
+        let (timeline, log_id) = (TimelineId::parse_hex(timeline)?, folder.get(8..)?);
+        let consistent = folder.len() == 16 && TimelineId::parse_hex(&folder[..8]) == Some(timeline);
+        let log_id = parse_hex(log_id, 8)?;
+        consistent.then_some((timeline, Lsn(log_id << 32)))
+    }
+
+    /// Reads a timeline's folder back.
+    pub fn parse_timeline_prefix(&self, prefix: &str) -> Option<TimelineId> {
+        TimelineId::parse_hex(prefix.strip_prefix(&self.wal_prefix())?.strip_suffix('/')?)
+    }
+
+    /// Where a timeline's tails are.
+    pub fn open_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}/open/{:08X}/", self.cluster, timeline.0)
+    }
+
+    /// Where a timeline's heartbeats and gaps are.
+    pub fn index_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}/index/{:08X}/", self.cluster, timeline.0)
+    }
+
+    /// Where all base backups are, one folder each.
+    pub fn base_prefix(&self) -> String {
+        format!("{}/base/", self.cluster)
+    }
+
+    /// A base backup's folder.
+    pub fn backup_prefix(&self, id: &BackupId) -> String {
+        format!("{}/base/{id}/", self.cluster)
+    }
+
+    /// Reads a base backup's folder back.
+    pub fn parse_backup_prefix(&self, prefix: &str) -> Option<BackupId> {
+        BackupId::parse(prefix.strip_prefix(&self.base_prefix())?.strip_suffix('/')?)
+    }
+
+    fn segment(&self, range: WalRange) -> Segment {
+        Segment::holding(range.timeline, range.start, self.size)
+    }
+
+    /// The range as offsets in its segment. The end of the last block of a 1 GiB segment still has eight digits.
+    fn offsets(&self, range: WalRange) -> String {
+        let start = u64::from(self.size.offset(range.start));
+        format!("{start:08X}-{:08X}", start + range.bytes())
+    }
+}
+
+fn parse_backup_file(id: BackupId, file: &str) -> Option<Key> {
+    match file {
+        "begin.json" => return Some(Key::BackupBegin(id)),
+        "backup.json" => return Some(Key::BackupEnd(id)),
+        _ => {}
+    }
+    let (stem, suffix) = file.rsplit_once('.')?;
+    Codec::from_suffix(suffix)?;
+    if stem == "backup_manifest" {
+        return Some(Key::BackupManifest(id));
+    }
+    let (archive, number) = stem.strip_suffix(".tar")?.split_once('.')?;
+    let digits = number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit());
+    let value: u32 = digits.then(|| number.parse().ok()).flatten()?;
+    (value > 0 && format!("{value:05}") == number).then_some(())?;
+    Some(Key::BackupPart(id, Archive::parse(archive)?, value))
+}
+
+/// Exactly `digits` upper-case hexadecimal digits.
+fn parse_hex(text: &str, digits: usize) -> Option<u64> {
+    let known = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    known.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+}
+
+/// `20261120T140300Z`: sorts as it reads and needs no escaping anywhere.
+fn compact(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+fn parse_compact(text: &str) -> Option<Timestamp> {
+    if text.len() != 16 {
+        return None;
+    }
+    let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
+    let time = civil.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    (compact(time) == text).then_some(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layouts() -> impl Strategy<Value = Layout> {
+        prop_oneof![Just(1u64 << 20), Just(16 << 20), Just(64 << 20), Just(1 << 30)].prop_map(|bytes| {
+            let size = SegmentSize::new(bytes).unwrap();
+            Layout::new("main", size, Codec::Lz4)
+        })
+    }
+
+    /// A range within one block, from any numbers.
+    fn within_a_block(size: SegmentSize, timeline: u32, at: u64, length: u64) -> WalRange {
+        let start = Lsn(at);
+        let room = size.block_end(start) - start;
+        WalRange { timeline: TimelineId(timeline), start, end: start + 1 + length % room }
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_survives_being_built_and_parsed(
+            layout in layouts(), timeline in 1u32.., at in 0u64..u64::MAX / 4, length: u64,
+            seconds in 0i64..4_000_000_000, number in 1u32.., oid in 1u32..,
+        ) {
+            let size = layout.segment_size();
+            let range = within_a_block(size, timeline, at, length);
+            let whole = WalRange { start: size.block_start(range.start), end: size.block_end(range.start), ..range };
+            let time = Timestamp::from_second(seconds).unwrap();
+            let id = BackupId::at(time, number % 3);
+            let keys = [
+                Key::Cluster,
+                Key::Block(range),
+                Key::Block(whole),
+                Key::Tail(range),
+                Key::Tail(whole),
+                Key::History(TimelineId(timeline)),
+                Key::Heartbeat { timeline: TimelineId(timeline), time, flush: Lsn(at) },
+                Key::Gap(WalRange { end: range.start + 1 + (length >> 3), ..range }),
+                Key::BackupBegin(id.clone()),
+                Key::BackupEnd(id.clone()),
+                Key::BackupManifest(id.clone()),
+                Key::BackupPart(id.clone(), Archive::Base, number),
+                Key::BackupPart(id, Archive::Tablespace(oid), number),
+                Key::Probe("0a1b".to_owned()),
+            ];
+            for key in keys {
+                let name = layout.name(&key);
+                prop_assert_eq!(layout.parse(&name), Ok(key), "{}", name);
+            }
+        }
+
+        #[test]
+        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base)/[0-9A-F./a-z-]{0,60}") {
+            let name = format!("main/{rest}");
+            if let Ok(key) = layout.parse(&name) {
+                prop_assert_eq!(layout.name(&key), name);
+            }
+        }
+
+        #[test]
+        fn a_wal_folder_is_read_back(layout in layouts(), timeline in 1u32.., at in 0u64..u64::MAX / 4) {
+            let segment = Segment::holding(TimelineId(timeline), Lsn(at), layout.segment_size());
+            let folder = layout.wal_directory(segment);
+            prop_assert_eq!(layout.parse_wal_directory(&folder), Some((segment.timeline, Lsn(at >> 32 << 32))));
+        }
+    }
+
+    #[test]
+    fn names_are_the_documented_ones() {
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Codec::Lz4);
+        let range = |start, end| WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) };
+        let expected = [
+            (
+                Key::Block(range(0x300_0000, 0x400_0000)),
+                "main/wal/00000001/0000000100000000/000000010000000000000003.lz4",
+            ),
+            (
+                Key::Block(range(0x300_0000, 0x300_2578)),
+                "main/wal/00000001/0000000100000000/000000010000000000000003.00000000-00002578.lz4",
+            ),
+            (
+                Key::Tail(range(0x300_2578, 0x300_3A00)),
+                "main/open/00000001/000000010000000000000003.00002578-00003A00.lz4",
+            ),
+        ];
+        for (key, name) in expected {
+            assert_eq!(layout.name(&key), name);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Processes that are not our children but our servers': found in `/proc` (`man 5 proc_pid_stat`), ended by number.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+
+/// Sends a signal. Errors say that the process is gone or not ours: neither needs it.
+pub(super) fn send(pid: u32, signal: Signal) {
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// The processes below `pid`: its children, theirs (such as a `restore_command`), and so on.
+pub(super) fn below(pid: u32) -> BTreeSet<u32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return BTreeSet::new() };
+    let numbers = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = numbers.filter_map(|number| Some((number, state_and_parent(number)?.1))).collect();
+    let mut found = BTreeSet::new();
+    let mut above = vec![pid];
+    while let Some(parent) = above.pop() {
+        for (number, _) in parents.iter().filter(|(_, of)| *of == parent) {
+            if found.insert(*number) {
+                above.push(*number);
+            }
+        }
+    }
+    found
+}
+
+/// True if the process has not ended; one that nobody has waited for yet has.
+pub(super) fn is_alive(pid: u32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
+}
+
+fn state_and_parent(pid: u32) -> Option<(String, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may itself hold spaces and parentheses.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.to_owned();
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_child_and_its_child_are_found_and_an_ended_one_is_not_alive() {
+        let mut shell = Command::new("sh");
+        let mut shell =
+            shell.args(["-c", "sleep 600 & echo; wait"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // The shell writes once its own child is there.
+        let mut line = [0];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let (ours, its) = (below(std::process::id()), below(shell.id()));
+        assert_eq!(its.len(), 1, "{its:?}");
+        assert!(ours.contains(&shell.id()) && ours.is_superset(&its), "{ours:?} {its:?}");
+        for pid in its.iter().chain([&shell.id()]) {
+            assert!(is_alive(*pid));
+            send(*pid, Signal::SIGKILL);
+        }
+        shell.wait().unwrap();
+        assert!(!is_alive(shell.id()));
+    }
+}

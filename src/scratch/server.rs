@@ -1,0 +1,477 @@
+//! One throwaway server: its data directory, its process, its end. May use `error` and `runtime`.
+
+use super::process::{below, is_alive, send};
+use super::{Programs, Session, Unprivileged};
+use crate::error::{Error, Kind, Result};
+use crate::runtime;
+use nix::sys::signal::Signal;
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Where sockets go: a Unix socket's path has at most 107 bytes (`man 7 unix`), and every user can enter this directory.
+const SOCKETS_BELOW: &str = "/tmp";
+/// The port of a server that listens on its socket alone: part of the socket's name and of nothing else.
+const SOCKET_PORT: u16 = 5432;
+/// How often a port that somebody took between our look and the server's start is replaced.
+const PORT_ATTEMPTS: usize = 8;
+/// The pause between two looks at a server that starts or stops.
+const POLL: Duration = Duration::from_millis(20);
+/// A server that is not gone this long after it was told to stop will not go.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// The lines of the server's log that an error shows.
+const LOG_LINES: usize = 20;
+
+/// What a server is made of and started with.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// Settings, name and value as in `postgresql.conf` but unquoted. A new server has them in that file (and so in its
+    /// base backups), one that is opened gets them on its command line. They go before everything chosen here.
+    pub settings: Vec<(String, String)>,
+    /// The size of a WAL segment in MiB, 1 to 1024; PostgreSQL's own choice (16) without. New servers only.
+    pub wal_segment_mib: Option<u32>,
+    /// Pages with checksums. New servers only.
+    pub data_checksums: bool,
+    /// Listens on 127.0.0.1 and a free port too, and lets everybody there in unless `hba` says otherwise.
+    pub listen_tcp: bool,
+    /// Lines for `pg_hba.conf`, before those that let everybody in, and behind one for `postgres` on the socket.
+    pub hba: Vec<String>,
+    /// Environment of the server and of what it runs, such as the `restore_command`, on top of ours.
+    pub environment: Vec<(String, String)>,
+    /// The server is to stay in recovery: it is ready as soon as it answers. Opened ones only.
+    pub standby: bool,
+}
+
+/// How a server is told to stop, by PostgreSQL's names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopMode {
+    /// Waits for clients to leave.
+    Smart,
+    /// Ends the clients, writes a checkpoint, waits for walsenders to hand over what is left.
+    Fast,
+    /// Leaves at once; the next start recovers.
+    Immediate,
+}
+
+/// A throwaway server. Dropping it stops it at once (mode immediate) and waits for that; its data directory stays.
+pub struct Server {
+    programs: Programs,
+    data: PathBuf,
+    user: Unprivileged,
+    /// What goes on the command line on top of the places of sockets and rules.
+    settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
+    standby: bool,
+    /// Holds the socket, the log and `pg_hba.conf`; ours alone, removed at the end.
+    own: PathBuf,
+    port: u16,
+    listen_tcp: bool,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Makes a new cluster in `directory/data` and starts it. Its superuser is `postgres`, who needs no password on the
+    /// socket; nothing is synced to disk unless the settings say `fsync = on`. `directory` is made if need be and given
+    /// to the user that the server runs as. If dropped, the server goes; what is in `directory` stays.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if there is a cluster already, if the server's user cannot reach the directory, or with the
+    /// output of `initdb` or the server's log.
+    pub async fn create(programs: &Programs, directory: &Path, options: ServerOptions) -> Result<Server> {
+        let user = Unprivileged::find()?;
+        user.create_directory(directory)?;
+        let data = directory.join("data");
+        initialise(programs, &user, &data, &options).await?;
+        let mut server = Server::prepare(programs, data, user, Vec::new(), options)?;
+        server.start().await?;
+        Ok(server)
+    }
+
+    /// Starts an existing data directory as its owner and waits until recovery has ended or has paused at its target
+    /// (with `standby`: until it answers). There is no time limit, for a recovery may take hours; the end of the server's
+    /// process ends the wait. The server archives nothing, and neither access rules nor places of logs and sockets come
+    /// from the directory's configuration. If dropped, the server goes.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if the directory is root's or out of its owner's reach; or, with the server's log, if the server
+    /// gives up, be it because recovery fails or because its target action is `shutdown`.
+    pub async fn open(programs: &Programs, data: &Path, options: ServerOptions) -> Result<Server> {
+        let user = Unprivileged::owner_of(data)?;
+        user.check_way(data)?;
+        // A live cluster's configuration may name its archive, its certificates and places that only its host has.
+        let neutral = [
+            ("archive_mode", "off"),
+            ("ssl", "off"),
+            ("external_pid_file", ""),
+            ("logging_collector", "off"),
+            ("log_destination", "stderr"),
+        ];
+        let neutral = neutral.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = neutral.into_iter().chain(options.settings.iter().cloned()).collect();
+        let mut server = Server::prepare(programs, data.to_owned(), user, settings, options)?;
+        server.start().await?;
+        Ok(server)
+    }
+
+    fn prepare(
+        programs: &Programs,
+        data: PathBuf,
+        user: Unprivileged,
+        settings: Vec<(String, String)>,
+        options: ServerOptions,
+    ) -> Result<Server> {
+        let below = Path::new(SOCKETS_BELOW);
+        let own = nix::unistd::mkdtemp(&below.join("seawall-XXXXXX"))
+            .map_err(|error| Error::local("create a directory in", below, error.into()))?;
+        let server = Server {
+            programs: programs.clone(),
+            data,
+            user,
+            settings,
+            environment: options.environment,
+            standby: options.standby,
+            own,
+            port: SOCKET_PORT,
+            listen_tcp: options.listen_tcp,
+            child: None,
+        };
+        server.user.give(&server.own)?;
+        let mut rules = "local all postgres trust\nlocal replication postgres trust\n".to_owned();
+        for line in &options.hba {
+            rules += line;
+            rules.push('\n');
+        }
+        for place in
+            ["local all all", "local replication all", "host all all 127.0.0.1/32", "host replication all 127.0.0.1/32"]
+        {
+            rules += place;
+            rules += " trust\n";
+        }
+        let path = server.hba_path();
+        std::fs::write(&path, rules).map_err(|error| Error::local("write", &path, error))?;
+        server.user.give(&path)?;
+        Ok(server)
+    }
+
+    /// Starts the server again after `stop` or `kill`, on the same socket and port, and waits as at first. Does nothing if
+    /// it runs. If dropped, the server may or may not run; dropping it stops it either way.
+    ///
+    /// # Errors
+    /// As [`Server::open`].
+    pub async fn start(&mut self) -> Result<()> {
+        if self.child.is_some() {
+            return Ok(());
+        }
+        let unplaced = self.listen_tcp && self.port == SOCKET_PORT;
+        for _ in 0..PORT_ATTEMPTS {
+            if unplaced {
+                self.port = free_port()?;
+            }
+            let log_start = self.log_length();
+            self.child = Some(self.spawn()?);
+            let Some(status) = self.ready_or_exit().await? else { return Ok(()) };
+            self.child = None;
+            let port_taken = self.log_from(log_start).contains("Address already in use");
+            if !(port_taken && unplaced) {
+                return Err(self.gave_up(status));
+            }
+        }
+        Err(Error::new(Kind::Local, "every free port was taken before the server listened on it"))
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let log = self.log_path();
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.map_err(|error| Error::local("write", &log, error))?;
+        let errors = file.try_clone().map_err(|error| Error::local("write", &log, error))?;
+        let program = self.programs.path("postgres");
+        let mut command = self.user.command(&program);
+        for name in ["PGDATA", "PGHOST", "PGPORT", "PGOPTIONS", "PGDATABASE", "PGUSER"] {
+            command.env_remove(name);
+        }
+        command.arg("-D").arg(&self.data);
+        let places = [
+            ("unix_socket_directories", self.own.display().to_string()),
+            ("hba_file", self.hba_path().display().to_string()),
+            ("port", self.port.to_string()),
+            ("listen_addresses", if self.listen_tcp { "127.0.0.1".to_owned() } else { String::new() }),
+        ];
+        for (name, value) in &places {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        for (name, value) in &self.settings {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        // A group of its own: a Ctrl-C in the terminal is for us, and we end the server in our own time.
+        command.current_dir(&self.data).process_group(0).stdin(Stdio::null()).stdout(file).stderr(errors);
+        command.spawn().map_err(|error| Error::local("run", &program, error))
+    }
+
+    /// Waits until the server is ready (`None`) or gone (how).
+    async fn ready_or_exit(&mut self) -> Result<Option<ExitStatus>> {
+        loop {
+            if let Some(status) = self.exited()? {
+                return Ok(Some(status));
+            }
+            if self.is_ready().await? {
+                return Ok(None);
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// True if the server answers and, unless it is a standby, recovery has ended or paused.
+    async fn is_ready(&self) -> Result<bool> {
+        let session = match Session::open(&self.own, self.port, "postgres").await {
+            Ok(session) => session,
+            Err(error) if may_pass(&error) => return Ok(false),
+            Err(error) => {
+                return Err(Error::new(Kind::Postgres, "the scratch server does not let us in").because(error));
+            }
+        };
+        if self.standby {
+            return Ok(true);
+        }
+        let state = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE true END";
+        // An error is recovery that ended between the two questions, or a server that leaves: the next look tells.
+        let answer = session.sql(state).await.unwrap_or_default();
+        Ok(answer.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
+    }
+
+    /// How the server's process ended, if it has.
+    fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        child
+            .try_wait()
+            .map_err(|error| Error::new(Kind::Local, "cannot look after the server's process").because(error))
+    }
+
+    fn gave_up(&self, status: ExitStatus) -> Error {
+        let what = format!("PostgreSQL {} on {} ended ({status})", self.programs.version, self.data.display());
+        Error::new(Kind::Local, what).because(format!("its log ends with:\n{}", self.log_tail()))
+    }
+
+    /// Stops the server and waits until it is gone; fine if it is already. If dropped, the server goes on stopping.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if it is still there after a minute.
+    pub async fn stop(&mut self, mode: StopMode) -> Result<()> {
+        // https://www.postgresql.org/docs/current/server-shutdown.html
+        self.signal(match mode {
+            StopMode::Smart => Signal::SIGTERM,
+            StopMode::Fast => Signal::SIGINT,
+            StopMode::Immediate => Signal::SIGQUIT,
+        });
+        self.gone().await
+    }
+
+    /// Ends the server as a power cut would, without a word to anybody: the postmaster and every process below it get
+    /// SIGKILL. `start` then recovers. If dropped, they may not be gone yet.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if they are still there after a minute.
+    pub async fn kill(&mut self) -> Result<()> {
+        let Some(pid) = self.pid() else { return Ok(()) };
+        // Stopped, it starts no more of them while we look.
+        self.signal(Signal::SIGSTOP);
+        let children = below(pid);
+        self.signal(Signal::SIGKILL);
+        for child in &children {
+            send(*child, Signal::SIGKILL);
+        }
+        self.gone().await?;
+        // A data directory cannot be started again as long as one of them is attached to its shared memory.
+        let deadline = Instant::now() + STOP_WITHIN;
+        while children.iter().any(|child| is_alive(*child)) {
+            if Instant::now() > deadline {
+                return Err(Error::new(Kind::Local, "processes of the killed server are still there"));
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn gone(&mut self) -> Result<()> {
+        let deadline = Instant::now() + STOP_WITHIN;
+        while self.child.is_some() {
+            if self.exited()?.is_some() {
+                self.child = None;
+            } else if Instant::now() > deadline {
+                let what = format!("PostgreSQL did not stop within {} seconds", STOP_WITHIN.as_secs());
+                return Err(Error::new(Kind::Local, what).because(format!("its log ends with:\n{}", self.log_tail())));
+            } else {
+                sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the postmaster, if it has not been waited for: its number is still its own then.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.pid() {
+            send(pid, signal);
+        }
+    }
+
+    /// Runs statements in the database `postgres` on a connection of their own; see [`Session::sql`].
+    ///
+    /// # Errors
+    /// [`Kind::Postgres`] if the server cannot be reached or refuses.
+    pub async fn sql(&self, statements: &str) -> Result<Vec<Vec<Option<String>>>> {
+        self.connect("postgres").await?.sql(statements).await
+    }
+
+    /// Opens a connection to `database` as `postgres`, through the socket.
+    ///
+    /// # Errors
+    /// [`Kind::Postgres`] if the server cannot be reached or refuses.
+    pub async fn connect(&self, database: &str) -> Result<Session> {
+        Session::open(&self.own, self.port, database).await.map_err(|error| {
+            Error::new(Kind::Postgres, format!("cannot connect to database {database} of the scratch server"))
+                .because(error)
+        })
+    }
+
+    /// What a client connects with, through the socket, in libpq's words.
+    pub fn conninfo(&self) -> String {
+        format!("host={} port={} user=postgres dbname=postgres", self.own.display(), self.port)
+    }
+
+    /// What a client on this machine connects with over TCP; works with `listen_tcp`.
+    pub fn tcp_conninfo(&self) -> String {
+        format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port)
+    }
+
+    /// The directory of the socket.
+    pub fn socket_directory(&self) -> &Path {
+        &self.own
+    }
+
+    /// The port, of the socket's name and, with `listen_tcp`, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The cluster's data directory.
+    pub fn data_directory(&self) -> &Path {
+        &self.data
+    }
+
+    /// The programs that it runs.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// Who it runs as.
+    pub fn user(&self) -> &Unprivileged {
+        &self.user
+    }
+
+    /// The postmaster's process number, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The whole log since the first start.
+    pub fn log(&self) -> String {
+        self.log_from(0)
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    fn log_from(&self, start: usize) -> String {
+        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
+    }
+
+    fn log_length(&self) -> usize {
+        std::fs::metadata(self.log_path()).map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(0))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.own.join("log")
+    }
+
+    fn hba_path(&self) -> PathBuf {
+        self.own.join("pg_hba.conf")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A server that a test has stopped (SIGSTOP) must wake up to leave.
+        self.signal(Signal::SIGQUIT);
+        self.signal(Signal::SIGCONT);
+        if let Some(child) = &mut self.child {
+            // Soon: five seconds after SIGQUIT the postmaster kills what is left below it. Nothing to do about an error.
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.own);
+    }
+}
+
+/// Runs `initdb` and writes the settings.
+async fn initialise(programs: &Programs, user: &Unprivileged, data: &Path, options: &ServerOptions) -> Result<()> {
+    let program = programs.path("initdb");
+    let mut command = user.command(&program);
+    command.arg("-D").arg(data).args([
+        "--username=postgres",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    ]);
+    if let Some(mib) = options.wal_segment_mib {
+        command.arg(format!("--wal-segsize={mib}"));
+    }
+    if options.data_checksums {
+        command.arg("--data-checksums");
+    } else if programs.version >= 18 {
+        // Checksums are the default since 18.
+        command.arg("--no-data-checksums");
+    }
+    command.env_remove("PGDATA").current_dir(data.parent().unwrap_or(data)).stdin(Stdio::null());
+    let output = runtime::blocking(move || command.output()).await?;
+    let output = output.map_err(|error| Error::local("run", &program, error))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Error::new(Kind::Local, format!("initdb failed on {}", data.display())).because(said));
+    }
+    let path = data.join("postgresql.conf");
+    let mut text = std::fs::read_to_string(&path).map_err(|error| Error::local("read", &path, error))?;
+    text += "\n# A throwaway server: small, and nothing to lose in a power cut.\n";
+    let small = [("fsync", "off"), ("shared_buffers", "32MB"), ("max_connections", "50"), ("jit", "off")];
+    for (name, value) in small {
+        text += &format!("{name} = '{value}'\n");
+    }
+    for (name, value) in &options.settings {
+        text += &format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''"));
+    }
+    std::fs::write(&path, text).map_err(|error| Error::local("write", &path, error))
+}
+
+/// A server that is starting, recovering or has not come to its socket yet says so by one of these.
+fn may_pass(error: &tokio_postgres::Error) -> bool {
+    use tokio_postgres::error::SqlState;
+    match error.code() {
+        Some(code) => *code == SqlState::CANNOT_CONNECT_NOW || *code == SqlState::TOO_MANY_CONNECTIONS,
+        None => true,
+    }
+}
+
+/// A TCP port of 127.0.0.1 that nobody listened on a moment ago.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    let address = listener.map_err(|error| Error::new(Kind::Local, "cannot listen on 127.0.0.1").because(error))?;
+    Ok(address.port())
+}

