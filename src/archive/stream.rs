@@ -216,10 +216,11 @@ impl<'a> Stream<'a> {
             false => (since, count + 1),
         };
         self.reply_owed = true;
-        if self.line.progress().is_settled() && now.duration_since(self.last_reply) >= REPLY_PAUSE {
-            if let Err(error) = self.send_status(feed, false).await {
-                return Ok(Some(Ended::Lost(error)));
-            }
+        if self.line.progress().is_settled()
+            && now.duration_since(self.last_reply) >= REPLY_PAUSE
+            && let Err(error) = self.send_status(feed, false).await
+        {
+            return Ok(Some(Ended::Lost(error)));
         }
         Ok(None)
     }
