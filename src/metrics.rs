@@ -8,8 +8,7 @@ use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 use std::collections::HashMap;
 use std::fmt;
@@ -136,11 +135,6 @@ impl Builder {
     fn info(&mut self, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Result<GaugeVec> {
         let definition = Definition { name, kind: "gauge", labels, help };
         self.add(definition, GaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn histogram(&mut self, name: &'static str, bounds: &[f64], help: &'static str) -> Result<Histogram> {
-        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
-        self.add(Definition { name, kind: "histogram", labels: &[], help }, Histogram::with_opts(options))
     }
 
     fn histograms(

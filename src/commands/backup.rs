@@ -69,7 +69,8 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         archiving.begin_stop();
         document
     };
-    let (archived, document) = tokio::join!(Box::pin(archiver.run(&archiving)), Box::pin(guard(work, archiver.state())));
+    let (archived, document) =
+        tokio::join!(Box::pin(archiver.run(&archiving)), Box::pin(guard(work, archiver.state())));
     let document = match (archived, document) {
         (Err(error), Err(_)) => return Err(error),
         (_, document) => document?,
