@@ -244,7 +244,8 @@ async fn wal_streams_without_a_gap_and_a_fast_shutdown_is_not_held_up() {
     assert_eq!(restart_lsn, Some(end), "the slot does not follow the flush position");
 
     // When the server is stopped fast, it waits for our flush position and says good-bye.
-    let mut stream = server.stream(Some("seawall"), start).await.unwrap();
+    let segment = seawall::wal::SegmentSize::DEFAULT.segment_start(end);
+    let mut stream = server.stream(Some("seawall"), segment).await.unwrap();
     let pid = nix::unistd::Pid::from_raw(server.postmaster.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     within_deadline("the shutdown", async {
@@ -281,7 +282,7 @@ async fn wal_that_is_not_there_is_told_in_the_stream() {
         }
     })
     .await;
-    assert_eq!(error.sqlstate(), Some("58P01"), "{error}");
+    assert!(error.is_wal_removed(), "{error}");
 
     // Beyond the end.
     let mut stream = server.stream(None, Lsn(0xFF_0000_0000)).await.unwrap();
@@ -449,6 +450,6 @@ async fn roles_and_passwords_are_told_apart() {
 async fn a_server_with_minimal_wal_is_refused_with_the_setting_to_change() {
     let server = Server::start(&["wal_level=minimal", "max_wal_senders=0"], TRUST).await;
     let error = server.connect(Mode::Physical).await.unwrap_err();
-    assert!(error.server_message().is_some(), "{error}");
-    println!("{:?}", Error::from(error));
+    let shown = Error::from(error);
+    assert!(shown.hint_text().is_some_and(|hint| hint.contains("wal_level = replica")), "{shown:?}");
 }

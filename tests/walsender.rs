@@ -281,7 +281,7 @@ async fn an_error_in_the_stream_is_the_servers_own_and_a_silent_end_is_told_apar
     let mut stream = stream_from(&server).await;
     let error = stream.next().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("58P01"));
-    assert!(!error.is_transient());
+    assert!(error.is_wal_removed() && !error.is_transient());
     server.finish();
 
     let server = Walsender::script(while_streaming(vec![]));

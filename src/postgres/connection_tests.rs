@@ -111,7 +111,7 @@ async fn lengths_are_bounded_more_tightly_before_the_login() {
         if trusted {
             connection.trust();
         }
-        server.write_all(&[&[b'd'], &(length as u32).to_be_bytes()[..]].concat()).await.unwrap();
+        server.write_all(&[b"d", &(length as u32).to_be_bytes()[..]].concat()).await.unwrap();
         drop(server);
         let error = connection.read().await.unwrap_err();
         match allowed {
