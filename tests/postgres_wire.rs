@@ -199,7 +199,7 @@ async fn a_physical_connection_learns_what_an_archiver_needs() {
 #[tokio::test]
 async fn wal_streams_without_a_gap_and_a_fast_shutdown_is_not_held_up() {
     let mut server = Server::start(&[], TRUST).await;
-    let mut client = server.connect(Mode::Physical).await.unwrap();
+    let mut client = server.connect(Mode::Database).await.unwrap();
     client.create_slot("seawall").await.unwrap();
     let SlotState::Present { restart_lsn: Some(restart_lsn), .. } = client.read_slot("seawall").await.unwrap() else {
         panic!("no slot")
@@ -239,7 +239,8 @@ async fn wal_streams_without_a_gap_and_a_fast_shutdown_is_not_held_up() {
     // We end the stream and the connection goes on.
     let mut status = StatusUpdate { written: end, flushed: end, ..StatusUpdate::default() };
     stream.send_status(status, 0).await.unwrap();
-    let mut client = within_deadline("the end", stream.end()).await.unwrap();
+    let mut ended = within_deadline("the end", stream.end()).await.unwrap();
+    assert!(ended.identify_system().await.unwrap().flush_lsn >= end);
     let SlotState::Present { restart_lsn, .. } = client.read_slot("seawall").await.unwrap() else { panic!("no slot") };
     assert_eq!(restart_lsn, Some(end), "the slot does not follow the flush position");
 
@@ -382,7 +383,7 @@ async fn roles_and_passwords_are_told_apart() {
     );
     let server = Server::start(&[], &hba).await;
     for statement in [
-        "CREATE ROLE scram LOGIN REPLICATION PASSWORD 'sésame ouvre-toi'",
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE scram LOGIN REPLICATION PASSWORD 'sésame ouvre-toi'",
         "SET password_encryption = md5; CREATE ROLE hashed LOGIN REPLICATION PASSWORD 'sesame'",
         "CREATE ROLE cleartext LOGIN REPLICATION PASSWORD 'sesame'",
         "CREATE ROLE insecure LOGIN REPLICATION; CREATE ROLE nobody LOGIN",
