@@ -16,15 +16,19 @@ mod refusal;
 mod request;
 mod route;
 mod scan;
+mod spool;
 mod survey;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod wal_fetch;
+pub mod wal_push;
 
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
 pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
+pub use spool::SPOOL_DIRECTORY;
 pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
 
 use crate::error::Result;
