@@ -263,8 +263,16 @@ mod tests {
     use crate::repository::tar::testing::{file, header};
     use proptest::prelude::*;
 
-    /// The parts of one archive: what ends each, and its bytes.
-    fn cut(stream: &[u8], piece_bytes: usize) -> (Vec<(PartEnd, Vec<u8>)>, Vec<BackupFile>, Vec<Vec<u8>>) {
+    /// One archive, cut.
+    struct Cut {
+        /// What ends each part, and its bytes.
+        parts: Vec<(PartEnd, Vec<u8>)>,
+        files: Vec<BackupFile>,
+        /// Each file's, as the checksums see them.
+        contents: Vec<Vec<u8>>,
+    }
+
+    fn cut(stream: &[u8], piece_bytes: usize) -> Cut {
         let mut cutter = PartCutter::new(Buffers::default());
         cutter.begin_archive(Archive::Base);
         let (mut parts, mut files, mut contents) = (Vec::new(), Vec::new(), Vec::new());
@@ -291,7 +299,7 @@ mod tests {
         }
         cutter.end_archive().unwrap();
         take(&mut cutter);
-        (parts, files, contents)
+        Cut { parts, files, contents }
     }
 
     /// Every rule about parts, for a stream of files of these sizes.
@@ -305,7 +313,7 @@ mod tests {
         let mut expected = stream.clone();
         expected.resize(stream.len() + TRAILER_BYTES, 0);
         let sent = if with_trailer { &expected } else { &stream };
-        let (parts, files, found) = cut(sent, piece_bytes);
+        let Cut { parts, files, contents: found } = cut(sent, piece_bytes);
 
         let joined: Vec<u8> = parts.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
         assert!(joined == expected, "the parts together are not the stream");
@@ -357,7 +365,7 @@ mod tests {
     fn a_part_says_inside_which_file_it_begins() {
         let mut stream = file("base/1/1", &vec![1; 2 * PART + 10]);
         stream.extend(file("base/1/2", b"small"));
-        let (parts, files, _) = cut(&stream, 1 << 20);
+        let Cut { parts, files, .. } = cut(&stream, 1 << 20);
         let begins: Vec<_> = parts.iter().map(|(end, _)| end.continues.as_ref().map(|from| from.file_offset)).collect();
         assert_eq!(begins, [None, Some(PART_BYTES), Some(2 * PART_BYTES)]);
         assert_eq!((files[1].part, files[1].offset), (2, 512 + 512), "a small file goes with the end of a large one");

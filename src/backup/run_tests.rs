@@ -46,8 +46,11 @@ struct Sample {
 impl Sample {
     fn new() -> Sample {
         let check = |content: &[u8]| FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(content) };
-        // Larger than a frame and than a part, and different in every frame.
-        let large: Vec<u8> = (0..PART_BYTES as u32 / 4 + 300_000).flat_map(u32::to_le_bytes).collect();
+        // Larger than a frame and than a part, and different in every page.
+        let mut large = vec![0; PART_BYTES as usize + 1_200_100];
+        for (number, page) in (1u32..).zip(large.chunks_mut(4096)) {
+            page[..4].copy_from_slice(&number.to_le_bytes());
+        }
         let mut tablespace = header(b"PG_15_202209061/", b'5', 0, b"").to_vec();
         tablespace.extend(file("PG_15_202209061/5/16385", b"in a tablespace"));
         let files: Vec<(&str, &[u8])> = vec![
@@ -176,10 +179,12 @@ async fn what_the_server_sends_is_what_is_stored() {
     assert_eq!(serde_json::from_slice::<BackupDocument>(&json).unwrap(), document);
 }
 
+type Alter<'a> = &'a dyn Fn(&mut Sample);
+
 #[tokio::test]
 async fn a_byte_that_changes_on_the_way_is_found_out() {
     // Given a stream in which one byte of a file's contents, or of the manifest, is not the server's
-    let content = |sample: &mut Sample| sample.base[40 << 20 >> 1] ^= 1;
+    let content = |sample: &mut Sample| sample.base[20 << 20] ^= 1;
     let late = |sample: &mut Sample| {
         let at = sample.base.len() - 1024;
         sample.base[at] ^= 1;
@@ -193,7 +198,7 @@ async fn a_byte_that_changes_on_the_way_is_found_out() {
         let at = sample.manifest.len() - 10;
         sample.manifest[at] ^= 1;
     };
-    let cases: [(&dyn Fn(&mut Sample), &str); 5] = [
+    let cases: [(Alter<'_>, &str); 5] = [
         (&content, "base/5/16384 did not arrive"),
         (&late, "global/pg_control did not arrive"),
         (&tablespace, "pg_tblspc/16384/PG_15_202209061/5/16385 did not arrive"),

@@ -120,7 +120,9 @@ mod tests {
     use crate::repository::WalNeed;
     use crate::repository::manifest::testing::manifest;
 
-    fn files(names: &[(&str, u64)]) -> Vec<BackupFile> {
+    type Names<'a> = &'a [(&'a str, u64)];
+
+    fn files(names: Names<'_>) -> Vec<BackupFile> {
         let file = |&(name, bytes): &(&str, u64)| BackupFile {
             path: FilePath::parse(name.as_bytes()).unwrap(),
             part: 0,
@@ -138,7 +140,7 @@ mod tests {
         manifest(None, &files, &[WalNeed { timeline: TimelineId(1), start: Lsn(0x28), end: Lsn(0x100) }])
     }
 
-    fn compare(names: &[(&str, u64)], crcs: &[u32], text: &str) -> Result<ManifestEnd> {
+    fn compare(names: Names<'_>, crcs: &[u32], text: &str) -> Result<ManifestEnd> {
         let mut check = ManifestCheck::new(&files(names), crcs)?;
         check.feed(text.as_bytes())?;
         check.finish()
@@ -155,7 +157,7 @@ mod tests {
     #[test]
     fn every_difference_names_its_file() {
         let text = listed(&[("base/1/1", 3, 1), ("base/1/2", 4, 2)]);
-        let cases: [(&[(&str, u64)], &[u32], &str); 5] = [
+        let cases: [(Names<'_>, &[u32], &str); 5] = [
             (&[("base/1/1", 3), ("base/1/2", 4)], &[1, 9], "base/1/2 did not arrive as the server read it"),
             (&[("base/1/1", 5), ("base/1/2", 4)], &[1, 2], "base/1/1 did not arrive as the server read it"),
             (&[("base/1/1", 3)], &[1], "lists base/1/2, which did not arrive"),

@@ -1,5 +1,59 @@
-//! Repository to data directory. Never needs the source alive.
+//! From a repository into a data directory, and WAL to the server that recovers there. May use `repository` and all that
+//! it may; never `postgres`: the source need not be alive.
+//!
+//! ```text
+//! Request ─► choose ─► candidates ─► scan: survey of the WAL ─► plan, or a refusal that says what can be reached
+//! Plan ─► preflight ─► fetch: parts ─► files, checked ─► settings, pg_control last
+//! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
+//! ```
 
+mod choose;
 mod pin;
+mod plan;
+#[cfg(test)]
+mod plan_tests;
+mod refusal;
+mod request;
+mod route;
+mod scan;
+mod survey;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
+pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
+pub use request::{Request, Target, TargetAction};
+pub use route::{Covered, Route};
+pub use scan::{Stretch, survey};
+pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+
+use crate::error::Result;
+use crate::repository::{Catalog, WalReader};
+use choose::Choice;
+use jiff::Timestamp;
+use plan::Verdict;
+
+/// Plans a restore: reads WAL, writes nothing.
+///
+/// # Errors
+/// [`crate::error::Kind::Refused`] if the target cannot be reached, with what can be instead; otherwise what the store
+/// says, or what is wrong with what is stored.
+pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now: Timestamp) -> Result<Plan> {
+    let cluster = reader.repository().layout.cluster();
+    let choice = Choice::new(cluster, catalog, request, now)?;
+    let candidates = choice.candidates()?;
+    for candidate in &candidates {
+        let (goal, until) = plan::goal(&choice, candidate);
+        let stretch = Stretch {
+            route: choice.route.clone(),
+            from: candidate.backup.start_lsn,
+            consistent: candidate.backup.end_lsn,
+            until,
+        };
+        let survey = survey(reader, &stretch, goal).await?;
+        if let Verdict::Planned(plan) = plan::conclude(&choice, candidate, &survey)? {
+            return Ok(*plan);
+        }
+    }
+    Err(refusal::none_reaches(&choice, &candidates))
+}
