@@ -100,7 +100,7 @@ async fn what_the_bucket_refuses_is_said_with_what_to_do() {
     for (fault, word) in cases {
         let bucket = S3Server::start();
         for operation in [Op::Put, Op::Get, Op::Head, Op::List] {
-            bucket.always(operation, fault.clone());
+            bucket.always(operation, fault);
         }
         let mut run = Seawall::new(["run", "--listen", "off", "--repo", &format!("s3://{}/x", S3Server::BUCKET)]);
         for (name, value) in bucket.env() {

@@ -86,7 +86,8 @@ impl Scene {
     async fn open(&self, into: &Path) -> Server {
         let environment = self.bucket.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let options = ServerOptions { environment, ..ServerOptions::default() };
-        let opened = Server::open(&programs(self.version), into, options);
+        let programs = programs(self.version);
+        let opened = Server::open(&programs, into, options);
         tokio::time::timeout(PATIENCE * 2, opened).await.expect("recovery ends").unwrap()
     }
 }
