@@ -152,7 +152,7 @@ async fn main_loop(version: u32) {
     // and with --to-exclusive the transaction itself is left out
     let restored = scene.restored("without", &["--to-xid", &xid, "--to-exclusive"]).await;
     assert_eq!(marks(&restored).await, ["first"]);
-    scene.server.kill();
+    scene.server.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,7 +168,7 @@ async fn a_copy_of_the_bucket_at_the_moment_of_acknowledgement_has_the_commit() 
     let copy = scene.bucket.snapshot();
     // When archiver and server die, and only the copy is left
     archiver.kill();
-    scene.server.kill();
+    scene.server.kill().await;
     scene.bucket.restore_from(&copy);
     // Then it has the commit
     let into = scene.places.path().join("copy");
@@ -191,7 +191,7 @@ async fn a_copy_of_the_bucket_two_seconds_after_a_commit_has_it() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let copy = scene.bucket.snapshot();
     archiver.kill();
-    scene.server.kill();
+    scene.server.kill().await;
     scene.bucket.restore_from(&copy);
     let into = scene.places.path().join("copy");
     let program = path_for_server(scene.places.path());
