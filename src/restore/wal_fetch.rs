@@ -194,7 +194,7 @@ fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
         return Ok(None);
     };
     let part = pin.path[index];
-    let end = pin.path.iter().map(|part| part.end).max().unwrap_or(part.end);
+    let end = pin.path.last().map_or(part.end, |last| last.end);
     let begins = segment.size.segment_start(part.start);
     if part.end <= part.start || segment.start >= end || segment.end() <= begins {
         return Ok(None);
@@ -209,7 +209,7 @@ fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
             part.timeline, part.end
         )));
     }
-    Ok(Some(part.end))
+    Ok(Some(part.end.min(end)))
 }
 
 /// The history of the timeline that a server on `timeline` follows next: the newest of those without a gap in their
