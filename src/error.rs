@@ -126,8 +126,8 @@ impl fmt::Display for Error {
         let mut cause = self.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Many libraries repeat their source in their own text.
-            if !last.contains(&text) {
+            // Many libraries repeat their source at the end of their own text.
+            if !last.ends_with(&text) {
                 write!(f, ": {text}")?;
                 last = text;
             }
@@ -162,6 +162,14 @@ mod tests {
         let disk = std::io::Error::other("no space left on device");
         let error = Error::new(Kind::Local, "cannot write /data/base/1/2").because(disk).context("restore");
         assert_eq!(error.to_string(), "restore: cannot write /data/base/1/2: no space left on device");
+    }
+
+    #[test]
+    fn a_cause_is_said_once_and_never_lost() {
+        let repeated = Error::new(Kind::Store, "cannot list: denied").because(std::io::Error::other("denied"));
+        assert_eq!(repeated.to_string(), "cannot list: denied");
+        let short = Error::new(Kind::Store, "cannot list").because(std::io::Error::other("no"));
+        assert_eq!(short.to_string(), "cannot list: no");
     }
 
     #[test]

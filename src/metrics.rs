@@ -8,8 +8,7 @@ use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 use std::collections::HashMap;
 use std::fmt;
@@ -20,9 +19,6 @@ use std::time::Duration;
 /// From a store on the same machine to one that is about to time out.
 const STORE_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Fine around the second that is promised, coarse to the hour of an outage.
-const DELAY_SECONDS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
-
 /// What was stored of the WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalObject {
@@ -30,41 +26,15 @@ pub enum WalObject {
     Block,
     /// A part of a block that is not full yet.
     Tail,
-    /// A timeline's history file.
-    History,
 }
 
 impl WalObject {
-    const ALL: [WalObject; 3] = [WalObject::Block, WalObject::Tail, WalObject::History];
+    const ALL: [WalObject; 2] = [WalObject::Block, WalObject::Tail];
 
     fn label(self) -> &'static str {
         match self {
             WalObject::Block => "block",
             WalObject::Tail => "tail",
-            WalObject::History => "history",
-        }
-    }
-}
-
-/// Why what was received was stored when it was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FlushReason {
-    /// The oldest byte had reached the flush interval.
-    Interval,
-    /// The server, a synchronous commit for example, was waiting for it.
-    Waiting,
-    /// The archiver is stopping.
-    Stop,
-}
-
-impl FlushReason {
-    const ALL: [FlushReason; 3] = [FlushReason::Interval, FlushReason::Waiting, FlushReason::Stop];
-
-    fn label(self) -> &'static str {
-        match self {
-            FlushReason::Interval => "interval",
-            FlushReason::Waiting => "waiting",
-            FlushReason::Stop => "stop",
         }
     }
 }
@@ -99,17 +69,10 @@ struct Inner {
     durable_lsn: IntGauge,
     reconnects: IntCounter,
     gaps: IntGauge,
-    gap_bytes: IntGauge,
-    divergences: IntCounter,
 
     wal_objects: IntCounterVec,
-    wal_object_bytes: IntCounterVec,
-    flushes: IntCounterVec,
-    durable_delay: Histogram,
-    uploads_in_flight: IntGauge,
     buffered_bytes: IntGauge,
     tails_live: IntGauge,
-    last_heartbeat: Gauge,
 
     store_operations: IntCounterVec,
     store_failures: IntCounterVec,
@@ -120,8 +83,6 @@ struct Inner {
     last_backup_timestamp: Gauge,
     last_backup_size: IntGauge,
     last_backup_duration: Gauge,
-    backup_running: IntGauge,
-    backups_failed: IntCounter,
 }
 
 impl fmt::Debug for Metrics {
@@ -176,11 +137,6 @@ impl Builder {
         self.add(definition, GaugeVec::new(Opts::new(name, help), labels))
     }
 
-    fn histogram(&mut self, name: &'static str, bounds: &[f64], help: &'static str) -> Result<Histogram> {
-        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
-        self.add(Definition { name, kind: "histogram", labels: &[], help }, Histogram::with_opts(options))
-    }
-
     fn histograms(
         &mut self,
         name: &'static str,
@@ -225,44 +181,17 @@ impl Metrics {
             )?,
             reconnects: build.counter("seawall_reconnects_total", "Times the stream was lost and begun again.")?,
             gaps: build.int_gauge("seawall_gaps", "Holes in the archived WAL: moments in them cannot be restored.")?,
-            gap_bytes: build.int_gauge("seawall_gap_bytes", "Bytes of WAL that these holes lack.")?,
-            divergences: build.counter(
-                "seawall_divergences_total",
-                "Times different bytes were found under one name: two clusters archive to one place, or data was \
-                 altered. Archiving stops.",
-            )?,
             wal_objects: build.counters(
                 "seawall_wal_objects_total",
                 &["object"],
                 "Objects of WAL that were stored.",
             )?,
-            wal_object_bytes: build.counters(
-                "seawall_wal_object_bytes_total",
-                &["object"],
-                "Bytes of WAL in them, before compression. Tails are stored again in blocks.",
-            )?,
-            flushes: build.counters(
-                "seawall_flushes_total",
-                &["reason"],
-                "Times a block was stored before it was full, by why: the interval was over, the server was waiting, a \
-                 stop.",
-            )?,
-            durable_delay: build.histogram(
-                "seawall_durable_delay_seconds",
-                DELAY_SECONDS,
-                "From receiving the oldest byte of an object to its being durable.",
-            )?,
-            uploads_in_flight: build.int_gauge("seawall_uploads_in_flight", "Objects being stored now.")?,
             buffered_bytes: build.int_gauge(
                 "seawall_buffered_bytes",
                 "Bytes of WAL in memory: received and not durable yet. Bounded; at the bound reading stops.",
             )?,
             tails_live: build
                 .int_gauge("seawall_tails_live", "Tails in the repository that no block has replaced yet.")?,
-            last_heartbeat: build.gauge(
-                "seawall_last_heartbeat_timestamp_seconds",
-                "When the last proof of idleness was stored; 0: none yet.",
-            )?,
             store_operations: build.counters(
                 "seawall_store_operations_total",
                 &["operation"],
@@ -294,9 +223,6 @@ impl Metrics {
             )?,
             last_backup_size: build.int_gauge("seawall_last_backup_size_bytes", "Its size, before compression.")?,
             last_backup_duration: build.gauge("seawall_last_backup_duration_seconds", "How long it took.")?,
-            backup_running: build
-                .int_gauge("seawall_backup_running", "1 while a base backup is being taken, else 0.")?,
-            backups_failed: build.counter("seawall_backups_failed_total", "Base backups that did not come about.")?,
             registry: build.registry,
             definitions: build.definitions,
         };
@@ -304,10 +230,6 @@ impl Metrics {
         // A rate needs its zero: what is known to come is there from the start.
         for object in WalObject::ALL {
             inner.wal_objects.with_label_values(&[object.label()]);
-            inner.wal_object_bytes.with_label_values(&[object.label()]);
-        }
-        for reason in FlushReason::ALL {
-            inner.flushes.with_label_values(&[reason.label()]);
         }
         Ok(Metrics(Arc::new(inner)))
     }
@@ -358,37 +280,19 @@ impl Metrics {
         self.0.durable_lsn.set(whole(lsn.0));
     }
 
-    /// The stream was lost and begun again.
-    pub fn reconnected(&self) {
-        self.0.reconnects.inc();
-    }
-
-    /// Holes that the repository has, and the bytes that they lack.
-    pub fn set_gaps(&self, count: u64, bytes: u64) {
+    /// Holes that the repository has.
+    pub fn set_gaps(&self, count: u64) {
         self.0.gaps.set(whole(count));
-        self.0.gap_bytes.set(whole(bytes));
     }
 
-    /// Different bytes were found under one name.
-    pub fn diverged(&self) {
-        self.0.divergences.inc();
+    /// Times the stream was lost and begun again, since the start of the process.
+    pub fn count_reconnects(&self, total: u64) {
+        count_to(&self.0.reconnects, total);
     }
 
-    /// An object of WAL became durable: `bytes` of WAL, `delay` after the oldest of them was received.
-    pub fn wal_stored(&self, object: WalObject, bytes: u64, delay: Duration) {
-        self.0.wal_objects.with_label_values(&[object.label()]).inc();
-        self.0.wal_object_bytes.with_label_values(&[object.label()]).inc_by(bytes);
-        self.0.durable_delay.observe(delay.as_secs_f64());
-    }
-
-    /// A block was given to the store before it was full.
-    pub fn flushed(&self, reason: FlushReason) {
-        self.0.flushes.with_label_values(&[reason.label()]).inc();
-    }
-
-    /// Objects being stored now.
-    pub fn set_uploads_in_flight(&self, count: usize) {
-        self.0.uploads_in_flight.set(whole(count as u64));
+    /// Objects of WAL stored since the start of the process.
+    pub fn count_wal_objects(&self, object: WalObject, total: u64) {
+        count_to(&self.0.wal_objects.with_label_values(&[object.label()]), total);
     }
 
     /// Bytes of WAL in memory that are not durable.
@@ -399,11 +303,6 @@ impl Metrics {
     /// Tails that no block has replaced yet.
     pub fn set_tails_live(&self, count: usize) {
         self.0.tails_live.set(whole(count as u64));
-    }
-
-    /// A proof of idleness was stored.
-    pub fn set_last_heartbeat(&self, at: Timestamp) {
-        self.0.last_heartbeat.set(unix_seconds(at));
     }
 
     /// Shows these operations on a store from now on, at zero.
@@ -437,16 +336,11 @@ impl Metrics {
         self.0.last_backup_size.set(whole(bytes));
         self.0.last_backup_duration.set(took.as_secs_f64());
     }
+}
 
-    /// Whether a base backup is being taken.
-    pub fn set_backup_running(&self, running: bool) {
-        self.0.backup_running.set(running.into());
-    }
-
-    /// A base backup did not come about.
-    pub fn backup_failed(&self) {
-        self.0.backups_failed.inc();
-    }
+/// Totals are counted elsewhere; a counter only follows.
+fn count_to(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
 }
 
 /// Gauges are signed; nothing counted here gets beyond.
@@ -497,7 +391,7 @@ mod tests {
         metrics.set_durable_lsn(Lsn(0x16_B374_D848));
         metrics.set_rpo(Duration::from_millis(1500), 42);
         metrics.store_operation("create", 0.02, 5000, Some("throttled"));
-        metrics.wal_stored(WalObject::Tail, 100, Duration::from_millis(600));
+        metrics.count_wal_objects(WalObject::Tail, 1);
         metrics.set_last_backup(Timestamp::UNIX_EPOCH, 7, Duration::from_secs(3));
         let text = metrics.render().expect("text");
         for line in [
@@ -528,7 +422,7 @@ mod tests {
     #[test]
     fn two_registries_do_not_mix() {
         let (one, two) = (Metrics::new("a").expect("metrics"), Metrics::new("b").expect("metrics"));
-        one.reconnected();
+        one.count_reconnects(1);
         assert!(two.render().expect("text").contains("seawall_reconnects_total{cluster=\"b\"} 0"));
     }
 

@@ -149,7 +149,10 @@ impl Archiver {
                 self.state.send_modify(|state| state.phase = Phase::HotSpare);
             }
             // What goes on unchanged is said once.
-            if last_told.as_ref() != Some(&text) {
+            let is_news = last_told.as_ref() != Some(&text);
+            if is_news && error.kind == SourceErrorKind::SlotBusy {
+                tracing::info!(reason = %text, "another archiver holds the slot; waiting to take over");
+            } else if is_news {
                 let hint = error.error.hint_text().unwrap_or_default();
                 tracing::warn!(error = %text, hint, pause_seconds = pause.as_secs_f64(), "not streaming; trying again");
             }

@@ -195,7 +195,7 @@ impl From<PgError> for SourceError {
     fn from(error: PgError) -> SourceError {
         let kind = match error.sqlstate() {
             Some("55006") => SourceErrorKind::SlotBusy,
-            Some("58P01") => SourceErrorKind::WalRemoved,
+            _ if error.is_wal_removed() => SourceErrorKind::WalRemoved,
             Some(state) if state.starts_with("57P") => SourceErrorKind::Leaving,
             _ if error.is_transient() => SourceErrorKind::Lost,
             _ => SourceErrorKind::Refused,

@@ -62,7 +62,8 @@ pub(super) struct Stream<'a> {
     running: Tasks<Done>,
     in_flight_bytes: u64,
     garbage: VecDeque<(Instant, Key)>,
-    deletions: Tasks<bool>,
+    /// Deletions and heartbeats: nothing waits for them.
+    errands: Tasks<()>,
     oldest_unsubmitted: Option<Instant>,
     server_end: Lsn,
     server_micros: i64,
@@ -92,7 +93,7 @@ impl<'a> Stream<'a> {
             running: Tasks::default(),
             in_flight_bytes: 0,
             garbage: VecDeque::new(),
-            deletions: Tasks::default(),
+            errands: Tasks::default(),
             oldest_unsubmitted: None,
             server_end: Lsn::INVALID,
             server_micros: 0,
@@ -150,8 +151,8 @@ impl<'a> Stream<'a> {
                     if let Err(error) = self.send_status(&mut feed, true).await {
                         return Ok(Ended::Lost(error));
                     }
-                    self.delete_garbage();
-                    self.heartbeat().await;
+                    self.run_errands();
+                    self.heartbeat();
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
@@ -216,10 +217,11 @@ impl<'a> Stream<'a> {
             false => (since, count + 1),
         };
         self.reply_owed = true;
-        if self.line.progress().is_settled() && now.duration_since(self.last_reply) >= REPLY_PAUSE {
-            if let Err(error) = self.send_status(feed, false).await {
-                return Ok(Some(Ended::Lost(error)));
-            }
+        if self.line.progress().is_settled()
+            && now.duration_since(self.last_reply) >= REPLY_PAUSE
+            && let Err(error) = self.send_status(feed, false).await
+        {
+            return Ok(Some(Ended::Lost(error)));
         }
         Ok(None)
     }
@@ -242,14 +244,20 @@ impl<'a> Stream<'a> {
         });
     }
 
+    /// While the store has no place free, what comes meanwhile goes together afterwards.
     fn flush_deadline(&self) -> Option<Instant> {
-        self.oldest_unsubmitted.map(|oldest| oldest + self.options.flush_interval)
+        let oldest = self.oldest_unsubmitted.filter(|_| self.has_free_place())?;
+        Some(oldest + self.options.flush_interval)
+    }
+
+    fn has_free_place(&self) -> bool {
+        self.running.len() + self.queue.len() < self.options.uploads_max
     }
 
     /// With somebody waiting, whatever came is stored as soon as a place is free: those who come meanwhile go together.
     fn flush_if_due(&mut self) -> Result<()> {
         let urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
-        if urgent && self.running.len() + self.queue.len() < self.options.uploads_max {
+        if urgent && self.has_free_place() {
             self.flush()?;
         }
         Ok(())
@@ -362,23 +370,24 @@ impl<'a> Stream<'a> {
 
     /// Deletes what has been garbage for long enough that no reader is in the middle of it. Best effort: what cannot be
     /// deleted stays for `prune`.
-    fn delete_garbage(&mut self) {
+    fn run_errands(&mut self) {
         while self.garbage.front().is_some_and(|(due, _)| *due <= Instant::now())
             && let Some((_, key)) = self.garbage.pop_front()
         {
             let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&key));
-            self.deletions.start(async move { store.delete(&name).await.is_ok() });
+            let state = self.state.clone();
+            self.errands.start(async move {
+                if store.delete(&name).await.is_ok() {
+                    state.send_modify(|state| state.counts.deleted += 1);
+                }
+            });
         }
-        // Collected without waiting: a deletion that hangs must not hold anything up.
-        while let Some(Some(done)) = futures_util::FutureExt::now_or_never(self.deletions.next()) {
-            if done.unwrap_or(false) {
-                self.state.send_modify(|state| state.counts.deleted += 1);
-            }
-        }
+        // Collected without waiting: one that hangs must not hold anything up.
+        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.errands.next()) {}
     }
 
     /// While nothing happens, says now and then in the repository that nothing happened.
-    async fn heartbeat(&mut self) {
+    fn heartbeat(&mut self) {
         let progress = self.line.progress();
         let idle = progress.is_settled() && progress.durable() >= self.server_end && progress.flushed().is_valid();
         if !idle || self.quiet_since.elapsed() < self.options.heartbeat_interval {
@@ -389,11 +398,14 @@ impl<'a> Stream<'a> {
         let document = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn };
         let key = Key::Heartbeat { timeline, time, flush: flush_lsn };
         self.quiet_since = Instant::now();
-        // One that is missing only makes an idle stretch shorter than it was.
-        match self.writer.store_document(&key, &document).await {
-            Ok(_) => self.state.send_modify(|state| state.counts.heartbeats += 1),
-            Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
-        }
+        let (writer, state) = (self.writer.clone(), self.state.clone());
+        self.errands.start(async move {
+            // One that is missing only makes an idle stretch shorter than it was.
+            match writer.store_document(&key, &document).await {
+                Ok(_) => state.send_modify(|state| state.counts.heartbeats += 1),
+                Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
+            }
+        });
     }
 }
 

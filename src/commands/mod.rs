@@ -1,9 +1,14 @@
 //! One workflow a command: build the parts, run, print. May import everything.
 
+mod backup;
+mod check;
 mod completions;
 pub mod exit;
+mod list;
 pub mod observer;
+mod parts;
 pub mod print;
+mod run;
 pub mod signals;
 pub mod time;
 
@@ -16,20 +21,17 @@ use exit::Ending;
 ///
 /// # Errors
 /// Whatever ends the command early.
-#[allow(clippy::unused_async)]
 pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
-    let _ = &settings;
     match cli.command {
         Command::Completions(args) => completions::completions(args.shell)?,
-        Command::Run(_)
-        | Command::Backup(_)
-        | Command::Restore(_)
-        | Command::List(_)
-        | Command::Status(_)
-        | Command::Check(_)
-        | Command::WalFetch(_)
-        | Command::WalPush(_)
-        | Command::Demo(_) => return Err(Error::new(Kind::Internal, "this command is not built yet")),
+        Command::Run(_) => Box::pin(run::run(settings)).await?,
+        Command::Backup(args) => Box::pin(backup::backup(args, settings)).await?,
+        Command::List(args) => list::list(args.json.json, settings).await?,
+        Command::Status(args) => list::status(args.json.json, settings).await?,
+        Command::Check(args) => check::check(args.json.json, settings).await?,
+        Command::Restore(_) | Command::WalFetch(_) | Command::WalPush(_) | Command::Demo(_) => {
+            return Err(Error::new(Kind::Internal, "this command is not built yet"));
+        }
     }
     Ok(Ending::Done)
 }

@@ -200,3 +200,7 @@ fn log_notice(notice: &ServerMessage) {
         _ => tracing::debug!("PostgreSQL says: {notice}"),
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -127,6 +127,19 @@ impl PgError {
         message.message.split(|c| !digits(c)).rfind(|word| !word.is_empty())?.parse().ok()
     }
 
+    /// True if the server no longer has the WAL that was asked for. That is 58P01 when the segment's file is missing, and
+    /// XX000 when it was recycled while it was read (`xlog.c`, `CheckXLogRemoved`, reports a stale `errno`): what both have
+    /// in every language is the segment's name.
+    pub fn is_wal_removed(&self) -> bool {
+        let names_a_segment = |text: &str| {
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+            words.any(|word| word.len() == 24 && word.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        };
+        self.server_message().is_some_and(|message| {
+            matches!(message.sqlstate.as_str(), "58P01" | "XX000") && names_a_segment(&message.message)
+        })
+    }
+
     pub(super) fn protocol(what: impl Into<String>) -> PgError {
         PgError::Protocol(what.into())
     }
@@ -142,6 +155,10 @@ impl PgError {
     /// What an expert would ask.
     fn hint(&self) -> Option<String> {
         let text = match self {
+            PgError::Server(_) if self.is_wal_removed() => {
+                "WAL that was not archived before the server removed it is lost: take a new base backup, and let a slot keep \
+                 WAL from then on."
+            }
             PgError::Server(message) => return server_hint(message, self.slot_holder()),
             // The last word decides: hosts are tried until one refuses for good.
             PgError::Hosts(failures) => return failures.iter().rev().find_map(|failure| failure.error.hint()),
@@ -188,6 +205,11 @@ fn server_hint(message: &ServerMessage, slot_holder: Option<u32>) -> Option<Stri
         "42501" => "The role lacks the right to this; the server's documentation names the role to grant.",
         "42710" => "A slot of this name is already there: use it, or choose another name.",
         "42704" => "There is no slot of this name on this server: was it dropped, or has there been a failover?",
+        // wal_level = minimal allows no walsender at all, so that this comes first.
+        "53300" if message.message.contains("max_wal_senders") && message.message.contains(" 0)") => {
+            "No walsender is allowed: set wal_level = replica and max_wal_senders = 10 in postgresql.conf and restart the \
+             server."
+        }
         "53300" => {
             "All walsenders or connections are taken: raise max_wal_senders (Seawall uses three), or end a stale one."
         }
@@ -205,10 +227,7 @@ fn server_hint(message: &ServerMessage, slot_holder: Option<u32>) -> Option<Stri
         }
         "57P03" => "The server is starting, stopping or in recovery: try again in a moment.",
         "57P01" | "57P02" => "The server is being stopped, or an administrator ended the connection.",
-        "58P01" => {
-            "The server no longer has this file. WAL that was not archived before is lost: take a new base backup, and keep \
-             WAL with a slot."
-        }
+        "58P01" => "The server has no such file.",
         _ => return message.hint.clone(),
     };
     Some(text.to_owned())
@@ -262,7 +281,20 @@ mod tests {
             ("ERROR", "55000", "wal_level must be set to \"replica\" or \"logical\"", "wal_level = replica"),
             ("ERROR", "55006", "replication slot \"s2\" is active for PID 4711", "Process 4711"),
             ("FATAL", "57P03", "the database system is starting up", "starting"),
-            ("ERROR", "58P01", "requested WAL segment 0001 has already been removed", "new base backup"),
+            (
+                "ERROR",
+                "58P01",
+                "requested WAL segment 000000010000000A000000FE has already been removed",
+                "new base backup",
+            ),
+            (
+                "ERROR",
+                "XX000",
+                "das angeforderte WAL-Segment 000000010000000A000000FE wurde schon entfernt",
+                "new base backup",
+            ),
+            ("ERROR", "58P01", "could not open file \"pg_wal/00000001.history\"", "no such file"),
+            ("FATAL", "53300", "standby connections exceed max_wal_senders (currently 0)", "wal_level = replica"),
         ];
         for (severity, sqlstate, message, expected) in cases {
             let error = Error::from(server(severity, sqlstate, message));

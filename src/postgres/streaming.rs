@@ -105,7 +105,7 @@ impl WalStream {
     /// The next message. May be dropped without losing anything.
     ///
     /// # Errors
-    /// [`PgError::Server`] for what the server says: 58P01, "requested WAL segment … has already been removed", comes
+    /// [`PgError::Server`] for what the server says: that the WAL asked for is gone ([`PgError::is_wal_removed`]) comes
     /// here. [`PgError::Closed`] without a word: also the server's way after `wal_sender_timeout`. No further message comes
     /// after an error.
     pub async fn next(&mut self) -> Result<WalMessage, PgError> {

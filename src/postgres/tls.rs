@@ -186,7 +186,7 @@ fn failed_handshake(error: &io::Error, options: &TlsOptions) -> PgError {
     use rustls::{CertificateError as Bad, Error as TlsError};
     let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
     let hint = match cause {
-        Some(TlsError::InvalidCertificate(Bad::UnknownIssuer)) => {
+        Some(TlsError::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
             Some("No authority in sslrootcert signed the server's certificate: is it the right file?")
         }
         Some(TlsError::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {

@@ -2,7 +2,7 @@
 
 use super::execute::RestoreOptions;
 use super::plan::Plan;
-use super::wal_fetch::SPOOL_BYTES_MAX;
+use super::wal_fetch::AHEAD_BYTES;
 use crate::error::{Error, Kind, Result};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Uid, User};
@@ -93,7 +93,7 @@ impl Destination {
         let mode = plan.document.settings.get("data_directory_mode");
         // The two that a server starts with (`miscinit.c`, `checkDataDir`).
         let directory_mode = if mode.is_some_and(|mode| mode.ends_with("750")) { 0o750 } else { 0o700 };
-        let room = SEGMENTS_KEPT * plan.segment_bytes + SPOOL_BYTES_MAX;
+        let room = SEGMENTS_KEPT * plan.segment_bytes + AHEAD_BYTES;
         let needed_bytes = plan.backup.plain_bytes + room;
         let destination = Destination { data, tablespaces, creates, owner, directory_mode, needed_bytes };
         destination.check_room(plan, room)?;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Request ─► choose ─► candidates ─► scan: survey of the WAL ─► plan, or a refusal that says what can be reached
-//! Plan ─► preflight ─► fetch: parts ─► files, checked ─► settings, pg_control last
+//! Plan ─► destination, checked ─► execute: parts ─► files, checked ─► settings ─► pg_control last
 //! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
 //! ```
 
@@ -27,20 +27,19 @@ mod survey;
 pub(crate) mod testing;
 mod tree;
 mod verify;
-mod wal_fetch;
-mod wal_push;
+pub mod wal_fetch;
+pub mod wal_push;
 
 pub use command::FetchCommand;
 pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
 pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
-pub use pin::{PIN_FILE, Pin};
+pub use pin::{PIN_FILE, Pin, PinnedTimeline};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
 pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
+pub use spool::SPOOL_DIRECTORY;
 pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
-pub use wal_fetch::{FetchOptions, Fetched, SPOOL_BYTES_MAX, fetch, take_spooled};
-pub use wal_push::{Pushed, push};
 
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader};

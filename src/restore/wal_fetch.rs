@@ -1,332 +1,345 @@
-//! `restore_command`: gives a recovering server the segments and history files that it asks for.
+//! `restore_command`: one file of WAL for a server in recovery. Uses `repository`, and `runtime` to wait.
 //!
-//! "Absent" ends a recovery, so it is only said of what is proven not to be there: everything else that goes wrong is an
-//! error, which stops the server (`RestoreArchivedFile` in `xlogarchive.c`; exit codes from 126 up).
+//! PostgreSQL takes "absent" for the end of the archive and ends recovery with it, so absence is said only where it is
+//! proven; whatever is in doubt is an error, and the server stops where a person can see it.
 //!
-//! A restore is pinned ([`Pin`]): it sees the archive as it was when it was planned. Without a pin, as on a standby, what
-//! is stored now counts.
+//! With a [`Pin`] (a restore), what is served is what the plan saw: each timeline up to where the path leaves it, then
+//! zeros. Without one (a standby), the newest timeline is followed as PostgreSQL follows it, and the end moves.
 
 use super::pin::Pin;
-use super::route::Route;
-use super::spool::{Spool, Target};
+use super::spool::{Spool, Staged};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{WalReader, Window};
+use crate::repository::{Repository, WalReader};
+use crate::runtime::{Backoff, RetryPolicy, Tasks};
 use crate::wal::{History, Lsn, Segment, TimelineId, WalRange};
-use futures_util::{StreamExt, stream};
-use std::path::{Path, PathBuf};
+use bytes::Bytes;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
 
-/// Bytes of WAL that are kept in the data directory for the next calls.
-pub const SPOOL_BYTES_MAX: u64 = 128 << 20;
+/// Segments fetched ahead at most.
+const AHEAD_SEGMENTS: u64 = 4;
+/// Bytes fetched ahead at most: disk, and nearly as much memory.
+pub(super) const AHEAD_BYTES: u64 = 64 << 20;
+/// How long a hole with later WAL behind it may last while an archiver is at work: uploads end in any order.
+const HOLE_PATIENCE: RetryPolicy = RetryPolicy {
+    first_pause: Duration::from_millis(100),
+    longest_pause: Duration::from_secs(5),
+    budget: Some(Duration::from_secs(30)),
+};
 
-/// Blocks fetched at once: each is up to 16 MiB of memory, and as much again while it is decompressed.
-const FETCHES: usize = 4;
-
-/// How often a file that is being stored just now is looked for again.
-const LOOKS: usize = 2;
-
-/// How files are fetched.
-#[derive(Clone, Debug)]
-pub struct FetchOptions {
-    /// The data directory: the working directory that PostgreSQL gives its commands.
-    pub directory: PathBuf,
-    /// What the restore settled that made the directory, while it goes on.
-    pub pin: Option<Pin>,
-    /// Bytes to fetch ahead of a pinned restore.
-    pub spool_bytes: u64,
-}
-
-impl FetchOptions {
-    /// For the server whose data directory is `directory`.
-    ///
-    /// # Errors
-    /// If what the restore left there cannot be read.
-    pub fn read(directory: &Path) -> Result<FetchOptions> {
-        let pin = Pin::read(directory)?;
-        Ok(FetchOptions { directory: directory.to_owned(), pin, spool_bytes: SPOOL_BYTES_MAX })
-    }
-
-    fn spool(&self) -> Option<Spool> {
-        let pin = self.pin.as_ref()?;
-        Some(Spool::new(&self.directory, &pin.name(), pin.segment_size()))
-    }
-}
-
-/// What became of a request.
+/// What became of a request. Every error is exit code 255, never 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fetched {
-    /// The file is at its destination, whole and durable.
+    /// The file is at its destination, whole and on disk: exit code 0.
     Written,
-    /// It is proven that there is no such file.
+    /// The archive is proven not to have it: exit code 1, which ends recovery.
     Absent,
 }
 
-/// Puts the file that an earlier call fetched ahead at `destination`. Needs no store, so ask this first.
+/// Brings the file that PostgreSQL calls `name` to `destination`. `data_directory` is where segments fetched ahead are
+/// spooled; PostgreSQL starts a `restore_command` there. Calls for one data directory come one after another.
+///
+/// Dropping the future leaves nothing at the destination.
 ///
 /// # Errors
-/// [`Kind::Local`] if the disk refuses.
-pub async fn take_spooled(name: &str, destination: &Path, options: &FetchOptions) -> Result<bool> {
-    match options.spool() {
-        Some(spool) => spool.take(name, destination).await,
-        None => Ok(false),
-    }
-}
-
-/// Puts the file called `name` at `destination`: a segment, exactly of its size, or a history file. May be called again
-/// for the same file, and dropped at any time: the destination appears whole or not at all.
-///
-/// # Errors
-/// If the store fails, what is stored is damaged, or WAL is missing in front of other WAL: never as [`Fetched::Absent`].
-pub async fn fetch(reader: &WalReader, name: &str, destination: &Path, options: &FetchOptions) -> Result<Fetched> {
-    let size = reader.repository().layout.segment_size();
-    if let Some(timeline) = TimelineId::parse_history_name(name) {
-        return fetch_history(reader, timeline, destination).await;
-    }
-    let segment = match Segment::parse(name, size) {
-        Ok(segment) => segment,
-        Err(error) if name.len() == 24 => {
-            return Err(Error::new(Kind::Usage, "this is no segment of the repository's cluster")
-                .because(error)
-                .hint("Does restore_command name another cluster's repository?"));
-        }
-        // PostgreSQL asks for nothing else that could be here.
-        Err(_) => return Ok(Fetched::Absent),
-    };
-    match &options.pin {
-        Some(pin) => {
-            pin.check(reader.system_identifier(), size)?;
-            fetch_pinned(reader, pin, segment, destination, options).await
-        }
-        None => fetch_following(reader, segment, destination).await,
-    }
-}
-
-async fn fetch_history(reader: &WalReader, timeline: TimelineId, destination: &Path) -> Result<Fetched> {
-    let repository = reader.repository();
-    for _ in 0..LOOKS {
-        if let Some(text) = repository.read_history_file(timeline).await? {
-            let mut target = Target::create(destination, None).await?;
-            target.write(0, vec![text]).await?;
-            target.publish().await?;
-            return Ok(Fetched::Written);
-        }
-        // The history is stored before the first byte of its timeline. Nothing of either: then it is truly absent.
-        let layout = &repository.layout;
-        let open = repository.store.list_level(&layout.open_prefix(timeline)).await?;
-        let has_wal = repository.read_timelines().await?.contains(&timeline) || !open.objects.is_empty();
-        if !has_wal || timeline == TimelineId(1) {
-            return Ok(Fetched::Absent);
-        }
-    }
-    let name = timeline.history_name();
-    Err(Error::new(Kind::Damaged, format!("{name} is missing, and timeline {timeline} has WAL here"))
-        .hint("Was it deleted? Copy it back from the pg_wal directory of a server of that timeline."))
-}
-
-/// What a pinned restore does about a segment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Decision {
-    /// Give its bytes up to here, and zeros from there on.
-    Serve(Lsn),
-    /// It lies behind the end, or before its timeline begins.
-    Absent,
-    /// The path is on another timeline there, whose file was not absent.
-    Forked(TimelineId),
-}
-
-fn decide(pin: &Pin, segment: Segment) -> Decision {
-    let route = Route { history: pin.history(), size: segment.size, cap: None };
-    let owner = route.owner(segment.start);
-    let first = route.history.first_file_byte(segment.timeline, segment.size);
-    if segment.start >= pin.end_lsn() || first.is_some_and(|first| segment.start < first) {
-        Decision::Absent
-    } else if segment.timeline == owner {
-        Decision::Serve(segment.end().min(pin.end_lsn()))
-    } else {
-        Decision::Forked(owner)
-    }
-}
-
-async fn fetch_pinned(
+/// If the store or the disk fails, the pin is another cluster's, stored WAL is damaged, or there is a hole with later
+/// WAL behind it ([`Kind::Damaged`]).
+pub async fn fetch(
     reader: &WalReader,
-    pin: &Pin,
-    segment: Segment,
+    name: &str,
     destination: &Path,
-    options: &FetchOptions,
+    pin: Option<&Pin>,
+    data_directory: &Path,
 ) -> Result<Fetched> {
-    let end = match decide(pin, segment) {
-        Decision::Serve(end) => end,
-        Decision::Absent => {
-            clear(options).await;
-            return Ok(Fetched::Absent);
-        }
-        // The server reads the child's file first, and goes back to the parent's only if that was not given. The
-        // parent's holds records that never were on this path, and the server would replay them.
-        Decision::Forked(owner) => {
-            return Err(Error::new(
-                Kind::Damaged,
-                format!("{segment} is asked for, but the path of this restore is on timeline {owner} there"),
-            )
-            .hint("Was recovery_target_timeline changed, or a file of the child timeline not given?"));
-        }
+    if let Some(pin) = pin {
+        check_pin(reader, pin)?;
+    }
+    let spool = Spool::of(reader, pin, data_directory)?;
+    let fetched = if let Some(timeline) = TimelineId::parse_history_name(name) {
+        fetch_history(reader.repository(), timeline, destination).await?
+    } else if let Some(segment) = parse_segment(reader, name)? {
+        fetch_segment(reader, segment, destination, pin, &spool).await?
+    } else {
+        Fetched::Absent
     };
-    let ahead = segments_ahead(pin, segment, options.spool_bytes);
-    let spool = options.spool();
-    let ranges = std::iter::once((segment, end)).chain(ahead.iter().map(|next| (*next, next.end())));
-    let blocks: Vec<(Segment, WalRange)> =
-        ranges.flat_map(|(segment, end)| blocks(segment, end).map(move |range| (segment, range))).collect();
-    let mut fetched = stream::iter(blocks)
-        .map(|(segment, range)| async move { (segment, range, whole(reader, range).await) })
-        .buffered(FETCHES);
-
-    let mut target = Target::create(destination, Some(segment.size.bytes())).await?;
-    let mut left = blocks_in(segment, end);
-    while left > 0
-        && let Some((segment, range, window)) = fetched.next().await
-    {
-        target.write(range.start - segment.start, window?.pieces).await?;
-        left -= 1;
+    if fetched == Fetched::Absent {
+        prove_repository(reader).await?;
+        // The end of recovery, as far as one can see: PostgreSQL asks for histories that are not there last of all.
+        spool.clear(destination).await?;
     }
-    target.publish().await?;
-    // From here on everything is extra: what fails is fetched again when it is asked for.
-    match spool {
-        Some(spool) if !ahead.is_empty() => {
-            if let Err(error) = fetch_ahead(&spool, &ahead, fetched).await {
-                tracing::debug!(%error, "fetched less ahead");
-            }
-        }
-        _ => clear(options).await,
-    }
-    Ok(Fetched::Written)
+    Ok(fetched)
 }
 
-async fn fetch_ahead(
-    spool: &Spool,
-    ahead: &[Segment],
-    mut fetched: impl stream::Stream<Item = (Segment, WalRange, Result<Window>)> + Unpin,
-) -> Result<()> {
-    spool.keep_only(ahead.iter().map(|segment| segment.name()).collect()).await?;
-    for segment in ahead {
-        let mut target = Target::create(&spool.path(&segment.name()), Some(segment.size.bytes())).await?;
-        for _ in 0..blocks_in(*segment, segment.end()) {
-            let Some((_, range, window)) = fetched.next().await else { return Ok(()) };
-            target.write(range.start - segment.start, window?.pieces).await?;
-        }
-        target.publish().await?;
+fn check_pin(reader: &WalReader, pin: &Pin) -> Result<()> {
+    let ours = reader.system_identifier();
+    if pin.system_identifier != ours.to_string() {
+        let text = format!("the restore is of cluster {}, the repository holds cluster {ours}", pin.system_identifier);
+        return Err(Error::new(Kind::Refused, text).hint("Do --repo and --cluster name what was restored?"));
+    }
+    if pin.path.is_empty() {
+        return Err(Error::new(Kind::Damaged, "the restore's pin names no timeline").hint("Restore again."));
     }
     Ok(())
 }
 
-/// The whole segments that follow on the path and fit the spool.
-fn segments_ahead(pin: &Pin, segment: Segment, spool_bytes: u64) -> Vec<Segment> {
-    let route = Route { history: pin.history(), size: segment.size, cap: None };
-    let count = spool_bytes / segment.size.bytes();
-    let starts = (1..=count).map(|n| segment.start + n * segment.size.bytes());
-    let segments = starts.map(|start| Segment::holding(route.owner(start), start, segment.size));
-    segments.take_while(|next| next.end() <= pin.end_lsn()).collect()
-}
-
-fn blocks(segment: Segment, end: Lsn) -> impl Iterator<Item = WalRange> {
-    let size = segment.size;
-    let starts = std::iter::successors(Some(segment.start), move |at| Some(size.block_end(*at)));
-    let starts = starts.take_while(move |at| *at < end);
-    starts.map(move |start| WalRange { timeline: segment.timeline, start, end: size.block_end(start).min(end) })
-}
-
-fn blocks_in(segment: Segment, end: Lsn) -> usize {
-    blocks(segment, end).count()
-}
-
-/// Best effort: nothing reads what is left there, and base backups leave it out.
-async fn clear(options: &FetchOptions) {
-    if let Some(spool) = options.spool()
-        && let Err(error) = spool.remove().await
-    {
-        tracing::debug!(%error, "could not remove what was fetched ahead");
+/// `None` for what is no segment at all.
+fn parse_segment(reader: &WalReader, name: &str) -> Result<Option<Segment>> {
+    match Segment::parse(name, reader.repository().layout.segment_size()) {
+        Ok(segment) => Ok(Some(segment)),
+        // A segment of another size than the archive's: "absent" would end recovery.
+        Err(error) if name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            Err(Error::new(Kind::Refused, "the server asks for a segment that cannot be in this repository")
+                .because(error)
+                .hint("Do --repo and --cluster name what was restored?"))
+        }
+        Err(_) => Ok(None),
     }
 }
 
-/// The bytes of `range`, all of them.
-async fn whole(reader: &WalReader, range: WalRange) -> Result<Window> {
-    let window = reader.read_range(range).await?;
-    if window.end == range.end { Ok(window) } else { Err(hole(range.timeline, window.end)) }
+/// A directory that is not mounted, or another bucket, has nothing either: absence counts only where the cluster is.
+async fn prove_repository(reader: &WalReader) -> Result<()> {
+    let repository = reader.repository();
+    let (store, name) = (repository.store.as_ref(), repository.layout.cluster());
+    match Repository::read_cluster(store, name).await? {
+        Some(cluster) if cluster.system_identifier == reader.system_identifier() => Ok(()),
+        _ => Err(Error::new(Kind::Store, format!("{} no longer holds the cluster {name}", store.describe()))
+            .hint("Is the file system mounted, and is it the right bucket?")),
+    }
 }
 
-fn hole(timeline: TimelineId, lsn: Lsn) -> Error {
-    Error::new(Kind::Damaged, format!("WAL from {lsn} on of timeline {timeline} is missing, and later WAL is there"))
-        .hint("Recovery cannot pass a hole. `seawall list` shows holes and what can be reached in front and behind.")
-}
-
-/// Without a pin: whatever is stored now.
-async fn fetch_following(reader: &WalReader, segment: Segment, destination: &Path) -> Result<Fetched> {
-    let limit = follow_forks(reader, segment).await?;
-    let mut fetched = stream::iter(blocks(segment, limit.end))
-        .map(|range| async move { (range, reader.read_range(range).await) })
-        .buffered(FETCHES);
-    let mut target = Target::create(destination, Some(segment.size.bytes())).await?;
-    let mut covered = segment.start;
-    while let Some((range, window)) = fetched.next().await {
-        let window = window?;
-        target.write(range.start - segment.start, window.pieces).await?;
-        covered = window.end;
-        if covered < range.end {
-            // The end of what is stored, unless something lies behind, here or on a timeline that left later.
-            if window.has_more_behind || limit.leaves_later_than(covered) {
-                return Err(hole(segment.timeline, covered));
-            }
-            break;
+/// Serves every history that exists, on the path or not: at its end a server asks for one number after another, and
+/// takes the first that is absent for itself. A wrong "absent" makes two clusters one timeline.
+async fn fetch_history(repository: &Repository, timeline: TimelineId, destination: &Path) -> Result<Fetched> {
+    // Twice: it may be stored between the reading and the listing.
+    for _ in 0..2 {
+        if let Some(text) = repository.read_history_file(timeline).await? {
+            parse_history(timeline, &text)?;
+            let bytes = text.len() as u64;
+            Staged::create(destination).await?.append(vec![text]).await?.publish(bytes).await?;
+            return Ok(Fetched::Written);
+        }
+        // The first timeline has no history, and nobody asks for it.
+        if timeline == TimelineId(1) || !repository.read_timelines().await?.contains(&timeline) {
+            return Ok(Fetched::Absent);
         }
     }
-    if covered == segment.start {
+    let text = format!("timeline {timeline} has WAL, but {} is gone", timeline.history_name());
+    Err(Error::new(Kind::Damaged, text)
+        .hint("Copy it from pg_wal of a server that has been on that timeline, or from a copy of the bucket."))
+}
+
+fn parse_history(timeline: TimelineId, text: &[u8]) -> Result<History> {
+    let damaged = |error| Error::new(Kind::Damaged, format!("{} is damaged", timeline.history_name())).because(error);
+    History::parse(timeline, text).map_err(damaged)
+}
+
+/// What may be served of a timeline.
+struct View {
+    /// The first byte that is not: zeros are served from here on.
+    end: Lsn,
+    /// Every byte before `end` was there when the restore was planned.
+    is_pinned: bool,
+    /// Without a pin: where newer timelines lead.
+    newest: Option<History>,
+}
+
+async fn fetch_segment(
+    reader: &WalReader,
+    segment: Segment,
+    destination: &Path,
+    pin: Option<&Pin>,
+    spool: &Spool,
+) -> Result<Fetched> {
+    let view = match pin {
+        Some(pin) => match pinned_end(segment, pin)? {
+            Some(end) => View { end, is_pinned: true, newest: None },
+            None => return Ok(Fetched::Absent),
+        },
+        None => {
+            let newest = newest_descendant(reader.repository(), segment.timeline).await?;
+            let switch = newest.as_ref().and_then(|newest| newest.switch_from(segment.timeline));
+            View { end: switch.unwrap_or(Lsn(u64::MAX)), is_pinned: false, newest }
+        }
+    };
+    if view.end <= segment.start {
         return Ok(Fetched::Absent);
     }
-    target.publish().await?;
-    Ok(Fetched::Written)
-}
-
-/// How far a segment may be given.
-struct Limit {
-    /// Zeros from here on.
-    end: Lsn,
-    /// Where timelines with WAL left this one.
-    forks: Vec<Lsn>,
-}
-
-impl Limit {
-    fn leaves_later_than(&self, lsn: Lsn) -> bool {
-        self.forks.iter().any(|fork| *fork > lsn)
+    if segment.end() <= view.end && spool.take(segment, destination).await? {
+        return Ok(Fetched::Written);
+    }
+    let mut ahead = Tasks::default();
+    for next in following(segment, view.end) {
+        ahead.start(fetch_ahead(reader.clone(), spool.clone(), next));
+    }
+    match write_segment(reader, segment, &view, destination).await? {
+        Some(end) if end == segment.end() => {
+            // PostgreSQL asks for these next; who fails says so when asked in earnest.
+            while ahead.next().await.is_some() {}
+            Ok(Fetched::Written)
+        }
+        Some(_) => Ok(Fetched::Written),
+        None => Ok(Fetched::Absent),
     }
 }
 
-/// Looks at the timelines that left this one: see section "switch segment" of `docs/architecture.md`.
-async fn follow_forks(reader: &WalReader, segment: Segment) -> Result<Limit> {
-    let repository = reader.repository();
-    let mut limit = Limit { end: segment.end(), forks: Vec::new() };
-    for child in repository.read_timelines().await?.into_iter().filter(|timeline| *timeline > segment.timeline) {
-        let Some(text) = repository.read_history_file(child).await? else { continue };
-        let damaged = || Error::new(Kind::Damaged, format!("{} cannot be read", child.history_name()));
-        let history = History::parse(child, &text).map_err(|error| damaged().because(error))?;
-        let Some(fork) = history.switch_from(segment.timeline).filter(|fork| *fork > segment.start) else { continue };
-        let coverage = repository.read_coverage(child, segment.start).await?;
-        let is_inside = fork < segment.end();
-        if !coverage.objects().is_empty() {
-            limit.forks.push(fork);
-            // Were it there, the server would have it: then it is not on the child's path, and this file is right.
-            let is_there = coverage.run_holding(segment.start).is_some_and(|run| run.end > segment.start);
-            let is_first = history.successor(segment.timeline) == Some(child);
-            if is_inside && is_first && !is_there {
-                return Err(Error::new(
-                    Kind::Damaged,
-                    format!("timeline {child} left in {segment} at {fork}, and its own copy of that segment is missing"),
-                )
-                .hint("The server would replay what never was on the new timeline. `seawall list` shows what can be reached."));
-            }
-        } else if is_inside && repository.read_coverage(segment.timeline, segment.end()).await?.objects().is_empty() {
-            limit.end = limit.end.min(fork);
+/// Where the pinned path ends within or behind `segment` on its timeline; `None` if the path needs nothing of it.
+///
+/// # Errors
+/// If the path has left the timeline within the segment and has WAL behind. PostgreSQL asks for the newer timeline's
+/// segment first and takes the older one's, with whatever a dead branch wrote there, only if that is missing: recovery
+/// would then replay what never happened, and end early without an error.
+fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
+    let Some(index) = pin.path.iter().position(|part| part.timeline == segment.timeline) else {
+        return Ok(None);
+    };
+    let part = pin.path[index];
+    let end = pin.path.last().map_or(part.end, |last| last.end);
+    let begins = segment.size.segment_start(part.start);
+    if part.end <= part.start || segment.start >= end || segment.end() <= begins {
+        return Ok(None);
+    }
+    if part.end < segment.end() && part.end < end {
+        let next =
+            pin.path[index + 1..].iter().find(|next| next.start < next.end).map_or(part.timeline, |next| next.timeline);
+        let wanted = Segment { timeline: next, ..segment };
+        let text = format!("the server asks for {segment}, so it did not get {wanted}, where the restore goes on");
+        return Err(Error::new(Kind::Damaged, text).hint(format!(
+            "Timeline {} was left at {}: replaying it further would bring back what never happened. What became of {wanted}?",
+            part.timeline, part.end
+        )));
+    }
+    Ok(Some(part.end.min(end)))
+}
+
+/// The history of the timeline that a server on `timeline` follows next: the newest of those without a gap in their
+/// numbers, if it descends from it (`timeline.c`, `findNewestTimeLine`, and `rescanLatestTimeLine`).
+async fn newest_descendant(repository: &Repository, timeline: TimelineId) -> Result<Option<History>> {
+    let mut newest = None;
+    for number in timeline.0.saturating_add(1).. {
+        let Some(text) = repository.read_history_file(TimelineId(number)).await? else { break };
+        newest = Some(parse_history(TimelineId(number), &text)?);
+    }
+    Ok(newest.filter(|newest| newest.passes(timeline)))
+}
+
+/// Writes what the archive has of a segment, filled up with zeros; says where the zeros begin, or `None` if it has
+/// nothing. One block is in memory at a time.
+async fn write_segment(reader: &WalReader, segment: Segment, view: &View, destination: &Path) -> Result<Option<Lsn>> {
+    let end = segment.end().min(view.end);
+    let mut staged: Option<Staged> = None;
+    let mut position = segment.start;
+    let mut patience = Patience::new();
+    while position < end {
+        let block_end = segment.size.block_end(position).min(end);
+        let range = WalRange { timeline: segment.timeline, start: position, end: block_end };
+        let window = reader.read_range(range).await?;
+        if window.end > position {
+            let file = match staged.take() {
+                Some(file) => file,
+                None => Staged::create(destination).await?,
+            };
+            staged = Some(file.append(window.pieces).await?);
+            position = window.end;
+        }
+        if position == block_end {
+            continue;
+        }
+        if view.is_pinned {
+            return Err(hole(segment.timeline, position, "which was there when the restore was planned"));
+        }
+        if !window.has_more_behind && !continues(reader.repository(), segment.timeline, view).await? {
+            break;
+        }
+        if position == segment.start && begins_behind(reader.repository(), segment).await? {
+            break;
+        }
+        if !patience.wait().await {
+            return Err(hole(segment.timeline, position, "and there is later WAL behind"));
         }
     }
-    Ok(limit)
+    match staged {
+        Some(file) => file.publish(segment.size.bytes()).await.map(|()| Some(position)),
+        None => Ok(None),
+    }
 }
 
-#[cfg(test)]
-#[path = "wal_fetch_tests.rs"]
-mod tests;
+fn hole(timeline: TimelineId, position: Lsn, why: &str) -> Error {
+    Error::new(Kind::Damaged, format!("the repository has no WAL at {position} on timeline {timeline}, {why}")).hint(
+        "`seawall list` shows the holes and what can still be restored. Does anything else delete in the repository?",
+    )
+}
+
+/// True if a newer timeline that the path goes on to has WAL.
+async fn continues(repository: &Repository, timeline: TimelineId, view: &View) -> Result<bool> {
+    let path = view.newest.as_ref().map(History::path).unwrap_or_default();
+    for (next, start, _) in path.into_iter().filter(|(next, ..)| *next > timeline) {
+        if !repository.read_coverage(next, start).await?.objects().is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// True if the segment's timeline begins in a later segment.
+async fn begins_behind(repository: &Repository, segment: Segment) -> Result<bool> {
+    let Some(text) = repository.read_history_file(segment.timeline).await? else { return Ok(false) };
+    let first = parse_history(segment.timeline, &text)?.first_file_byte(segment.timeline, segment.size);
+    Ok(first.is_some_and(|first| segment.end() <= first))
+}
+
+/// Waits for a hole to close, up to a limit.
+struct Patience {
+    backoff: Backoff,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { backoff: Backoff::new(HOLE_PATIENCE), until: None }
+    }
+
+    /// False if it has run out.
+    async fn wait(&mut self) -> bool {
+        let budget = HOLE_PATIENCE.budget.unwrap_or_default();
+        let until = *self.until.get_or_insert_with(|| Instant::now() + budget);
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(self.backoff.next_pause()).await;
+        true
+    }
+}
+
+/// The segments to fetch ahead: none that holds the end.
+fn following(segment: Segment, end: Lsn) -> impl Iterator<Item = Segment> {
+    let count = AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes());
+    let next = std::iter::successors(Some(segment.next()), |segment| Some(segment.next()));
+    next.take(count as usize).take_while(move |segment| segment.end() <= end)
+}
+
+/// Spools a segment of which every block is stored whole; anything else is nothing to spool.
+async fn fetch_ahead(reader: WalReader, spool: Spool, segment: Segment) -> Result<()> {
+    if spool.has(segment).await? {
+        return Ok(());
+    }
+    let mut staged: Option<Staged> = None;
+    let mut position = segment.start;
+    while position < segment.end() {
+        let block: Option<Bytes> = reader.read_block(segment.timeline, position).await?;
+        let Some(block) = block else { return Ok(()) };
+        let file = match staged.take() {
+            Some(file) => file,
+            None => {
+                spool.prepare().await?;
+                Staged::create(&spool.path(segment)).await?
+            }
+        };
+        staged = Some(file.append(vec![block]).await?);
+        position = segment.size.block_end(position);
+    }
+    match staged {
+        Some(file) => file.publish(segment.size.bytes()).await,
+        None => Ok(()),
+    }
+}

@@ -139,7 +139,11 @@ async fn open_s3(bucket: String, prefix: String, options: &S3Options) -> Result<
         Error::new(Kind::Config, "no AWS region is set")
             .hint("Set AWS_REGION to the region of the bucket, or a region in ~/.aws/config.")
     })?;
-    let shared = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region).load().await;
+    let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region);
+    if let Some(credentials) = &options.credentials {
+        loader = loader.credentials_provider(credentials.clone());
+    }
+    let shared = loader.load().await;
     let path_style =
         options.path_style.unwrap_or_else(|| endpoint.as_ref().is_some_and(|endpoint| !is_amazon(endpoint)));
     let mut builder = Builder::from(&shared)

@@ -175,6 +175,9 @@ impl Attempts {
 
     fn give_up(&mut self, last: StoreError, elapsed: Duration) -> StoreError {
         let failures = std::mem::take(&mut self.failures);
+        if let [(_, 1)] = failures[..] {
+            return last;
+        }
         StoreError { source: Some(Box::new(GaveUp { elapsed, failures })), ..last }
     }
 }
@@ -189,8 +192,7 @@ struct GaveUp {
 impl fmt::Display for GaveUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let attempts: u32 = self.failures.iter().map(|(_, count)| count).sum();
-        let plural = if attempts == 1 { "" } else { "s" };
-        write!(f, "gave up after {attempts} attempt{plural} in {:.1}s: ", self.elapsed.as_secs_f64())?;
+        write!(f, "gave up after {attempts} attempts in {:.1}s: ", self.elapsed.as_secs_f64())?;
         for (index, (reason, count)) in self.failures.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
             write!(f, "{comma}{reason}")?;

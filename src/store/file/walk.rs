@@ -60,12 +60,8 @@ impl Found {
                 Some(Entry::Object(_)) if rest.is_some() => {}
                 Some(Entry::Object(_)) if self.objects.len() == self.limit => return Ok(false),
                 Some(Entry::Object(info)) => self.objects.push(info),
-                Some(Entry::Directory(below)) => {
-                    if !self.walk(root, &below, rest)? {
-                        return Ok(false);
-                    }
-                }
-                None => {}
+                Some(Entry::Directory(below)) if !self.walk(root, &below, rest)? => return Ok(false),
+                Some(Entry::Directory(_)) | None => {}
             }
         }
         Ok(true)

@@ -9,7 +9,10 @@
 
 mod body;
 mod errors;
+mod options;
 mod upload;
+
+pub use options::{Checksum, Conditional, S3Options, ServerSideEncryption};
 
 use super::{
     Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectInfo, ObjectStream, Store, StoreError, StoreErrorKind,
@@ -29,58 +32,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-/// How to reach a bucket and what to ask of it. What is `None` comes from the environment and `~/.aws`, or is the
-/// server's default.
-#[derive(Clone, Default, Debug)]
-pub struct S3Options {
-    /// The bucket's region, such as `eu-central-1`.
-    pub region: Option<String>,
-    /// Another server than AWS: `https://host:port`.
-    pub endpoint: Option<String>,
-    /// True: the bucket is a part of the path, not of the host's name. `None`: so with every endpoint but Amazon's.
-    pub path_style: Option<bool>,
-    /// Encryption by the server.
-    pub sse: Option<ServerSideEncryption>,
-    /// The KMS key for [`ServerSideEncryption::Kms`]: its id, ARN or alias. `None`: the account's default key.
-    pub kms_key: Option<String>,
-    /// Such as `STANDARD_IA`.
-    pub storage_class: Option<String>,
-    /// The checksum of what is written.
-    pub checksum: Checksum,
-    /// How names are kept from getting second bytes.
-    pub conditional_writes: Conditional,
-}
-
-/// Who holds the key of what the server encrypts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ServerSideEncryption {
-    /// S3 does (`AES256`).
-    S3,
-    /// The key management service does (`aws:kms`).
-    Kms,
-}
-
-/// A checksum sent with what is written, for the server to verify and keep.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Checksum {
-    /// CRC32C of the whole object.
-    #[default]
-    Crc32c,
-    /// None, for old servers that refuse the header.
-    Off,
-}
-
-/// How a create makes sure that it overwrites nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Conditional {
-    /// `If-None-Match: *`: the server decides, in one step.
-    #[default]
-    Header,
-    /// For servers that ignore that header: look, put with an id, look whose id is there. Two writers that put within
-    /// the same moment can both be told that theirs is new.
-    Head,
-}
 
 /// Time for a request without its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);

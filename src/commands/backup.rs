@@ -1,0 +1,139 @@
+//! `seawall backup`: one base backup now, beside `run` or alone.
+
+use super::{parts, print, signals};
+use crate::archive::{ArchiveOptions, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
+use crate::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
+use crate::cli::BackupArgs;
+use crate::codec::Codec;
+use crate::config::Settings;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{BackupDocument, Layout, Repository, Writer};
+use crate::runtime::{Clock, Shutdown};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Takes the backup and prints what it became.
+///
+/// # Errors
+/// Whatever keeps it from existing.
+pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
+    let shutdown = Shutdown::default();
+    let _signals = signals::watch(shutdown.clone())?;
+    let clock = Clock::system();
+    let info = parts::connection(&settings)?;
+    let store = parts::store(&settings).await?;
+    let unique = format!("{:x}p{}", clock.now().as_microsecond(), std::process::id());
+    parts::require_conditional_writes(&settings, store.as_ref(), &unique).await?;
+    let mut client = parts::connect(&settings).await?;
+    let system = client.identify_system().await?;
+    let identity = ServerIdentity {
+        system_identifier: system.system_identifier,
+        timeline: system.timeline,
+        flush_lsn: system.flush_lsn,
+        segment_size: client.wal_segment_size().await?,
+        version: client.server_version(),
+    };
+    ensure_cluster(store.as_ref(), &settings.cluster, identity, &clock).await?;
+    let layout = Layout::new(settings.cluster.clone(), identity.segment_size, Codec::Lz4);
+    let writer = Writer::new(store.clone(), layout.clone(), identity.system_identifier);
+
+    // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
+    let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
+    let archiver = Archiver::new(source, store.clone(), &settings.cluster, ArchiveOptions::default(), clock.clone());
+    let archiving = Shutdown::default();
+    let mut state = archiver.state();
+    let work = async {
+        // The slot is held, here or there, before the backup begins: from then on no WAL gets lost.
+        let held = state.wait_for(|state| matches!(state.phase, Phase::Streaming | Phase::HotSpare)).await;
+        let is_spare = held.map_err(|_| lost_archiver())?.phase == Phase::HotSpare;
+        if is_spare {
+            archiving.begin_stop();
+        }
+        let (progress, watched) = watch::channel(BackupProgress::default());
+        let options = BackupOptions {
+            label: args.label.clone().unwrap_or_else(|| "seawall".to_owned()),
+            fast_checkpoint: args.fast,
+            ..BackupOptions::default()
+        };
+        let waiter = RepositoryWaiter::new(Repository { store: store.clone(), layout: layout.clone() });
+        let taken = take(client, &writer, &options, &clock, &waiter, progress);
+        let document = tokio::select! {
+            taken = Box::pin(taken) => taken,
+            never = show(watched) => match never {},
+            () = shutdown.stop.cancelled() => Err(Error::new(Kind::Local, "the backup was interrupted")
+                .hint("What was stored of it is never used for a restore; run `seawall backup` again.")),
+        };
+        archiving.begin_stop();
+        document
+    };
+    let (archived, document) =
+        tokio::join!(Box::pin(archiver.run(&archiving)), Box::pin(guard(work, archiver.state())));
+    let document = match (archived, document) {
+        (Err(error), Err(_)) => return Err(error),
+        (_, document) => document?,
+    };
+    report(&document, args.json.json)
+}
+
+/// An archiver that ends before the backup has begun must not leave it waiting for ever.
+async fn guard<T>(
+    work: impl Future<Output = Result<T>>,
+    mut state: watch::Receiver<crate::archive::ArchiveState>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = async { while state.changed().await.is_ok() {} } => Err(lost_archiver()),
+    }
+}
+
+fn lost_archiver() -> Error {
+    Error::new(Kind::Internal, "the archiver ended before the backup did")
+}
+
+fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
+    if as_json {
+        let without_files = BackupDocument { files: Vec::new(), ..document.clone() };
+        return print::stdout(&print::json(&without_files)?);
+    }
+    let took = document.ended_at.duration_since(document.started_at).unsigned_abs();
+    print::stdout(&format!(
+        "base backup {} is complete: {} in {} files, stored as {} in {}, consistent from {} on timeline {}\n",
+        document.id,
+        print::size(document.plain_bytes),
+        document.files.len(),
+        print::size(document.stored_bytes),
+        print::duration(took),
+        document.end_lsn,
+        document.end_timeline,
+    ))
+}
+
+/// A bar on a terminal; elsewhere the end is said by the report.
+async fn show(mut progress: watch::Receiver<BackupProgress>) -> std::convert::Infallible {
+    if !std::io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let bar = ProgressBar::new(0);
+    let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    while progress.changed().await.is_ok() {
+        let now = progress.borrow_and_update().clone();
+        bar.set_message(match now.phase {
+            BackupPhase::Checkpoint => "waiting for the checkpoint",
+            BackupPhase::Copying => "copying",
+            BackupPhase::WaitingForWal => "waiting for its WAL",
+            BackupPhase::Done => "done",
+        });
+        bar.set_length(now.total_bytes.unwrap_or(now.received_bytes).max(now.received_bytes));
+        bar.set_position(now.received_bytes);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bar.finish_and_clear();
+    std::future::pending().await
+}

@@ -1,0 +1,254 @@
+//! `seawall check`: one line for each thing that must be right, with what to do where it is not.
+
+use super::{parts, print};
+use crate::config::Settings;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{Client, SlotState};
+use crate::repository::{Key, Layout, Repository};
+use crate::runtime::Clock;
+use crate::store::{ConditionalWrites, Store, StoreError, probe};
+use crate::wal::SegmentSize;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Walsenders that Seawall takes: the stream, a look on, a base backup.
+const WALSENDERS: u32 = 3;
+
+/// A store's clock may be so far from ours, in seconds: signatures expire at five minutes.
+const CLOCK_DRIFT_MAX: i64 = 60;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+}
+
+#[derive(Serialize)]
+struct Finding {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    todo: Option<String>,
+    #[serde(skip)]
+    kind: Option<Kind>,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn ok(&mut self, what: &'static str, found: impl Into<String>) {
+        self.0.push(Finding { what, verdict: Verdict::Ok, found: found.into(), todo: None, kind: None });
+    }
+
+    fn warning(&mut self, what: &'static str, found: impl Into<String>, todo: &str) {
+        let todo = Some(todo.to_owned());
+        self.0.push(Finding { what, verdict: Verdict::Warning, found: found.into(), todo, kind: None });
+    }
+
+    fn failed(&mut self, what: &'static str, error: &Error) {
+        let (found, todo) = (error.to_string(), error.hint_text().map(str::to_owned));
+        self.0.push(Finding { what, verdict: Verdict::Failed, found, todo, kind: Some(error.kind()) });
+    }
+}
+
+/// Checks everything, prints it, and fails if something would keep Seawall from working.
+///
+/// # Errors
+/// Of the kind of the first failure.
+pub(super) async fn check(as_json: bool, settings: Settings) -> Result<()> {
+    let mut findings = Findings::default();
+    let system = match parts::connect(&settings).await {
+        Ok(client) => check_server(client, &settings.slot, &mut findings).await,
+        Err(error) => {
+            findings.failed("server", &error);
+            None
+        }
+    };
+    match parts::store(&settings).await {
+        Ok(store) => check_store(&settings, store, system, &mut findings).await,
+        Err(error) => findings.failed("repository", &error),
+    }
+    if as_json {
+        print::stdout(&print::json(&findings.0)?)?;
+    } else {
+        let mut text = String::new();
+        for finding in &findings.0 {
+            let verdict = match finding.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warning => "warning",
+                Verdict::Failed => "FAILED",
+            };
+            text.push_str(&format!("{verdict:<8} {:<20} {}\n", finding.what, finding.found));
+            if let Some(todo) = &finding.todo {
+                text.push_str(&format!("{:<29} {todo}\n", ""));
+            }
+        }
+        print::stdout(&text)?;
+    }
+    let failed: Vec<&Finding> = findings.0.iter().filter(|finding| finding.verdict == Verdict::Failed).collect();
+    match failed.first().and_then(|finding| finding.kind) {
+        None => Ok(()),
+        Some(kind) => Err(Error::new(kind, format!("{} of {} checks failed", failed.len(), findings.0.len()))),
+    }
+}
+
+async fn check_server(mut client: Client, slot: &str, findings: &mut Findings) -> Option<u64> {
+    let version = client.server_version();
+    let system = match client.identify_system().await {
+        Ok(system) => system,
+        Err(error) => {
+            findings.failed("server", &error.into());
+            return None;
+        }
+    };
+    findings.ok("server", format!("PostgreSQL {}.{} at {}", version / 10_000, version % 10_000, client.host()));
+    findings.ok("role", "may replicate");
+    match client.show("wal_level").await {
+        Ok(level) if level == "minimal" => {
+            let error = Error::new(Kind::Postgres, "wal_level is minimal")
+                .hint("Set wal_level = replica in postgresql.conf and restart the server.");
+            findings.failed("wal_level", &error);
+        }
+        Ok(level) => findings.ok("wal_level", level),
+        Err(error) => findings.failed("wal_level", &error.into()),
+    }
+    match client.show("max_wal_senders").await.map(|text| text.parse::<u32>().unwrap_or(0)) {
+        Ok(most) if most < WALSENDERS => {
+            findings.warning(
+                "walsenders",
+                format!("max_wal_senders is {most}"),
+                "Set max_wal_senders to 10: Seawall takes three.",
+            );
+        }
+        Ok(most) => {
+            findings.ok("walsenders", format!("max_wal_senders is {most}, of which Seawall takes {WALSENDERS}"))
+        }
+        Err(error) => findings.failed("walsenders", &error.into()),
+    }
+    match client.show("full_page_writes").await {
+        Ok(setting) if setting == "off" => findings.warning(
+            "full_page_writes",
+            "off",
+            "Base backups taken from a standby are not safe; set full_page_writes = on.",
+        ),
+        Ok(setting) => findings.ok("full_page_writes", setting),
+        Err(error) => findings.failed("full_page_writes", &error.into()),
+    }
+    check_slot(&mut client, slot, findings).await;
+    Some(system.system_identifier)
+}
+
+async fn check_slot(client: &mut Client, slot: &str, findings: &mut Findings) {
+    match client.read_slot(slot).await {
+        Ok(SlotState::Unknown) => findings.ok("slot", format!("{slot}: this server does not tell a replication role")),
+        Ok(SlotState::Absent) => findings.ok("slot", format!("{slot} will be made by `seawall run`")),
+        Ok(SlotState::Present { restart_lsn: Some(lsn), .. }) => {
+            findings.ok("slot", format!("{slot} keeps WAL from {lsn}"))
+        }
+        Ok(SlotState::Present { restart_lsn: None, .. }) => findings.warning(
+            "slot",
+            format!("{slot} keeps nothing, or has lost what it kept"),
+            "`seawall run` makes it anew; if WAL was lost, a new base backup is needed.",
+        ),
+        Ok(SlotState::NotPhysical) => {
+            let error =
+                Error::new(Kind::Config, format!("{slot} is a logical slot")).hint("Choose another name with --slot.");
+            findings.failed("slot", &error);
+        }
+        Err(error) => findings.failed("slot", &error.into()),
+    }
+    match client.show("max_slot_wal_keep_size").await {
+        Ok(setting) if setting == "-1" => findings.warning(
+            "slot limit",
+            "max_slot_wal_keep_size is -1: while Seawall is away, WAL may fill the server's disk",
+            "Set it to what the disk can spare, for instance 50GB.",
+        ),
+        Ok(setting) => findings.ok("slot limit", format!("max_slot_wal_keep_size is {setting}")),
+        Err(error) => findings.failed("slot limit", &error.into()),
+    }
+}
+
+async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<u64>, findings: &mut Findings) {
+    let clock = Clock::system();
+    match Repository::read_cluster(store.as_ref(), &settings.cluster).await {
+        Ok(None) => findings.ok("repository", format!("{}: no cluster {:?} yet", store.describe(), settings.cluster)),
+        Ok(Some(cluster)) => match system {
+            Some(system) if system != cluster.system_identifier => {
+                let found = cluster.system_identifier;
+                let message =
+                    format!("the folder {:?} belongs to the cluster {found}, the server is {system}", settings.cluster);
+                let error = Error::new(Kind::Diverged, message).hint("Give this server another --cluster NAME.");
+                findings.failed("repository", &error);
+            }
+            _ => findings.ok("repository", format!("{}, cluster {:?}", store.describe(), settings.cluster)),
+        },
+        Err(error) => {
+            findings.failed("repository", &error);
+            return;
+        }
+    }
+    let now = clock.now();
+    let layout = Layout::new(settings.cluster.clone(), SegmentSize::DEFAULT, crate::codec::Codec::Lz4);
+    let stamp = format!("{:x}c{}", now.as_microsecond(), std::process::id());
+    let name = |what: &str| layout.name(&Key::Probe(format!("{stamp}{what}")));
+    match probe(store.as_ref(), &name("p")).await {
+        Ok(ConditionalWrites::Honoured) => findings.ok("conditional writes", "If-None-Match is honoured"),
+        Ok(ConditionalWrites::Ignored) => {
+            let error = Error::new(Kind::Store, "the store ignores If-None-Match").hint(
+                "Use another store (docs/stores.md), or set conditional_writes = \"head\" with a single archiver.",
+            );
+            findings.failed("conditional writes", &error);
+        }
+        Err(error) => {
+            findings.failed("conditional writes", &error.into());
+            return;
+        }
+    }
+    check_object(store.as_ref(), &name("o"), now, findings).await;
+}
+
+/// Write, look, list, read, delete: one small object under `open/`, the only place where Seawall deletes.
+async fn check_object(store: &dyn Store, name: &str, now: jiff::Timestamp, findings: &mut Findings) {
+    let report = |findings: &mut Findings, what, result: Result<String, StoreError>| match result {
+        Ok(found) => findings.ok(what, found),
+        Err(error) => findings.failed(what, &error.into()),
+    };
+    let body = bytes::Bytes::from_static(b"seawall check\n");
+    let written = store.create(name, body.clone().into(), Default::default()).await;
+    report(findings, "write", written.map(|_| "under open/".to_owned()));
+    match store.head(name).await {
+        Ok(head) => {
+            let drift = head.info.modified.as_second() - now.as_second();
+            if drift.abs() > CLOCK_DRIFT_MAX {
+                let found = format!("the store's clock is {drift} s from this machine's");
+                findings.warning("clock", found, "Is NTP running here? Requests are refused at a few minutes.");
+            } else {
+                findings.ok("clock", "agrees with the store's");
+            }
+        }
+        Err(error) => findings.failed("clock", &error.into()),
+    }
+    let read = match store.get(name, None).await {
+        Ok(stream) => stream.collect().await.map(|bytes| bytes == body),
+        Err(error) => Err(error),
+    };
+    match read {
+        Ok(true) => findings.ok("read", "what was written"),
+        Ok(false) => findings.failed("read", &Error::new(Kind::Damaged, "what was read is not what was written")),
+        Err(error) => findings.failed("read", &error.into()),
+    }
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let listed = store.list_level(&format!("{folder}/")).await;
+    report(findings, "list", listed.map(|level| format!("{} objects under open/", level.objects.len())));
+    match store.delete(name).await {
+        Ok(()) => findings.ok("delete", "under open/"),
+        Err(error) => {
+            let found = Error::from(error).to_string();
+            findings.warning("delete", found, "Seawall works without, but leaves replaced tails under open/.");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! `seawall list` and `seawall status`: what the repository holds, and what can be restored from it.
+
+use super::print::{self, Align, Table};
+use super::{parts, time};
+use crate::config::Settings;
+use crate::error::Result;
+use crate::repository::{Catalog, CoverageRun};
+use crate::runtime::Clock;
+use crate::wal::{Lsn, TimelineId};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// What can be restored from one base backup.
+#[derive(Serialize)]
+struct Window {
+    backup: String,
+    label: String,
+    timeline: TimelineId,
+    started_at: Timestamp,
+    ended_at: Timestamp,
+    plain_bytes: u64,
+    stored_bytes: u64,
+    consistent_from: Lsn,
+    restorable_to: Option<Lsn>,
+}
+
+#[derive(Serialize)]
+struct TimelineReport {
+    timeline: TimelineId,
+    stored: Vec<CoverageRun>,
+}
+
+#[derive(Serialize)]
+struct GapReport {
+    timeline: TimelineId,
+    start: Lsn,
+    end: Lsn,
+}
+
+#[derive(Serialize)]
+struct Report {
+    cluster: String,
+    system_identifier: String,
+    postgres_version: u32,
+    backups: Vec<Window>,
+    unfinished_backups: Vec<String>,
+    wal: Vec<TimelineReport>,
+    lost_wal: Vec<GapReport>,
+    unknown_objects: Vec<String>,
+}
+
+/// Prints backups, WAL and holes.
+///
+/// # Errors
+/// If the repository cannot be read.
+pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
+    let report = read(&settings).await?;
+    if as_json {
+        return print::stdout(&print::json(&report)?);
+    }
+    let zone = time::local_now(&Clock::system()).time_zone().clone();
+    let mut text = format!(
+        "cluster {} (system identifier {}, PostgreSQL {})\n\n",
+        report.cluster,
+        report.system_identifier,
+        report.postgres_version / 10_000
+    );
+    let mut backups = Table::new(&[
+        ("backup", Align::Left),
+        ("taken", Align::Left),
+        ("size", Align::Right),
+        ("stored", Align::Right),
+        ("timeline", Align::Right),
+        ("restorable from", Align::Left),
+        ("to", Align::Left),
+    ]);
+    for window in &report.backups {
+        backups.row([
+            window.backup.clone(),
+            print::time(window.ended_at, &zone),
+            print::size(window.plain_bytes),
+            print::size(window.stored_bytes),
+            window.timeline.to_string(),
+            window.consistent_from.to_string(),
+            window.restorable_to.map_or_else(|| "not restorable: its WAL is missing".to_owned(), |to| to.to_string()),
+        ]);
+    }
+    text.push_str(&if backups.is_empty() {
+        "no base backup yet: run `seawall backup`\n".to_owned()
+    } else {
+        backups.render()
+    });
+    for id in &report.unfinished_backups {
+        text.push_str(&format!("unfinished: {id} (running, or interrupted; never used for a restore)\n"));
+    }
+    let mut wal = Table::new(&[
+        ("timeline", Align::Right),
+        ("WAL from", Align::Left),
+        ("to", Align::Left),
+        ("bytes", Align::Right),
+    ]);
+    for timeline in &report.wal {
+        for run in &timeline.stored {
+            wal.row([
+                timeline.timeline.to_string(),
+                run.start.to_string(),
+                run.end.to_string(),
+                print::size(run.end - run.start),
+            ]);
+        }
+    }
+    text.push('\n');
+    text.push_str(&wal.render());
+    for gap in &report.lost_wal {
+        text.push_str(&format!(
+            "LOST: {}..{} on timeline {}: no moment in there can be restored\n",
+            gap.start, gap.end, gap.timeline
+        ));
+    }
+    if !report.unknown_objects.is_empty() {
+        text.push_str(&format!("{} objects are not Seawall's (--json names them)\n", report.unknown_objects.len()));
+    }
+    print::stdout(&text)
+}
+
+/// How far a restore could go now.
+#[derive(Serialize)]
+struct Status {
+    cluster: String,
+    newest_backup: Option<String>,
+    newest_backup_ended_at: Option<Timestamp>,
+    restorable_to: Option<Lsn>,
+    timeline: Option<TimelineId>,
+    server_lsn: Option<Lsn>,
+    server_error: Option<String>,
+    behind_bytes: Option<u64>,
+    holes: usize,
+}
+
+/// Prints how the archive stands against the server.
+///
+/// # Errors
+/// If the repository cannot be read; a server that is away is part of the answer.
+pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
+    let report = read(&settings).await?;
+    let newest = report.backups.last();
+    let server = match parts::connect(&settings).await {
+        Ok(mut client) => client.identify_system().await.map(|system| system.flush_lsn).map_err(Into::into),
+        Err(error) => Err(error),
+    };
+    let stored_to = report.wal.last().and_then(|timeline| timeline.stored.last()).map(|run| run.end);
+    let server_lsn = server.as_ref().ok().copied();
+    let status = Status {
+        cluster: report.cluster.clone(),
+        newest_backup: newest.map(|window| window.backup.clone()),
+        newest_backup_ended_at: newest.map(|window| window.ended_at),
+        restorable_to: newest.and_then(|window| window.restorable_to),
+        timeline: report.wal.last().map(|timeline| timeline.timeline),
+        server_lsn,
+        server_error: server.as_ref().err().map(ToString::to_string),
+        behind_bytes: server_lsn.zip(stored_to).map(|(server, stored)| server - stored),
+        holes: report.lost_wal.len(),
+    };
+    if as_json {
+        return print::stdout(&print::json(&status)?);
+    }
+    let clock = Clock::system();
+    let backup = match newest {
+        Some(window) => format!("{}, {}", window.backup, print::age(window.ended_at, clock.now())),
+        None => "none: run `seawall backup`".to_owned(),
+    };
+    let shown = |lsn: Option<Lsn>| lsn.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
+    let server = match (&server, status.behind_bytes) {
+        (Ok(lsn), Some(behind)) => format!("at {lsn}, {} ahead of what is stored", print::size(behind)),
+        (Ok(lsn), None) => format!("at {lsn}"),
+        (Err(error), _) => format!("cannot be asked: {error}"),
+    };
+    print::stdout(&format!(
+        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n",
+        status.cluster,
+        shown(status.restorable_to),
+        if status.holes == 0 { "none".to_owned() } else { format!("{} holes: see `seawall list`", status.holes) },
+    ))
+}
+
+async fn read(settings: &Settings) -> Result<Report> {
+    let (repository, cluster) = parts::repository(settings).await?;
+    let catalog = Catalog::read(&repository, cluster).await?;
+    Ok(report(&settings.cluster, catalog))
+}
+
+fn report(name: &str, catalog: Catalog) -> Report {
+    let path = catalog.followed_timeline().map(|timeline| catalog.history(timeline));
+    let window = |backup: &crate::repository::BackupDocument| {
+        let history = path.clone().filter(|path| path.passes(backup.timeline));
+        let history = history.unwrap_or_else(|| catalog.history(backup.timeline));
+        let (_, covered) = catalog.covered_until(&history, backup.start_lsn);
+        Window {
+            backup: backup.id.to_string(),
+            label: backup.label.clone(),
+            timeline: backup.timeline,
+            started_at: backup.started_at,
+            ended_at: backup.ended_at,
+            plain_bytes: backup.plain_bytes,
+            stored_bytes: backup.stored_bytes,
+            consistent_from: backup.end_lsn,
+            restorable_to: (covered >= backup.end_lsn).then_some(covered),
+        }
+    };
+    Report {
+        cluster: name.to_owned(),
+        system_identifier: catalog.cluster.system_identifier.to_string(),
+        postgres_version: catalog.cluster.postgres_version,
+        backups: catalog.finished_backups().map(window).collect(),
+        unfinished_backups: catalog
+            .backups
+            .iter()
+            .filter(|entry| entry.document.is_none())
+            .map(|entry| entry.id.to_string())
+            .collect(),
+        wal: catalog
+            .coverage
+            .iter()
+            .map(|(timeline, coverage)| TimelineReport { timeline: *timeline, stored: coverage.runs() })
+            .collect(),
+        lost_wal: catalog
+            .gaps
+            .iter()
+            .map(|gap| GapReport { timeline: gap.range.timeline, start: gap.range.start, end: gap.range.end })
+            .collect(),
+        unknown_objects: catalog.unknown.clone(),
+    }
+}

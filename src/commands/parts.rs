@@ -1,0 +1,87 @@
+//! The parts that several commands build from the settings: connection, store, repository.
+
+use crate::codec::Codec;
+use crate::config::Settings;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{Client, ConnInfo, Mode};
+use crate::repository::{Cluster, Layout, Repository};
+use crate::store::{ConditionalWrites, NoObserver, Store, StoreObserver, open, probe};
+use crate::wal::SegmentSize;
+use std::sync::Arc;
+
+/// Where the server is.
+///
+/// # Errors
+/// Of kind `Config`, if the connection string is wrong.
+pub(super) fn connection(settings: &Settings) -> Result<ConnInfo> {
+    ConnInfo::parse(&settings.pg, &|name| std::env::var(name).ok())
+}
+
+/// A connection to the server that does not stream.
+///
+/// # Errors
+/// What the server says.
+pub(super) async fn connect(settings: &Settings) -> Result<Client> {
+    Ok(Client::connect(&connection(settings)?, Mode::Physical, &[]).await?)
+}
+
+/// The store of the repository, watched by nobody.
+///
+/// # Errors
+/// If none was given, or its URL is wrong.
+pub(super) async fn store(settings: &Settings) -> Result<Arc<dyn Store>> {
+    observed_store(settings, Arc::new(NoObserver)).await
+}
+
+/// The store of the repository.
+///
+/// # Errors
+/// As [`store`].
+pub(super) async fn observed_store(settings: &Settings, observer: Arc<dyn StoreObserver>) -> Result<Arc<dyn Store>> {
+    open(settings.repo()?, &settings.store, observer).await
+}
+
+/// The cluster's folder, which must be there.
+///
+/// # Errors
+/// If it is not, or the store fails.
+pub(super) async fn repository(settings: &Settings) -> Result<(Repository, Cluster)> {
+    let store = store(settings).await?;
+    repository_in(settings, store).await
+}
+
+/// As [`repository`], in a store that is open already.
+///
+/// # Errors
+/// As [`repository`].
+pub(super) async fn repository_in(settings: &Settings, store: Arc<dyn Store>) -> Result<(Repository, Cluster)> {
+    let name = &settings.cluster;
+    let cluster = Repository::read_cluster(store.as_ref(), name).await?.ok_or_else(|| {
+        Error::new(Kind::Refused, format!("there is no cluster {name:?} in {}", store.describe()))
+            .hint("Is --cluster right? `seawall run` or `seawall backup` makes the folder when it first runs.")
+    })?;
+    let size = SegmentSize::new(cluster.segment_bytes).ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("cluster.json has segments of {} bytes", cluster.segment_bytes))
+    })?;
+    Ok((Repository { store, layout: Layout::new(name.clone(), size, Codec::Lz4) }, cluster))
+}
+
+/// Fails unless the store keeps the rule that a name never gets second bytes.
+///
+/// # Errors
+/// If it does not, or fails.
+pub(super) async fn require_conditional_writes(settings: &Settings, store: &dyn Store, unique: &str) -> Result<()> {
+    let name = Layout::new(settings.cluster.clone(), SegmentSize::DEFAULT, Codec::Lz4)
+        .name(&crate::repository::Key::Probe(unique.to_owned()));
+    match probe(store, &name).await? {
+        ConditionalWrites::Honoured => Ok(()),
+        ConditionalWrites::Ignored => Err(Error::new(
+            Kind::Store,
+            format!("{} ignores If-None-Match: a second writer could overwrite what is stored", store.describe()),
+        )
+        .hint(
+            "Use a store that honours it (docs/stores.md), or set conditional_writes = \"head\" and make sure that only \
+             one archiver writes there.",
+        )),
+    }
+}
