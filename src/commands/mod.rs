@@ -8,6 +8,7 @@ mod list;
 pub mod observer;
 mod parts;
 pub mod print;
+mod restore;
 mod run;
 pub mod signals;
 pub mod time;
@@ -29,7 +30,10 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::List(args) => list::list(args.json.json, settings).await?,
         Command::Status(args) => list::status(args.json.json, settings).await?,
         Command::Check(args) => check::check(args.json.json, settings).await?,
-        Command::Restore(_) | Command::WalFetch(_) | Command::WalPush(_) | Command::Demo(_) => {
+        Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
+        Command::WalFetch(args) => return restore::wal_fetch(&args.name, &args.path, settings).await,
+        Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,
+        Command::Demo(_) => {
             return Err(Error::new(Kind::Internal, "this command is not built yet"));
         }
     }

@@ -8,6 +8,10 @@
 //! ```
 
 mod choose;
+mod command;
+mod destination;
+mod execute;
+mod part;
 mod pin;
 mod plan;
 #[cfg(test)]
@@ -16,13 +20,19 @@ mod refusal;
 mod request;
 mod route;
 mod scan;
+mod settings;
 mod spool;
 mod survey;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tree;
+mod verify;
 pub mod wal_fetch;
 pub mod wal_push;
 
+pub use command::FetchCommand;
+pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
+pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
 pub use request::{Request, Target, TargetAction};
@@ -30,6 +40,8 @@ pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
 pub use spool::SPOOL_DIRECTORY;
 pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+pub use wal_fetch::{Fetched, fetch};
+pub use wal_push::{Pushed, push};
 
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader};

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 /// Segments fetched ahead at most.
 const AHEAD_SEGMENTS: u64 = 4;
 /// Bytes fetched ahead at most: disk, and nearly as much memory.
-const AHEAD_BYTES: u64 = 64 << 20;
+pub(super) const AHEAD_BYTES: u64 = 64 << 20;
 /// How long a hole with later WAL behind it may last while an archiver is at work: uploads end in any order.
 const HOLE_PATIENCE: RetryPolicy = RetryPolicy {
     first_pause: Duration::from_millis(100),
