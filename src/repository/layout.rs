@@ -314,9 +314,16 @@ impl Layout {
         consistent.then_some((timeline, Lsn(log_id << 32)))
     }
 
-    /// Reads a timeline's folder back.
+    /// Reads a timeline's folder back, of blocks or of tails.
     pub fn parse_timeline_prefix(&self, prefix: &str) -> Option<TimelineId> {
-        TimelineId::parse_hex(prefix.strip_prefix(&self.wal_prefix())?.strip_suffix('/')?)
+        let blocks = prefix.strip_prefix(&self.wal_prefix());
+        let folder = blocks.or_else(|| prefix.strip_prefix(&self.open_root()))?;
+        TimelineId::parse_hex(folder.strip_suffix('/')?)
+    }
+
+    /// Where timelines' folders of tails are.
+    pub fn open_root(&self) -> String {
+        format!("{}/open/", self.cluster)
     }
 
     /// Where a timeline's tails are.
