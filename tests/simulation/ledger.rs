@@ -55,8 +55,8 @@ impl Ledger {
         }
     }
 
-    /// An object appeared. `removed_before` is where the server's WAL begins.
-    pub fn stored(&self, name: &str, body: &[u8], removed_before: Lsn) {
+    /// An object appeared. `removed_before` is where the server's WAL begins, `kept_from` what its slot protects.
+    pub fn stored(&self, name: &str, body: &[u8], (removed_before, kept_from): (Lsn, Lsn)) {
         let key = self.layout.parse(name);
         let mut inner = self.inner.lock().unwrap();
         if let Some(before) = inner.ever.get(name)
@@ -76,9 +76,11 @@ impl Ledger {
                 inner.objects.entry(range.timeline).or_default().insert((range.start, range.end, is_block));
             }
             Ok(Key::Gap(range)) => {
-                if range.end > removed_before {
+                // Behind a real hole, what the slot does not keep may go at any time.
+                if range.start >= removed_before || range.end > removed_before.max(kept_from) {
                     inner.violations.push(format!(
-                        "{range} was recorded as lost, and the server still has everything from {removed_before} on"
+                        "{range} was recorded as lost; the server has everything from {removed_before} on, its slot keeps \
+                         it from {kept_from} on"
                     ));
                 }
                 inner.gaps.entry(range.timeline).or_default().insert((range.start, range.end, true));
@@ -122,7 +124,7 @@ impl Ledger {
         // A timeline begins when its parent is sealed, where anything of the parent is ours.
         let mut lineage = self.wal.lineage(timeline).into_iter().peekable();
         while let (Some((_, branch)), Some((parent, _))) = (lineage.next(), lineage.peek()) {
-            if inner.bases.contains_key(parent)
+            if inner.highest_told(*parent).is_some()
                 && let Err(why) = inner.complete_to(*parent, branch.begin)
             {
                 inner

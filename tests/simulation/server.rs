@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 pub const SYSTEM_IDENTIFIER: u64 = 7_300_000_000_000_000_001;
 
-/// More connections than this within a second are a loop without a pause.
-const CONNECTIONS_PER_SECOND_MAX: u32 = 30;
+/// More connections than this within a minute are a loop without a pause: a hot spare asks once a second.
+const CONNECTIONS_PER_MINUTE_MAX: u32 = 90;
 
 /// How long a server that shuts down waits for its archiver before somebody kills it.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(60);
@@ -124,8 +124,12 @@ impl Server {
         self.lock().incarnation
     }
 
-    pub fn removed_before(&self) -> Lsn {
-        self.lock().removed_before
+    /// Where the WAL begins, and the segment from which the slot keeps it; the end of all positions where it does not
+    /// say.
+    pub fn kept(&self) -> (Lsn, Lsn) {
+        let inner = self.lock();
+        let slot = inner.slot.filter(|_| inner.tells_restart_lsn);
+        (inner.removed_before, slot.map_or(Lsn(u64::MAX), |slot| segment_size().segment_start(slot)))
     }
 
     /// The server writes; nothing while it is down.
@@ -269,9 +273,9 @@ impl Source for Server {
         sleep(Duration::from_millis(pause)).await;
         let mut inner = self.lock();
         let (since, count) = inner.rush;
-        inner.rush = if since.elapsed() > Duration::from_secs(1) { (Instant::now(), 1) } else { (since, count + 1) };
-        if count > CONNECTIONS_PER_SECOND_MAX {
-            self.shared.ledger.violate(format!("{count} connections in a second: a loop without a pause"));
+        inner.rush = if since.elapsed() > Duration::from_secs(60) { (Instant::now(), 1) } else { (since, count + 1) };
+        if count > CONNECTIONS_PER_MINUTE_MAX {
+            self.shared.ledger.violate(format!("{count} connections in a minute: a loop without a pause"));
             return Err(refused(SourceErrorKind::Leaving, "too many connections"));
         }
         if inner.down_until > Instant::now() || inner.shutting_down.is_some() {

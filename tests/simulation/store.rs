@@ -42,8 +42,8 @@ struct Shared {
     operations: AtomicU64,
     crash: Mutex<Option<(u64, Crash)>>,
     crashed: Notify,
-    /// Where the server's WAL begins now: what lies before may be noted as lost.
-    removed_before: AtomicU64,
+    /// What the server has now: what it has not may be noted as lost.
+    kept: Mutex<(Lsn, Lsn)>,
 }
 
 /// What becomes of one operation.
@@ -67,7 +67,7 @@ impl SimStore {
             operations: AtomicU64::new(0),
             crash: Mutex::new(None),
             crashed: Notify::new(),
-            removed_before: AtomicU64::new(0),
+            kept: Mutex::default(),
         };
         SimStore { memory, shared: Arc::new(shared) }
     }
@@ -93,13 +93,8 @@ impl SimStore {
         self.shared.crashed.notified().await;
     }
 
-    pub fn set_removed_before(&self, lsn: Lsn) {
-        self.shared.removed_before.store(lsn.0, Ordering::Relaxed);
-    }
-
-    fn insert_at_once(&self, key: &str, body: &Body) {
-        let joined = body.pieces().concat();
-        self.shared.ledger.stored(key, &joined, Lsn(self.shared.removed_before.load(Ordering::Relaxed)));
+    pub fn set_kept(&self, kept: (Lsn, Lsn)) {
+        *self.shared.kept.lock().unwrap() = kept;
     }
 
     fn crash_for(&self, operation: u64) -> Option<Crash> {
@@ -194,7 +189,7 @@ impl SimStore {
     async fn create_now(&self, key: &str, body: &Body, metadata: &Metadata) -> Result<Created, StoreError> {
         let created = self.memory.create(key, body.clone(), metadata.clone()).await?;
         if created == Created::New {
-            self.insert_at_once(key, body);
+            self.shared.ledger.stored(key, &body.pieces().concat(), *self.shared.kept.lock().unwrap());
         }
         Ok(created)
     }

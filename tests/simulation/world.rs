@@ -77,7 +77,7 @@ impl World {
 
     /// Somebody starts an archiver again that gave up because the store or the server did not answer at its start.
     pub async fn keep_alive(&mut self) {
-        self.store.set_removed_before(self.server.removed_before());
+        self.store.set_kept(self.server.kept());
         self.server.settle();
         if self.process.as_ref().is_some_and(|process| process.task.is_finished()) {
             let process = self.process.take().unwrap();
