@@ -148,7 +148,7 @@ impl Catalog {
     pub async fn read(repository: &Repository, cluster: Cluster) -> Result<Catalog> {
         let (store, layout) = (repository.store.as_ref(), &repository.layout);
         let mut found = Found::default();
-        for prefix in [layout.wal_prefix(), layout.open_root(), format!("{}index/", layout.root())] {
+        for prefix in [layout.wal_prefix(), layout.open_root(), layout.index_root()] {
             for object in list_all(store, &prefix).await? {
                 found.sort_in(layout, object);
             }
@@ -284,14 +284,16 @@ impl Repository {
         Ok(Coverage::new(known.filter(|stored| stored.range.end > from).collect()))
     }
 
-    /// The timelines that have WAL or a history file here. One whose first block is not full has tails alone.
+    /// The timelines that have WAL, a history file or a recorded hole here. One whose first block is not full has tails
+    /// alone.
     ///
     /// # Errors
     /// If the store fails.
     pub async fn read_timelines(&self) -> Result<Vec<TimelineId>> {
         let level = self.store.list_level(&self.layout.wal_prefix()).await?;
         let open = self.store.list_level(&self.layout.open_root()).await?;
-        let prefixes = level.prefixes.iter().chain(&open.prefixes);
+        let index = self.store.list_level(&self.layout.index_root()).await?;
+        let prefixes = level.prefixes.iter().chain(&open.prefixes).chain(&index.prefixes);
         let folders = prefixes.filter_map(|prefix| self.layout.parse_timeline_prefix(prefix));
         let histories = level.objects.iter().filter_map(|object| match self.layout.parse(&object.key) {
             Ok(Key::History(timeline)) => Some(timeline),

@@ -314,11 +314,16 @@ impl Layout {
         consistent.then_some((timeline, Lsn(log_id << 32)))
     }
 
-    /// Reads a timeline's folder back, of blocks or of tails.
+    /// Reads a timeline's folder back: of blocks, of tails, or of its index.
     pub fn parse_timeline_prefix(&self, prefix: &str) -> Option<TimelineId> {
-        let blocks = prefix.strip_prefix(&self.wal_prefix());
-        let folder = blocks.or_else(|| prefix.strip_prefix(&self.open_root()))?;
+        let roots = [self.wal_prefix(), self.open_root(), self.index_root()];
+        let folder = roots.iter().find_map(|root| prefix.strip_prefix(root))?;
         TimelineId::parse_hex(folder.strip_suffix('/')?)
+    }
+
+    /// Where timelines' folders of heartbeats and gaps are.
+    pub fn index_root(&self) -> String {
+        format!("{}/index/", self.cluster)
     }
 
     /// Where timelines' folders of tails are.
