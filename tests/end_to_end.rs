@@ -253,8 +253,8 @@ async fn a_damaged_object_stops_a_restore_and_names_itself() {
     for (name, damage) in [(&part, "flip"), (&part, "cut"), (&part, "gone"), (&wal, "flip"), (&wal, "cut")] {
         scene.bucket.restore_from(&whole);
         match damage {
-            "flip" => scene.bucket.flip_bit(name, 3000),
-            "cut" => scene.bucket.truncate(name, 3000),
+            "flip" => scene.bucket.flip_bit(name, 350),
+            "cut" => scene.bucket.truncate(name, 350),
             _ => scene.bucket.remove(name),
         };
         let into = scene.places.path().join(format!("{damage}-{}", name.replace('/', "-")));
