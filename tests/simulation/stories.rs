@@ -22,9 +22,10 @@ fn an_idle_server_costs_four_heartbeats_an_hour_and_no_listing() {
         // When six hours go by
         world.live(6 * HOUR).await;
         // Then the store was asked for a heartbeat every quarter of an hour, and for nothing else
-        assert_eq!(world.state().counts.heartbeats - heartbeats, 6 * 4);
+        let heartbeats = world.state().counts.heartbeats - heartbeats;
+        assert!((6 * 4 - 1..=6 * 4).contains(&heartbeats), "{heartbeats} heartbeats in six hours");
         assert_eq!(counts.get("listings"), listings, "an idle server was listed");
-        assert_eq!(world.store.operations() - operations, 6 * 4);
+        assert_eq!(world.store.operations() - operations, heartbeats);
         world.finish().await;
         assert_eq!(world.ledger.violations(), Vec::<String>::new());
     });

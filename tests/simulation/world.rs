@@ -85,6 +85,8 @@ impl World {
                 Ok(Ok(())) => self.ledger.violate("the archiver ended without being told to".to_owned()),
                 Ok(Err(error)) if matches!(error.kind(), Kind::Store | Kind::Postgres) => {
                     self.counts.add("archiver: gave up at its start");
+                    // As systemd and Kubernetes do.
+                    sleep(Duration::from_secs(3)).await;
                 }
                 Ok(Err(error)) => self.ledger.violate(format!("the archiver gave up: {error}: {error:?}")),
                 Err(error) => self.ledger.violate(format!("the archiver panicked: {error}")),
