@@ -2,6 +2,7 @@
 
 use super::ArchiveOptions;
 use super::line::{Job, Line};
+use super::link::Link;
 use super::resume::Resume;
 use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
@@ -58,6 +59,8 @@ pub(super) struct Stream<'a> {
     pub(super) clock: &'a Clock,
     pub(super) state: &'a StateSender,
     line: Line,
+    /// Still to be proven before anything is acknowledged.
+    link: Option<Link>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
     in_flight_bytes: u64,
@@ -80,6 +83,7 @@ impl<'a> Stream<'a> {
         clock: &'a Clock,
         state: &'a StateSender,
         resume: &Resume,
+        link: Option<Link>,
     ) -> Stream<'a> {
         let size = writer.layout().segment_size();
         let now = Instant::now();
@@ -89,6 +93,7 @@ impl<'a> Stream<'a> {
             clock,
             state,
             line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known),
+            link,
             queue: VecDeque::new(),
             running: Tasks::default(),
             in_flight_bytes: 0,
@@ -118,7 +123,7 @@ impl<'a> Stream<'a> {
             self.publish(stopping);
             self.flush_if_due()?;
             self.start_jobs();
-            if stopping && self.line.progress().is_settled() {
+            if stopping && self.has_nothing_to_store() {
                 return Ok(self.end(feed).await);
             }
             let flush_deadline = self.flush_deadline();
@@ -177,6 +182,13 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// Everything received is stored. Where a stored stretch has come again in part only, it cannot be compared and is
+    /// not confirmed, and waiting does not help.
+    fn has_nothing_to_store(&self) -> bool {
+        let idle = self.queue.is_empty() && self.running.is_empty() && !self.line.has_unsubmitted();
+        idle || self.line.progress().is_settled()
+    }
+
     async fn take(&mut self, message: FeedMessage, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
         let now = Instant::now();
         match message {
@@ -188,6 +200,11 @@ impl<'a> Stream<'a> {
                         Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
                         _ => Err(error),
                     };
+                }
+                if let Some(link) = &mut self.link
+                    && link.crosses(start, &bytes)?
+                {
+                    self.link = None;
                 }
                 self.quiet_since = now;
                 self.state.send_modify(|state| state.counts.received_bytes += bytes.len() as u64);
@@ -308,7 +325,8 @@ impl<'a> Stream<'a> {
 
     async fn send_status(&mut self, feed: &mut Box<dyn Feed>, ask: bool) -> Result<(), SourceError> {
         let progress = self.line.progress();
-        let (received, flushed) = (progress.received(), progress.flushed());
+        let received = progress.received();
+        let flushed = if self.link.is_some() { Lsn::INVALID } else { progress.flushed() };
         if progress.is_settled() {
             self.reply_owed = false;
         }

@@ -40,6 +40,8 @@ pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
 pub use spool::SPOOL_DIRECTORY;
 pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+pub use wal_fetch::{Fetched, fetch};
+pub use wal_push::{Pushed, push};
 
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader};
