@@ -256,7 +256,9 @@ async fn a_moment_right_behind_a_backup_needs_no_record_of_its_own() {
     scene.sql("CREATE TABLE marks (id serial, what text); INSERT INTO marks (what) VALUES ('old')").await;
     scene.settle().await;
     scene.backup().await;
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let later = "SELECT clock_timestamp() > checkpoint_time + interval '3 s' FROM pg_control_checkpoint()";
+    let is_later = async || (scene.server.value(later).await == "t").then_some(());
+    wait_for("a moment that is surely behind the backup's checkpoint", PATIENCE, is_later).await;
     let time = scene.time().await;
     scene.sql("DROP TABLE marks").await;
     scene.settle().await;
