@@ -245,7 +245,7 @@ async fn finish(
 ) -> Result<Vec<String>> {
     let (tree, destination) = (Arc::clone(tree), destination.clone());
     let settings = settings::settings(plan, restore_command);
-    let pin = Pin::of(plan).to_json()?;
+    let pin = pin(plan).to_json()?;
     runtime::blocking(move || {
         let (data, mode) = (tree.data(), tree.file_mode());
         let warnings = write_configuration(&tree, &settings)?;
