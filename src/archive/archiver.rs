@@ -1,12 +1,13 @@
 //! The loop around connections: connect, find the position, stream, and again, for ever.
 
+use super::link::Link;
 use super::resume::{self, Resume, ResumeError};
 use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started};
 use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Cluster, FORMAT_VERSION, GapNote, Key, Layout, Repository, Writer};
+use crate::repository::{Cluster, FORMAT_VERSION, GapNote, Key, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::{Created, Store};
 use crate::wal::WalRange;
@@ -178,7 +179,9 @@ impl Archiver {
         };
         let identity = session.identity();
         match self.prepare(session.as_mut(), identity).await {
-            Ok((writer, repository, resume)) => self.stream_from(session, &writer, &repository, resume, shutdown).await,
+            Ok((writer, repository, resume)) => {
+                self.stream_from(session, &writer, &repository, resume, false, shutdown).await
+            }
             Err(ResumeError::Source(error)) => self.judge(error),
             // The store is waited for like the server, once it has answered at all.
             Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_streamed() => {
@@ -221,6 +224,7 @@ impl Archiver {
         writer: &Writer,
         repository: &Repository,
         resume: Resume,
+        is_linked: bool,
         shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, start) = (resume.timeline, resume.start);
@@ -240,7 +244,15 @@ impl Archiver {
             state.rpo.begin_anew();
             state.rpo.saw_server(Instant::now(), flush_lsn);
         });
-        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &resume);
+        // Nothing comes again: the first record has to prove that it follows what is stored.
+        let link = match is_linked {
+            true => {
+                let reader = WalReader::new(repository.clone(), writer.system_identifier());
+                Link::from_stored(&reader, timeline, start).await?
+            }
+            false => None,
+        };
+        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &resume, link);
         match Box::pin(stream.run(feed, shutdown)).await? {
             Ended::Stopped | Ended::Killed => Ok(Outcome::Done),
             Ended::Timeline(end) => {
@@ -252,7 +264,15 @@ impl Archiver {
                 Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Leaving, error)))
             }
             Ended::Lost(error) if error.kind == SourceErrorKind::WalRemoved => {
-                self.record_gap(writer, repository, &resume, error).await
+                let Some(resume) = resume.without_overlap(writer.layout().segment_size()) else {
+                    return self.record_gap(writer, repository, &resume, error).await;
+                };
+                match self.source.connect().await {
+                    Ok(session) => {
+                        Box::pin(self.stream_from(session, writer, repository, resume, true, shutdown)).await
+                    }
+                    Err(error) => Ok(Outcome::Pause(error)),
+                }
             }
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
         }

@@ -24,6 +24,16 @@ pub(super) struct Resume {
     pub switch: Option<Lsn>,
 }
 
+impl Resume {
+    /// The same without the overlap: for a server that no longer has the segment which should come again, where what is
+    /// stored ends with that segment. `None` where there is no such place.
+    pub(super) fn without_overlap(&self, size: SegmentSize) -> Option<Resume> {
+        let end = self.overlap_end;
+        let known = self.known.iter().filter(|stored| stored.range.start >= end).cloned().collect();
+        (self.start < end && end == size.segment_start(end)).then(|| Resume { start: end, known, ..self.clone() })
+    }
+}
+
 /// An error on the way to a position: the server's, or ours.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ResumeError {

@@ -2,6 +2,7 @@
 
 use super::ArchiveOptions;
 use super::line::{Job, Line};
+use super::link::Link;
 use super::resume::Resume;
 use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
@@ -58,11 +59,14 @@ pub(super) struct Stream<'a> {
     pub(super) clock: &'a Clock,
     pub(super) state: &'a StateSender,
     line: Line,
+    /// Still to be proven before anything is acknowledged.
+    link: Option<Link>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
     in_flight_bytes: u64,
     garbage: VecDeque<(Instant, Key)>,
-    deletions: Tasks<bool>,
+    /// Deletions and heartbeats: nothing waits for them.
+    errands: Tasks<()>,
     oldest_unsubmitted: Option<Instant>,
     server_end: Lsn,
     server_micros: i64,
@@ -79,6 +83,7 @@ impl<'a> Stream<'a> {
         clock: &'a Clock,
         state: &'a StateSender,
         resume: &Resume,
+        link: Option<Link>,
     ) -> Stream<'a> {
         let size = writer.layout().segment_size();
         let now = Instant::now();
@@ -88,11 +93,12 @@ impl<'a> Stream<'a> {
             clock,
             state,
             line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known),
+            link,
             queue: VecDeque::new(),
             running: Tasks::default(),
             in_flight_bytes: 0,
             garbage: VecDeque::new(),
-            deletions: Tasks::default(),
+            errands: Tasks::default(),
             oldest_unsubmitted: None,
             server_end: Lsn::INVALID,
             server_micros: 0,
@@ -150,8 +156,8 @@ impl<'a> Stream<'a> {
                     if let Err(error) = self.send_status(&mut feed, true).await {
                         return Ok(Ended::Lost(error));
                     }
-                    self.delete_garbage();
-                    self.heartbeat().await;
+                    self.run_errands();
+                    self.heartbeat();
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
@@ -187,6 +193,11 @@ impl<'a> Stream<'a> {
                         Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
                         _ => Err(error),
                     };
+                }
+                if let Some(link) = &mut self.link
+                    && link.crosses(start, &bytes)?
+                {
+                    self.link = None;
                 }
                 self.quiet_since = now;
                 self.state.send_modify(|state| state.counts.received_bytes += bytes.len() as u64);
@@ -243,14 +254,20 @@ impl<'a> Stream<'a> {
         });
     }
 
+    /// While the store has no place free, what comes meanwhile goes together afterwards.
     fn flush_deadline(&self) -> Option<Instant> {
-        self.oldest_unsubmitted.map(|oldest| oldest + self.options.flush_interval)
+        let oldest = self.oldest_unsubmitted.filter(|_| self.has_free_place())?;
+        Some(oldest + self.options.flush_interval)
+    }
+
+    fn has_free_place(&self) -> bool {
+        self.running.len() + self.queue.len() < self.options.uploads_max
     }
 
     /// With somebody waiting, whatever came is stored as soon as a place is free: those who come meanwhile go together.
     fn flush_if_due(&mut self) -> Result<()> {
         let urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
-        if urgent && self.running.len() + self.queue.len() < self.options.uploads_max {
+        if urgent && self.has_free_place() {
             self.flush()?;
         }
         Ok(())
@@ -301,7 +318,8 @@ impl<'a> Stream<'a> {
 
     async fn send_status(&mut self, feed: &mut Box<dyn Feed>, ask: bool) -> Result<(), SourceError> {
         let progress = self.line.progress();
-        let (received, flushed) = (progress.received(), progress.flushed());
+        let received = progress.received();
+        let flushed = if self.link.is_some() { Lsn::INVALID } else { progress.flushed() };
         if progress.is_settled() {
             self.reply_owed = false;
         }
@@ -363,23 +381,24 @@ impl<'a> Stream<'a> {
 
     /// Deletes what has been garbage for long enough that no reader is in the middle of it. Best effort: what cannot be
     /// deleted stays for `prune`.
-    fn delete_garbage(&mut self) {
+    fn run_errands(&mut self) {
         while self.garbage.front().is_some_and(|(due, _)| *due <= Instant::now())
             && let Some((_, key)) = self.garbage.pop_front()
         {
             let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&key));
-            self.deletions.start(async move { store.delete(&name).await.is_ok() });
+            let state = self.state.clone();
+            self.errands.start(async move {
+                if store.delete(&name).await.is_ok() {
+                    state.send_modify(|state| state.counts.deleted += 1);
+                }
+            });
         }
-        // Collected without waiting: a deletion that hangs must not hold anything up.
-        while let Some(Some(done)) = futures_util::FutureExt::now_or_never(self.deletions.next()) {
-            if done.unwrap_or(false) {
-                self.state.send_modify(|state| state.counts.deleted += 1);
-            }
-        }
+        // Collected without waiting: one that hangs must not hold anything up.
+        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.errands.next()) {}
     }
 
     /// While nothing happens, says now and then in the repository that nothing happened.
-    async fn heartbeat(&mut self) {
+    fn heartbeat(&mut self) {
         let progress = self.line.progress();
         let idle = progress.is_settled() && progress.durable() >= self.server_end && progress.flushed().is_valid();
         if !idle || self.quiet_since.elapsed() < self.options.heartbeat_interval {
@@ -390,11 +409,14 @@ impl<'a> Stream<'a> {
         let document = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn };
         let key = Key::Heartbeat { timeline, time, flush: flush_lsn };
         self.quiet_since = Instant::now();
-        // One that is missing only makes an idle stretch shorter than it was.
-        match self.writer.store_document(&key, &document).await {
-            Ok(_) => self.state.send_modify(|state| state.counts.heartbeats += 1),
-            Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
-        }
+        let (writer, state) = (self.writer.clone(), self.state.clone());
+        self.errands.start(async move {
+            // One that is missing only makes an idle stretch shorter than it was.
+            match writer.store_document(&key, &document).await {
+                Ok(_) => state.send_modify(|state| state.counts.heartbeats += 1),
+                Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
+            }
+        });
     }
 }
 

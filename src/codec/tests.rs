@@ -1,3 +1,5 @@
+//! Frames: round trips, every way to cut them, every way to damage them.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -3,18 +3,21 @@
 mod backup;
 mod check;
 mod completions;
+mod demo;
 pub mod exit;
 mod list;
 pub mod observer;
 mod parts;
 pub mod print;
+mod restore;
 mod run;
 pub mod signals;
+mod steps;
 pub mod time;
 
 use crate::cli::{Cli, Command};
 use crate::config::Settings;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use exit::Ending;
 
 /// Runs the command that was typed.
@@ -29,9 +32,10 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::List(args) => list::list(args.json.json, settings).await?,
         Command::Status(args) => list::status(args.json.json, settings).await?,
         Command::Check(args) => check::check(args.json.json, settings).await?,
-        Command::Restore(_) | Command::WalFetch(_) | Command::WalPush(_) | Command::Demo(_) => {
-            return Err(Error::new(Kind::Internal, "this command is not built yet"));
-        }
+        Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
+        Command::WalFetch(args) => return restore::wal_fetch(&args.name, &args.path, settings).await,
+        Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,
+        Command::Demo(args) => Box::pin(demo::demo(&args, settings)).await?,
     }
     Ok(Ending::Done)
 }

@@ -45,6 +45,11 @@ impl WalReader {
         &self.repository
     }
 
+    /// Whose WAL it reads.
+    pub fn system_identifier(&self) -> u64 {
+        self.system_identifier
+    }
+
     /// The bytes of one stored object, checked; `None` if it is gone, which for a tail only means: list again.
     ///
     /// # Errors

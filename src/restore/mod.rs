@@ -1,5 +1,75 @@
-//! Repository to data directory. Never needs the source alive.
+//! From a repository into a data directory, and WAL to the server that recovers there. May use `repository` and all that
+//! it may; never `postgres`: the source need not be alive.
+//!
+//! ```text
+//! Request ─► choose ─► candidates ─► scan: survey of the WAL ─► plan, or a refusal that says what can be reached
+//! Plan ─► preflight ─► fetch: parts ─► files, checked ─► settings, pg_control last
+//! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
+//! ```
 
+mod choose;
+mod command;
+mod destination;
+mod execute;
+mod part;
 mod pin;
+mod plan;
+#[cfg(test)]
+mod plan_tests;
+mod refusal;
+mod request;
+mod route;
+mod scan;
+mod settings;
+mod spool;
+mod survey;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tree;
+mod verify;
+pub mod wal_fetch;
+pub mod wal_push;
 
+pub use command::FetchCommand;
+pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
+pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
+pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
+pub use request::{Request, Target, TargetAction};
+pub use route::{Covered, Route};
+pub use scan::{Stretch, survey};
+pub use spool::SPOOL_DIRECTORY;
+pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+pub use wal_fetch::{Fetched, fetch};
+pub use wal_push::{Pushed, push};
+
+use crate::error::Result;
+use crate::repository::{Catalog, WalReader};
+use choose::Choice;
+use jiff::Timestamp;
+use plan::Verdict;
+
+/// Plans a restore: reads WAL, writes nothing.
+///
+/// # Errors
+/// [`crate::error::Kind::Refused`] if the target cannot be reached, with what can be instead; otherwise what the store
+/// says, or what is wrong with what is stored.
+pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now: Timestamp) -> Result<Plan> {
+    let cluster = reader.repository().layout.cluster();
+    let choice = Choice::new(cluster, catalog, request, now)?;
+    let candidates = choice.candidates()?;
+    for candidate in &candidates {
+        let (goal, until) = plan::goal(&choice, candidate);
+        let stretch = Stretch {
+            route: choice.route.clone(),
+            from: candidate.backup.start_lsn,
+            consistent: candidate.backup.end_lsn,
+            until,
+        };
+        let survey = survey(reader, &stretch, goal).await?;
+        if let Verdict::Planned(plan) = plan::conclude(&choice, candidate, &survey)? {
+            return Ok(*plan);
+        }
+    }
+    Err(refusal::none_reaches(&choice, &candidates))
+}

@@ -296,6 +296,11 @@ impl Server {
         Ok(())
     }
 
+    /// Leaves the server running, with its socket and log, for somebody else to end.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
     async fn gone(&mut self) -> Result<()> {
         let deadline = Instant::now() + STOP_WITHIN;
         while self.child.is_some() {

@@ -55,6 +55,19 @@ impl Seawall {
         self
     }
 
+    /// Another copy of the program, such as one that a server's user can run as well.
+    pub fn program(self, program: &Path) -> Seawall {
+        let mut command = Command::new(program);
+        command.args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Seawall { command, shown: self.shown }
+    }
+
     /// The working directory.
     pub fn current_dir(mut self, directory: &Path) -> Seawall {
         self.command.current_dir(directory);

@@ -1,3 +1,5 @@
+//! Records: synthetic WAL of every version, cut, padded and damaged.
+
 use super::*;
 use crate::wal::SegmentSize;
 use proptest::prelude::*;

@@ -1,0 +1,174 @@
+//! `seawall restore`: plans, says what it will give, and does it. `wal-fetch` and `wal-push`: what servers run.
+
+use super::exit::Ending;
+use super::{parts, print, time};
+use crate::cli::{self, RestoreArgs};
+use crate::config::Settings;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{BackupId, Catalog, WalReader, Writer};
+use crate::restore::{
+    FetchCommand, Fetched, Pin, Request, RestoreOptions, RestoreProgress, RestoreReport, Target, TargetAction, execute,
+    fetch, plan, push,
+};
+use crate::runtime::Clock;
+use crate::wal::TimelineId;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Restores, or with `--dry-run` only says what a restore would give.
+///
+/// # Errors
+/// A refusal before anything is written, or what went wrong.
+pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()> {
+    let clock = Clock::system();
+    let as_json = args.json.json;
+    let request = request(&args, &clock)?;
+    let (repository, cluster) = parts::repository(&settings).await?;
+    let reader = WalReader::new(repository.clone(), cluster.system_identifier);
+    let catalog = Catalog::read(&repository, cluster).await?;
+    let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
+    if args.dry_run {
+        return print::stdout(&if as_json { print::json(&plan)? } else { format!("{plan}\n") });
+    }
+    if !as_json {
+        print::stdout(&format!("{plan}\n"))?;
+    }
+    let options = RestoreOptions {
+        tablespace_map: args.tablespace_maps.iter().map(|map| (map.old.clone(), map.new.clone())).collect(),
+        owner: args.owner.clone(),
+        ..RestoreOptions::new(args.into.clone(), fetch_command(&settings)?)
+    };
+    let begun = Instant::now();
+    let (progress, watched) = watch::channel(RestoreProgress::default());
+    let report = tokio::select! {
+        report = Box::pin(execute(&repository, &plan, &options, progress)) => report?,
+        never = show(watched) => match never {},
+    };
+    if as_json { print::stdout(&print::json(&report)?) } else { print::stdout(&said(&report, begun.elapsed())) }
+}
+
+fn request(args: &RestoreArgs, clock: &Clock) -> Result<Request> {
+    let target = match args.target() {
+        cli::Target::End => Target::End,
+        cli::Target::Time(text) => {
+            let moment = time::parse_moment(&text, &time::local_now(clock))?;
+            // Said back in full, whatever becomes of it: a moment misread is a restore gone wrong.
+            if !args.json.json {
+                print::stdout(&format!("to {moment}\n"))?;
+            }
+            Target::Time(moment.at)
+        }
+        cli::Target::Lsn(lsn) => Target::Lsn(lsn),
+        // What SQL shows has the epoch in its upper half; WAL has the lower one.
+        cli::Target::Xid(xid) => Target::Xid((xid & 0xFFFF_FFFF) as u32),
+        cli::Target::Name(name) => Target::Name(name),
+    };
+    let backup = args.backup.as_deref().map(|text| {
+        BackupId::parse(text).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("{text:?} is not the name of a base backup"))
+                .hint("`seawall list` shows them; one looks like 20261120T140300Z.")
+        })
+    });
+    Ok(Request {
+        target,
+        exclusive: args.to_exclusive,
+        backup: backup.transpose()?,
+        timeline: args.timeline.map(TimelineId),
+        action: match args.target_action {
+            cli::TargetAction::Pause => TargetAction::Pause,
+            cli::TargetAction::Promote => TargetAction::Promote,
+            cli::TargetAction::Shutdown => TargetAction::Shutdown,
+        },
+    })
+}
+
+/// What the restored server will run. Secrets stay in the environment or in the configuration file.
+fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
+    let executable = std::env::current_exe()
+        .map_err(|error| Error::new(Kind::Local, "cannot find the path of this program").because(error))?;
+    let mut arguments = Vec::new();
+    let mut reads = Vec::new();
+    if let Some(file) = &settings.file {
+        let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
+        arguments.extend(["--config".to_owned(), path.display().to_string()]);
+        reads.push(path);
+    }
+    let repo = settings.repo()?;
+    if let Some(path) = repo.strip_prefix("file://") {
+        reads.push(PathBuf::from(path));
+    }
+    arguments.extend(["--repo".to_owned(), repo.to_owned(), "--cluster".to_owned(), settings.cluster.clone()]);
+    let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };
+    command.take_environment(std::env::vars());
+    Ok(command)
+}
+
+fn said(report: &RestoreReport, took: Duration) -> String {
+    let mut text = format!(
+        "restored {} in {} files into {} in {}\n",
+        print::size(report.bytes),
+        report.files,
+        report.data.display(),
+        print::duration(took),
+    );
+    for warning in &report.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text.push_str(&format!(
+        "start PostgreSQL on it: it recovers to {} through `seawall wal-fetch`, and says so in its log\n",
+        report.end_lsn
+    ));
+    text
+}
+
+/// A bar on a terminal; elsewhere the end is said by the report.
+async fn show(mut progress: watch::Receiver<RestoreProgress>) -> std::convert::Infallible {
+    if !std::io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
+        bar.set_style(style);
+    }
+    while progress.changed().await.is_ok() {
+        let now = *progress.borrow_and_update();
+        bar.set_message(if now.is_syncing { "syncing" } else { "restoring" });
+        bar.set_length(now.total_bytes);
+        bar.set_position(now.fetched_bytes);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bar.finish_and_clear();
+    std::future::pending().await
+}
+
+/// `restore_command`: exit code 1 only for what is proven not to be there.
+///
+/// # Errors
+/// Everything else.
+pub(super) async fn wal_fetch(name: &str, destination: &Path, settings: Settings) -> Result<Ending> {
+    let (repository, cluster) = parts::repository(&settings).await?;
+    let reader = WalReader::new(repository, cluster.system_identifier);
+    // PostgreSQL runs a restore_command in its data directory.
+    let data_directory = std::env::current_dir()
+        .map_err(|error| Error::new(Kind::Local, "cannot find the working directory").because(error))?;
+    let pin = Pin::read(&data_directory)?;
+    let fetched = Box::pin(fetch(&reader, name, destination, pin.as_ref(), &data_directory)).await?;
+    Ok(match fetched {
+        Fetched::Written => Ending::Done,
+        Fetched::Absent => Ending::Absent,
+    })
+}
+
+/// `archive_command`, for those who keep it.
+///
+/// # Errors
+/// If the file is not stored: PostgreSQL keeps it and tries again.
+pub(super) async fn wal_push(path: &Path, settings: Settings) -> Result<()> {
+    let (repository, cluster) = parts::repository(&settings).await?;
+    let writer = Writer::new(repository.store, repository.layout, cluster.system_identifier);
+    push(&writer, path).await.map(|_| ())
+}

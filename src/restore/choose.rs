@@ -1,0 +1,177 @@
+//! Which path of timelines a restore follows, and which backups it may begin with. Pure.
+
+use super::refusal;
+use super::request::{Request, Target};
+use super::route::{Covered, Route};
+use crate::error::{Error, Kind, Result};
+use crate::repository::{BackupDocument, Catalog};
+use crate::wal::{History, Lsn, SegmentSize, TimelineId};
+use jiff::Timestamp;
+
+/// What was chosen so far: the path, and what it was chosen from.
+#[derive(Clone, Debug)]
+pub(super) struct Choice<'a> {
+    /// The cluster's name.
+    pub(super) cluster: &'a str,
+    /// What is there.
+    pub(super) catalog: &'a Catalog,
+    /// What is asked for.
+    pub(super) request: &'a Request,
+    /// The files along the path.
+    pub(super) route: Route,
+}
+
+/// A backup that may reach the target.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate<'a> {
+    /// The backup.
+    pub(super) backup: &'a BackupDocument,
+    /// How far its WAL is stored.
+    pub(super) covered: Covered,
+    /// Look no further than here: what lies behind was looked at from a newer backup on.
+    pub(super) until: Option<Lsn>,
+    /// Why it was chosen.
+    pub(super) why: String,
+}
+
+impl<'a> Choice<'a> {
+    /// Chooses the path.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] if there is none, the timeline is not known, or the target is in the future; [`Kind::Usage`]
+    /// if the request contradicts itself.
+    pub(super) fn new(
+        cluster: &'a str,
+        catalog: &'a Catalog,
+        request: &'a Request,
+        now: Timestamp,
+    ) -> Result<Choice<'a>> {
+        if request.exclusive && matches!(request.target, Target::End | Target::Immediate) {
+            return Err(Error::new(Kind::Usage, format!("{} cannot be left out", request.target))
+                .hint("--to-exclusive goes with --to, --to-lsn, --to-xid and --to-name."));
+        }
+        let size = SegmentSize::new(catalog.cluster.segment_bytes).ok_or_else(|| {
+            Error::new(Kind::Damaged, format!("cluster.json names segments of {} bytes", catalog.cluster.segment_bytes))
+        })?;
+        let followed = catalog.followed_timeline();
+        let timeline = request.timeline.or(followed).ok_or_else(|| {
+            Error::new(Kind::Refused, format!("the repository holds no WAL of {cluster}"))
+                .hint("Has `seawall run` ever run for this cluster, and is --cluster right?")
+        })?;
+        let history = known_history(catalog, timeline)?;
+        let choice = Choice { cluster, catalog, request, route: Route::new(history, size, catalog) };
+        match request.target {
+            Target::Time(time) if time > now => Err(refusal::future(time, now)),
+            _ => Ok(choice),
+        }
+    }
+
+    /// The backups that may reach the target, the best first.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] if there is none, with what can be reached instead.
+    pub(super) fn candidates(&self) -> Result<Vec<Candidate<'a>>> {
+        let mut on_path: Vec<&BackupDocument> =
+            self.catalog.finished_backups().filter(|backup| is_on_path(backup, &self.route.history)).collect();
+        on_path.sort_by_key(|backup| std::cmp::Reverse((backup.end_lsn, backup.ended_at)));
+        if let Some(id) = &self.request.backup {
+            let known = self.catalog.finished_backups().find(|backup| backup.id == *id);
+            let backup = known.ok_or_else(|| refusal::unknown_backup(self.catalog, id))?;
+            if !on_path.contains(&backup) {
+                return Err(refusal::not_on_path(self, backup));
+            }
+            on_path = vec![backup];
+        }
+        let mut candidates = Vec::new();
+        let mut until = None;
+        for backup in &on_path {
+            let fits = match self.request.target {
+                Target::Time(time) => backup.started_at <= time,
+                Target::Lsn(lsn) => backup.end_lsn <= lsn,
+                Target::End | Target::Immediate | Target::Xid(_) | Target::Name(_) => true,
+            };
+            let covered = self.route.covered(self.catalog, self.route.size.segment_start(backup.start_lsn));
+            if fits || self.request.backup.is_some() {
+                candidates.push(Candidate { backup, covered, until, why: self.why(backup) });
+            }
+            // Only these are looked for from one backup after the other.
+            if matches!(self.request.target, Target::Xid(_) | Target::Name(_)) {
+                until = Some(backup.end_lsn);
+            }
+        }
+        if matches!(self.request.target, Target::End | Target::Immediate) {
+            candidates.truncate(1);
+        }
+        match candidates.first() {
+            None => Err(refusal::before_first(self, &on_path)),
+            Some(first) => self.check_stored(first).map(|()| candidates),
+        }
+    }
+
+    /// Fails if what is stored from the best candidate on does not reach the target; then no other can.
+    fn check_stored(&self, first: &Candidate<'_>) -> Result<()> {
+        let (backup, covered) = (first.backup, first.covered);
+        if covered.until < backup.end_lsn {
+            return Err(refusal::hole(self, first));
+        }
+        match self.request.target {
+            Target::Lsn(lsn) if lsn > covered.until || (lsn == covered.until && !self.request.exclusive) => {
+                Err(refusal::lsn_not_stored(self, first, lsn))
+            }
+            // What was never acknowledged may lie behind a hole; what is known to be lost is another matter.
+            Target::End if covered.next.is_some() && self.is_lost(covered.timeline, covered.until) => {
+                Err(refusal::hole(self, first))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// True if the byte at `lsn` was recorded as lost.
+    pub(super) fn is_lost(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        let lost = |range: crate::wal::WalRange| range.timeline == timeline && range.start <= lsn && lsn < range.end;
+        self.catalog.gaps.iter().any(|gap| lost(gap.range))
+    }
+
+    /// The last moment at which the server is known to have lived and to have had no WAL behind what is stored.
+    pub(super) fn last_heartbeat(&self, candidate: &Candidate<'_>) -> Option<Timestamp> {
+        let on_path = |timeline: TimelineId, flush: Lsn| {
+            self.route.history.passes(timeline)
+                && self.route.history.switch_from(timeline).is_none_or(|switch| flush <= switch)
+        };
+        let known = self.catalog.heartbeats.iter().filter(|(_, timeline, flush)| {
+            on_path(*timeline, *flush) && *flush <= candidate.covered.until && candidate.backup.start_lsn <= *flush
+        });
+        known.map(|(time, ..)| *time).max()
+    }
+
+    fn why(&self, backup: &BackupDocument) -> String {
+        match (&self.request.backup, &self.request.target) {
+            (Some(_), _) => "asked for by name".to_owned(),
+            (None, Target::End | Target::Immediate) => {
+                format!("the newest on the path to timeline {}", self.route.history.timeline)
+            }
+            (None, _) => format!("the newest that is consistent before the target, complete at {}", backup.ended_at),
+        }
+    }
+}
+
+/// The path to `timeline`.
+fn known_history(catalog: &Catalog, timeline: TimelineId) -> Result<History> {
+    let has_wal = catalog.coverage.contains_key(&timeline);
+    match catalog.histories.get(&timeline) {
+        Some(history) => Ok(history.clone()),
+        None if timeline == TimelineId(1) && has_wal => Ok(History::root(timeline)),
+        None if has_wal => Err(Error::new(
+            Kind::Damaged,
+            format!("timeline {timeline} has WAL here, but {} is missing", timeline.history_name()),
+        )
+        .hint("Was it deleted? PostgreSQL cannot recover to a timeline without it: copy it back from the server's pg_wal.")),
+        None => Err(refusal::unknown_timeline(catalog, timeline)),
+    }
+}
+
+/// True if recovery along `history` can begin with `backup`: it lies wholly on the path.
+fn is_on_path(backup: &BackupDocument, history: &History) -> bool {
+    let last_byte = Lsn(backup.end_lsn.0.saturating_sub(1)).max(backup.start_lsn);
+    history.timeline_at(backup.start_lsn) == backup.timeline && history.timeline_at(last_byte) == backup.end_timeline
+}

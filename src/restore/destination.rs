@@ -1,0 +1,292 @@
+//! Where a restore would write, and whether it may: looked at before anything is touched.
+
+use super::execute::RestoreOptions;
+use super::plan::Plan;
+use super::wal_fetch::AHEAD_BYTES;
+use crate::error::{Error, Kind, Result};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{Gid, Uid, User};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Stands in a data directory from a restore's first moment to its last.
+pub const MARKER_FILE: &str = "seawall.restoring";
+
+/// Segments that recovery keeps in `pg_wal` at once, about: what is being replayed, restored and recycled.
+const SEGMENTS_KEPT: u64 = 4;
+
+/// Where everything goes, checked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Destination {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Tablespaces of the backup.
+    pub tablespaces: Vec<TablespaceDestination>,
+    /// Empty directories for tablespaces that replay creates, where there is none yet.
+    pub creates: Vec<PathBuf>,
+    /// Who will own it all; `None`: we ourselves.
+    pub owner: Option<Owner>,
+    /// Permissions of directories.
+    pub directory_mode: u32,
+    /// Bytes that will be written, and some for recovery to work with.
+    pub needed_bytes: u64,
+}
+
+/// Where a tablespace goes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TablespaceDestination {
+    /// Its OID.
+    pub oid: u32,
+    /// Where it was.
+    pub from: String,
+    /// Where it will be. In the data directory for one that was there.
+    pub to: PathBuf,
+    /// It lies in the data directory, so that there is no link to it.
+    pub in_place: bool,
+}
+
+/// A user to give files to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Owner {
+    /// The user's name.
+    pub name: String,
+    /// The user's number.
+    pub uid: u32,
+    /// The number of the user's group.
+    pub gid: u32,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let owner = self.owner.as_ref().map_or(String::new(), |owner| format!(", owned by {}", owner.name));
+        write!(f, "writes       {}, mode {:04o}{owner}", self.data.display(), self.directory_mode)?;
+        for tablespace in &self.tablespaces {
+            write!(f, "\nwrites       tablespace {} into {}", tablespace.oid, tablespace.to.display())?;
+        }
+        for path in &self.creates {
+            write!(f, "\ncreates      {}, empty", path.display())?;
+        }
+        write!(f, "\n             {} MiB of disk", self.needed_bytes >> 20)
+    }
+}
+
+fn refused(message: String, hint: impl Into<String>) -> Error {
+    Error::new(Kind::Refused, message).hint(hint)
+}
+
+impl Destination {
+    /// Looks whether `plan` can be executed as `options` say. Writes nothing.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] if something would be overwritten; [`Kind::Usage`] if the options contradict the plan;
+    /// [`Kind::Local`] if there is not enough room.
+    pub fn check(plan: &Plan, options: &RestoreOptions) -> Result<Destination> {
+        let owner = find_owner(options.owner.as_deref())?;
+        let data = absolute(&options.into)?;
+        check_data_directory(&data)?;
+        let tablespaces = map_tablespaces(plan, &data, &options.tablespace_map)?;
+        let creates = created_tablespaces(plan, &tablespaces)?;
+        let mode = plan.document.settings.get("data_directory_mode");
+        // The two that a server starts with (`miscinit.c`, `checkDataDir`).
+        let directory_mode = if mode.is_some_and(|mode| mode.ends_with("750")) { 0o750 } else { 0o700 };
+        let room = SEGMENTS_KEPT * plan.segment_bytes + AHEAD_BYTES;
+        let needed_bytes = plan.backup.plain_bytes + room;
+        let destination = Destination { data, tablespaces, creates, owner, directory_mode, needed_bytes };
+        destination.check_room(plan, room)?;
+        Ok(destination)
+    }
+
+    /// Fails if a file system has less room than its share needs.
+    fn check_room(&self, plan: &Plan, room: u64) -> Result<()> {
+        let mut needs: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+        let mut need = |path: &Path, bytes: u64| -> Result<()> {
+            let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+            let found = std::fs::metadata(existing).map_err(|error| Error::local("look at", existing, error))?;
+            needs.entry(found.dev()).or_insert((existing.to_owned(), 0)).1 += bytes;
+            Ok(())
+        };
+        need(&self.data, room)?;
+        for part in &plan.document.parts {
+            let tablespace = self.tablespaces.iter().find(|it| it.oid.to_string() == part.archive);
+            need(tablespace.map_or(&self.data, |it| &it.to), part.plain_bytes)?;
+        }
+        for (path, needed) in needs.values() {
+            let space = statvfs(path)
+                .map_err(|error| Error::local("ask for the free space of", path, std::io::Error::from(error)))?;
+            // The types differ from system to system.
+            #[allow(clippy::useless_conversion)]
+            let free = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
+            if free < *needed {
+                let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
+                let message = format!("the restore needs {needed} MiB at {}, and {free} MiB are free", path.display());
+                return Err(Error::new(Kind::Local, message)
+                    .hint("Nothing was written. Free some room or choose another place."));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(|error| Error::local("find", path, error))?;
+    // `a/..` would be another place once `a` is a link.
+    match absolute.components().any(|part| part == Component::ParentDir) {
+        true => Err(Error::new(Kind::Usage, format!("{} has .. in it", path.display())).hint("Give the path in full.")),
+        false => Ok(absolute),
+    }
+}
+
+/// What a directory holds: `None` if it is not there.
+fn entries(path: &Path) -> Result<Option<usize>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() && !path.exists() => Err(refused(
+            format!("{} is a link that leads nowhere", path.display()),
+            "Remove it, or choose another place.",
+        )),
+        Ok(_) if !path.is_dir() => {
+            Err(refused(format!("{} is not a directory", path.display()), "Choose another place."))
+        }
+        Ok(_) => {
+            let entries = std::fs::read_dir(path).map_err(|error| Error::local("read", path, error))?;
+            Ok(Some(entries.count()))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::local("look at", path, error)),
+    }
+}
+
+fn check_data_directory(data: &Path) -> Result<()> {
+    let Some(count @ 1..) = entries(data)? else {
+        return Ok(());
+    };
+    let shown = data.display();
+    if data.join("postmaster.pid").exists() {
+        return Err(refused(
+            format!("a server runs in {shown}, or did until it was killed: there is a postmaster.pid"),
+            "Restore into another directory. To replace this cluster, stop it and move its directory away first.",
+        ));
+    }
+    if data.join(MARKER_FILE).exists() {
+        return Err(refused(
+            format!("an earlier restore into {shown} was not completed"),
+            "Empty that directory, and those of its tablespaces, and start again: what is there cannot be used.",
+        ));
+    }
+    Err(refused(
+        format!("{shown} is not empty: it has {count} entries"),
+        "A restore never writes over anything: choose another directory, or move away what is there.",
+    ))
+}
+
+fn map_tablespaces(plan: &Plan, data: &Path, map: &[(PathBuf, PathBuf)]) -> Result<Vec<TablespaceDestination>> {
+    let places = || {
+        let places: Vec<&str> = plan.tablespaces.iter().map(|it| it.location.as_str()).collect();
+        match places.is_empty() {
+            true => "This backup has no tablespaces.".to_owned(),
+            false => format!("This backup has tablespaces at {}.", places.join(", ")),
+        }
+    };
+    for (index, (old, _)) in map.iter().enumerate() {
+        let is_known = plan.tablespaces.iter().any(|it| Path::new(&it.location) == old);
+        if !is_known || map[..index].iter().any(|(earlier, _)| earlier == old) {
+            let why = if is_known { "is mapped twice" } else { "is not where a tablespace of this backup was" };
+            return Err(Error::new(Kind::Usage, format!("{} {why}", old.display())).hint(places()));
+        }
+    }
+    let mut found: Vec<TablespaceDestination> = Vec::new();
+    for tablespace in &plan.tablespaces {
+        let from = Path::new(&tablespace.location);
+        let oid = tablespace.oid;
+        // One that was made inside the data directory (`allow_in_place_tablespaces`) names a relative path.
+        let in_place = !from.is_absolute();
+        let to = match map.iter().find(|(old, _)| old == from) {
+            _ if in_place => data.join("pg_tblspc").join(oid.to_string()),
+            Some((_, new)) => absolute(new)?,
+            None => absolute(from)?,
+        };
+        let shown = to.display();
+        if !in_place {
+            if to.starts_with(data) || data.starts_with(&to) {
+                return Err(refused(
+                    format!("tablespace {oid} would be at {shown}, and the data directory is {}", data.display()),
+                    "Neither may lie in the other: give another place with --tablespace-map OLD=NEW.",
+                ));
+            }
+            if let Some(other) = found.iter().find(|it| it.to.starts_with(&to) || to.starts_with(&it.to)) {
+                return Err(refused(
+                    format!("tablespaces {} and {oid} would both be at {shown}", other.oid),
+                    "Give each a place of its own with --tablespace-map OLD=NEW.",
+                ));
+            }
+            if let Some(1..) = entries(&to)? {
+                let hint = format!("Give another place: --tablespace-map {}=NEW.", tablespace.location);
+                return Err(refused(format!("the directory of tablespace {oid}, {shown}, is not empty"), hint));
+            }
+        }
+        found.push(TablespaceDestination { oid, from: tablespace.location.clone(), to, in_place });
+    }
+    Ok(found)
+}
+
+/// `CREATE TABLESPACE` is replayed at the very path that it once had, and removes what it finds there
+/// (`create_tablespace_directories` in `tablespace.c`): on the source's own host the live tablespace. Where there is
+/// nothing, it needs an empty directory.
+fn created_tablespaces(plan: &Plan, restored: &[TablespaceDestination]) -> Result<Vec<PathBuf>> {
+    let mut creates: Vec<PathBuf> = Vec::new();
+    for tablespace in &plan.creates {
+        let path = PathBuf::from(&tablespace.path);
+        let is_ours = restored.iter().any(|it| it.to == path);
+        match entries(&path)? {
+            Some(1..) => {
+                return Err(refused(
+                    format!(
+                        "the WAL up to the target creates tablespace {} at {}, which exists on this host and is not empty: \
+                         replaying it would destroy what is there",
+                        tablespace.oid, tablespace.path
+                    ),
+                    "Restore on another host, or to a target before the tablespace was created, or with a backup taken after \
+                     that, whose tablespaces --tablespace-map can move.",
+                ));
+            }
+            None if !is_ours && !creates.contains(&path) => creates.push(path),
+            _ => {}
+        }
+    }
+    Ok(creates)
+}
+
+fn find_owner(wanted: Option<&str>) -> Result<Option<Owner>> {
+    let ours = Uid::effective();
+    let Some(name) = wanted else {
+        return match ours.is_root() {
+            false => Ok(None),
+            true => {
+                Err(Error::new(Kind::Refused, "PostgreSQL does not run as root, so nothing restored may belong to it")
+                    .hint("Say who will run the server: --owner postgres."))
+            }
+        };
+    };
+    let found = match name.parse() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)),
+        Err(_) => User::from_name(name),
+    };
+    let unknown = || Error::new(Kind::Usage, format!("there is no user {name} on this machine"));
+    let user = found.map_err(|error| unknown().because(error))?.ok_or_else(unknown)?;
+    if user.uid.is_root() {
+        return Err(Error::new(Kind::Usage, "--owner is root, and PostgreSQL does not run as root")
+            .hint("Name the user that will run the server."));
+    }
+    if user.uid == ours {
+        return Ok(None);
+    }
+    if !ours.is_root() {
+        return Err(Error::new(Kind::Refused, format!("only root can give files to {}", user.name))
+            .hint("Run this as root, or as that user without --owner."));
+    }
+    let gid: Gid = user.gid;
+    Ok(Some(Owner { name: user.name, uid: user.uid.as_raw(), gid: gid.as_raw() }))
+}

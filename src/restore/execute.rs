@@ -1,0 +1,336 @@
+//! A plan, executed: from parts to a data directory that a server can be started on.
+
+use super::command::FetchCommand;
+use super::destination::{Destination, MARKER_FILE};
+use super::part::{self, CONTROL_FILE, Extracted, Source};
+use super::pin::{PIN_FILE, Pin};
+use super::plan::{Plan, Stop};
+use super::request::TargetAction;
+use super::tree::{self, Tree};
+use super::{settings, verify};
+use crate::codec;
+use crate::error::{Error, Kind, Result};
+use crate::repository::manifest::Manifest;
+use crate::repository::{Archive, BackupPart, Identity, Key, Repository, Subject, hex};
+use crate::runtime;
+use crate::store::StoreErrorKind;
+use crate::wal::Lsn;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// How a restore is executed.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// The data directory: missing, or empty.
+    pub into: PathBuf,
+    /// Where tablespaces go that shall not go where they were: old and new directory.
+    pub tablespace_map: Vec<(PathBuf, PathBuf)>,
+    /// Who will run the server, if not we; root must say.
+    pub owner: Option<String>,
+    /// What the server will run to fetch WAL.
+    pub command: FetchCommand,
+    /// Parts in flight: each takes about 40 MiB of memory.
+    pub downloads: usize,
+}
+
+impl RestoreOptions {
+    /// Restores into `into`, with everything else as most want it.
+    pub fn new(into: PathBuf, command: FetchCommand) -> RestoreOptions {
+        RestoreOptions { into, tablespace_map: Vec::new(), owner: None, command, downloads: 4 }
+    }
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RestoreProgress {
+    /// Bytes of parts that were fetched, checked and written.
+    pub fetched_bytes: u64,
+    /// Of so many.
+    pub total_bytes: u64,
+    /// Everything is written and is being made durable.
+    pub is_syncing: bool,
+}
+
+/// What a restore did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RestoreReport {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Files written, ours not counted.
+    pub files: usize,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Where recovery will end.
+    pub end_lsn: Lsn,
+    /// What the server will run.
+    pub restore_command: String,
+    /// What the operator must see to.
+    pub warnings: Vec<String>,
+}
+
+/// Executes `plan`. When this returns, the data directory is complete and durable, and a server started on it recovers
+/// to the target. Memory: about 40 MiB for each download, and 100 bytes for each file.
+///
+/// If this fails or is dropped, what was written stays and no server starts on it: `global/pg_control` is put there last.
+///
+/// # Errors
+/// As [`Destination::check`], before anything is written; then [`Kind::Damaged`] if what is stored is not what was backed
+/// up, [`Kind::Local`] if the disk refuses, or what the store says.
+pub async fn execute(
+    repository: &Repository,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: watch::Sender<RestoreProgress>,
+) -> Result<RestoreReport> {
+    let restore_command = options.command.line()?;
+    let destination = Destination::check(plan, options)?;
+    let manifest = fetch_manifest(repository, plan).await?;
+    let tree = Arc::new(Tree::new(&destination));
+    let again = |error: Error| match (error.hint_text(), error.kind()) {
+        (None, Kind::Store | Kind::Local) => {
+            let data = destination.data.display();
+            error.hint(format!("What was restored so far cannot be used: empty {data} and start again."))
+        }
+        _ => error,
+    };
+    prepare(&tree, plan, &destination).await.map_err(again)?;
+    let extracted = fetch_parts(repository, plan, options.downloads, &tree, &progress).await.map_err(again)?;
+    let (files, bytes) = (manifest.files.len(), manifest.files.values().map(|check| check.size_bytes).sum());
+    let Extracted { pieces, control } = extracted;
+    runtime::blocking(move || verify::verify(&manifest, pieces)).await??;
+    let control = control.ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("backup {} has no {CONTROL_FILE}", plan.backup.id))
+            .hint("Try an older backup (`seawall list`).")
+    })?;
+    progress.send_modify(|progress| progress.is_syncing = true);
+    let mut warnings = warnings(plan, options, &destination);
+    warnings.extend(finish(&tree, plan, &destination, restore_command.clone(), control).await.map_err(again)?);
+    Ok(RestoreReport { data: destination.data, files, bytes, end_lsn: plan.end_lsn, restore_command, warnings })
+}
+
+/// Fetches what PostgreSQL says was in the backup.
+async fn fetch_manifest(repository: &Repository, plan: &Plan) -> Result<Manifest> {
+    let name = repository.layout.name(&Key::BackupManifest(plan.backup.id.clone()));
+    let stored = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?.collect().await?;
+    let (document, system_identifier) = (plan.document.clone(), plan.system_identifier);
+    runtime::blocking(move || {
+        let damaged = |why: &str| Error::new(Kind::Damaged, format!("{name} {why}"));
+        let decoded =
+            codec::decode_object(&stored, MANIFEST_BYTES_MAX).map_err(|error| damaged("is damaged").because(error))?;
+        let identity = Identity::parse(&name, decoded.identity.as_deref())?;
+        identity.check(&name, system_identifier, &Subject::Manifest { backup: document.id.clone() })?;
+        if hex(&Sha256::digest(&decoded.plain)) != document.manifest_sha256 {
+            return Err(damaged("does not have the SHA-256 that backup.json says"));
+        }
+        Manifest::parse(&decoded.plain).map_err(|error| damaged("cannot be read").because(error))
+    })
+    .await?
+}
+
+/// The largest manifest that is read: ten million files.
+const MANIFEST_BYTES_MAX: usize = 2 << 30;
+
+/// Something that `backup.json` names and that is not there is damage, not an answer.
+fn gone(error: crate::store::StoreError, name: &str) -> Error {
+    match error.kind {
+        StoreErrorKind::NotFound => Error::new(Kind::Damaged, format!("{name} is missing, and the backup needs it"))
+            .hint("Was it deleted by somebody or by a lifecycle rule? Try an older backup (`seawall list`)."),
+        _ => error.into(),
+    }
+}
+
+/// Directories that a backup leaves out and a server needs (`basebackup.c`, `excludeDirContents`): they come as empty
+/// ones in the tar stream, and are made here for streams that lack one.
+const EMPTY_DIRECTORIES: [&str; 9] = [
+    "pg_wal/archive_status",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+];
+
+/// Makes the places to write to, the marker first.
+async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Result<()> {
+    let (tree, id, destination) = (Arc::clone(tree), plan.backup.id.clone(), destination.clone());
+    runtime::blocking(move || {
+        let data = tree.data();
+        tree.make_directory(data)?;
+        let marker =
+            format!("seawall restores backup {id} here. While this file is here, the restore is not complete.\n");
+        tree.put(&data.join(MARKER_FILE), marker.as_bytes(), tree.file_mode())?;
+        for name in EMPTY_DIRECTORIES {
+            tree.make_directory(&data.join(name))?;
+        }
+        for tablespace in &destination.tablespaces {
+            tree.make_directory(&tablespace.to)?;
+            if !tablespace.in_place {
+                let link = data.join("pg_tblspc").join(tablespace.oid.to_string());
+                tree.make_link(&link, &tablespace.to)?;
+            }
+        }
+        destination.creates.iter().try_for_each(|path| tree.make_directory(path))
+    })
+    .await?
+}
+
+/// Fetches and writes all parts, several at a time.
+async fn fetch_parts(
+    repository: &Repository,
+    plan: &Plan,
+    downloads: usize,
+    tree: &Arc<Tree>,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<Extracted> {
+    let total_bytes = plan.document.parts.iter().map(|part| part.stored_bytes).sum();
+    progress.send_modify(|progress| progress.total_bytes = total_bytes);
+    let source = Arc::new(Source {
+        system_identifier: plan.system_identifier,
+        backup: plan.backup.id.clone(),
+        tablespaces: plan.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
+    });
+    let parts = stream::iter(plan.document.parts.clone()).map(|part| {
+        let (source, tree) = (Arc::clone(&source), Arc::clone(tree));
+        async move {
+            let bytes = part.stored_bytes;
+            fetch_part(repository, part, source, tree).await.map(|extracted| (bytes, extracted))
+        }
+    });
+    let mut parts = parts.buffer_unordered(downloads.max(1));
+    let mut all = Extracted::default();
+    while let Some((bytes, extracted)) = parts.try_next().await? {
+        progress.send_modify(|progress| progress.fetched_bytes += bytes);
+        all.pieces.extend(extracted.pieces);
+        all.control = all.control.or(extracted.control);
+    }
+    Ok(all)
+}
+
+async fn fetch_part(
+    repository: &Repository,
+    part: BackupPart,
+    source: Arc<Source>,
+    tree: Arc<Tree>,
+) -> Result<Extracted> {
+    let archive = Archive::parse(&part.archive)
+        .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
+    let name = repository.layout.name(&Key::BackupPart(source.backup.clone(), archive, part.number));
+    let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
+    // Before it fills the memory.
+    if stream.head.info.bytes != part.stored_bytes {
+        let (found, expected) = (stream.head.info.bytes, part.stored_bytes);
+        return Err(Error::new(Kind::Damaged, format!("{name} has {found} bytes instead of {expected}")).hint(
+            "Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?",
+        ));
+    }
+    let stored = stream.collect().await?;
+    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree)).await?
+}
+
+/// Writes what makes a server recover, makes everything durable, and puts `pg_control` there. Returns warnings.
+async fn finish(
+    tree: &Arc<Tree>,
+    plan: &Plan,
+    destination: &Destination,
+    restore_command: String,
+    control: (Vec<u8>, u32),
+) -> Result<Vec<String>> {
+    let (tree, destination) = (Arc::clone(tree), destination.clone());
+    let settings = settings::settings(plan, restore_command);
+    let pin = Pin::of(plan).to_json()?;
+    runtime::blocking(move || {
+        let (data, mode) = (tree.data(), tree.file_mode());
+        let warnings = write_configuration(&tree, &settings)?;
+        tree.put(&data.join(PIN_FILE), &pin, mode)?;
+        tree.put(&data.join("recovery.signal"), b"", mode)?;
+        for tablespace in destination.tablespaces.iter().filter(|tablespace| !tablespace.in_place) {
+            tree::sync_all(&tablespace.to)?;
+        }
+        tree::sync_all(data)?;
+        // The commit point: with this file there, a server starts. Everything else is there, whole and durable.
+        let (bytes, mode) = control;
+        tree.put(&data.join(CONTROL_FILE), &bytes, mode)?;
+        let marker = data.join(MARKER_FILE);
+        std::fs::remove_file(&marker).map_err(|error| Error::local("remove", &marker, error))?;
+        tree::sync_directory(data)?;
+        Ok(warnings)
+    })
+    .await?
+}
+
+fn write_configuration(tree: &Tree, settings: &[(String, String)]) -> Result<Vec<String>> {
+    let (data, mode) = (tree.data(), tree.file_mode());
+    let read = |name: &str| match std::fs::read(data.join(name)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::local("read", &data.join(name), error)),
+    };
+    let mut warnings = Vec::new();
+    let auto_conf = read("postgresql.auto.conf")?.unwrap_or_default();
+    tree.put(&data.join("postgresql.auto.conf"), &settings::auto_conf(&auto_conf, settings), mode)?;
+    let mut missing = Vec::new();
+    match read("postgresql.conf")? {
+        None => missing.push(("postgresql.conf", settings::MINIMAL_CONF)),
+        Some(text) => {
+            if let Some((text, names)) = settings::disarm(&text) {
+                tree.put(&data.join("postgresql.conf"), &text, mode)?;
+                warnings.push(format!("commented out of postgresql.conf: {}", names.join(", ")));
+            }
+        }
+    }
+    for (name, text) in [("pg_hba.conf", settings::MINIMAL_HBA), ("pg_ident.conf", settings::MINIMAL_IDENT)] {
+        if read(name)?.is_none() {
+            missing.push((name, text));
+        }
+    }
+    for (name, text) in &missing {
+        tree.put(&data.join(name), text.as_bytes(), mode)?;
+    }
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+        warnings.push(format!(
+            "the backup holds no {}: minimal ones were written; take over what the source's say (above all \
+             shared_preload_libraries, which recovery may need, and who may connect)",
+            names.join(", ")
+        ));
+    }
+    Ok(warnings)
+}
+
+/// What the operator must see to, as far as it is known before.
+fn warnings(plan: &Plan, options: &RestoreOptions, destination: &Destination) -> Vec<String> {
+    let mut warnings: Vec<String> = options.command.warning().into_iter().collect();
+    if let Some(owner) = &destination.owner {
+        let paths = std::iter::once(&options.command.executable).chain(&options.command.reads);
+        for path in paths.filter(|path| !is_open_to(path, owner.uid, owner.gid)) {
+            warnings.push(format!("{} may not use {}, which restore_command needs", owner.name, path.display()));
+        }
+    }
+    if plan.stop == Stop::EndOfWal && plan.action != TargetAction::Promote {
+        warnings.push("the cluster opens at the end of WAL: PostgreSQL cannot pause where it has no target".to_owned());
+    }
+    warnings
+}
+
+/// True if a user can reach and read `path`, as far as permission bits tell.
+fn is_open_to(path: &Path, uid: u32, gid: u32) -> bool {
+    path.ancestors().all(|step| {
+        let Ok(found) = std::fs::metadata(step) else { return false };
+        let shift = match (found.uid() == uid, found.gid() == gid) {
+            (true, _) => 6,
+            (_, true) => 3,
+            _ => 0,
+        };
+        // Directories are searched, files are read.
+        let wanted = if found.is_dir() { 0o1 } else { 0o4 };
+        found.permissions().mode() >> shift & wanted != 0
+    })
+}

@@ -1,0 +1,196 @@
+//! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
+
+use super::tree::Tree;
+use crate::codec::{FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, RawFrame};
+use crate::error::{Error, Kind, Result};
+use crate::repository::tar::{EntryKind, TarEvent, TarHeader, TarReader};
+use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Written last, so that nothing starts before everything is there.
+pub(super) const CONTROL_FILE: &str = "global/pg_control";
+
+/// The largest `pg_control` that is kept in memory: many times what it has (`PG_CONTROL_FILE_SIZE`, 8 KiB).
+const CONTROL_BYTES_MAX: u64 = 1 << 20;
+
+/// Files of the backup that are checked but not written: links are made by us, and the rest tells of a life before.
+const NOT_WRITTEN: [&str; 8] = [
+    "tablespace_map",
+    "standby.signal",
+    "recovery.signal",
+    "postmaster.pid",
+    "postmaster.opts",
+    "backup_label.old",
+    "tablespace_map.old",
+    super::pin::PIN_FILE,
+];
+
+/// Whose part it is.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) system_identifier: u64,
+    pub(super) backup: BackupId,
+    /// OIDs of the tablespaces, whose links are made by us.
+    pub(super) tablespaces: Vec<u32>,
+}
+
+/// A stretch of a file, with the CRC-32C of what was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Piece {
+    pub(super) path: FilePath,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    pub(super) crc32c: u32,
+}
+
+/// What a part held.
+#[derive(Debug, Default)]
+pub(super) struct Extracted {
+    pub(super) pieces: Vec<Piece>,
+    /// `pg_control` and its permissions, held back.
+    pub(super) control: Option<(Vec<u8>, u32)>,
+}
+
+/// Checks that `stored` is `part`, the object called `name`, and writes its files.
+pub(super) fn extract(name: &str, part: &BackupPart, stored: Bytes, source: &Source, tree: &Tree) -> Result<Extracted> {
+    let damaged = |why: String| {
+        Error::new(Kind::Damaged, format!("{name} {why}"))
+            .hint("Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?")
+    };
+    // Before a byte of it is written.
+    let found = hex(&Sha256::digest(&stored));
+    if stored.len() as u64 != part.stored_bytes || found != part.sha256 {
+        return Err(damaged("does not have the length and SHA-256 that backup.json says".to_owned()));
+    }
+    let archive =
+        Archive::parse(&part.archive).ok_or_else(|| damaged(format!("is of no archive: {:?}", part.archive)))?;
+    let mut writer = Writer { archive, source, tree, open: None, extracted: Extracted::default() };
+    let mut tar = TarReader::new();
+    if let Some(from) = &part.continues {
+        tar = TarReader::inside_file(from.file_offset, from.file_bytes);
+        let path = from.path.clone();
+        writer.begin_file(path, from.file_offset, from.file_bytes, None).map_err(|error| error.context(name))?;
+    }
+    let mut splitter = FrameSplitter::new(FRAME_STORED_BYTES_MAX);
+    splitter.push(stored);
+    let mut decoder = FrameDecoder::new();
+    let (mut identity, mut plain_bytes) = (None, 0);
+    let unreadable = |error| Error::from(error).context(name);
+    while let Some(frame) = splitter.next().map_err(unreadable)? {
+        match frame {
+            RawFrame::Identity(bytes) => identity = Some(bytes),
+            RawFrame::Data(raw) => {
+                let mut plain = Vec::new();
+                decoder.decode(&raw, &mut plain, FRAME_BYTES).map_err(unreadable)?;
+                plain_bytes += plain.len() as u64;
+                tar.feed(Bytes::from(plain));
+                while let Some(event) = tar.next_event().map_err(|error| damaged("is no tar".into()).because(error))? {
+                    writer.take(event).map_err(|error| error.context(name))?;
+                }
+            }
+        }
+    }
+    splitter.finish().map_err(unreadable)?;
+    writer.end_file();
+    let subject = Subject::part(source.backup.clone(), archive, part.number);
+    Identity::parse(name, identity.as_deref())?.check(name, source.system_identifier, &subject)?;
+    if plain_bytes != part.plain_bytes {
+        return Err(damaged(format!("holds {plain_bytes} bytes of tar instead of {}", part.plain_bytes)));
+    }
+    Ok(writer.extracted)
+}
+
+struct Writer<'a> {
+    archive: Archive,
+    source: &'a Source,
+    tree: &'a Tree,
+    open: Option<Open>,
+    extracted: Extracted,
+}
+
+struct Open {
+    path: FilePath,
+    sink: Sink,
+    start: u64,
+    bytes: u64,
+    crc32c: u32,
+}
+
+enum Sink {
+    File(File),
+    Control(Vec<u8>, u32),
+    Nothing,
+}
+
+impl Writer<'_> {
+    fn take(&mut self, event: TarEvent) -> Result<()> {
+        match event {
+            TarEvent::Header(header) => {
+                self.end_file();
+                self.take_header(header)
+            }
+            TarEvent::Content(bytes) => self.take_content(&bytes),
+            TarEvent::Padding(_) => Ok(()),
+        }
+    }
+
+    fn take_header(&mut self, header: TarHeader) -> Result<()> {
+        let path = match self.archive {
+            Archive::Base => header.path,
+            Archive::Tablespace(oid) => header.path.in_tablespace(oid),
+        };
+        match header.kind {
+            EntryKind::Directory => self.tree.make_directory(&self.tree.path_of(&path)),
+            EntryKind::File => self.begin_file(path, 0, header.size_bytes, Some(header.mode)),
+            EntryKind::Symlink(_) => {
+                let is_ours = |oid: &u32| path.to_string() == format!("pg_tblspc/{oid}");
+                match self.source.tablespaces.iter().any(is_ours) {
+                    true => Ok(()),
+                    false => Err(Error::new(Kind::Damaged, format!("{path} is a link, and no tablespace's"))
+                        .hint("PostgreSQL puts no other links into a backup: somebody else wrote this one.")),
+                }
+            }
+        }
+    }
+
+    fn begin_file(&mut self, path: FilePath, start: u64, file_bytes: u64, mode: Option<u32>) -> Result<()> {
+        let name = path.to_string();
+        let sink = if name == CONTROL_FILE && start == 0 && file_bytes <= CONTROL_BYTES_MAX {
+            Sink::Control(Vec::new(), mode.unwrap_or(0o600))
+        } else if NOT_WRITTEN.contains(&name.as_str()) {
+            Sink::Nothing
+        } else {
+            Sink::File(self.tree.open(&self.tree.path_of(&path), mode)?)
+        };
+        self.open = Some(Open { path, sink, start, bytes: 0, crc32c: 0 });
+        Ok(())
+    }
+
+    fn take_content(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(open) = &mut self.open else {
+            return Err(Error::new(Kind::Internal, "a tar stream has contents of no file"));
+        };
+        match &mut open.sink {
+            Sink::File(file) => file
+                .write_all_at(bytes, open.start + open.bytes)
+                .map_err(|error| Error::local("write", &self.tree.path_of(&open.path), error))?,
+            Sink::Control(control, _) => control.extend_from_slice(bytes),
+            Sink::Nothing => {}
+        }
+        open.bytes += bytes.len() as u64;
+        open.crc32c = crc32c::crc32c_append(open.crc32c, bytes);
+        Ok(())
+    }
+
+    fn end_file(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        if let Sink::Control(bytes, mode) = open.sink {
+            self.extracted.control = Some((bytes, mode));
+        }
+        let piece = Piece { path: open.path, offset: open.start, bytes: open.bytes, crc32c: open.crc32c };
+        self.extracted.pieces.push(piece);
+    }
+}

@@ -1,0 +1,369 @@
+//! From what a repository holds, what is asked for and what the records say, to a plan or a refusal. Pure.
+//!
+//! Every target becomes the last record to be replayed, and that an LSN for PostgreSQL, which is exact and can always be
+//! reached because the record is stored. A target of its own would be looked for by PostgreSQL behind whatever the
+//! archive holds, and a time without a later commit is never found (`recoveryStopsBefore` in `xlogrecovery.c`).
+
+use super::choose::{Candidate, Choice};
+use super::refusal;
+use super::request::{Target, TargetAction};
+use super::survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+use crate::error::{Error, Kind, Result};
+use crate::repository::{BackupDocument, BackupId, BackupTablespace, WalNeed};
+use crate::wal::{Lsn, SegmentSize, TimelineId};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Where PostgreSQL is told to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// As soon as the backup is consistent: nothing that the target includes was done after that.
+    Immediate,
+    /// Behind this record.
+    After(Span),
+    /// At the end of WAL: its records could not be read here, and only PostgreSQL can tell where that is.
+    EndOfWal,
+}
+
+/// A restore, planned.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Plan {
+    /// The cluster's name in the repository.
+    pub cluster: String,
+    /// Its system identifier.
+    #[serde(serialize_with = "as_text")]
+    pub system_identifier: u64,
+    /// `server_version_num` of the server that the backup was taken from: a server of this major version is needed.
+    pub postgres_version: u32,
+    /// The cluster's segment size, in bytes.
+    pub segment_bytes: u64,
+    /// What was asked for.
+    pub target: Target,
+    /// The target itself was to be left out.
+    pub exclusive: bool,
+    /// The backup to begin with.
+    pub backup: PlannedBackup,
+    /// The timeline to end on, written as a number: what `latest` means can change under a restore.
+    pub timeline: TimelineId,
+    /// The timelines on the way, from the backup's on.
+    pub path: Vec<PathStep>,
+    /// Where PostgreSQL is told to stop.
+    pub stop: Stop,
+    /// The end of the last transaction that will be there, as far as it was seen.
+    pub last_transaction: Option<Transaction>,
+    /// The restore sees the archive as if it ended here, whatever is stored meanwhile.
+    pub end_lsn: Lsn,
+    /// What the server does when it has arrived.
+    pub action: TargetAction,
+    /// The WAL that will be read.
+    pub wal: Vec<WalNeed>,
+    /// Bytes of it, uncompressed.
+    pub wal_bytes: u64,
+    /// Settings that must have at least these values.
+    pub requirements: BTreeMap<String, i64>,
+    /// Tablespaces in the backup.
+    pub tablespaces: Vec<BackupTablespace>,
+    /// Tablespaces that replay will create.
+    pub creates: Vec<NewTablespacePath>,
+    /// What the operator should know.
+    pub notes: Vec<String>,
+    /// The backup's own description, without its list of files.
+    #[serde(skip)]
+    pub document: BackupDocument,
+}
+
+/// The chosen backup.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PlannedBackup {
+    /// Its name.
+    pub id: BackupId,
+    /// Why this one.
+    pub why: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it was complete.
+    pub ended_at: Timestamp,
+    /// Recovery begins here.
+    pub start_lsn: Lsn,
+    /// Recovery is consistent from here on.
+    pub end_lsn: Lsn,
+    /// Bytes that will be written.
+    pub plain_bytes: u64,
+    /// Bytes that will be fetched.
+    pub stored_bytes: u64,
+    /// Objects that will be fetched.
+    pub parts: usize,
+}
+
+/// A timeline on the way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct PathStep {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it is left for the next; `None` for the last.
+    pub switch: Option<Lsn>,
+}
+
+/// A tablespace that replay creates at the very place where it was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct NewTablespacePath {
+    /// Its OID.
+    pub oid: u32,
+    /// Its directory.
+    pub path: String,
+}
+
+/// What became of a candidate.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It is planned.
+    Planned(Box<Plan>),
+    /// The target lies before this backup is consistent, or was not found: an older backup may reach it.
+    Earlier,
+}
+
+/// What PostgreSQL is to look for from `candidate` on, and how far.
+pub(super) fn goal(choice: &Choice<'_>, candidate: &Candidate<'_>) -> (Goal, Lsn) {
+    let exclusive = choice.request.exclusive;
+    let goal = match &choice.request.target {
+        Target::End | Target::Immediate => Goal::End,
+        Target::Time(time) => Goal::Time { time: *time, exclusive },
+        Target::Lsn(lsn) => Goal::Lsn { lsn: *lsn, exclusive },
+        Target::Xid(xid) => Goal::Xid { xid: *xid, exclusive },
+        Target::Name(name) => Goal::Name { name: name.clone(), exclusive },
+    };
+    let until = match choice.request.target {
+        Target::Immediate => candidate.backup.end_lsn,
+        _ => candidate.until.unwrap_or(candidate.covered.until).min(candidate.covered.until),
+    };
+    (goal, until)
+}
+
+/// Judges a candidate by what was seen of its WAL.
+///
+/// # Errors
+/// [`Kind::Refused`] if the target cannot be reached with this backup or an older one, with what can be instead;
+/// [`Kind::Damaged`] if the records that would tell cannot be read.
+pub(super) fn conclude(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey) -> Result<Verdict> {
+    let target = &choice.request.target;
+    if let (Some(why), false) = (&survey.unreadable, matches!(target, Target::End | Target::Immediate)) {
+        return Err(refusal::unreadable(target, survey.end, why));
+    }
+    let found = match survey.found {
+        _ if *target == Target::Immediate => Found { last: None, next: None },
+        Some(found) => found,
+        None => match target {
+            Target::Time(time) => proven(choice, candidate, survey, *time)?,
+            Target::Lsn(lsn) => return Err(refusal::lsn_behind(choice, candidate, survey, *lsn)),
+            _ => return Ok(Verdict::Earlier),
+        },
+    };
+    let consistent = candidate.backup.end_lsn;
+    let stop = match found.last {
+        _ if survey.unreadable.is_some() && *target == Target::End => Stop::EndOfWal,
+        Some(span) if span.start >= consistent => Stop::After(span),
+        _ if found.next.is_none_or(|next| next >= consistent) && is_of_its_time(choice, candidate, survey) => {
+            Stop::Immediate
+        }
+        _ => return Ok(Verdict::Earlier),
+    };
+    let end_lsn = match stop {
+        Stop::After(span) => span.end.min(candidate.covered.until),
+        Stop::Immediate => consistent,
+        Stop::EndOfWal => candidate.covered.until,
+    };
+    if let Some(lsn) = survey.minimal.filter(|lsn| *lsn < end_lsn) {
+        return Err(refusal::minimal(lsn));
+    }
+    Ok(Verdict::Planned(Box::new(build(choice, candidate, survey, stop, end_lsn))))
+}
+
+/// How much later than its checkpoint says a backup may have begun: the second is cut off, and the position at which it
+/// begins is settled after the time was taken (`xlog.c`, `CreateCheckPoint`).
+const CHECKPOINT_SLACK: SignedDuration = SignedDuration::from_secs(2);
+
+/// False if the target is a time from before the backup: what was committed up to the backup's beginning is in its files,
+/// and no record from then on tells when.
+fn is_of_its_time(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey) -> bool {
+    let Target::Time(time) = choice.request.target else {
+        return true;
+    };
+    // A transaction that ended behind the beginning, and not after the target.
+    let is_later = survey.last_transaction.is_some();
+    let began = survey.began.map(|began| began.checked_add(CHECKPOINT_SLACK).unwrap_or(Timestamp::MAX));
+    is_later || time >= began.unwrap_or(candidate.backup.ended_at)
+}
+
+/// Nothing later than `time` was seen: then something must show that the server did nothing between.
+fn proven(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, time: Timestamp) -> Result<Found> {
+    let newest = survey.latest.max(choice.last_heartbeat(candidate));
+    if newest.is_some_and(|newest| time <= newest) {
+        return Ok(Found { last: survey.last_transaction.map(|transaction| transaction.record), next: None });
+    }
+    Err(refusal::time_behind(choice, candidate, survey, time, newest))
+}
+
+fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop, end_lsn: Lsn) -> Plan {
+    let document = candidate.backup;
+    let size = choice.route.size;
+    let files = choice.route.files(size.segment_start(document.start_lsn), end_lsn);
+    let wal: Vec<WalNeed> =
+        files.iter().map(|range| WalNeed { timeline: range.timeline, start: range.start, end: range.end }).collect();
+    let history = &choice.route.history;
+    let steps = history.path().into_iter();
+    let steps = steps.skip_while(|(timeline, ..)| *timeline != document.timeline);
+    let replayed = |tablespace: &&NewTablespace| tablespace.lsn < end_lsn;
+    let creates = survey.tablespaces.iter().filter(replayed);
+    let last = survey.last_transaction.filter(|transaction| transaction.record.start < end_lsn);
+    Plan {
+        cluster: choice.cluster.to_owned(),
+        system_identifier: document.system_identifier,
+        postgres_version: document.postgres_version,
+        segment_bytes: size.bytes(),
+        target: choice.request.target.clone(),
+        exclusive: choice.request.exclusive,
+        backup: PlannedBackup {
+            id: document.id.clone(),
+            why: candidate.why.clone(),
+            started_at: document.started_at,
+            ended_at: document.ended_at,
+            start_lsn: document.start_lsn,
+            end_lsn: document.end_lsn,
+            plain_bytes: document.plain_bytes,
+            stored_bytes: document.stored_bytes,
+            parts: document.parts.len(),
+        },
+        timeline: history.timeline,
+        path: steps.map(|(timeline, _, switch)| PathStep { timeline, switch }).collect(),
+        stop,
+        last_transaction: last,
+        end_lsn,
+        action: choice.request.action,
+        wal_bytes: wal.iter().map(|range| range.end - range.start).sum(),
+        wal,
+        requirements: requirements(document, survey),
+        tablespaces: document.tablespaces.clone(),
+        creates: creates.map(|it| NewTablespacePath { oid: it.oid, path: it.path.clone() }).collect(),
+        notes: notes(choice, candidate, survey, stop),
+        document: BackupDocument { files: Vec::new(), ..document.clone() },
+    }
+}
+
+/// The settings that a server needs to replay (protocol: `CheckRequiredParameterValues`).
+const REQUIRED: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
+
+/// At least what the server had at the backup, and what its WAL says that it had later.
+fn requirements(document: &BackupDocument, survey: &Survey) -> BTreeMap<String, i64> {
+    let mut least = BTreeMap::new();
+    for name in REQUIRED {
+        let then = document.settings.get(name).and_then(|value| value.parse().ok());
+        let later = survey.requirements.get(name).map(|value| i64::from(*value));
+        if let Some(value) = then.max(later) {
+            least.insert(name.to_owned(), value);
+        }
+    }
+    least
+}
+
+fn notes(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop) -> Vec<String> {
+    let mut notes = Vec::new();
+    let until = candidate.covered.until;
+    if let (Target::End, Some(next)) = (&choice.request.target, candidate.covered.next) {
+        notes.push(format!(
+            "the archive is whole up to {until}; something is stored from {next} on, but not what lies between: the \
+             archiver was ended while it stored that, and never acknowledged it"
+        ));
+    }
+    if let (Stop::EndOfWal, Some(why)) = (stop, &survey.unreadable) {
+        notes.push(format!(
+            "the records could not be read from {} on ({why}): recovery goes as far as PostgreSQL itself can read, and \
+             opens the cluster there",
+            survey.end
+        ));
+    }
+    if let Some(cap) = choice.route.cap {
+        notes.push(format!("nothing of the last timeline is stored yet: recovery ends where it begins, at {cap}"));
+    }
+    notes
+}
+
+/// 64-bit numbers as text: JSON readers lose digits beyond 2^53.
+fn as_text<S: serde::Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
+}
+
+impl Plan {
+    /// The cluster's segment size.
+    ///
+    /// # Errors
+    /// If the repository names a size that PostgreSQL does not know.
+    pub fn segment_size(&self) -> Result<SegmentSize> {
+        SegmentSize::new(self.segment_bytes)
+            .ok_or_else(|| Error::new(Kind::Damaged, format!("no WAL segment has {} bytes", self.segment_bytes)))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backup = &self.backup;
+        let just_before = if self.exclusive { "just before " } else { "" };
+        writeln!(f, "cluster      {} (system {})", self.cluster, self.system_identifier)?;
+        writeln!(f, "target       {just_before}{}", self.target)?;
+        match self.stop {
+            Stop::After(span) => writeln!(f, "stops        behind the record at {}, inclusive", span.start)?,
+            Stop::Immediate => writeln!(f, "stops        as soon as the backup is consistent, at {}", backup.end_lsn)?,
+            Stop::EndOfWal => writeln!(f, "stops        at the end of WAL")?,
+        }
+        if let Some(last) = &self.last_transaction {
+            let verb = if last.committed { "commit" } else { "rollback" };
+            writeln!(
+                f,
+                "last         {verb} of transaction {} at {}, record {}",
+                last.xid, last.time, last.record.start
+            )?;
+        }
+        writeln!(f, "backup       {} ({} to {})", backup.id, backup.start_lsn, backup.end_lsn)?;
+        writeln!(f, "             {}", backup.why)?;
+        let (plain, stored) = (mib(backup.plain_bytes), mib(backup.stored_bytes));
+        writeln!(f, "             {plain} to write, {stored} to fetch in {} parts", backup.parts)?;
+        write!(f, "timelines    ")?;
+        for step in &self.path {
+            match step.switch {
+                Some(switch) => write!(f, "{} up to {switch}, then ", step.timeline)?,
+                None => writeln!(f, "{}", step.timeline)?,
+            }
+        }
+        for range in &self.wal {
+            writeln!(f, "WAL          {} to {} of timeline {}", range.start, range.end, range.timeline)?;
+        }
+        writeln!(f, "             {} in all", mib(self.wal_bytes))?;
+        for tablespace in &self.tablespaces {
+            writeln!(f, "tablespace   {} at {}", tablespace.oid, tablespace.location)?;
+        }
+        for tablespace in &self.creates {
+            writeln!(f, "creates      tablespace {} at {}", tablespace.oid, tablespace.path)?;
+        }
+        for (name, value) in &self.requirements {
+            writeln!(f, "needs        {name} = {value}")?;
+        }
+        writeln!(f, "then         {}", self.action.setting())?;
+        for note in &self.notes {
+            writeln!(f, "note         {note}")?;
+        }
+        let major = self.postgres_version / 10_000;
+        write!(f, "start it with PostgreSQL {major}")
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,222 @@
+//! Where fetched WAL waits for PostgreSQL, and how a file gets its name only when it is whole and on disk.
+//! Uses `repository` for the key, `runtime` for calls that block.
+
+use super::pin::Pin;
+use crate::error::{Error, Kind, Result};
+use crate::repository::{WalReader, hex};
+use crate::runtime;
+use crate::wal::Segment;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The spool's directory in the data directory.
+pub const SPOOL_DIRECTORY: &str = "seawall-spool";
+
+/// Whole segments that were fetched ahead, in a directory whose name says of which repository, cluster and pin: those
+/// of another restore are never found.
+#[derive(Clone, Debug)]
+pub(super) struct Spool {
+    root: PathBuf,
+    directory: PathBuf,
+}
+
+impl Spool {
+    pub(super) fn of(reader: &WalReader, pin: Option<&Pin>, data_directory: &Path) -> Result<Spool> {
+        let repository = reader.repository();
+        let mut key = Sha256::new();
+        for part in [repository.store.describe(), repository.layout.root()] {
+            key.update(part.as_bytes());
+            key.update([0]);
+        }
+        if let Some(pin) = pin {
+            key.update(pin.to_json()?);
+        }
+        let root = data_directory.join(SPOOL_DIRECTORY);
+        let key = hex(&key.finalize()[..8]);
+        let directory = root.join(format!("{}-{key}", reader.system_identifier()));
+        Ok(Spool { root, directory })
+    }
+
+    /// Where a segment is spooled.
+    pub(super) fn path(&self, segment: Segment) -> PathBuf {
+        self.directory.join(segment.name())
+    }
+
+    /// Makes the directory. Only the server's user may read it: it holds what tables hold.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        let directory = self.directory.clone();
+        runtime::blocking(move || {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+            made.map_err(|error| Error::local("create", &directory, error))
+        })
+        .await?
+    }
+
+    /// Moves the spooled segment to `destination`; false if there is none, or none of the right size.
+    pub(super) async fn take(&self, segment: Segment, destination: &Path) -> Result<bool> {
+        let (path, destination) = (self.path(segment), destination.to_owned());
+        runtime::blocking(move || take(&path, segment.size.bytes(), &destination)).await?
+    }
+
+    /// True if the segment is there.
+    pub(super) async fn has(&self, segment: Segment) -> Result<bool> {
+        let path = self.path(segment);
+        runtime::blocking(move || fs::symlink_metadata(path).is_ok_and(|found| found.is_file())).await
+    }
+
+    /// Removes the spool with all that was ever fetched ahead, and what killed fetches left beside `destination`.
+    /// Recovery must not fail for that, so a failure is only logged.
+    pub(super) async fn clear(&self, destination: &Path) -> Result<()> {
+        let (root, destination) = (self.root.clone(), destination.to_owned());
+        runtime::blocking(move || {
+            if let Err(error) = fs::remove_dir_all(&root).or_else(missing_is_fine) {
+                tracing::warn!(directory = %root.display(), %error, "cannot remove the WAL fetched ahead");
+            }
+            if let Err(error) = remove_leftovers(&destination).or_else(missing_is_fine) {
+                tracing::warn!(destination = %destination.display(), %error, "cannot remove what earlier fetches left");
+            }
+        })
+        .await
+    }
+}
+
+fn missing_is_fine(error: io::Error) -> io::Result<()> {
+    if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+fn take(path: &Path, bytes: u64, destination: &Path) -> Result<bool> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::local("look at", path, error)),
+    };
+    if !found.is_file() || found.len() != bytes {
+        return Ok(false);
+    }
+    match fs::rename(path, destination) {
+        Ok(()) => {
+            sync_directory_of(destination)?;
+            Ok(true)
+        }
+        // pg_wal may be a symbolic link to another file system.
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+            let mut source = File::open(path).map_err(|error| Error::local("read", path, error))?;
+            let mut staged = Staged::create_blocking(destination)?;
+            staged.copy(&mut source)?;
+            staged.publish_blocking(bytes)?;
+            fs::remove_file(path).map_err(|error| Error::local("remove", path, error))?;
+            Ok(true)
+        }
+        Err(error) => Err(Error::local("write", destination, error)),
+    }
+}
+
+fn remove_leftovers(destination: &Path) -> io::Result<()> {
+    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+    for entry in fs::read_dir(directory_of(destination))? {
+        let entry = entry?;
+        let found = entry.file_name();
+        let found = found.to_string_lossy();
+        let rest = found.strip_prefix(name.as_ref()).and_then(|rest| rest.strip_prefix(TEMPORARY_INFIX));
+        if rest.is_some_and(|rest| rest.ends_with(TEMPORARY_SUFFIX)) {
+            fs::remove_file(entry.path()).or_else(missing_is_fine)?;
+        }
+    }
+    Ok(())
+}
+
+const TEMPORARY_INFIX: &str = ".seawall-";
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// A file that is being written beside its name. Dropped unpublished, it is gone.
+#[derive(Debug)]
+pub(super) struct Staged {
+    file: File,
+    bytes: u64,
+    temporary: PathBuf,
+    destination: PathBuf,
+    is_published: bool,
+}
+
+impl Staged {
+    /// Opens a temporary file beside `destination`.
+    pub(super) async fn create(destination: &Path) -> Result<Staged> {
+        let destination = destination.to_owned();
+        runtime::blocking(move || Staged::create_blocking(&destination)).await?
+    }
+
+    fn create_blocking(destination: &Path) -> Result<Staged> {
+        // With the process id, so that an orphan of a killed server never writes into a new fetch's file.
+        let mut name = OsString::from(destination.file_name().unwrap_or_default());
+        name.push(format!("{TEMPORARY_INFIX}{}{TEMPORARY_SUFFIX}", std::process::id()));
+        let temporary = directory_of(destination).join(name);
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+        let file = file.map_err(|error| Error::local("create", &temporary, error))?;
+        Ok(Staged { file, bytes: 0, temporary, destination: destination.to_owned(), is_published: false })
+    }
+
+    /// Writes more.
+    pub(super) async fn append(mut self, pieces: Vec<Bytes>) -> Result<Staged> {
+        runtime::blocking(move || {
+            for piece in pieces {
+                self.copy(&mut piece.as_ref())?;
+            }
+            Ok(self)
+        })
+        .await?
+    }
+
+    /// Fills up with zeros to `bytes`, brings everything to disk, and gives the file its name.
+    pub(super) async fn publish(self, bytes: u64) -> Result<()> {
+        runtime::blocking(move || self.publish_blocking(bytes)).await?
+    }
+
+    fn copy(&mut self, source: &mut impl Read) -> Result<()> {
+        let copied = io::copy(source, &mut self.file);
+        self.bytes += copied.map_err(|error| Error::local("write", &self.temporary, error))?;
+        Ok(())
+    }
+
+    fn publish_blocking(mut self, bytes: u64) -> Result<()> {
+        // Real zeros and no hole: PostgreSQL writes into recycled segments and counts on their space.
+        let missing = bytes.saturating_sub(self.bytes);
+        self.copy(&mut io::repeat(0).take(missing))?;
+        if self.bytes != bytes {
+            let text = format!("{} got {} bytes instead of {bytes}", self.destination.display(), self.bytes);
+            return Err(Error::new(Kind::Internal, text));
+        }
+        let written = self.file.flush().and_then(|()| self.file.sync_all());
+        written.map_err(|error| Error::local("write", &self.temporary, error))?;
+        fs::rename(&self.temporary, &self.destination)
+            .map_err(|error| Error::local("write", &self.destination, error))?;
+        self.is_published = true;
+        sync_directory_of(&self.destination)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Without this, a power cut could take the name back.
+fn sync_directory_of(path: &Path) -> Result<()> {
+    let directory = directory_of(path);
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| Error::local("sync", directory, error))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

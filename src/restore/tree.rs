@@ -1,0 +1,144 @@
+//! Writes files and directories below one place, with owner and mode. Blocking calls.
+
+use super::destination::{Destination, Owner};
+use crate::error::{Error, Result};
+use crate::repository::FilePath;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown, lchown};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// What a restore has written so far.
+#[derive(Debug)]
+pub(super) struct Tree {
+    data: PathBuf,
+    owner: Option<Owner>,
+    directory_mode: u32,
+    /// Directories known to be there.
+    directories: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Tree {
+    pub(super) fn new(destination: &Destination) -> Tree {
+        Tree {
+            data: destination.data.clone(),
+            owner: destination.owner.clone(),
+            directory_mode: destination.directory_mode,
+            directories: Mutex::default(),
+        }
+    }
+
+    /// The data directory.
+    pub(super) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Permissions of a file that no backup says any of: as the directories', without the right to search.
+    pub(super) fn file_mode(&self) -> u32 {
+        self.directory_mode & 0o666
+    }
+
+    /// Where a file of the backup goes.
+    pub(super) fn path_of(&self, path: &FilePath) -> PathBuf {
+        self.data.join(OsStr::from_bytes(path.as_bytes()))
+    }
+
+    /// Makes a directory and those above it, if they are not there. Only what is in the data directory, and `path`
+    /// itself, gets our owner and mode: what lies above belongs to somebody else.
+    pub(super) fn make_directory(&self, path: &Path) -> Result<()> {
+        if self.known().contains(path) {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            match path != self.data && path.starts_with(&self.data) {
+                true => self.make_directory(parent)?,
+                false => std::fs::create_dir_all(parent).map_err(|error| Error::local("create", parent, error))?,
+            }
+        }
+        let made = DirBuilder::new().mode(self.directory_mode).create(path);
+        match made {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::local("create", path, error)),
+            _ => {}
+        }
+        let failed = |error| Error::local("set owner and mode of", path, error);
+        std::fs::set_permissions(path, Permissions::from_mode(self.directory_mode)).map_err(failed)?;
+        self.give(path).map_err(failed)?;
+        self.known().insert(path.to_owned());
+        Ok(())
+    }
+
+    /// A link in the data directory.
+    pub(super) fn make_link(&self, path: &Path, target: &Path) -> Result<()> {
+        std::os::unix::fs::symlink(target, path).map_err(|error| Error::local("create the link", path, error))?;
+        self.give(path).map_err(|error| Error::local("set the owner of", path, error))
+    }
+
+    /// Opens a file to write at any place in it; it may be there already. With `mode`, sets owner and permissions.
+    pub(super) fn open(&self, path: &Path, mode: Option<u32>) -> Result<File> {
+        if let Some(parent) = path.parent() {
+            self.make_directory(parent)?;
+        }
+        let failed = |error| Error::local("create", path, error);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+        if let Some(mode) = mode {
+            // Not at creation: the umask would have its say.
+            file.set_permissions(Permissions::from_mode(mode & 0o777)).map_err(failed)?;
+            if let Some(owner) = &self.owner {
+                fchown(&file, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
+            }
+        }
+        Ok(file)
+    }
+
+    /// Puts `bytes` into the file `path`, whole or not at all, durably.
+    pub(super) fn put(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".seawall");
+        let temporary = path.with_file_name(name);
+        let failed = |error| Error::local("write", path, error);
+        let mut file = self.open(&temporary, Some(mode))?;
+        file.set_len(0).map_err(failed)?;
+        file.write_all(bytes).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        std::fs::rename(&temporary, path).map_err(failed)?;
+        path.parent().map_or(Ok(()), sync_directory)
+    }
+
+    fn give(&self, path: &Path) -> std::io::Result<()> {
+        match &self.owner {
+            Some(owner) => lchown(path, Some(owner.uid), Some(owner.gid)),
+            None => Ok(()),
+        }
+    }
+
+    /// Every change under the lock is one insertion.
+    fn known(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| Error::local("sync", path, error))
+}
+
+/// Makes everything below `path` durable, file by file.
+pub(super) fn sync_all(path: &Path) -> Result<()> {
+    let failed = |error| Error::local("sync", path, error);
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (kind, path) = (entry.file_type().map_err(failed)?, entry.path());
+        if kind.is_dir() {
+            sync_all(&path)?;
+        } else if kind.is_file() {
+            let file = File::open(&path).and_then(|file| file.sync_all());
+            file.map_err(|error| Error::local("sync", &path, error))?;
+        }
+    }
+    sync_directory(path)
+}

@@ -1,0 +1,220 @@
+//! The main loop as users run it: the built program, real servers of every major version, the S3 protocol.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+#[path = "support/s3/mod.rs"]
+mod s3;
+mod support;
+
+use s3::S3Server;
+use seawall::scratch::{Server, ServerOptions};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::postgres::{
+    DEBIAN, Load, Postgres, SERVER_VERSIONS, pgbench_tables, pgbench_transactions, programs, row_digests,
+    scratch_directory,
+};
+use support::program::{Running, Seawall, path_for_server};
+use support::waiting::{PATIENCE, wait_for};
+use tempfile::TempDir;
+
+/// A server, a bucket, and the program between them.
+struct Scene {
+    version: u32,
+    server: Postgres,
+    bucket: S3Server,
+    places: TempDir,
+}
+
+impl Scene {
+    async fn new(version: u32, options: ServerOptions) -> Scene {
+        let server = Postgres::create(version, options).await;
+        Scene { version, server, bucket: S3Server::start(), places: scratch_directory() }
+    }
+
+    fn repository(&self) -> String {
+        format!("s3://{}/backups", S3Server::BUCKET)
+    }
+
+    fn seawall(&self, arguments: &[&str]) -> Seawall {
+        let mut seawall = Seawall::new(arguments).env("SEAWALL_PG", self.server.conninfo());
+        seawall = seawall.env("SEAWALL_REPO", self.repository());
+        for (name, value) in self.bucket.env() {
+            seawall = seawall.env(name, value);
+        }
+        seawall
+    }
+
+    fn run(&self) -> Running {
+        self.seawall(&["run", "--listen", "off"]).start()
+    }
+
+    /// Waits until everything that the server has written is acknowledged.
+    async fn settle(&self) {
+        let lsn = self.server.value("SELECT pg_current_wal_flush_lsn()").await;
+        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
+        let what = format!("{lsn} to be acknowledged");
+        wait_for(&what, PATIENCE, async || (self.server.value(&query).await != "0").then_some(())).await;
+    }
+
+    /// Restores into a directory of its own and starts what is there.
+    async fn restored(&self, name: &str, target: &[&str]) -> Server {
+        let into = self.restore(name, target).await;
+        self.open(&into).await
+    }
+
+    async fn restore(&self, name: &str, target: &[&str]) -> PathBuf {
+        let into = self.places.path().join(name);
+        // The server runs the program that restores, so it must be one that the server's user can run.
+        let program = path_for_server(self.places.path());
+        let owner = self.server.user().name().to_owned();
+        let mut arguments = vec!["restore", "--into", into.to_str().unwrap(), "--owner", &owner];
+        arguments.extend(target);
+        let mut seawall = self.seawall(&arguments).program(&program);
+        for location in self.tablespaces().await {
+            let map = format!("{location}={}", self.places.path().join(format!("{name}-space")).display());
+            seawall = seawall.arg("--tablespace-map").arg(map);
+        }
+        seawall.run_ok().await;
+        into
+    }
+
+    async fn tablespaces(&self) -> Vec<String> {
+        let rows = self.server.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16383").await;
+        rows.unwrap().into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
+    }
+
+    async fn open(&self, into: &Path) -> Server {
+        let environment = self.bucket.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let options = ServerOptions { environment, ..ServerOptions::default() };
+        let programs = programs(self.version);
+        let opened = Server::open(&programs, into, options);
+        tokio::time::timeout(PATIENCE * 2, opened).await.expect("recovery ends").unwrap()
+    }
+}
+
+async fn marks(server: &Server) -> Vec<String> {
+    let rows = server.sql("SELECT what FROM marks ORDER BY id").await.unwrap();
+    rows.into_iter().map(|row| row[0].clone().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_major_version_restores_to_latest_time_lsn_xid_and_name() {
+    for version in SERVER_VERSIONS {
+        main_loop(version).await;
+    }
+}
+
+async fn main_loop(version: u32) {
+    // Given a server with a tablespace and pgbench's tables, archived
+    let mut scene = Scene::new(version, ServerOptions::default()).await;
+    let space = scene.server.side_directory("space");
+    scene.server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
+    pgbench_tables(&scene.server, 1).await;
+    scene.server.sql("CREATE TABLE marks (id serial, what text); CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS n").await.unwrap();
+    let archiver = scene.run();
+    scene.settle().await;
+    // and a base backup, taken under load
+    let load = Load::start(&scene.server, 2);
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    load.stop();
+    // When things are committed one after the other
+    let sql = |text: &'static str| scene.server.sql(text);
+    sql("INSERT INTO marks (what) VALUES ('first')").await.unwrap();
+    let time = scene
+        .server
+        .value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+        .await;
+    sql("SELECT pg_create_restore_point('before the second')").await.unwrap();
+    let xid = scene.server.value("INSERT INTO marks (what) VALUES ('second') RETURNING txid_current()").await;
+    let lsn = scene.server.value("SELECT pg_current_wal_insert_lsn()").await;
+    sql("INSERT INTO marks (what) VALUES ('third')").await.unwrap();
+    pgbench_transactions(&scene.server, 200).await;
+    let digests = row_digests(&scene.server, "postgres").await;
+    scene.settle().await;
+    // and the archiver is killed without warning
+    drop(archiver);
+    // Then every kind of target gives exactly what it should
+    let cases: [(&str, Vec<&str>, &[&str]); 5] = [
+        ("end", vec!["--to-end"], &["first", "second", "third"]),
+        ("time", vec!["--to", &time], &["first"]),
+        ("name", vec!["--to-name", "before the second"], &["first"]),
+        ("xid", vec!["--to-xid", &xid], &["first", "second"]),
+        // The first record there belongs to the third, and is not its commit.
+        ("lsn", vec!["--to-lsn", &lsn], &["first", "second"]),
+    ];
+    for (name, target, expected) in cases {
+        let restored = scene.restored(name, &target).await;
+        let found = marks(&restored).await;
+        assert_eq!(found, expected, "PostgreSQL {version}, restored to {target:?}");
+        if name == "end" {
+            assert_eq!(row_digests(&restored, "postgres").await, digests, "PostgreSQL {version}: rows differ");
+        }
+    }
+    // and with --to-exclusive the transaction itself is left out
+    let restored = scene.restored("without", &["--to-xid", &xid, "--to-exclusive"]).await;
+    assert_eq!(marks(&restored).await, ["first"]);
+    scene.server.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_the_bucket_at_the_moment_of_acknowledgement_has_the_commit() {
+    let mut scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    let mut archiver = scene.run();
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    // Given a commit, and the moment when the slot's position has passed it
+    scene.server.sql("INSERT INTO marks (what) VALUES ('acknowledged')").await.unwrap();
+    scene.settle().await;
+    let copy = scene.bucket.snapshot();
+    // When archiver and server die, and only the copy is left
+    archiver.kill();
+    scene.server.kill().await;
+    scene.bucket.restore_from(&copy);
+    // Then it has the commit
+    let into = scene.places.path().join("copy");
+    let program = path_for_server(scene.places.path());
+    let owner = scene.server.user().name().to_owned();
+    let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", &owner, "--to-end"];
+    scene.seawall(&arguments).program(&program).run_ok().await;
+    assert_eq!(marks(&scene.open(&into).await).await, ["acknowledged"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_the_bucket_two_seconds_after_a_commit_has_it() {
+    let mut scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    let mut archiver = scene.run();
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    scene.server.sql("INSERT INTO marks (what) VALUES ('two seconds ago')").await.unwrap();
+    // The promise is about time, so this one waits for time to pass.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let copy = scene.bucket.snapshot();
+    archiver.kill();
+    scene.server.kill().await;
+    scene.bucket.restore_from(&copy);
+    let into = scene.places.path().join("copy");
+    let program = path_for_server(scene.places.path());
+    let owner = scene.server.user().name().to_owned();
+    let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", &owner, "--to-end"];
+    scene.seawall(&arguments).program(&program).run_ok().await;
+    assert_eq!(marks(&scene.open(&into).await).await, ["two seconds ago"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_taken_alone_leaves_no_hole_before_the_first_run() {
+    let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    // Given a backup without an archiver, and commits behind it that nobody archives yet
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    scene.server.sql("INSERT INTO marks (what) VALUES ('between')").await.unwrap();
+    scene.server.sql("SELECT pg_switch_wal(); CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await.unwrap();
+    // When the first run comes
+    let mut archiver = scene.run();
+    scene.settle().await;
+    assert!(archiver.terminate().await.success());
+    // Then what was committed between is there
+    let restored = scene.restored("between", &["--to-end"]).await;
+    assert_eq!(marks(&restored).await, ["between"]);
+}
