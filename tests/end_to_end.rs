@@ -153,7 +153,7 @@ async fn main_loop(version: u32) {
     // and with --to-exclusive the transaction itself is left out
     let restored = scene.restored("without", &["--to-xid", &xid, "--to-exclusive"]).await;
     assert_eq!(marks(&restored).await, ["first"]);
-    scene.server.kill().await;
+    scene.server.kill().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,7 +169,7 @@ async fn a_copy_of_the_bucket_at_the_moment_of_acknowledgement_has_the_commit() 
     let copy = scene.bucket.snapshot();
     // When archiver and server die, and only the copy is left
     archiver.kill();
-    scene.server.kill().await;
+    scene.server.kill().await.unwrap();
     scene.bucket.restore_from(&copy);
     // Then it has the commit
     let into = scene.places.path().join("copy");
@@ -192,7 +192,7 @@ async fn a_copy_of_the_bucket_two_seconds_after_a_commit_has_it() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let copy = scene.bucket.snapshot();
     archiver.kill();
-    scene.server.kill().await;
+    scene.server.kill().await.unwrap();
     scene.bucket.restore_from(&copy);
     let into = scene.places.path().join("copy");
     let program = path_for_server(scene.places.path());
@@ -217,4 +217,54 @@ async fn a_backup_taken_alone_leaves_no_hole_before_the_first_run() {
     // Then what was committed between is there
     let restored = scene.restored("between", &["--to-end"]).await;
     assert_eq!(marks(&restored).await, ["between"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_files_and_other_segment_sizes_restore() {
+    for mib in [1, 64] {
+        // Given a table above 100 MB and segments that are not of the usual size
+        let options = ServerOptions { wal_segment_mib: Some(mib), data_checksums: true, ..ServerOptions::default() };
+        let scene = Scene::new(DEBIAN, options).await;
+        let mut archiver = scene.run();
+        pgbench_tables(&scene.server, 9).await;
+        let size: u64 = scene.server.value("SELECT pg_relation_size('pgbench_accounts')").await.parse().unwrap();
+        assert!(size > 100 << 20, "the table has {size} bytes");
+        // When it is backed up, changed, and restored
+        scene.seawall(&["backup", "--fast"]).run_ok().await;
+        pgbench_transactions(&scene.server, 500).await;
+        let digests = row_digests(&scene.server, "postgres").await;
+        scene.settle().await;
+        assert!(archiver.terminate().await.success());
+        // Then every row is there
+        let restored = scene.restored("end", &["--to-end"]).await;
+        assert_eq!(row_digests(&restored, "postgres").await, digests, "segments of {mib} MiB");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_object_stops_a_restore_and_names_itself() {
+    let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    let whole = scene.bucket.snapshot();
+    let part = whole.keys().find(|name| name.contains("/base.00001.tar")).expect("a part is stored").clone();
+    // The backup starts in the second segment, of which everything is needed.
+    let needed = |name: &&String| name.contains("000000010000000000000002");
+    let wal: Vec<&String> = whole.keys().filter(needed).collect();
+    assert_eq!(wal.len(), 1, "one object holds it: {wal:?}");
+    let wal = wal[0].clone();
+    let owner = scene.server.user().name().to_owned();
+    for (name, damage) in [(&part, "flip"), (&part, "cut"), (&part, "gone"), (&wal, "flip"), (&wal, "cut")] {
+        scene.bucket.restore_from(&whole);
+        match damage {
+            "flip" => scene.bucket.flip_bit(name, 350),
+            "cut" => scene.bucket.truncate(name, 350),
+            _ => scene.bucket.remove(name),
+        };
+        let into = scene.places.path().join(format!("{damage}-{}", name.replace('/', "-")));
+        let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", &owner, "--to-end"];
+        let finished = scene.seawall(&arguments).run_err(7).await;
+        let name = name.trim_start_matches("backups/");
+        assert!(finished.stderr.contains(name), "{damage} of {name} is not named in:\n{}", finished.stderr);
+        assert!(!into.join("global/pg_control").exists(), "what was restored could be started");
+    }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Cluster, FORMAT_VERSION, GapNote, Key, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::{Created, Store};
-use crate::wal::WalRange;
+use crate::wal::{Lsn, TimelineId, WalRange};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -78,6 +78,8 @@ pub struct Archiver {
 enum Outcome {
     /// Come back at once: there is more to do.
     Again,
+    /// Come back at once, and ask for this position itself: what is before it was stored, and the server has it no more.
+    AgainAt(TimelineId, Lsn),
     /// Come back after a pause.
     Pause(SourceError),
     /// Nothing more to do.
@@ -121,12 +123,13 @@ impl Archiver {
     async fn run_connections(&self, shutdown: &Shutdown) -> Result<()> {
         let mut backoff = Backoff::new(RetryPolicy::RECONNECT);
         let mut last_told = None;
+        let mut removed_before = None;
         while !shutdown.stop.is_cancelled() {
             let begun = Instant::now();
             let outcome = tokio::select! {
                 biased;
                 () = shutdown.kill.cancelled() => return Ok(()),
-                outcome = self.connect_and_stream(shutdown) => outcome?,
+                outcome = self.connect_and_stream(removed_before.take(), shutdown) => outcome?,
             };
             self.state.send_modify(|state| {
                 state.rpo.lost();
@@ -135,6 +138,10 @@ impl Archiver {
             let error = match outcome {
                 Outcome::Done => return Ok(()),
                 Outcome::Again => continue,
+                Outcome::AgainAt(timeline, lsn) => {
+                    removed_before = Some((timeline, lsn));
+                    continue;
+                }
                 Outcome::Pause(error) => error,
             };
             if begun.elapsed() > HEALTHY {
@@ -167,7 +174,11 @@ impl Archiver {
         Ok(())
     }
 
-    async fn connect_and_stream(&self, shutdown: &Shutdown) -> Result<Outcome> {
+    async fn connect_and_stream(
+        &self,
+        removed_before: Option<(TimelineId, Lsn)>,
+        shutdown: &Shutdown,
+    ) -> Result<Outcome> {
         let connected = tokio::select! {
             biased;
             () = shutdown.stop.cancelled() => return Ok(Outcome::Done),
@@ -179,8 +190,12 @@ impl Archiver {
         };
         let identity = session.identity();
         match self.prepare(session.as_mut(), identity).await {
-            Ok((writer, repository, resume)) => {
-                self.stream_from(session, &writer, &repository, resume, false, shutdown).await
+            Ok((writer, repository, mut resume)) => {
+                let is_linked = removed_before == Some((resume.timeline, resume.overlap_end));
+                if is_linked {
+                    resume.skip_overlap();
+                }
+                self.stream_from(session, &writer, &repository, resume, is_linked, shutdown).await
             }
             Err(ResumeError::Source(error)) => self.judge(error),
             // The store is waited for like the server, once it has answered at all.
@@ -264,18 +279,57 @@ impl Archiver {
                 Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Leaving, error)))
             }
             Ended::Lost(error) if error.kind == SourceErrorKind::WalRemoved => {
-                let Some(resume) = resume.without_overlap(writer.layout().segment_size()) else {
-                    return self.record_gap(writer, repository, &resume, error).await;
-                };
-                match self.source.connect().await {
-                    Ok(session) => {
-                        Box::pin(self.stream_from(session, writer, repository, resume, true, shutdown)).await
-                    }
-                    Err(error) => Ok(Outcome::Pause(error)),
-                }
+                self.pass_over_removed(writer, repository, &resume, error).await
             }
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
         }
+    }
+
+    /// The server no longer has what was asked for: goes on behind what is stored, and where that is gone as well, says
+    /// in the repository what is lost.
+    async fn pass_over_removed(
+        &self,
+        writer: &Writer,
+        repository: &Repository,
+        resume: &Resume,
+        error: SourceError,
+    ) -> Result<Outcome> {
+        let (timeline, size, end) = (resume.timeline, writer.layout().segment_size(), resume.overlap_end);
+        if resume.switch == Some(end) {
+            // Complete, but not all of it permanent: that much can be had from what is stored.
+            return match self.seal_from_repository(writer, repository, timeline, end).await {
+                Ok(()) => Ok(Outcome::Again),
+                Err(error) if error.kind() == Kind::Store => {
+                    Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
+                }
+                Err(error) => Err(error),
+            };
+        }
+        if resume.start < end && size.segment_start(end) == end {
+            return Ok(Outcome::AgainAt(timeline, end));
+        }
+        self.record_gap(writer, repository, resume, error).await
+    }
+
+    /// Makes the last block of a finished timeline permanent from its stored tails.
+    async fn seal_from_repository(
+        &self,
+        writer: &Writer,
+        repository: &Repository,
+        timeline: TimelineId,
+        switch: Lsn,
+    ) -> Result<()> {
+        let size = writer.layout().segment_size();
+        let coverage = repository.read_coverage(timeline, Lsn(switch.0.saturating_sub(1))).await?;
+        let Some(start) = resume::unsealed_before(&coverage, size, switch) else { return Ok(()) };
+        let range = WalRange { timeline, start, end: switch };
+        let reader = WalReader::new(repository.clone(), writer.system_identifier());
+        let window = reader.read_range(range).await?;
+        if window.end < switch {
+            return Err(Error::new(Kind::Store, format!("{range} cannot be read beyond {}", window.end)));
+        }
+        writer.store_wal(&Key::Block(range), range, window.pieces.concat().into()).await?;
+        Ok(())
     }
 
     /// The server no longer has what comes next. What is lost is written down, so that nothing passes over it unseen.
@@ -302,6 +356,8 @@ impl Archiver {
             // The slot claims to keep what the server has removed (a lost slot, on 13 to 17): begin where it is now.
             to = size.segment_start(session.identity().flush_lsn);
         }
+        // What comes behind the switch point is another timeline's.
+        let to = resume.switch.map_or(to, |switch| to.min(switch));
         if to <= from {
             return Ok(Outcome::Pause(error));
         }

@@ -4,6 +4,7 @@
 use super::source::{ServerIdentity, Session, SourceError};
 use crate::error::{Error, Kind};
 use crate::repository::{BackupBegin, Coverage, Key, Repository, Stored, Writer};
+use crate::store::StoreErrorKind;
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
 use std::collections::BTreeMap;
 
@@ -25,12 +26,11 @@ pub(super) struct Resume {
 }
 
 impl Resume {
-    /// The same without the overlap: for a server that no longer has the segment which should come again, where what is
-    /// stored ends with that segment. `None` where there is no such place.
-    pub(super) fn without_overlap(&self, size: SegmentSize) -> Option<Resume> {
-        let end = self.overlap_end;
-        let known = self.known.iter().filter(|stored| stored.range.start >= end).cloned().collect();
-        (self.start < end && end == size.segment_start(end)).then(|| Resume { start: end, known, ..self.clone() })
+    /// Begins where the stored bytes end, which is the first byte of a segment: the server has the one before no more,
+    /// because exactly this position was acknowledged to it.
+    pub(super) fn skip_overlap(&mut self) {
+        self.start = self.overlap_end;
+        self.known.retain(|stored| stored.range.start >= self.start);
     }
 }
 
@@ -70,22 +70,31 @@ pub(super) async fn find(
             continue;
         }
         let first = identity.segment_size.segment_start(begin);
-        let backup_start = newest_backup_start(repository, timeline).await?;
-        // The slot's position is on the server's timeline; an ancestor is listed from its newest backup on.
-        let hint = restart_lsn.filter(|_| switch.is_none()).or(backup_start).unwrap_or(first).max(first);
+        // Where a finished backup starts, everything before was stored. A slot proves nothing of the kind: it may be
+        // newer than what is missing.
+        let from = newest_backup_start(repository, timeline).await?.unwrap_or(first).max(first);
+        let restart_lsn = restart_lsn.filter(|lsn| switch.is_none() && *lsn >= first);
+        let hint = restart_lsn.map_or(from, |restart_lsn| restart_lsn.min(from));
         let mut coverage = repository.read_coverage(timeline, hint).await?;
         if coverage.run_holding(hint).is_none() && hint > first {
             coverage = repository.read_coverage(timeline, first).await?;
         }
-        if coverage.objects().is_empty() {
+        let gaps = repository.read_gaps(timeline).await?;
+        if coverage.objects().is_empty() && gaps.is_empty() {
             continue;
         }
-        let gaps = repository.read_gaps(timeline).await?;
         let gaps: Vec<WalRange> =
             gaps.iter().map(|gap| WalRange { timeline, start: gap.start, end: gap.end }).collect();
-        let end = stored_end(&coverage, &gaps, hint);
+        // Nothing is stored as early as that. What was begun, by this slot or on the timeline before, is to be complete.
+        let begun = restart_lsn.map(|restart_lsn| identity.segment_size.segment_start(restart_lsn));
+        let begun = match has_stored_parent(repository, &history, timeline, begin).await? {
+            true => Some(first),
+            false => begun,
+        };
+        let end = stored_end(&coverage, &gaps, hint, begun);
         if let (Some(switch), Some(next)) = (switch, history.successor(timeline))
-            && is_sealed(&coverage, identity.segment_size, end, switch)
+            && end >= switch
+            && (is_sealed(&coverage, identity.segment_size, switch) || is_lost_at(&gaps, switch))
         {
             return Ok(enter(repository, &history, next, identity.segment_size).await?);
         }
@@ -101,12 +110,14 @@ pub(super) async fn find(
 }
 
 /// The end of the gap-free run that holds `hint`, recorded holes stepped over. Where nothing holds it, the end of the
-/// last run before it: whether the server still has what is between is for the server to say.
-fn stored_end(coverage: &Coverage, gaps: &[WalRange], hint: Lsn) -> Lsn {
+/// last run before it: whether the server still has what is between is for the server to say. Where nothing is before
+/// it either, `begun`, if that is known and before the first run, or else the end of that.
+fn stored_end(coverage: &Coverage, gaps: &[WalRange], hint: Lsn, begun: Option<Lsn>) -> Lsn {
     let runs = coverage.runs();
     let held = coverage.run_holding(hint).map(|run| run.end);
     let before = runs.iter().rev().find(|run| run.end <= hint).map(|run| run.end);
-    let mut end = held.or(before).or(runs.first().map(|run| run.end)).unwrap_or(hint);
+    let begun = begun.filter(|begun| runs.first().is_none_or(|run| *begun < run.start));
+    let mut end = held.or(before).or(begun).or(runs.first().map(|run| run.end)).unwrap_or(hint);
     while let Some(gap) = gaps.iter().find(|gap| gap.start <= end && end < gap.end) {
         end = coverage.run_holding(gap.end).map_or(gap.end, |run| run.end);
     }
@@ -121,19 +132,33 @@ fn resume_at(
     history: History,
     switch: Option<Lsn>,
 ) -> Resume {
-    // The segment that holds the last stored byte comes again, so that it can be compared.
-    let start = size.segment_start(Lsn(end.0.saturating_sub(1)));
+    // The segment that holds the last stored byte comes again, so that it can be compared. Behind a recorded hole there
+    // is no such byte, and the server has nothing of that segment.
+    let is_stored = coverage.run_holding(end).is_some_and(|run| run.start < end);
+    let start = size.segment_start(if is_stored { Lsn(end.0.saturating_sub(1)) } else { end });
     let overlap_end = coverage.chain(start, end).map_or_else(|hole| hole, |_| end);
     let usable = |stored: &&Stored| stored.range.start >= start && switch.is_none_or(|x| stored.range.end <= x);
     let known = coverage.objects().iter().filter(usable).cloned().collect();
     Resume { timeline, start, overlap_end, known, history, switch }
 }
 
-/// True if everything up to the switch point is permanent: the timeline is finished.
-fn is_sealed(coverage: &Coverage, size: SegmentSize, end: Lsn, switch: Lsn) -> bool {
-    let last_block = size.block_start(Lsn(switch.0.saturating_sub(1)));
-    let chain = coverage.chain(last_block.min(switch), switch);
-    end >= switch && chain.is_ok_and(|chain| chain.iter().all(|stored| stored.is_block))
+/// True if what is stored of the last block before the switch point is permanent: the timeline is finished.
+fn is_sealed(coverage: &Coverage, size: SegmentSize, switch: Lsn) -> bool {
+    let unsealed = unsealed_before(coverage, size, switch);
+    unsealed.is_some_and(|start| {
+        coverage.chain(start, switch).is_ok_and(|chain| chain.iter().all(|stored| stored.is_block))
+    })
+}
+
+/// Where what is stored of the last block before the switch point begins; `None` if nothing is.
+pub(super) fn unsealed_before(coverage: &Coverage, size: SegmentSize, switch: Lsn) -> Option<Lsn> {
+    let run = coverage.run_holding(switch).filter(|run| run.start < switch)?;
+    Some(run.start.max(size.block_start(Lsn(switch.0 - 1))))
+}
+
+/// True if what comes before the switch point is recorded as lost: there is nothing left to wait for.
+fn is_lost_at(gaps: &[WalRange], switch: Lsn) -> bool {
+    gaps.iter().any(|gap| gap.start < switch && switch <= gap.end)
 }
 
 /// The position after a switch to `timeline`: its first segment, from its first byte, or what is stored of it already.
@@ -225,15 +250,32 @@ async fn refuse_foreign_timelines(
     .into())
 }
 
+/// True if anything is stored of the timeline that `timeline` left at `begin`.
+async fn has_stored_parent(
+    repository: &Repository,
+    history: &History,
+    timeline: TimelineId,
+    begin: Lsn,
+) -> Result<bool, ResumeError> {
+    let parent = history.ancestors.iter().rev().find(|entry| entry.parent < timeline);
+    let Some(parent) = parent else { return Ok(false) };
+    let coverage = repository.read_coverage(parent.parent, Lsn(begin.0.saturating_sub(1))).await?;
+    Ok(!coverage.objects().is_empty())
+}
+
+/// The start of the newest backup that is finished.
 async fn newest_backup_start(repository: &Repository, timeline: TimelineId) -> Result<Option<Lsn>, ResumeError> {
     let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
     let mut ids: Vec<_> =
         level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
     ids.sort();
     for id in ids.into_iter().rev() {
-        let begin: Option<BackupBegin> = repository.read_document(&Key::BackupBegin(id)).await?;
-        if let Some(begin) = begin.filter(|begin| begin.timeline == timeline) {
-            return Ok(Some(begin.start_lsn));
+        let begin: Option<BackupBegin> = repository.read_document(&Key::BackupBegin(id.clone())).await?;
+        let Some(begin) = begin.filter(|begin| begin.timeline == timeline) else { continue };
+        match repository.store.head(&repository.layout.name(&Key::BackupEnd(id))).await {
+            Ok(_) => return Ok(Some(begin.start_lsn)),
+            Err(error) if error.kind == StoreErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(None)
@@ -271,21 +313,41 @@ mod tests {
     #[test]
     fn the_run_that_holds_the_slot_counts_and_not_an_island_behind() {
         let coverage = coverage(&[(0, 100), (100, 150), (200, 300)]);
-        assert_eq!(stored_end(&coverage, &[], Lsn(120)), Lsn(150));
-        assert_eq!(stored_end(&coverage, &[], Lsn(150)), Lsn(150));
+        assert_eq!(stored_end(&coverage, &[], Lsn(120), None), Lsn(150));
+        assert_eq!(stored_end(&coverage, &[], Lsn(150), None), Lsn(150));
     }
 
     #[test]
     fn a_slot_ahead_of_everything_stored_does_not_hide_a_hole() {
         let coverage = coverage(&[(0, 100)]);
-        assert_eq!(stored_end(&coverage, &[], Lsn(500)), Lsn(100));
-        assert_eq!(stored_end(&coverage, &[gap(100, 500)], Lsn(500)), Lsn(500));
+        assert_eq!(stored_end(&coverage, &[], Lsn(500), None), Lsn(100));
+        assert_eq!(stored_end(&coverage, &[gap(100, 500)], Lsn(500), None), Lsn(500));
+    }
+
+    #[test]
+    fn a_timeline_whose_end_is_lost_is_finished() {
+        let size = SegmentSize::new(MIB).unwrap();
+        let tails = coverage(&[(MIB, MIB + 100)]);
+        assert!(!is_sealed(&tails, size, Lsn(MIB + 100)), "a tail is not permanent");
+        assert_eq!(unsealed_before(&tails, size, Lsn(MIB + 100)), Some(Lsn(MIB)));
+        assert!(!is_sealed(&tails, size, Lsn(2 * MIB)));
+        assert!(is_lost_at(&[gap(MIB + 100, 2 * MIB)], Lsn(2 * MIB)));
+        assert!(!is_lost_at(&[gap(MIB + 100, 2 * MIB)], Lsn(2 * MIB + 1)));
+    }
+
+    #[test]
+    fn an_island_is_not_the_beginning_of_what_was_begun_before_it() {
+        let coverage = coverage(&[(200, 300)]);
+        assert_eq!(stored_end(&coverage, &[], Lsn(100), Some(Lsn(100))), Lsn(100));
+        assert_eq!(stored_end(&coverage, &[], Lsn(100), None), Lsn(300));
+        assert_eq!(stored_end(&coverage, &[], Lsn(250), Some(Lsn(100))), Lsn(300));
+        assert_eq!(stored_end(&coverage, &[gap(100, 200)], Lsn(100), Some(Lsn(100))), Lsn(300));
     }
 
     #[test]
     fn recorded_holes_are_stepped_over() {
         let coverage = coverage(&[(0, 100), (200, 300)]);
-        assert_eq!(stored_end(&coverage, &[gap(100, 200)], Lsn(50)), Lsn(300));
+        assert_eq!(stored_end(&coverage, &[gap(100, 200)], Lsn(50), None), Lsn(300));
     }
 
     #[test]
@@ -296,6 +358,8 @@ mod tests {
         let in_the_middle = resume(2 * MIB + 10);
         assert_eq!((in_the_middle.start, in_the_middle.overlap_end), (Lsn(2 * MIB), Lsn(2 * MIB + 10)));
         assert_eq!(in_the_middle.known.len(), 2, "the island behind is compared as well");
+        let behind_a_hole = resume(5 * MIB);
+        assert_eq!((behind_a_hole.start, behind_a_hole.overlap_end), (Lsn(5 * MIB), Lsn(5 * MIB)));
         let at_a_border = resume(2 * MIB);
         assert_eq!((at_a_border.start, at_a_border.overlap_end), (Lsn(MIB), Lsn(2 * MIB)));
     }

@@ -123,7 +123,7 @@ impl<'a> Stream<'a> {
             self.publish(stopping);
             self.flush_if_due()?;
             self.start_jobs();
-            if stopping && self.line.progress().is_settled() {
+            if stopping && self.has_nothing_to_store() {
                 return Ok(self.end(feed).await);
             }
             let flush_deadline = self.flush_deadline();
@@ -180,6 +180,13 @@ impl<'a> Stream<'a> {
                 return Ok(Ended::ServerShutdown);
             }
         }
+    }
+
+    /// Everything received is stored. Where a stored stretch has come again in part only, it cannot be compared and is
+    /// not confirmed, and waiting does not help.
+    fn has_nothing_to_store(&self) -> bool {
+        let idle = self.queue.is_empty() && self.running.is_empty() && !self.line.has_unsubmitted();
+        idle || self.line.progress().is_settled()
     }
 
     async fn take(&mut self, message: FeedMessage, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {

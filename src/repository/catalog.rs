@@ -148,7 +148,7 @@ impl Catalog {
     pub async fn read(repository: &Repository, cluster: Cluster) -> Result<Catalog> {
         let (store, layout) = (repository.store.as_ref(), &repository.layout);
         let mut found = Found::default();
-        for prefix in [layout.wal_prefix(), format!("{}open/", layout.root()), format!("{}index/", layout.root())] {
+        for prefix in [layout.wal_prefix(), layout.open_root(), layout.index_root()] {
             for object in list_all(store, &prefix).await? {
                 found.sort_in(layout, object);
             }
@@ -284,13 +284,17 @@ impl Repository {
         Ok(Coverage::new(known.filter(|stored| stored.range.end > from).collect()))
     }
 
-    /// The timelines that have WAL or a history file here.
+    /// The timelines that have WAL, a history file or a recorded hole here. One whose first block is not full has tails
+    /// alone.
     ///
     /// # Errors
     /// If the store fails.
     pub async fn read_timelines(&self) -> Result<Vec<TimelineId>> {
         let level = self.store.list_level(&self.layout.wal_prefix()).await?;
-        let folders = level.prefixes.iter().filter_map(|prefix| self.layout.parse_timeline_prefix(prefix));
+        let open = self.store.list_level(&self.layout.open_root()).await?;
+        let index = self.store.list_level(&self.layout.index_root()).await?;
+        let prefixes = level.prefixes.iter().chain(&open.prefixes).chain(&index.prefixes);
+        let folders = prefixes.filter_map(|prefix| self.layout.parse_timeline_prefix(prefix));
         let histories = level.objects.iter().filter_map(|object| match self.layout.parse(&object.key) {
             Ok(Key::History(timeline)) => Some(timeline),
             _ => None,
@@ -386,6 +390,16 @@ mod tests {
         let chosen: Vec<_> = coverage.chain(Lsn(10), Lsn(140)).unwrap().iter().map(|s| s.range.end.0).collect();
         assert_eq!(chosen, [100, 130, 140]);
         assert_eq!(coverage.chain(Lsn(0), Lsn(141)).unwrap_err(), Lsn(140));
+    }
+
+    #[tokio::test]
+    async fn a_timeline_of_which_only_tails_are_stored_is_found() {
+        let layout = Layout::new("main", crate::wal::SegmentSize::DEFAULT, crate::codec::Codec::Lz4);
+        let repository = Repository { store: std::sync::Arc::new(crate::store::MemoryStore::new()), layout };
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(0x300_0000), end: Lsn(0x300_0100) };
+        let name = repository.layout.name(&Key::Tail(range));
+        repository.store.create(&name, Bytes::new().into(), Default::default()).await.unwrap();
+        assert_eq!(repository.read_timelines().await.unwrap(), [TimelineId(1)]);
     }
 
     #[test]

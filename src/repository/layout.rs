@@ -314,9 +314,21 @@ impl Layout {
         consistent.then_some((timeline, Lsn(log_id << 32)))
     }
 
-    /// Reads a timeline's folder back.
+    /// Reads a timeline's folder back: of blocks, of tails, or of its index.
     pub fn parse_timeline_prefix(&self, prefix: &str) -> Option<TimelineId> {
-        TimelineId::parse_hex(prefix.strip_prefix(&self.wal_prefix())?.strip_suffix('/')?)
+        let roots = [self.wal_prefix(), self.open_root(), self.index_root()];
+        let folder = roots.iter().find_map(|root| prefix.strip_prefix(root))?;
+        TimelineId::parse_hex(folder.strip_suffix('/')?)
+    }
+
+    /// Where timelines' folders of heartbeats and gaps are.
+    pub fn index_root(&self) -> String {
+        format!("{}/index/", self.cluster)
+    }
+
+    /// Where timelines' folders of tails are.
+    pub fn open_root(&self) -> String {
+        format!("{}/open/", self.cluster)
     }
 
     /// Where a timeline's tails are.

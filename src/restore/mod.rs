@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Request ─► choose ─► candidates ─► scan: survey of the WAL ─► plan, or a refusal that says what can be reached
-//! Plan ─► preflight ─► fetch: parts ─► files, checked ─► settings, pg_control last
+//! Plan ─► destination, checked ─► execute: parts ─► files, checked ─► settings ─► pg_control last
 //! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
 //! ```
 

@@ -1,6 +1,5 @@
 //! What a restore has fixed when it was planned, kept in the restored data directory for `wal-fetch`.
 
-use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
 use crate::wal::{Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
@@ -30,18 +29,6 @@ pub struct PinnedTimeline {
 }
 
 impl Pin {
-    /// What `plan` settled.
-    pub fn of(plan: &Plan) -> Pin {
-        let mut start = Lsn::INVALID;
-        let steps = plan.path.iter().map(|step| {
-            let end = step.switch.unwrap_or(plan.end_lsn).min(plan.end_lsn);
-            let stretch = PinnedTimeline { timeline: step.timeline, start, end };
-            start = end;
-            stretch
-        });
-        Pin { system_identifier: plan.system_identifier.to_string(), path: steps.collect() }
-    }
-
     /// Reads it from a data directory. `None` if there is none: no restore made the directory, the restore is over, or
     /// it has become a standby, which follows and pins nothing.
     ///

@@ -20,10 +20,12 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stop {
-    /// As soon as the backup is consistent: nothing that the target includes was done after that.
-    Immediate,
-    /// Behind this record.
+    /// Behind this record. Where nothing that the target includes was done after the backup, the one with which it is
+    /// consistent.
     After(Span),
+    /// As soon as the backup is consistent, by PostgreSQL's own judgement, which it makes at the next record
+    /// (`recoveryStopsBefore`): its records could not be read here.
+    Immediate,
     /// At the end of WAL: its records could not be read here, and only PostgreSQL can tell where that is.
     EndOfWal,
 }
@@ -166,14 +168,14 @@ pub(super) fn conclude(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &
         _ if survey.unreadable.is_some() && *target == Target::End => Stop::EndOfWal,
         Some(span) if span.start >= consistent => Stop::After(span),
         _ if found.next.is_none_or(|next| next >= consistent) && is_of_its_time(choice, candidate, survey) => {
-            Stop::Immediate
+            let readable = survey.consistent.filter(|_| survey.unreadable.is_none());
+            readable.map_or(Stop::Immediate, Stop::After)
         }
         _ => return Ok(Verdict::Earlier),
     };
     let end_lsn = match stop {
-        Stop::After(span) => span.end.min(candidate.covered.until),
-        Stop::Immediate => consistent,
-        Stop::EndOfWal => candidate.covered.until,
+        Stop::After(span) => span.end.max(consistent).min(candidate.covered.until),
+        Stop::Immediate | Stop::EndOfWal => candidate.covered.until,
     };
     if let Some(lsn) = survey.minimal.filter(|lsn| *lsn < end_lsn) {
         return Err(refusal::minimal(lsn));
@@ -319,8 +321,13 @@ impl fmt::Display for Plan {
         writeln!(f, "cluster      {} (system {})", self.cluster, self.system_identifier)?;
         writeln!(f, "target       {just_before}{}", self.target)?;
         match self.stop {
+            Stop::After(span) if span.start < backup.end_lsn => {
+                writeln!(f, "stops        behind the record at {}, where the backup is consistent", span.start)?;
+            }
             Stop::After(span) => writeln!(f, "stops        behind the record at {}, inclusive", span.start)?,
-            Stop::Immediate => writeln!(f, "stops        as soon as the backup is consistent, at {}", backup.end_lsn)?,
+            Stop::Immediate => {
+                writeln!(f, "stops        as soon as the backup is consistent, about {}", backup.end_lsn)?
+            }
             Stop::EndOfWal => writeln!(f, "stops        at the end of WAL")?,
         }
         if let Some(last) = &self.last_transaction {

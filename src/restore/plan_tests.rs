@@ -51,12 +51,14 @@ fn simple(end: u64) -> (Catalog, Vec<Record>) {
         .backup(1, 100, MIB + 40, MIB + 1000)
         .backup(1, 200, 3 * MIB + 40, 3 * MIB + 1000)
         .build();
-    let mut records = Vec::new();
+    // The ends of the backups.
+    let mut records = vec![other(MIB + 999), other(3 * MIB + 999)];
     for n in 0..40 {
         let lsn = MIB + 2000 + n * (MIB / 4);
         records.push(other(lsn - 100));
         records.push(commit(lsn, 700 + n as u32, 110 + 10 * n as i64));
     }
+    records.sort_by_key(|record| record.start);
     (builder.catalog, records)
 }
 
@@ -94,10 +96,11 @@ fn a_backup_that_ran_at_the_time_is_not_used_and_an_older_one_is() {
 fn an_idle_stretch_behind_a_backup_ends_as_soon_as_it_is_consistent() {
     // Given nothing committed between the newer backup and 300 seconds
     let (catalog, mut records) = simple(12 * MIB);
-    records.retain(|record| record.start < Lsn(3 * MIB));
+    records.retain(|record| record.start < Lsn(3 * MIB + 1000));
     records.push(commit(4 * MIB, 902, 300));
     let plan = plan(&catalog, &request(Target::Time(at(250))), &records).unwrap();
-    assert_eq!((plan.stop, plan.end_lsn), (Stop::Immediate, Lsn(3 * MIB + 1000)));
+    let end_of_backup = Span { start: Lsn(3 * MIB + 999), end: Lsn(3 * MIB + 1000) };
+    assert_eq!((plan.stop, plan.end_lsn), (Stop::After(end_of_backup), end_of_backup.end));
     assert_eq!(plan.last_transaction, None);
 }
 
@@ -114,13 +117,14 @@ fn a_moment_before_a_backup_is_not_taken_for_one_in_it_however_wrong_our_clock_w
         time_unix_seconds: at(160).as_second(),
     };
     records.push(record(MIB + 500, 0, checkpoint));
+    records.push(other(MIB + 999));
     records.push(commit(2 * MIB, 900, 190));
     // When a time before that is asked for, then what was committed up to the backup could not be left out again
     let text = refused(&catalog, &request(Target::Time(at(150))), &records);
     assert!(text.contains("before the first backup"), "{text}");
     // And one behind it is fine.
     let plan = plan(&catalog, &request(Target::Time(at(180))), &records).unwrap();
-    assert_eq!(plan.stop, Stop::Immediate);
+    assert_eq!(plan.stop, Stop::After(Span { start: Lsn(MIB + 999), end: Lsn(MIB + 1000) }));
 }
 
 #[test]
@@ -152,6 +156,7 @@ fn what_lies_before_the_first_backup_is_refused_with_the_first_moment_that_can_b
     // While the first backup ran: its WAL tells, not its dates.
     let mut records = records;
     records.insert(0, commit(MIB + 500, 600, 105));
+    assert!(records.is_sorted_by_key(|record| record.start));
     let text = refused(&catalog, &request(Target::Time(at(104))), &records);
     assert!(text.contains("before the first backup") && text.contains(&at(110).to_string()), "{text}");
 }
@@ -323,13 +328,16 @@ proptest! {
         let lsn = |n: usize| MIB + 2000 + n as u64 * 1000;
         let consistent = lsn(backup_at.min(times.len())) - 500;
         let catalog = CatalogBuilder::new().wal(1, MIB, 2 * MIB).backup(1, -1000, MIB + 40, consistent).build().catalog;
-        let records: Vec<Record> = times.iter().enumerate().map(|(n, time)| commit(lsn(n), n as u32, *time)).collect();
+        let commits = times.iter().enumerate().map(|(n, time)| commit(lsn(n), n as u32, *time));
+        let mut records: Vec<Record> = commits.chain([other(consistent - 1)]).collect();
+        records.sort_by_key(|record| record.start);
         let late = |time: i64| time > target || (exclusive && time == target);
         let expected = times.iter().position(|time| late(*time)).unwrap_or(times.len());
         let request = Request { exclusive, ..request(Target::Time(at(target))) };
         match plan(&catalog, &request, &records) {
             Ok(plan) => {
-                let replayed = records.iter().filter(|record| record.end <= plan.end_lsn).count();
+                let is_commit = |record: &&Record| matches!(record.kind, RecordKind::Commit { .. });
+                let replayed = records.iter().filter(is_commit).filter(|record| record.end <= plan.end_lsn).count();
                 prop_assert_eq!(replayed.max(expected), expected, "too much");
                 prop_assert_eq!(replayed, expected, "too little");
                 prop_assert!(plan.end_lsn >= Lsn(consistent));

@@ -94,6 +94,8 @@ pub struct Survey {
     pub last: Option<Span>,
     /// When the checkpoint that the backup begins with was made, by the server's clock, to the second before.
     pub began: Option<Timestamp>,
+    /// The last record before the backup is consistent: with it replayed, it is.
+    pub consistent: Option<Span>,
     /// The last end of a transaction before the goal.
     pub last_transaction: Option<Transaction>,
     /// The latest moment that any record is dated: the server had no other WAL up to then.
@@ -161,6 +163,9 @@ impl Surveyor {
     fn remember(&mut self, record: &Record, span: Span, transaction: Option<Transaction>) {
         let survey = &mut self.survey;
         survey.last = Some(span);
+        if span.start < self.consistent {
+            survey.consistent = Some(span);
+        }
         survey.end = span.end;
         if let Some(transaction) = transaction {
             survey.last_transaction = Some(transaction);

@@ -1,7 +1,7 @@
 //! Writes files and directories below one place, with owner and mode. Blocking calls.
 
 use super::destination::{Destination, Owner};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// What a restore has written so far.
@@ -127,18 +128,42 @@ pub(super) fn sync_directory(path: &Path) -> Result<()> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| Error::local("sync", path, error))
 }
 
-/// Makes everything below `path` durable, file by file.
+/// Calls to the disk at once: file systems make many files durable in one go, if they are asked for them together.
+const SYNCS: usize = 16;
+
+/// Makes everything below `path` durable. Follows no link.
 pub(super) fn sync_all(path: &Path) -> Result<()> {
-    let failed = |error| Error::local("sync", path, error);
+    let mut paths = Vec::new();
+    list_all(path, &mut paths)?;
+    let (next, paths) = (AtomicUsize::new(0), paths.as_slice());
+    let sync = || {
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let synced = File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(|error| Error::local("sync", path, error))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..SYNCS).map(|_| scope.spawn(sync)).collect();
+        threads.into_iter().try_for_each(|thread| {
+            let broken = |_| Error::new(Kind::Internal, "a thread that syncs files did not finish");
+            thread.join().map_err(broken)?
+        })
+    })
+}
+
+/// Files and directories below `path`, and itself.
+fn list_all(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let failed = |error| Error::local("read", path, error);
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let (kind, path) = (entry.file_type().map_err(failed)?, entry.path());
+        let kind = entry.file_type().map_err(failed)?;
         if kind.is_dir() {
-            sync_all(&path)?;
+            list_all(&entry.path(), found)?;
         } else if kind.is_file() {
-            let file = File::open(&path).and_then(|file| file.sync_all());
-            file.map_err(|error| Error::local("sync", &path, error))?;
+            found.push(entry.path());
         }
     }
-    sync_directory(path)
+    found.push(path.to_owned());
+    Ok(())
 }

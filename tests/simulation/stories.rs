@@ -1,0 +1,60 @@
+//! What a day costs: counted on the paused clock.
+
+use crate::counts::Counts;
+use crate::simulate;
+use crate::wal::SEGMENT_BYTES;
+use crate::world::World;
+use std::sync::Arc;
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn an_idle_server_costs_four_heartbeats_an_hour_and_no_listing() {
+    simulate(1, async {
+        // Given an archiver that has caught up with a server on which nothing happens
+        let counts = Arc::new(Counts::default());
+        let mut world = World::new(1, counts.clone());
+        world.start();
+        world.catch_up().await;
+        let (operations, listings) = (world.store.operations(), counts.get("listings"));
+        let heartbeats = world.state().counts.heartbeats;
+        // When six hours go by
+        world.live(6 * HOUR).await;
+        // Then the store was asked for a heartbeat every quarter of an hour, and for nothing else
+        let heartbeats = world.state().counts.heartbeats - heartbeats;
+        assert!((6 * 4 - 1..=6 * 4).contains(&heartbeats), "{heartbeats} heartbeats in six hours");
+        assert_eq!(counts.get("listings"), listings, "an idle server was listed");
+        assert_eq!(world.store.operations() - operations, heartbeats);
+        world.finish().await;
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_block_that_trickles_full_over_a_day_has_few_live_tails_and_only_those_are_deleted() {
+    simulate(2, async {
+        let counts = Arc::new(Counts::default());
+        let mut world = World::new(2, counts.clone());
+        world.options.garbage_age = Duration::from_secs(60);
+        world.start();
+        world.catch_up().await;
+        world.server.switch_segment();
+        // When a block fills with forty bytes every four seconds
+        let mut most = 0;
+        for _ in 0..24 * 3600 / 4 {
+            world.server.write(40);
+            world.live(Duration::from_secs(4)).await;
+            most = most.max(world.state().live_tails);
+        }
+        // Then at most fifteen of each level were live at once, besides those a minute old
+        assert!(most <= 75, "{most} tails were live at once");
+        let in_store = world.ledger.most_tails_in_a_block();
+        assert!(in_store <= 75 + 20, "{in_store} tails are stored of one block");
+        assert!(counts.get("tails deleted") > 20_000, "{} tails were deleted", counts.get("tails deleted"));
+        world.server.write(SEGMENT_BYTES);
+        world.live(Duration::from_secs(300)).await;
+        world.finish().await;
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+    });
+}
