@@ -1,5 +1,5 @@
-//! The figures that users ask for, against what they would use instead: catch-up of waiting WAL, base backups, the time
-//! until a commit is durable. `cargo bench --bench main_loop`; docs/performance.md keeps what came out and says how it
+//! The figures that users ask for, against what they would use instead: catch-up of waiting WAL, base backups, restores, the
+//! time until a commit is durable. `cargo bench --bench main_loop`; docs/performance.md keeps what came out and says how it
 //! is meant.
 //!
 //! Figures of different machines, and of one machine at different hours, say little. So whatever is compared runs here
@@ -29,7 +29,7 @@ use s3::S3Server;
 use seawall::scratch::ServerOptions;
 use seawall::wal::Lsn;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::postgres::{DEBIAN, Postgres, pgbench_tables, scratch_directory, tool};
@@ -60,6 +60,7 @@ async fn measure() {
     println!("load average before: {}", load_average());
     fixture.catch_up().await;
     fixture.base_backup().await;
+    fixture.restore().await;
     fixture.latencies().await;
     println!("\nload average after: {}", load_average());
 }
@@ -230,6 +231,36 @@ impl Fixture {
         report(&format!("Base backup of {}", mb(bytes)), bytes, &names, &rounds[1..]);
     }
 
+    async fn restore(&self) {
+        // One backup, restored again and again.
+        let repository = self.empty_directory();
+        let store = S3Server::on_disk(repository.path());
+        let backup = self.seawall(&store, &["backup", "--fast", "--slot", "seawall_restore"]);
+        block_in_place(|| Measured::start(backup).wait());
+        self.drop_slot("seawall_restore").await;
+        let mut rounds = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..=ROUNDS {
+            let directory = self.empty_directory();
+            let into = directory.path().join("data");
+            settle();
+            let restore = self.seawall(&store, &["restore", "--into", into.to_str().unwrap()]);
+            let ours = block_in_place(|| Measured::start(restore).wait());
+            bytes = bytes_below(&into);
+            assert!(bytes >= self.database_bytes, "{bytes} bytes were restored of {}", self.database_bytes);
+            drop(directory);
+            let directory = self.empty_directory();
+            settle();
+            let mut dd = self.server.user().command(Path::new("dd"));
+            dd.args(["if=/dev/zero", "bs=1M", "conv=fsync", &format!("count={}", bytes.div_ceil(1 << 20))]);
+            dd.arg(format!("of={}", directory.path().join("zeros").display())).current_dir("/").stderr(Stdio::null());
+            let disk = block_in_place(|| Measured::start(dd).wait());
+            rounds.push([ours, disk]);
+        }
+        let names = ["`seawall restore` from S3", "`dd conv=fsync` of as many zeros"];
+        report(&format!("Restore of {}", mb(bytes)), bytes, &names, &rounds[1..]);
+    }
+
     async fn latencies(&self) {
         let delay = latency::PUT_DELAY.as_millis();
         println!("\n### 100 commits a second, each PUT {delay} ms slower than the loopback\n");
@@ -280,6 +311,16 @@ impl Fixture {
         let shown = async || (self.server.value("SHOW synchronous_standby_names").await == names).then_some(());
         wait_for("the setting", PATIENCE, shown).await;
     }
+}
+
+/// The sizes of all files below a directory.
+fn bytes_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    let bytes = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => bytes_below(&entry.path()),
+        false => entry.metadata().unwrap().len(),
+    });
+    bytes.sum()
 }
 
 /// Writes out what earlier runs left in memory: the next one is not to pay for it.
