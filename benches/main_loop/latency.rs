@@ -91,11 +91,11 @@ pub async fn commit_to_durable(fixture: &Fixture) -> Percentiles {
         while !(stop.load(Ordering::Relaxed) && waiting.lock().unwrap().is_empty()) {
             let flushed = lsn(&session, FLUSHED).await.expect("`seawall run` streams");
             let now = Instant::now();
-            let mut waiting = waiting.lock().unwrap();
-            while let Some((_, returned)) = waiting.pop_front_if(|(lsn, _)| *lsn <= flushed) {
+            // A lock for each step: none is held while this sleeps.
+            let next = || waiting.lock().unwrap().pop_front_if(|(lsn, _)| *lsn <= flushed);
+            while let Some((_, returned)) = next() {
                 seconds.lock().unwrap().push(now.saturating_duration_since(returned).as_secs_f64());
             }
-            drop(waiting);
             sleep(LOOK).await;
         }
     };
