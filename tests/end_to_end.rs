@@ -23,12 +23,14 @@ struct Scene {
     server: Postgres,
     bucket: S3Server,
     places: TempDir,
+    /// Where the server's tablespaces are.
+    spaces: Vec<PathBuf>,
 }
 
 impl Scene {
     async fn new(version: u32, options: ServerOptions) -> Scene {
         let server = Postgres::create(version, options).await;
-        Scene { version, server, bucket: S3Server::start(), places: scratch_directory() }
+        Scene { version, server, bucket: S3Server::start(), places: scratch_directory(), spaces: Vec::new() }
     }
 
     fn repository(&self) -> String {
@@ -70,17 +72,12 @@ impl Scene {
         let mut arguments = vec!["restore", "--into", into.to_str().unwrap(), "--owner", &owner];
         arguments.extend(target);
         let mut seawall = self.seawall(&arguments).program(&program);
-        for location in self.tablespaces().await {
-            let map = format!("{location}={}", self.places.path().join(format!("{name}-space")).display());
+        for location in &self.spaces {
+            let map = format!("{}={}", location.display(), self.places.path().join(format!("{name}-space")).display());
             seawall = seawall.arg("--tablespace-map").arg(map);
         }
         seawall.run_ok().await;
         into
-    }
-
-    async fn tablespaces(&self) -> Vec<String> {
-        let rows = self.server.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16383").await;
-        rows.unwrap().into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
     }
 
     async fn open(&self, into: &Path) -> Server {
@@ -109,6 +106,7 @@ async fn main_loop(version: u32) {
     let mut scene = Scene::new(version, ServerOptions::default()).await;
     let space = scene.server.side_directory("space");
     scene.server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
+    scene.spaces.push(space);
     pgbench_tables(&scene.server, 1).await;
     scene.server.sql("CREATE TABLE marks (id serial, what text); CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS n").await.unwrap();
     let archiver = scene.run();
@@ -267,4 +265,35 @@ async fn a_damaged_object_stops_a_restore_and_names_itself() {
         assert!(finished.stderr.contains(name), "{damage} of {name} is not named in:\n{}", finished.stderr);
         assert!(!into.join("global/pg_control").exists(), "what was restored could be started");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restore_the_archive_goes_on_on_the_new_timeline() {
+    // Given an archive whose server is gone, and what was restored from it, promoted
+    let mut scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    let mut archiver = scene.run();
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    scene.server.sql("INSERT INTO marks (what) VALUES ('before')").await.unwrap();
+    scene.settle().await;
+    archiver.kill();
+    scene.server.kill().await.unwrap();
+    let second = scene.restored("second", &["--to-end"]).await;
+    assert_eq!(marks(&second).await, ["before"]);
+    // When the restored server is archived into the same folder, and goes on
+    let mut archiver = scene.seawall(&["run", "--listen", "off"]).env("SEAWALL_PG", second.conninfo()).start();
+    second.sql("INSERT INTO marks (what) VALUES ('after')").await.unwrap();
+    let value = async |query: &str| second.sql(query).await.unwrap()[0][0].clone().unwrap();
+    let lsn = value("SELECT pg_current_wal_flush_lsn()").await;
+    let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
+    wait_for("the new timeline to be acknowledged", PATIENCE, async || {
+        assert!(archiver.is_running(), "{}", archiver.stderr());
+        (value(&query).await != "0").then_some(())
+    })
+    .await;
+    assert!(archiver.terminate().await.success());
+    // Then the next restore follows it, from the backup of the first timeline
+    let third = scene.restored("third", &["--to-end"]).await;
+    assert_eq!(marks(&third).await, ["before", "after"]);
 }

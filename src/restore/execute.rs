@@ -3,7 +3,7 @@
 use super::command::FetchCommand;
 use super::destination::{Destination, MARKER_FILE};
 use super::part::{self, CONTROL_FILE, Extracted, Source};
-use super::pin::{PIN_FILE, Pin};
+use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
 use super::request::TargetAction;
 use super::tree::{self, Tree};
@@ -245,7 +245,7 @@ async fn finish(
 ) -> Result<Vec<String>> {
     let (tree, destination) = (Arc::clone(tree), destination.clone());
     let settings = settings::settings(plan, restore_command);
-    let pin = Pin::of(plan).to_json()?;
+    let pin = pin(plan).to_json()?;
     runtime::blocking(move || {
         let (data, mode) = (tree.data(), tree.file_mode());
         let warnings = write_configuration(&tree, &settings)?;
@@ -264,6 +264,13 @@ async fn finish(
         Ok(warnings)
     })
     .await?
+}
+
+/// The files that the plan proved to be there: a segment with a switch point in it is the child's, from its first byte.
+fn pin(plan: &Plan) -> Pin {
+    let path = plan.wal.iter();
+    let path = path.map(|need| PinnedTimeline { timeline: need.timeline, start: need.start, end: need.end });
+    Pin { system_identifier: plan.system_identifier.to_string(), path: path.collect() }
 }
 
 fn write_configuration(tree: &Tree, settings: &[(String, String)]) -> Result<Vec<String>> {

@@ -1,6 +1,5 @@
 //! What a restore has fixed when it was planned, kept in the restored data directory for `wal-fetch`.
 
-use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
 use crate::wal::{Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
@@ -23,21 +22,13 @@ pub struct Pin {
 pub struct PinnedTimeline {
     /// The timeline.
     pub timeline: TimelineId,
-    /// The first byte that is read from its files.
+    /// The first byte that belongs to it.
     pub start: Lsn,
-    /// The first byte behind: the segment that is read from the next one's files, or the end of what this restore sees.
+    /// The first byte behind: the switch point, or the end of what this restore sees.
     pub end: Lsn,
 }
 
 impl Pin {
-    /// What `plan` settled: the files that it proved to be there. A segment with a switch point in it is the child's,
-    /// from its first byte.
-    pub fn of(plan: &Plan) -> Pin {
-        let path = plan.wal.iter();
-        let path = path.map(|need| PinnedTimeline { timeline: need.timeline, start: need.start, end: need.end });
-        Pin { system_identifier: plan.system_identifier.to_string(), path: path.collect() }
-    }
-
     /// Reads it from a data directory. `None` if there is none: no restore made the directory, the restore is over, or
     /// it has become a standby, which follows and pins nothing.
     ///

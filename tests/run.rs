@@ -1,0 +1,179 @@
+//! `seawall run` through everything that happens to a daemon: signals, a store that hangs or fails, a server that restarts.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+#[path = "support/s3/mod.rs"]
+mod s3;
+mod support;
+
+use nix::sys::signal::Signal;
+use s3::{Fault, Op, S3Server};
+use seawall::scratch::{ServerOptions, StopMode};
+use std::time::Duration;
+use support::postgres::{DEBIAN, Postgres, pgbench_tables};
+use support::program::{Running, Seawall};
+use support::waiting::{PATIENCE, wait_for};
+
+/// The server gives up on a silent archiver after this many seconds.
+const SENDER_TIMEOUT: u32 = 3;
+
+struct Scene {
+    server: Postgres,
+    bucket: S3Server,
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let settings = vec![("wal_sender_timeout".to_owned(), format!("{SENDER_TIMEOUT}s"))];
+        let server = Postgres::create(DEBIAN, ServerOptions { settings, ..ServerOptions::default() }).await;
+        Scene { server, bucket: S3Server::start() }
+    }
+
+    fn seawall(&self, arguments: &[&str]) -> Seawall {
+        let repository = format!("s3://{}/backups", S3Server::BUCKET);
+        let seawall = Seawall::new(arguments).env("SEAWALL_PG", self.server.conninfo()).env("SEAWALL_REPO", repository);
+        self.bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value))
+    }
+
+    async fn run(&self, flush_interval: &str) -> Running {
+        let running = self.seawall(&["run", "--listen", "off", "--flush-interval", flush_interval]).start();
+        self.wait("the stream to begin", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'").await;
+        running
+    }
+
+    /// Waits until a count is not zero.
+    async fn wait(&self, what: &str, query: &str) {
+        wait_for(what, PATIENCE, async || (self.server.value(query).await != "0").then_some(())).await;
+    }
+
+    async fn write(&self) -> String {
+        self.server
+            .sql("CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t SELECT generate_series(1, 1000)")
+            .await
+            .unwrap();
+        self.server.value("SELECT pg_current_wal_flush_lsn()").await
+    }
+
+    async fn wait_position(&self, position: &str, lsn: &str) {
+        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE {position}_lsn >= '{lsn}'");
+        self.wait(&format!("{position} to reach {lsn}"), &query).await;
+    }
+
+    /// Waits until the server has heard from the archiver for longer than it would bear silence, on one connection.
+    async fn wait_longer_than_the_timeout(&self) {
+        let pid = self.server.value("SELECT pid FROM pg_stat_replication WHERE state = 'streaming' LIMIT 1").await;
+        let since = self.server.value("SELECT clock_timestamp()").await;
+        let query = format!(
+            "SELECT count(*) FROM pg_stat_replication \
+             WHERE pid = {pid} AND reply_time > timestamptz '{since}' + interval '{} s'",
+            SENDER_TIMEOUT + 1
+        );
+        self.wait("status messages to go on", &query).await;
+    }
+
+    async fn assert_without_hole(&self) {
+        let listed = self.seawall(&["list", "--json"]).run_ok().await.stdout;
+        let report: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        assert_eq!(report["lost_wal"].as_array().unwrap().len(), 0, "{listed}");
+        assert_eq!(report["wal"][0]["stored"].as_array().unwrap().len(), 1, "{listed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_signal_stores_and_acknowledges_what_was_received() {
+    // Given WAL that was received and is not due for minutes
+    let scene = Scene::new().await;
+    let mut running = scene.run("10m").await;
+    let lsn = scene.write().await;
+    scene.wait_position("write", &lsn).await;
+    assert_eq!(
+        scene.server.value(&format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'")).await,
+        "0"
+    );
+    // When it is told to stop
+    let ended = running.terminate().await;
+    // Then that ends well, and the slot says that everything is stored
+    assert!(ended.success(), "{ended}");
+    let kept = format!("SELECT count(*) FROM pg_replication_slots WHERE restart_lsn >= '{lsn}'");
+    assert_eq!(scene.server.value(&kept).await, "1");
+    scene.assert_without_hole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_signal_leaves_at_once() {
+    // Given a store that does not answer any more
+    let scene = Scene::new().await;
+    let mut running = scene.run("100ms").await;
+    let hold = scene.bucket.hold(Op::Put);
+    let before = scene.server.value("SELECT restart_lsn FROM pg_replication_slots").await;
+    let lsn = scene.write().await;
+    scene.wait_position("write", &lsn).await;
+    // When it is told to stop, it waits for the store; told again, it goes
+    running.signal(Signal::SIGTERM);
+    running.wait_for_text("leaves at once").await;
+    assert!(running.is_running());
+    running.signal(Signal::SIGTERM);
+    running.wait(PATIENCE).await;
+    // Then nothing was acknowledged that is not stored
+    let after = scene.server.value(&format!("SELECT restart_lsn < '{lsn}' FROM pg_replication_slots")).await;
+    assert_eq!(after, "t", "the slot was at {before}");
+    drop(hold);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_hangs_stops_the_reading_and_not_the_connection() {
+    // Given a store that takes nothing, and far more WAL than fits into memory
+    let scene = Scene::new().await;
+    let mut running = scene.run("500ms").await;
+    let hold = scene.bucket.hold(Op::Put);
+    pgbench_tables(&scene.server, 10).await;
+    let lsn = scene.server.value("SELECT pg_current_wal_flush_lsn()").await;
+    // When the server would long have given up on a silent client
+    scene.wait_longer_than_the_timeout().await;
+    // Then the connection lives, part of the WAL has not been read, and memory is bounded
+    let unread = format!("SELECT count(*) FROM pg_stat_replication WHERE write_lsn < '{lsn}' AND state <> 'backup'");
+    assert_ne!(scene.server.value(&unread).await, "0", "everything was read into memory");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak_kib < 200 << 10, "{peak_kib} KiB at its peak");
+    // and when the store answers again, all of it is stored
+    drop(hold);
+    scene.wait_position("flush", &lsn).await;
+    assert!(running.terminate().await.success());
+    scene.assert_without_hole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_fails_is_waited_for() {
+    let scene = Scene::new().await;
+    let mut running = scene.run("100ms").await;
+    for fault in [Fault::INTERNAL_ERROR, Fault::SLOW_DOWN, Fault::ReplyLost] {
+        scene.bucket.always(Op::Put, fault);
+        let lsn = scene.write().await;
+        scene.wait_longer_than_the_timeout().await;
+        assert_eq!(
+            scene.server.value(&format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'")).await,
+            "0"
+        );
+        scene.bucket.clear();
+        scene.wait_position("flush", &lsn).await;
+    }
+    assert!(running.terminate().await.success());
+    scene.assert_without_hole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_is_streamed_again() {
+    let mut scene = Scene::new().await;
+    let mut running = scene.run("100ms").await;
+    for mode in [StopMode::Fast, StopMode::Immediate] {
+        scene.write().await;
+        tokio::time::timeout(Duration::from_secs(30), scene.server.stop(mode)).await.expect("it stops").unwrap();
+        scene.server.start().await.unwrap();
+        let lsn = scene.write().await;
+        scene.wait_position("flush", &lsn).await;
+        assert!(running.is_running());
+    }
+    assert!(running.terminate().await.success());
+    scene.assert_without_hole().await;
+}
