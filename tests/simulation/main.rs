@@ -13,6 +13,7 @@ mod wal;
 mod world;
 
 use counts::Counts;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use store::Crash;
 use wal::SEGMENT_BYTES;
 use world::World;
 
-const SEEDS_DEFAULT: u64 = 200;
+const SEEDS_DEFAULT: u64 = 150;
 
 /// What has to happen at least once in a run of the default seeds.
 const FAULTS: [&str; 24] = [
@@ -67,7 +68,8 @@ fn seeds() -> Vec<u64> {
     }
     let count = std::env::var("SEAWALL_SIM_COUNT").map_or(SEEDS_DEFAULT, |count| count.parse().expect("a number"));
     let committed = include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
-    committed.map(|line| line.trim().parse().expect("seeds.txt holds numbers")).chain(1..=count).collect()
+    let committed = committed.map(|line| line.trim().parse().expect("seeds.txt holds numbers"));
+    committed.chain(1..=count).collect::<BTreeSet<u64>>().into_iter().collect()
 }
 
 #[test]

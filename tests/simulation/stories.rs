@@ -81,3 +81,27 @@ fn after_an_hour_without_a_store_what_waits_goes_together() {
         assert_eq!(world.ledger.violations(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn a_stop_while_a_stored_stretch_comes_again_ends() {
+    simulate(4, async {
+        // Given a tail of many thousand bytes, and an archiver that was killed
+        let mut world = World::new(4, Arc::new(Counts::default()));
+        world.start();
+        world.server.write(100_000);
+        world.catch_up().await;
+        world.crash().await;
+        // When the next one is told to stop before all of it has come again
+        world.server.set_dawdling(true);
+        world.start();
+        world.live(Duration::from_secs(10)).await;
+        assert!(world.state().received > world.state().durable, "the tail has not come again in whole");
+        world.stop().await;
+        // Then it does
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.server.set_dawdling(false);
+        world.start();
+        world.finish().await;
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+    });
+}
