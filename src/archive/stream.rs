@@ -227,13 +227,13 @@ impl<'a> Stream<'a> {
 
     /// A requested reply waits until everything received is durable, because a server that shuts down waits for that.
     async fn answer(&mut self, now: Instant, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
-        self.flush()?;
+        self.reply_owed = true;
+        self.flush_if_due()?;
         let (since, count) = self.requests;
         self.requests = match now.duration_since(since) > 2 * SHUTDOWN_PATIENCE {
             true => (now, 1),
             false => (since, count + 1),
         };
-        self.reply_owed = true;
         if self.line.progress().is_settled()
             && now.duration_since(self.last_reply) >= REPLY_PAUSE
             && let Err(error) = self.send_status(feed, false).await
@@ -261,7 +261,8 @@ impl<'a> Stream<'a> {
         });
     }
 
-    /// While the store has no place free, what comes meanwhile goes together afterwards.
+    /// When the next tail is due. None is while no place is free: those who come meanwhile go together, or a store that
+    /// is away for hours would be met with a queue of small objects, two longer for each second.
     fn flush_deadline(&self) -> Option<Instant> {
         let oldest = self.oldest_unsubmitted.filter(|_| self.has_free_place())?;
         Some(oldest + self.options.flush_interval)
@@ -271,7 +272,7 @@ impl<'a> Stream<'a> {
         self.running.len() + self.queue.len() < self.options.uploads_max
     }
 
-    /// With somebody waiting, whatever came is stored as soon as a place is free: those who come meanwhile go together.
+    /// With somebody waiting, whatever came is stored as soon as a place is free.
     fn flush_if_due(&mut self) -> Result<()> {
         let urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
         if urgent && self.has_free_place() {

@@ -28,7 +28,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// For standard output as it is: colours on a terminal alone, and not where `NO_COLOR` is set (https://no-color.org).
+    /// For standard output as it is: colours on a terminal alone, and not where `NO_COLOR` is set (<https://no-color.org>).
     pub(super) fn new() -> Steps {
         let terminal = std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

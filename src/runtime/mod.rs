@@ -8,4 +8,4 @@ mod supervisor;
 pub use clock::Clock;
 pub use retry::{Backoff, RetryPolicy};
 pub use shutdown::Shutdown;
-pub use supervisor::{Tasks, blocking, spawn};
+pub use supervisor::{Tasks, blocking, make_repeatable, spawn};

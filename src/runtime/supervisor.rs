@@ -1,7 +1,19 @@
 //! The one owner of tasks and of CPU work.
 
+use std::cell::Cell;
 use std::future::Future;
 use tokio::task::{JoinHandle, JoinSet};
+
+thread_local! {
+    static IN_PLACE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// For simulations: whatever runs on this thread from now on repeats. Chance follows from `seed`, and what
+/// [`blocking`] is given is done in place, because threads end in an order of their own.
+pub fn make_repeatable(seed: u64) {
+    fastrand::seed(seed);
+    IN_PLACE.set(true);
+}
 
 /// Runs `work` on a thread that may block: hashing, compressing, file system calls. Cannot be aborted: keep it short.
 ///
@@ -9,6 +21,9 @@ use tokio::task::{JoinHandle, JoinSet};
 /// If the work panicked or the runtime is going down; a panic's text is on standard error.
 #[allow(clippy::disallowed_methods)] // the one place that may
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> crate::error::Result<T> {
+    if IN_PLACE.get() {
+        return Ok(work());
+    }
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         crate::error::Error::new(crate::error::Kind::Internal, "a worker thread did not finish").because(error)
     })

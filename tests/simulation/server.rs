@@ -47,6 +47,8 @@ struct Inner {
     is_faulty: bool,
     tells_restart_lsn: bool,
     is_synchronous: bool,
+    /// A thousand bytes a second.
+    dawdles: bool,
     timeline: TimelineId,
     flush: Lsn,
     /// WAL before this is gone.
@@ -73,6 +75,7 @@ impl Server {
             is_faulty: false,
             tells_restart_lsn: random.u32(0..4) > 0,
             is_synchronous: random.u32(0..4) == 0,
+            dawdles: false,
             timeline: TimelineId(1),
             flush: start + random.u64(1..SEGMENT_BYTES),
             removed_before: start,
@@ -106,6 +109,10 @@ impl Server {
 
     pub fn set_faulty(&self, faulty: bool) {
         self.lock().is_faulty = faulty;
+    }
+
+    pub fn set_dawdling(&self, dawdles: bool) {
+        self.lock().dawdles = dawdles;
     }
 
     pub fn set_synchronous(&self, synchronous: bool) {
@@ -451,6 +458,7 @@ impl SimFeed {
                 return Err(SourceError::lost("connection reset by peer"));
             }
             let most = match inner.random.u32(0..4) {
+                _ if inner.dawdles => 1_000,
                 0 => 40,
                 1 => 8_192,
                 _ => 3 * SEGMENT_BYTES / 2,
@@ -468,7 +476,9 @@ impl SimFeed {
                 self.sent = stop;
             }
             stop = stop.max(start + 1);
-            if inner.random.u32(0..3) == 0 {
+            if inner.dawdles {
+                self.ready_at = Instant::now() + Duration::from_secs(1);
+            } else if inner.random.u32(0..3) == 0 {
                 self.ready_at = Instant::now() + Duration::from_millis(inner.random.u64(1..200));
             }
             drop(inner);

@@ -58,3 +58,50 @@ fn a_block_that_trickles_full_over_a_day_has_few_live_tails_and_only_those_are_d
         assert_eq!(world.ledger.violations(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn after_an_hour_without_a_store_what_waits_goes_together() {
+    simulate(3, async {
+        // Given an archiver whose store is away for an hour, while a little is written every second
+        let mut world = World::new(3, Arc::new(Counts::default()));
+        world.server.set_synchronous(false);
+        world.start();
+        world.catch_up().await;
+        world.store.fail_for(HOUR);
+        let tails = world.state().counts.tails;
+        for _ in 0..3600 {
+            world.server.write(50);
+            world.live(Duration::from_secs(1)).await;
+        }
+        // When it is back, then a few objects hold everything that has waited
+        world.catch_up().await;
+        let tails = world.state().counts.tails - tails;
+        assert!(tails < 20, "{tails} tails were stored for an hour that waited");
+        world.finish().await;
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_stop_while_a_stored_stretch_comes_again_ends() {
+    simulate(4, async {
+        // Given a tail of many thousand bytes, and an archiver that was killed
+        let mut world = World::new(4, Arc::new(Counts::default()));
+        world.start();
+        world.server.write(100_000);
+        world.catch_up().await;
+        world.crash().await;
+        // When the next one is told to stop before all of it has come again
+        world.server.set_dawdling(true);
+        world.start();
+        world.live(Duration::from_secs(10)).await;
+        assert!(world.state().received > world.state().durable, "the tail has not come again in whole");
+        world.stop().await;
+        // Then it does
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.server.set_dawdling(false);
+        world.start();
+        world.finish().await;
+        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+    });
+}
