@@ -17,6 +17,9 @@ use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
 
+/// What a bucket holds at an instant.
+type Snapshot = std::collections::BTreeMap<String, s3::StoredObject>;
+
 /// A server, a bucket, and the program between them.
 struct Scene {
     version: u32,
@@ -78,6 +81,13 @@ impl Scene {
         }
         seawall.run_ok().await;
         into
+    }
+
+    /// Archiver and server die at once, and the bucket is what the copy was.
+    async fn leave_only(&mut self, mut archiver: Running, copy: &Snapshot) {
+        archiver.kill();
+        self.server.kill().await.unwrap();
+        self.bucket.restore_from(copy);
     }
 
     async fn open(&self, into: &Path) -> Server {
@@ -158,7 +168,7 @@ async fn main_loop(version: u32) {
 async fn a_copy_of_the_bucket_at_the_moment_of_acknowledgement_has_the_commit() {
     let mut scene = Scene::new(DEBIAN, ServerOptions::default()).await;
     scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
-    let mut archiver = scene.run();
+    let archiver = scene.run();
     scene.settle().await;
     scene.seawall(&["backup", "--fast"]).run_ok().await;
     // Given a commit, and the moment when the slot's position has passed it
@@ -166,38 +176,26 @@ async fn a_copy_of_the_bucket_at_the_moment_of_acknowledgement_has_the_commit() 
     scene.settle().await;
     let copy = scene.bucket.snapshot();
     // When archiver and server die, and only the copy is left
-    archiver.kill();
-    scene.server.kill().await.unwrap();
-    scene.bucket.restore_from(&copy);
+    scene.leave_only(archiver, &copy).await;
     // Then it has the commit
-    let into = scene.places.path().join("copy");
-    let program = path_for_server(scene.places.path());
-    let owner = scene.server.user().name().to_owned();
-    let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", &owner, "--to-end"];
-    scene.seawall(&arguments).program(&program).run_ok().await;
-    assert_eq!(marks(&scene.open(&into).await).await, ["acknowledged"]);
+    let restored = scene.restored("copy", &["--to-end"]).await;
+    assert_eq!(marks(&restored).await, ["acknowledged"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_the_bucket_two_seconds_after_a_commit_has_it() {
     let mut scene = Scene::new(DEBIAN, ServerOptions::default()).await;
     scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
-    let mut archiver = scene.run();
+    let archiver = scene.run();
     scene.settle().await;
     scene.seawall(&["backup", "--fast"]).run_ok().await;
     scene.server.sql("INSERT INTO marks (what) VALUES ('two seconds ago')").await.unwrap();
     // The promise is about time, so this one waits for time to pass.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let copy = scene.bucket.snapshot();
-    archiver.kill();
-    scene.server.kill().await.unwrap();
-    scene.bucket.restore_from(&copy);
-    let into = scene.places.path().join("copy");
-    let program = path_for_server(scene.places.path());
-    let owner = scene.server.user().name().to_owned();
-    let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", &owner, "--to-end"];
-    scene.seawall(&arguments).program(&program).run_ok().await;
-    assert_eq!(marks(&scene.open(&into).await).await, ["two seconds ago"]);
+    scene.leave_only(archiver, &copy).await;
+    let restored = scene.restored("copy", &["--to-end"]).await;
+    assert_eq!(marks(&restored).await, ["two seconds ago"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
