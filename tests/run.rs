@@ -177,3 +177,57 @@ async fn a_server_that_restarts_is_streamed_again() {
     assert!(running.terminate().await.success());
     scene.assert_without_hole().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fast_shutdown_is_not_held_up_by_a_store_that_hangs() {
+    // Given WAL that the store does not take
+    let mut scene = Scene::new().await;
+    let mut running = scene.run("100ms").await;
+    let hold = scene.bucket.hold(Op::Put);
+    let lsn = scene.write().await;
+    scene.wait_position("write", &lsn).await;
+    // When the server is told to stop
+    tokio::time::timeout(PATIENCE, scene.server.stop(StopMode::Fast)).await.expect("it is held up").unwrap();
+    // Then it does, because the archiver leaves; and later nothing is missing
+    assert!(running.is_running());
+    drop(hold);
+    scene.server.start().await.unwrap();
+    scene.wait_position("flush", &lsn).await;
+    assert!(running.terminate().await.success());
+    scene.assert_without_hole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn back_pressure_does_not_make_the_published_loss_look_good() {
+    // Given an archiver whose store hangs, so that it no longer reads
+    let scene = Scene::new().await;
+    let mut running = scene.seawall(&["run", "--listen", "127.0.0.1:0"]).start();
+    scene.wait("the stream to begin", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'").await;
+    running.wait_for_text("metrics at").await;
+    let log = running.stderr();
+    let address = log.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    let hold = scene.bucket.hold(Op::Put);
+    // When the server writes far more than is in memory
+    pgbench_tables(&scene.server, 10).await;
+    // Then the loss that is published is what the server has, not what was read
+    wait_for("the loss to be published", PATIENCE, async || {
+        let text = tokio::task::block_in_place(|| get_metrics(&address));
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        (value("seawall_rpo_bytes") > f64::from(80 << 20) && value("seawall_rpo_seconds") > 1.0).then_some(())
+    })
+    .await;
+    drop(hold);
+    assert!(running.terminate().await.success());
+}
+
+fn get_metrics(address: &str) -> String {
+    use std::io::{Read, Write};
+    let mut connection = std::net::TcpStream::connect(address).unwrap();
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    connection.read_to_string(&mut text).unwrap();
+    text
+}
