@@ -220,6 +220,8 @@ impl Server {
         let mut inner = self.lock();
         let (parent, child) = (inner.timeline, TimelineId(inner.timeline.0 + 1));
         inner.timeline = child;
+        // The first thing that a new primary does: its end-of-recovery record.
+        inner.flush = switch + 42;
         self.shared.wal.branch(child, Some(parent), switch);
     }
 
