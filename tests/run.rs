@@ -9,8 +9,9 @@ use nix::sys::signal::Signal;
 use s3::{Fault, Op, S3Server};
 use seawall::scratch::{ServerOptions, StopMode};
 use std::time::Duration;
-use support::postgres::{DEBIAN, Postgres, pgbench_tables};
+use support::postgres::{DEBIAN, Load, Postgres, pgbench_tables};
 use support::program::{Running, Seawall};
+use support::proxy::Proxy;
 use support::waiting::{PATIENCE, wait_for};
 
 /// The server gives up on a silent archiver after this many seconds.
@@ -158,6 +159,39 @@ async fn a_store_that_fails_is_waited_for() {
         scene.bucket.clear();
         scene.wait_position("flush", &lsn).await;
     }
+    assert!(running.terminate().await.success());
+    scene.assert_without_hole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_breaks_is_bridged_on_both_sides() {
+    // Given proxies before the server and before the bucket
+    let options = ServerOptions { listen_tcp: true, ..ServerOptions::default() };
+    let scene = Scene { server: Postgres::create(DEBIAN, options).await, bucket: S3Server::start() };
+    let to_server = Proxy::start(([127, 0, 0, 1], scene.server.port()).into()).await;
+    let endpoint = scene.bucket.endpoint();
+    let to_bucket = Proxy::start(endpoint.trim_start_matches("http://").parse().unwrap()).await;
+    let conninfo = format!("host=127.0.0.1 port={} user=postgres sslmode=disable", to_server.address().port());
+    let mut running = scene
+        .seawall(&["run", "--listen", "off", "--flush-interval", "100ms"])
+        .env("SEAWALL_PG", conninfo)
+        .env("AWS_ENDPOINT_URL", format!("http://{}", to_bucket.address()))
+        .start();
+    pgbench_tables(&scene.server, 1).await;
+    let load = Load::start(&scene.server, 2);
+    // When one and then the other loses all its connections, again and again, under load
+    for _ in 0..3 {
+        let lsn = scene.server.value("SELECT pg_current_wal_flush_lsn()").await;
+        scene.wait_position("flush", &lsn).await;
+        to_server.cut();
+        let lsn = scene.server.value("SELECT pg_current_wal_flush_lsn()").await;
+        scene.wait_position("flush", &lsn).await;
+        to_bucket.cut();
+    }
+    load.stop();
+    // Then everything arrives, without a hole
+    let lsn = scene.server.value("SELECT pg_current_wal_flush_lsn()").await;
+    scene.wait_position("flush", &lsn).await;
     assert!(running.terminate().await.success());
     scene.assert_without_hole().await;
 }

@@ -12,4 +12,5 @@
 
 pub mod postgres;
 pub mod program;
+pub mod proxy;
 pub mod waiting;
