@@ -167,9 +167,10 @@ fn it_may_be_killed_at_every_operation_on_the_store() {
     let counts = Arc::new(Counts::default());
     let operations = simulate(7, async {
         let mut world = short_history(7, counts.clone(), None).await;
+        let operations = world.store.operations();
         world.finish().await;
         assert_eq!(world.ledger.violations(), Vec::<String>::new());
-        world.store.operations()
+        operations
     });
     let mut crashes = 0;
     for operation in 1..=operations {
