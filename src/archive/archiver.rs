@@ -189,7 +189,13 @@ impl Archiver {
             Err(error) => return self.judge(error),
         };
         let identity = session.identity();
-        match self.prepare(session.as_mut(), identity).await {
+        // Nothing is begun yet that would have to be finished: a stop need not wait for a server or a store that hangs.
+        let prepared = tokio::select! {
+            biased;
+            () = shutdown.stop.cancelled() => return Ok(Outcome::Done),
+            prepared = self.prepare(session.as_mut(), identity) => prepared,
+        };
+        match prepared {
             Ok((writer, repository, mut resume)) => {
                 let is_linked = removed_before == Some((resume.timeline, resume.overlap_end));
                 if is_linked {
