@@ -17,7 +17,7 @@ const TEMP_DIRECTORY: &str = ".tmp";
 /// A temporary file that nobody wrote to for this long has lost its writer.
 const TEMP_IS_STALE: Duration = Duration::from_secs(24 * 3600);
 /// How often a directory may vanish between its making and the link, by somebody's deleting, before it is an error.
-const LINK_ATTEMPTS: u32 = 20;
+const LINK_ATTEMPTS: u32 = 100;
 /// Backups hold everything the database holds: nothing for others.
 const FILE_MODE: u32 = 0o640;
 const DIRECTORY_MODE: u32 = 0o750;
@@ -108,14 +108,26 @@ impl Writer {
     fn make_parents(&self, key: &str) -> io::Result<()> {
         match key.rsplit_once('/') {
             Some((parent, _)) => {
-                let parent = self.root.join(parent);
-                match DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(parent) {
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(ErrorKind::NotADirectory.into()),
+                let path = self.root.join(parent);
+                match DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path) {
+                    // Also of a directory that was there and gone again when it was looked at, which is no object.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(if self.is_below_object(parent) {
+                        ErrorKind::NotADirectory.into()
+                    } else {
+                        ErrorKind::NotFound.into()
+                    }),
                     made => made,
                 }
             }
             None => Ok(()),
         }
+    }
+
+    /// True if `directory`, or one that it is in, is a file.
+    fn is_below_object(&self, directory: &str) -> bool {
+        Path::new(directory)
+            .ancestors()
+            .any(|path| fs::metadata(self.root.join(path)).is_ok_and(|metadata| !metadata.is_dir()))
     }
 
     fn sync_directories(&self, key: &str) -> io::Result<()> {

@@ -130,7 +130,7 @@ async fn creating_and_deleting_in_one_directory_do_not_hurt_each_other() {
     let churn = |name: &'static str| {
         let store = store.clone();
         crate::runtime::spawn(async move {
-            for _ in 0..100 {
+            for _ in 0..300 {
                 let key = format!("d/e/{name}");
                 let created = create(&store, &key, "x").await;
                 assert!(matches!(created, Ok(Created::New)), "{created:?}");
