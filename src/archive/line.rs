@@ -6,6 +6,7 @@
 //! switch (10).
 
 use super::progress::Progress;
+use super::unused::Unused;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
@@ -74,6 +75,7 @@ pub struct Line {
     /// The block that is not full yet, from its first byte.
     open: BytesMut,
     open_start: Lsn,
+    unused: Unused,
     /// Objects found at the start that the stream has not passed, latest first.
     known: Vec<Stored>,
     /// Live tails, by start.
@@ -95,6 +97,7 @@ impl Line {
             progress: Progress::new(timeline, start, overlap_end),
             open: BytesMut::new(),
             open_start: start,
+            unused: Unused::new(start),
             known,
             tails: Vec::new(),
             covers: Vec::new(),
@@ -137,6 +140,7 @@ impl Line {
             let room = self.size.block_bytes() as usize - self.open.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.open.extend_from_slice(now);
+            self.unused.clear(self.size, self.open_start, &mut self.open);
             rest = later;
             self.progress.receive_to(self.open_start + self.open.len() as u64)?;
             self.compare_passed(jobs);

@@ -18,6 +18,7 @@ mod server;
 mod source;
 mod state;
 mod stream;
+mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
 pub use line::{Job, Line};

@@ -159,7 +159,7 @@ async fn half_a_record(version: u32) {
     let stage = Stage::new(version).await;
     let mut old = Node::primary(version, Some(1)).await;
     let [new] = old.standbys().await;
-    let archiver = stage.archive(&hosts(&[&new], "any"));
+    let mut archiver = stage.archive(&hosts(&[&new], "any"));
     old.mark("first").await;
     archiver.acknowledged(ONE, old.lsn().await).await;
     stage.backup(&old).await;
@@ -172,8 +172,8 @@ async fn half_a_record(version: u32) {
         let writing = tokio::spawn(async move {
             session.sql("SELECT pg_logical_emit_message(false, 'seawall', repeat('x', 200000000))").await
         });
-        let mut state = archiver.state.clone();
-        state.wait_for(|state| state.received.0 > begun.0 + (2 << 20)).await.unwrap();
+        let state = archiver.state.clone();
+        archiver.received(Lsn(begun.0 + (2 << 20))).await;
         let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
         // The last segment that was finished has come.
@@ -311,7 +311,7 @@ async fn promoted_apart(version: u32) {
     ours.mark("ours").await;
     theirs.mark("theirs").await;
     for n in 0..20 {
-        twin.mark(&format!("the twin's, {n}")).await;
+        twin.mark(&format!("of the twin, {n}")).await;
     }
     archiver.settled(&ours).await;
     archiver.stop().await;
