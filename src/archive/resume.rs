@@ -324,6 +324,42 @@ mod tests {
     }
 
     #[test]
+    fn what_reaches_over_the_switch_point_does_not_finish_a_timeline() {
+        let size = SegmentSize::new(MIB).unwrap();
+        let blocks = |ranges: &[(u64, u64)]| {
+            let stored = coverage(ranges);
+            Coverage::new(stored.objects().iter().map(|it| Stored { is_block: true, ..it.clone() }).collect())
+        };
+        let switch = Lsn(MIB + 100);
+        assert!(!is_sealed(&blocks(&[(MIB, 2 * MIB)]), size, switch), "the old primary's word alone");
+        assert!(is_sealed(&blocks(&[(MIB, 2 * MIB), (MIB, MIB + 100)]), size, switch));
+        // At the border of a block.
+        assert!(is_sealed(&blocks(&[(MIB, 2 * MIB), (2 * MIB, 3 * MIB)]), size, Lsn(2 * MIB)));
+        let resume = |end| {
+            let stored = blocks(&[(MIB, 2 * MIB), (2 * MIB, 3 * MIB)]);
+            resume_at(size, TimelineId(1), Lsn(end), &stored, History::root(TimelineId(1)), Some(Lsn(end)))
+        };
+        let inside = resume(2 * MIB + 100);
+        assert_eq!((inside.start, inside.overlap_end, inside.known.len()), (Lsn(2 * MIB), Lsn(2 * MIB + 100), 0));
+    }
+
+    #[tokio::test]
+    async fn a_timeline_without_a_byte_of_its_own_is_passed_over() {
+        let layout = crate::repository::Layout::new("main", SegmentSize::new(MIB).unwrap(), crate::codec::Codec::Lz4);
+        let repository = Repository { store: std::sync::Arc::new(crate::store::MemoryStore::new()), layout };
+        let entered = async |text: &str| {
+            let history = History::parse(TimelineId(3), text.as_bytes()).unwrap();
+            let size = SegmentSize::new(MIB).unwrap();
+            let resume = enter(&repository, &history, TimelineId(2), size).await.unwrap();
+            (resume.timeline, resume.start)
+        };
+        // Left where it began, at a segment's first byte; within a segment it repeats its parent's bytes.
+        assert_eq!(entered("1\t0/300000\tx\n2\t0/300000\tx\n").await, (TimelineId(3), Lsn(3 * MIB)));
+        assert_eq!(entered("1\t0/300100\tx\n2\t0/300100\tx\n").await, (TimelineId(2), Lsn(3 * MIB)));
+        assert_eq!(entered("1\t0/300000\tx\n2\t0/300028\tx\n").await, (TimelineId(2), Lsn(3 * MIB)));
+    }
+
+    #[test]
     fn an_island_is_not_the_beginning_of_what_was_begun_before_it() {
         let coverage = coverage(&[(200, 300)]);
         assert_eq!(stored_end(&coverage, &[], Lsn(100), Some(Lsn(100))), Lsn(100));

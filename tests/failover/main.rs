@@ -6,6 +6,7 @@
 mod s3;
 #[path = "../support/s3_store.rs"]
 mod s3_store;
+mod scripted;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;
