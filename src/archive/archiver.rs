@@ -1,5 +1,7 @@
 //! The loop around connections: connect, find the position, stream, and again, for ever.
 
+use super::divergence::{Behind, behind};
+use super::gap::Missing;
 use super::link::Link;
 use super::resume::{self, Resume, ResumeError};
 use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started};
@@ -7,9 +9,10 @@ use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Cluster, FORMAT_VERSION, GapNote, Key, Layout, Repository, WalReader, Writer};
+use crate::postgres::{SlotHealth, WalStatus};
+use crate::repository::{Cluster, FORMAT_VERSION, Key, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
-use crate::store::{Created, Store};
+use crate::store::Store;
 use crate::wal::{Lsn, TimelineId, WalRange};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,19 +69,19 @@ impl ArchiveOptions {
 /// Streams one cluster into one folder of a store.
 #[derive(Debug)]
 pub struct Archiver {
-    source: Arc<dyn Source>,
+    pub(super) source: Arc<dyn Source>,
     store: Arc<dyn Store>,
     cluster: String,
-    options: ArchiveOptions,
-    clock: Clock,
-    state: StateSender,
+    pub(super) options: ArchiveOptions,
+    pub(super) clock: Clock,
+    pub(super) state: StateSender,
 }
 
 /// What a connection led to.
 enum Outcome {
     /// Come back at once: there is more to do.
     Again,
-    /// Come back at once, and ask for this position itself: what is before it was stored, and the server has it no more.
+    /// Come back at once, and ask from this position on: what is before it was stored, and the server has it no more.
     AgainAt(TimelineId, Lsn),
     /// Come back after a pause.
     Pause(SourceError),
@@ -198,8 +201,10 @@ impl Archiver {
         match prepared {
             Ok((writer, repository, mut resume)) => {
                 let is_linked = removed_before == Some((resume.timeline, resume.overlap_end));
-                if is_linked {
-                    resume.skip_overlap();
+                if let Some((timeline, lsn)) = removed_before
+                    && timeline == resume.timeline
+                {
+                    resume.begin_at(lsn);
                 }
                 self.stream_from(session, &writer, &repository, resume, is_linked, shutdown).await
             }
@@ -236,6 +241,18 @@ impl Archiver {
         // The slot comes first: from now on the server keeps what the listing is about to miss.
         let slot = session.take_slot().await?;
         let resume = resume::find(session, &writer, &repository, slot.restart_lsn).await?;
+        match behind(identity, session.standing().await?, &resume) {
+            Behind::No => {}
+            Behind::Changed(error) => return Err(error.into()),
+            Behind::Diverged(error) => return Err(error.into()),
+            Behind::Standby { flush, stored } => {
+                let error = format!("this standby has WAL up to {flush}, and the repository up to {stored}");
+                if flush <= resume.start {
+                    return Err(SourceError::lost(error).into());
+                }
+                tracing::warn!(error, "nothing is acknowledged until the standby has caught up and is proven equal");
+            }
+        }
         Ok((writer, repository, resume))
     }
 
@@ -285,7 +302,7 @@ impl Archiver {
                 Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Leaving, error)))
             }
             Ended::Lost(error) if error.kind == SourceErrorKind::WalRemoved => {
-                self.pass_over_removed(writer, repository, &resume, error).await
+                self.pass_over_removed(writer, repository, &resume, error, shutdown).await
             }
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
         }
@@ -299,8 +316,14 @@ impl Archiver {
         repository: &Repository,
         resume: &Resume,
         error: SourceError,
+        shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, size, end) = (resume.timeline, writer.layout().segment_size(), resume.overlap_end);
+        let last = size.segment_start(Lsn(end.0.saturating_sub(1)));
+        if resume.start < last {
+            // That much was asked for only to compare more.
+            return Ok(Outcome::AgainAt(timeline, last));
+        }
         if resume.switch == Some(end) {
             // Complete, but not all of it permanent: that much can be had from what is stored.
             return match self.seal_from_repository(writer, repository, timeline, end).await {
@@ -314,7 +337,15 @@ impl Archiver {
         if resume.start < end && size.segment_start(end) == end {
             return Ok(Outcome::AgainAt(timeline, end));
         }
-        self.record_gap(writer, repository, resume, error).await
+        let settling = self.settle_missing(writer, repository, resume, error, shutdown);
+        match Box::pin(settling).await {
+            Ok(Missing::Settled) => Ok(Outcome::Again),
+            Ok(Missing::Unclear(error)) => Ok(Outcome::Pause(error)),
+            Err(error) if error.kind() == Kind::Store => {
+                Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the last block of a finished timeline permanent from its stored tails.
@@ -338,59 +369,6 @@ impl Archiver {
         Ok(())
     }
 
-    /// The server no longer has what comes next. What is lost is written down, so that nothing passes over it unseen.
-    async fn record_gap(
-        &self,
-        writer: &Writer,
-        repository: &Repository,
-        resume: &Resume,
-        error: SourceError,
-    ) -> Result<Outcome> {
-        let size = writer.layout().segment_size();
-        let from = resume.overlap_end;
-        // A new look at the slot: what it keeps from is what the server still has.
-        let mut session = match self.source.connect().await {
-            Ok(session) => session,
-            Err(error) => return Ok(Outcome::Pause(error)),
-        };
-        let kept = match session.take_slot().await {
-            Ok(slot) => slot.restart_lsn.unwrap_or(session.identity().flush_lsn),
-            Err(error) => return Ok(Outcome::Pause(error)),
-        };
-        let mut to = size.segment_start(kept);
-        if to <= from {
-            // The slot claims to keep what the server has removed (a lost slot, on 13 to 17): begin where it is now.
-            to = size.segment_start(session.identity().flush_lsn);
-        }
-        // What comes behind the switch point is another timeline's.
-        let to = resume.switch.map_or(to, |switch| to.min(switch));
-        if to <= from {
-            return Ok(Outcome::Pause(error));
-        }
-        let range = WalRange { timeline: resume.timeline, start: from, end: to };
-        let note = GapNote {
-            format: FORMAT_VERSION,
-            timeline: range.timeline,
-            start: range.start,
-            end: range.end,
-            found_at: self.clock.now(),
-            reason: error.to_string(),
-        };
-        let known = repository.read_gaps(range.timeline).await?;
-        if !known.iter().any(|gap| gap.start <= range.start && range.end <= gap.end) {
-            let created = writer.store_document(&Key::Gap(range), &note).await?;
-            if created == Created::New {
-                self.state.send_modify(|state| state.counts.gaps += 1);
-            }
-        }
-        tracing::error!(
-            lost = %range,
-            "WAL is lost: the server removed it before it was archived; restores from earlier backups end before it, and a \
-             new base backup is needed"
-        );
-        Ok(Outcome::Again)
-    }
-
     /// On a second connection: whether commits wait for us, and where the server is while the stream does not say.
     async fn look_on(&self) -> std::convert::Infallible {
         const PAUSE: Duration = Duration::from_secs(1);
@@ -410,6 +388,8 @@ impl Archiver {
                         state.is_synchronous = synchronous;
                         changed
                     });
+                    let Ok(slot) = observer.slot().await else { break };
+                    self.show_slot(slot);
                 }
                 let is_silent = {
                     let state = self.state.borrow();
@@ -422,8 +402,27 @@ impl Archiver {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
+            self.show_slot(None);
             tokio::time::sleep(PAUSE_WITHOUT).await;
         }
+    }
+
+    /// Publishes how the slot is, and says it when it comes into danger.
+    fn show_slot(&self, slot: Option<SlotHealth>) {
+        let before = self.state.borrow().slot.as_ref().and_then(|slot| slot.status);
+        let now = slot.as_ref().and_then(|slot| slot.status);
+        if now >= Some(WalStatus::Unreserved) && now != before {
+            tracing::error!(
+                wal_status = now.map(WalStatus::name),
+                "the slot holds back more WAL than the server keeps for it (max_slot_wal_keep_size): what is not stored \
+                 soon is lost"
+            );
+        }
+        self.state.send_if_modified(|state| {
+            let changed = state.slot != slot;
+            state.slot = slot;
+            changed
+        });
     }
 
     async fn wait_for_stream(&self) {

@@ -3,10 +3,13 @@
 
 use super::source::{ServerIdentity, Session, SourceError};
 use crate::error::{Error, Kind};
-use crate::repository::{BackupBegin, Coverage, Key, Repository, Stored, Writer};
-use crate::store::StoreErrorKind;
+use crate::repository::{Coverage, Key, Repository, Stored, Writer};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
 use std::collections::BTreeMap;
+
+/// So much has to be equal to show that a server's past is the repository's. Less may be equal by chance, if two servers
+/// that went apart in an earlier segment have begun this one alike: with a checkpoint, say.
+const OVERLAP_BYTES_MIN: u64 = 1 << 20;
 
 /// Where the stream goes on, and what is stored from there on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,11 +29,13 @@ pub(super) struct Resume {
 }
 
 impl Resume {
-    /// Begins where the stored bytes end, which is the first byte of a segment: the server has the one before no more,
-    /// because exactly this position was acknowledged to it.
-    pub(super) fn skip_overlap(&mut self) {
-        self.start = self.overlap_end;
-        self.known.retain(|stored| stored.range.start >= self.start);
+    /// Begins later within the overlap, or at its end, with the first byte of a segment: the server has those before no
+    /// more. Where that is the end, exactly this position was acknowledged to it.
+    pub(super) fn begin_at(&mut self, lsn: Lsn) {
+        if self.start < lsn && lsn <= self.overlap_end {
+            self.start = lsn;
+            self.known.retain(|stored| stored.range.start >= lsn);
+        }
     }
 }
 
@@ -72,10 +77,12 @@ pub(super) async fn find(
         let first = identity.segment_size.segment_start(begin);
         // Where a finished backup starts, everything before was stored. A slot proves nothing of the kind: it may be
         // newer than what is missing.
-        let from = newest_backup_start(repository, timeline).await?.unwrap_or(first).max(first);
+        let from = repository.newest_backup(Some(timeline)).await?.map_or(first, |backup| backup.start_lsn.max(first));
         let restart_lsn = restart_lsn.filter(|lsn| switch.is_none() && *lsn >= first);
         let hint = restart_lsn.map_or(from, |restart_lsn| restart_lsn.min(from));
-        let mut coverage = repository.read_coverage(timeline, hint).await?;
+        // One segment more, which may have to be compared.
+        let listed_from = Lsn(hint.0.saturating_sub(identity.segment_size.bytes())).max(first);
+        let mut coverage = repository.read_coverage(timeline, listed_from).await?;
         if coverage.run_holding(hint).is_none() && hint > first {
             coverage = repository.read_coverage(timeline, first).await?;
         }
@@ -102,7 +109,7 @@ pub(super) async fn find(
         return Ok(resume_at(identity.segment_size, timeline, end, &coverage, history.clone(), switch));
     }
     // Nothing is stored on the server's path: begin where the slot does, or where the server is now.
-    let from = restart_lsn.unwrap_or(identity.flush_lsn);
+    let from = restart_lsn.unwrap_or(identity.flush_lsn).min(identity.flush_lsn);
     let timeline = history.timeline_at(from);
     let start = identity.segment_size.segment_start(from);
     let switch = history.switch_from(timeline);
@@ -135,7 +142,11 @@ fn resume_at(
     // The segment that holds the last stored byte comes again, so that it can be compared. Behind a recorded hole there
     // is no such byte, and the server has nothing of that segment.
     let is_stored = coverage.run_holding(end).is_some_and(|run| run.start < end);
-    let start = size.segment_start(if is_stored { Lsn(end.0.saturating_sub(1)) } else { end });
+    let last = size.segment_start(if is_stored { Lsn(end.0.saturating_sub(1)) } else { end });
+    // A few bytes may be equal by chance: where there are no more in it, the segment before comes again as well.
+    let before = Lsn(last.0.saturating_sub(size.bytes()));
+    let is_little = is_stored && end - last < OVERLAP_BYTES_MIN && before < last;
+    let start = if is_little && coverage.chain(before, last).is_ok() { before } else { last };
     let overlap_end = coverage.chain(start, end).map_or_else(|hole| hole, |_| end);
     let usable = |stored: &&Stored| stored.range.start >= start && switch.is_none_or(|x| stored.range.end <= x);
     let known = coverage.objects().iter().filter(usable).cloned().collect();
@@ -261,24 +272,6 @@ async fn has_stored_parent(
     let Some(parent) = parent else { return Ok(false) };
     let coverage = repository.read_coverage(parent.parent, Lsn(begin.0.saturating_sub(1))).await?;
     Ok(!coverage.objects().is_empty())
-}
-
-/// The start of the newest backup that is finished.
-async fn newest_backup_start(repository: &Repository, timeline: TimelineId) -> Result<Option<Lsn>, ResumeError> {
-    let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
-    let mut ids: Vec<_> =
-        level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
-    ids.sort();
-    for id in ids.into_iter().rev() {
-        let begin: Option<BackupBegin> = repository.read_document(&Key::BackupBegin(id.clone())).await?;
-        let Some(begin) = begin.filter(|begin| begin.timeline == timeline) else { continue };
-        match repository.store.head(&repository.layout.name(&Key::BackupEnd(id))).await {
-            Ok(_) => return Ok(Some(begin.start_lsn)),
-            Err(error) if error.kind == StoreErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(None)
 }
 
 fn promoted_apart(timeline: TimelineId) -> Error {

@@ -1,6 +1,7 @@
 //! What the archiver shows of itself while it runs. Read through a `watch`, by metrics, health and `backup`.
 
 use super::rpo::Rpo;
+use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, TimelineId};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -39,6 +40,8 @@ pub struct ArchiveState {
     pub is_reading_stopped: bool,
     /// Commits wait for us.
     pub is_synchronous: bool,
+    /// Our slot as the server shows it, every few seconds; `None` where we may not look.
+    pub slot: Option<SlotHealth>,
     /// Bytes that are on their way into the store.
     pub in_flight_bytes: u64,
     /// Tails that nothing larger has replaced yet.
@@ -85,6 +88,7 @@ impl ArchiveState {
             last_message: None,
             is_reading_stopped: false,
             is_synchronous: false,
+            slot: None,
             in_flight_bytes: 0,
             live_tails: 0,
             counts: Counts::default(),

@@ -186,7 +186,28 @@ impl<'a> Stream<'a> {
     /// not confirmed, and waiting does not help.
     fn has_nothing_to_store(&self) -> bool {
         let idle = self.queue.is_empty() && self.running.is_empty() && !self.line.has_unsubmitted();
-        idle || self.line.progress().is_settled()
+        let is_held = self.running.is_empty() && !self.queue.iter().any(|job| self.may_start(job));
+        idle || self.line.progress().is_settled() || (is_held && !self.is_proven())
+    }
+
+    /// What comes is known to go on from what is stored: the overlap is equal, and the first record links back.
+    fn is_proven(&self) -> bool {
+        self.line.progress().is_overlap_proven() && self.link.is_none()
+    }
+
+    /// Nothing of a server that is not proven to be the right one gets into the repository: what it sends may be another
+    /// history, and a whole block of that would hide the right tails from every reader.
+    fn may_start(&self, job: &Job) -> bool {
+        match job {
+            Job::Compare { .. } => true,
+            // Compared already, piece by piece.
+            Job::Store { range, .. } if range.end <= self.line.progress().durable() => true,
+            // A first record that is longer than the memory would wait for ever.
+            Job::Store { .. } => {
+                let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+                self.is_proven() || (is_full && self.line.progress().is_overlap_proven())
+            }
+        }
     }
 
     async fn take(&mut self, message: FeedMessage, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
@@ -298,7 +319,8 @@ impl<'a> Stream<'a> {
 
     fn start_jobs(&mut self) {
         while self.running.len() < self.options.uploads_max
-            && let Some(job) = self.queue.pop_front()
+            && let Some(next) = self.queue.iter().position(|job| self.may_start(job))
+            && let Some(job) = self.queue.remove(next)
         {
             self.running.start(perform(self.writer.clone(), job, self.state.clone()));
         }
@@ -358,6 +380,8 @@ impl<'a> Stream<'a> {
             return Ok(Ended::Lost(SourceError::lost(error.to_string())));
         }
         self.enqueue(jobs);
+        // Had there been a record that does not link back, the server's own history would not lead here.
+        self.link = None;
         while !self.line.progress().is_settled() || !self.queue.is_empty() || !self.running.is_empty() {
             self.start_jobs();
             self.publish(false);

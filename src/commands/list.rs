@@ -10,6 +10,10 @@ use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use serde::Serialize;
 
+/// Where that is so.
+const BACKUP_NEEDED: &str =
+    "no base backup was taken behind the last gap: nothing behind it can be restored; run `seawall backup`";
+
 /// What can be restored from one base backup.
 #[derive(Serialize)]
 struct Window {
@@ -46,6 +50,8 @@ struct Report {
     unfinished_backups: Vec<String>,
     wal: Vec<TimelineReport>,
     lost_wal: Vec<GapReport>,
+    /// WAL was lost, and no base backup behind it is finished.
+    backup_needed: bool,
     unknown_objects: Vec<String>,
 }
 
@@ -117,6 +123,9 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
             gap.start, gap.end, gap.timeline
         ));
     }
+    if report.backup_needed {
+        text.push_str(&format!("{BACKUP_NEEDED}\n"));
+    }
     if !report.unknown_objects.is_empty() {
         text.push_str(&format!("{} objects are not Seawall's (--json names them)\n", report.unknown_objects.len()));
     }
@@ -135,6 +144,7 @@ struct Status {
     server_error: Option<String>,
     behind_bytes: Option<u64>,
     holes: usize,
+    backup_needed: bool,
 }
 
 /// Prints how the archive stands against the server.
@@ -160,6 +170,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         server_error: server.as_ref().err().map(ToString::to_string),
         behind_bytes: server_lsn.zip(stored_to).map(|(server, stored)| server - stored),
         holes: report.lost_wal.len(),
+        backup_needed: report.backup_needed,
     };
     if as_json {
         return print::stdout(&print::json(&status)?);
@@ -179,7 +190,11 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n",
         status.cluster,
         shown(status.restorable_to),
-        if status.holes == 0 { "none".to_owned() } else { format!("{} holes: see `seawall list`", status.holes) },
+        match (status.holes, status.backup_needed) {
+            (0, _) => "none".to_owned(),
+            (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
+            (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
+        },
     ))
 }
 
@@ -228,6 +243,7 @@ fn report(name: &str, catalog: Catalog) -> Report {
             .iter()
             .map(|gap| GapReport { timeline: gap.range.timeline, start: gap.range.start, end: gap.range.end })
             .collect(),
+        backup_needed: catalog.unanswered_gap().is_some(),
         unknown_objects: catalog.unknown.clone(),
     }
 }

@@ -265,6 +265,20 @@ impl ConnInfo {
         &self.application_name
     }
 
+    /// The same with another database.
+    pub fn with_database(&self, name: &str) -> ConnInfo {
+        ConnInfo { dbname: name.to_owned(), ..self.clone() }
+    }
+
+    /// Each host by itself, whatever kind of server it is, with its name as [`super::Client::host`] gives it.
+    pub fn each_host(&self) -> Vec<(String, ConnInfo)> {
+        let alone = |host: &Host| {
+            let target_session_attrs = TargetSessionAttrs::Any;
+            (host.to_string(), ConnInfo { hosts: vec![host.clone()], target_session_attrs, ..self.clone() })
+        };
+        self.hosts.iter().map(alone).collect()
+    }
+
     /// The role.
     pub fn user(&self) -> &str {
         &self.user
