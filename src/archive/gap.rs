@@ -51,9 +51,12 @@ impl Archiver {
             return Ok(Missing::Unclear(SourceError::lost("the server's timeline changed")));
         }
         // First what is still there is to stay.
-        if let Err(error) = keep_what_is_left(session.as_mut(), from).await {
+        if let Err(error) = keep_what_is_left(session.as_mut()).await {
             return Ok(Missing::Unclear(error));
         }
+        let others = session.others();
+        // Its walsender is needed for the questions.
+        drop(session);
         let end = resume.switch.unwrap_or(identity.flush_lsn);
         let beginning = match find_beginning(self.source.as_ref(), timeline, size, from, end, resume.switch).await {
             Ok(beginning) => beginning,
@@ -62,7 +65,7 @@ impl Archiver {
         let Some(beginning) = beginning.filter(|beginning| beginning.lsn > from) else {
             return Ok(Missing::Unclear(error));
         };
-        for other in session.others() {
+        for other in others {
             if self.fetch_from(other.as_ref(), writer, repository, resume, beginning.lsn, shutdown).await? {
                 return Ok(Missing::Settled);
             }
@@ -164,11 +167,10 @@ impl Archiver {
     }
 }
 
-/// Makes sure that a slot keeps WAL from now on: `take_slot` makes a lost one anew, and one that claims to keep what is gone
-/// is not believed.
-async fn keep_what_is_left(session: &mut dyn Session, from: Lsn) -> Result<(), SourceError> {
-    let slot = session.take_slot().await?;
-    if !slot.created && slot.restart_lsn.is_some_and(|restart_lsn| restart_lsn <= from) {
+/// Makes sure that a slot keeps WAL from now on: `take_slot` makes one anew that is seen to be lost, and one that has let
+/// WAL go is not believed unseen.
+async fn keep_what_is_left(session: &mut dyn Session) -> Result<(), SourceError> {
+    if !session.take_slot().await?.created {
         session.renew_slot().await?;
     }
     Ok(())

@@ -49,16 +49,15 @@ pub(super) async fn take(client: &mut Client, info: &ConnInfo, name: &str) -> Re
     create(client, info, name).await
 }
 
-/// The server has removed WAL that the slot claims to keep. Makes it anew where it may be one of the dead ones of 16
-/// and 17 and we are not shown.
+/// WAL was removed although the slot is there. Makes it anew where it may be one of the dead ones of 16 and 17 and nobody
+/// lets us look.
 ///
 /// # Errors
 /// What the server says.
 pub(super) async fn renew(client: &mut Client, info: &ConnInfo, name: &str) -> Result<SlotPosition, SourceError> {
-    const STAYS_DEAD: u32 = 160_000;
     let (_, health) = look(client, info, name).await?;
-    if health.is_none() && client.server_version() >= STAYS_DEAD {
-        tracing::warn!(slot = %name, "the replication slot did not keep the WAL that it claims to; making it anew");
+    if health.is_none() && (160_000..180_000).contains(&client.server_version()) {
+        tracing::warn!(slot = %name, "the replication slot may keep nothing, and we may not look; making it anew");
         drop_if_there(client, name).await?;
     }
     take(client, info, name).await

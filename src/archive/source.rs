@@ -108,7 +108,7 @@ pub trait Session: Send + Debug {
     /// Finds the slot, or makes it, with its WAL reserved.
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError>;
 
-    /// The slot claims to keep WAL that the server has removed: makes it anew, unless the server shows that it is alive.
+    /// WAL was removed although there is a slot: makes it anew, unless the server shows that it is alive.
     async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
         self.take_slot().await
     }
