@@ -63,12 +63,12 @@ impl Progress {
 
     /// What may be reported to PostgreSQL as flushed: nothing before the overlap is proven, then the durable end.
     pub fn flushed(&self) -> Lsn {
-        if self.is_overlap_proven() && self.durable > self.start { self.durable } else { Lsn::INVALID }
+        if self.durable >= self.overlap_end && self.durable > self.start { self.durable } else { Lsn::INVALID }
     }
 
-    /// What was stored before this process is proven equal to what the server has.
-    pub fn is_overlap_proven(&self) -> bool {
-        self.durable >= self.overlap_end
+    /// All that was stored before this process has come again.
+    pub fn is_past_overlap(&self) -> bool {
+        self.received >= self.overlap_end
     }
 
     /// Everything received is durable.

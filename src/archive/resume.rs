@@ -345,15 +345,33 @@ mod tests {
 
     #[test]
     fn the_segment_of_the_last_stored_byte_comes_again() {
-        let size = SegmentSize::new(MIB).unwrap();
-        let coverage = coverage(&[(MIB, 2 * MIB), (2 * MIB, 2 * MIB + 10), (3 * MIB, 3 * MIB + 5)]);
-        let resume = |end| resume_at(size, TimelineId(1), Lsn(end), &coverage, History::root(TimelineId(1)), None);
-        let in_the_middle = resume(2 * MIB + 10);
-        assert_eq!((in_the_middle.start, in_the_middle.overlap_end), (Lsn(2 * MIB), Lsn(2 * MIB + 10)));
+        let size = SegmentSize::new(2 * MIB).unwrap();
+        let stored = [(2 * MIB, 4 * MIB), (4 * MIB, 5 * MIB + 10), (8 * MIB, 8 * MIB + 5)];
+        let resume =
+            |end| resume_at(size, TimelineId(1), Lsn(end), &coverage(&stored), History::root(TimelineId(1)), None);
+        let in_the_middle = resume(5 * MIB + 10);
+        assert_eq!((in_the_middle.start, in_the_middle.overlap_end), (Lsn(4 * MIB), Lsn(5 * MIB + 10)));
         assert_eq!(in_the_middle.known.len(), 2, "the island behind is compared as well");
-        let behind_a_hole = resume(5 * MIB);
-        assert_eq!((behind_a_hole.start, behind_a_hole.overlap_end), (Lsn(5 * MIB), Lsn(5 * MIB)));
-        let at_a_border = resume(2 * MIB);
-        assert_eq!((at_a_border.start, at_a_border.overlap_end), (Lsn(MIB), Lsn(2 * MIB)));
+        let behind_a_hole = resume(10 * MIB);
+        assert_eq!((behind_a_hole.start, behind_a_hole.overlap_end), (Lsn(10 * MIB), Lsn(10 * MIB)));
+        let at_a_border = resume(4 * MIB);
+        assert_eq!((at_a_border.start, at_a_border.overlap_end), (Lsn(2 * MIB), Lsn(4 * MIB)));
+    }
+
+    #[test]
+    fn where_little_is_stored_of_the_last_segment_the_one_before_comes_again_too() {
+        let size = SegmentSize::new(2 * MIB).unwrap();
+        let resume = |stored: &[(u64, u64)], end| {
+            resume_at(size, TimelineId(1), Lsn(end), &coverage(stored), History::root(TimelineId(1)), None)
+        };
+        let mut with_it = resume(&[(2 * MIB, 4 * MIB), (4 * MIB, 4 * MIB + 10)], 4 * MIB + 10);
+        assert_eq!((with_it.start, with_it.overlap_end, with_it.known.len()), (Lsn(2 * MIB), Lsn(4 * MIB + 10), 2));
+        let without = resume(&[(3 * MIB, 4 * MIB), (4 * MIB, 4 * MIB + 10)], 4 * MIB + 10);
+        assert_eq!((without.start, without.overlap_end), (Lsn(4 * MIB), Lsn(4 * MIB + 10)), "not all of it is stored");
+        // A server that has it no more is asked from the last segment on.
+        with_it.begin_at(Lsn(4 * MIB));
+        assert_eq!((with_it.start, with_it.overlap_end, with_it.known.len()), (Lsn(4 * MIB), Lsn(4 * MIB + 10), 1));
+        with_it.begin_at(Lsn(2 * MIB));
+        assert_eq!(with_it.start, Lsn(4 * MIB), "never back");
     }
 }

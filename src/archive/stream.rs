@@ -51,7 +51,14 @@ pub(super) enum Ended {
 }
 
 /// What a job became.
-type Done = Result<(Key, WalRange, bool)>;
+type Done = Result<Finished>;
+
+struct Finished {
+    key: Key,
+    range: WalRange,
+    was_compared: bool,
+    was_stored: bool,
+}
 
 pub(super) struct Stream<'a> {
     pub(super) writer: &'a Writer,
@@ -63,6 +70,8 @@ pub(super) struct Stream<'a> {
     link: Option<Link>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
+    /// Comparisons that wait or run.
+    comparing: usize,
     in_flight_bytes: u64,
     garbage: VecDeque<(Instant, Key)>,
     /// Deletions and heartbeats: nothing waits for them.
@@ -96,6 +105,7 @@ impl<'a> Stream<'a> {
             link,
             queue: VecDeque::new(),
             running: Tasks::default(),
+            comparing: 0,
             in_flight_bytes: 0,
             garbage: VecDeque::new(),
             errands: Tasks::default(),
@@ -187,12 +197,12 @@ impl<'a> Stream<'a> {
     fn has_nothing_to_store(&self) -> bool {
         let idle = self.queue.is_empty() && self.running.is_empty() && !self.line.has_unsubmitted();
         let is_held = self.running.is_empty() && !self.queue.iter().any(|job| self.may_start(job));
-        idle || self.line.progress().is_settled() || (is_held && !self.is_proven())
+        idle || self.line.progress().is_settled() || (is_held && !self.queue.is_empty())
     }
 
-    /// What comes is known to go on from what is stored: the overlap is equal, and the first record links back.
-    fn is_proven(&self) -> bool {
-        self.line.progress().is_overlap_proven() && self.link.is_none()
+    /// Everything that was stored before has come again and been compared.
+    fn is_compared(&self) -> bool {
+        self.line.progress().is_past_overlap() && self.comparing == 0
     }
 
     /// Nothing of a server that is not proven to be the right one gets into the repository: what it sends may be another
@@ -205,7 +215,7 @@ impl<'a> Stream<'a> {
             // A first record that is longer than the memory would wait for ever.
             Job::Store { .. } => {
                 let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max;
-                self.is_proven() || (is_full && self.line.progress().is_overlap_proven())
+                self.is_compared() && (self.link.is_none() || is_full)
             }
         }
     }
@@ -313,6 +323,7 @@ impl<'a> Stream<'a> {
     fn enqueue(&mut self, jobs: Vec<Job>) {
         for job in jobs {
             self.in_flight_bytes += job.range().bytes();
+            self.comparing += usize::from(matches!(job, Job::Compare { .. }));
             self.queue.push_back(job);
         }
     }
@@ -327,7 +338,8 @@ impl<'a> Stream<'a> {
     }
 
     /// True if PostgreSQL can be told something new.
-    fn confirm(&mut self, (key, range, was_stored): (Key, WalRange, bool)) -> Result<bool> {
+    fn confirm(&mut self, Finished { key, range, was_compared, was_stored }: Finished) -> Result<bool> {
+        self.comparing -= usize::from(was_compared);
         self.in_flight_bytes -= range.bytes();
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
@@ -469,7 +481,10 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
     let mut first = true;
     loop {
         match attempt(&writer, &job).await {
-            Ok(was_stored) => return Ok((job.key().clone(), job.range(), was_stored)),
+            Ok(was_stored) => {
+                let was_compared = matches!(job, Job::Compare { .. });
+                return Ok(Finished { key: job.key().clone(), range: job.range(), was_compared, was_stored });
+            }
             Err(error) if matches!(error.kind(), Kind::Store) => {
                 if first {
                     state.send_modify(|state| state.counts.store_failures += 1);
