@@ -338,4 +338,11 @@ async fn the_program_ends_with_the_code_of_a_divergence_and_says_what_to_do() {
     // When the archiver is started on it, then it ends with the code for that, and says what to do
     let ended = seawall(&server).run_err(8).await.stderr;
     assert!(ended.contains("hint:") && ended.contains("--cluster") && ended.contains("new base backup"), "{ended}");
+    // and no base backup is taken of it
+    let arguments = ["backup", "--fast"];
+    let backup = Seawall::new(arguments)
+        .env("SEAWALL_PG", server.conninfo())
+        .env("SEAWALL_REPO", format!("file://{}", repository.display()));
+    backup.run_err(8).await;
+    assert!(!repository.join("main/base").exists(), "a base backup was begun");
 }

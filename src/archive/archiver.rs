@@ -137,6 +137,7 @@ impl Archiver {
             self.state.send_modify(|state| {
                 state.rpo.lost();
                 state.phase = Phase::Connecting;
+                state.is_compared = false;
             });
             let error = match outcome {
                 Outcome::Done => return Ok(()),

@@ -26,6 +26,8 @@ pub struct ArchiveState {
     pub phase: Phase,
     /// The timeline that is streamed.
     pub timeline: Option<TimelineId>,
+    /// What was stored before this stream has come again and been found equal: it is the right server.
+    pub is_compared: bool,
     /// The end of what was read.
     pub received: Lsn,
     /// The end of the gap-free stored bytes.
@@ -81,6 +83,7 @@ impl ArchiveState {
         ArchiveState {
             phase: Phase::Connecting,
             timeline: None,
+            is_compared: false,
             received: Lsn::INVALID,
             durable: Lsn::INVALID,
             flushed: Lsn::INVALID,

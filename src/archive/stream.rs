@@ -410,6 +410,7 @@ impl<'a> Stream<'a> {
     fn publish(&self, stopping: bool) {
         let progress = self.line.progress();
         let is_reading_stopped = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+        let is_compared = self.is_compared();
         self.state.send_if_modified(|state| {
             state.phase = if stopping { Phase::Stopping } else { Phase::Streaming };
             state.timeline = Some(progress.timeline());
@@ -417,7 +418,8 @@ impl<'a> Stream<'a> {
             state.in_flight_bytes = self.in_flight_bytes;
             state.live_tails = self.line.live_tails() as u64;
             state.is_reading_stopped = is_reading_stopped;
-            let moved = state.durable != progress.durable();
+            let moved = state.durable != progress.durable() || state.is_compared != is_compared;
+            state.is_compared = is_compared;
             state.durable = progress.durable();
             moved
         });

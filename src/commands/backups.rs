@@ -34,11 +34,14 @@ pub(super) struct Backups {
     pub(super) clock: Clock,
 }
 
-/// What of the archiver's state makes another look worth while.
-type Occasion = (Phase, u64, u64);
+/// What of the archiver's state makes another look worth while: whether base backups are ours to take, streams begun,
+/// gaps recorded.
+type Occasion = (bool, u64, u64);
 
 fn occasion(state: &ArchiveState) -> Occasion {
-    (state.phase, state.counts.connections, state.counts.gaps)
+    // A spare leaves base backups to the one that streams, and nobody takes one of a server that may be the wrong one.
+    let is_ours = state.phase == Phase::Streaming && state.is_compared;
+    (is_ours, state.counts.connections, state.counts.gaps)
 }
 
 impl Backups {
@@ -59,9 +62,7 @@ impl Backups {
                     tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
                 }
                 told = unanswered;
-                // Whoever streams takes it: a spare would be the second.
-                let is_ours = self.settings.run.backup_after_gap && seen.0 == Phase::Streaming;
-                if unanswered.is_some() && is_ours {
+                if unanswered.is_some() && seen.0 && self.settings.run.backup_after_gap {
                     match self.answer().await {
                         Ok(()) => continue,
                         Err(error) => {

@@ -90,6 +90,9 @@ fn show(metrics: &Metrics, state: &ArchiveState) {
 
 fn health_of(state: &ArchiveState) -> Health {
     let (ready, reason) = match state.phase {
+        Phase::Streaming if !state.is_compared => {
+            (false, "comparing what is stored with what the server has".to_owned())
+        }
         Phase::Streaming => (true, format!("streaming, durable up to {}", state.durable)),
         Phase::HotSpare => (true, "hot spare: another archiver holds the slot".to_owned()),
         Phase::Stopping => (false, "stopping".to_owned()),
