@@ -10,8 +10,10 @@ use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a server may take to say whether it has a piece of WAL.
 const PEEK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,19 +28,52 @@ pub struct PostgresSource {
     /// `None`: WAL is taken as far as it happens to be there.
     slot: Option<String>,
     clock: Clock,
+    hosts: Arc<Mutex<Hosts>>,
+}
+
+/// Which of several servers it is.
+#[derive(Debug, Default)]
+struct Hosts {
+    /// That of the last session.
+    last: Option<String>,
+    /// These are left alone until then.
+    passed_over: BTreeMap<String, Instant>,
 }
 
 impl PostgresSource {
     /// Streams through `slot`, which is made where it is missing.
     pub fn new(info: ConnInfo, slot: impl Into<String>, clock: Clock) -> PostgresSource {
-        PostgresSource { info, slot: Some(slot.into()), clock }
+        PostgresSource { info, slot: Some(slot.into()), clock, hosts: Arc::default() }
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The servers that are not left alone. If all are, all of them: waiting would help nobody.
+    fn eligible(&self) -> ConnInfo {
+        let mut hosts = self.hosts();
+        hosts.passed_over.retain(|_, until| *until > Instant::now());
+        self.info.with_hosts(|host| !hosts.passed_over.contains_key(host)).unwrap_or_else(|| self.info.clone())
+    }
+
+    /// The server of the last session. Not any other: it may be one that is not followed.
+    fn last_host(&self) -> ConnInfo {
+        let last = self.hosts().last.clone();
+        last.map_or_else(|| self.info.clone(), |host| self.at(&host))
+    }
+
+    /// One server of the list.
+    fn at(&self, host: &str) -> ConnInfo {
+        self.info.with_hosts(|name| name == host).unwrap_or_else(|| self.info.clone())
     }
 }
 
 #[async_trait]
 impl Source for PostgresSource {
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError> {
-        let mut client = Client::connect(&self.info, Mode::Physical, &[]).await?;
+        let mut client = Client::connect(&self.eligible(), Mode::Physical, &[]).await?;
+        self.hosts().last = Some(client.host().to_owned());
         let system = client.identify_system().await?;
         let segment_size = client.wal_segment_size().await?;
         let identity = ServerIdentity {
@@ -52,10 +87,11 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
+        let info = self.last_host();
         // One connection that may also ask by SQL, where the role is let in for that.
-        let client = match Client::connect_for_sql(&self.info, Mode::Database).await {
+        let client = match Client::connect_for_sql(&info, Mode::Database).await {
             Ok(client) => client,
-            Err(_) => Client::connect(&self.info, Mode::Physical, &[]).await?,
+            Err(_) => Client::connect(&info, Mode::Physical, &[]).await?,
         };
         let name = self.info.application_name().to_owned();
         Ok(Box::new(PostgresObserver { client, name, slot: self.slot.clone() }))
@@ -63,7 +99,7 @@ impl Source for PostgresSource {
 
     async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
         let asking = async {
-            let client = Client::connect(&self.info, Mode::Physical, &[]).await?;
+            let client = Client::connect(&self.last_host(), Mode::Physical, &[]).await?;
             let Streaming::Wal(mut stream) = client.start_replication(None, lsn, timeline).await? else {
                 return Ok(Some(Bytes::new()));
             };
@@ -82,6 +118,20 @@ impl Source for PostgresSource {
         };
         let asked = tokio::time::timeout(PEEK_TIMEOUT, asking).await;
         asked.unwrap_or_else(|_| Err(SourceError::lost(format!("the server does not say whether it has WAL at {lsn}"))))
+    }
+
+    fn has_others(&self) -> bool {
+        self.info.host_names().len() > 1
+    }
+
+    fn pass_over(&self, time: Duration) -> bool {
+        let mut hosts = self.hosts();
+        let now = Instant::now();
+        hosts.passed_over.retain(|_, until| *until > now);
+        if let Some(host) = hosts.last.clone() {
+            hosts.passed_over.insert(host, now + time);
+        }
+        self.info.host_names().iter().any(|host| !hosts.passed_over.contains_key(host))
     }
 }
 
@@ -103,15 +153,17 @@ impl Session for PostgresSession {
     }
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        let info = self.info();
         match &self.source.slot {
-            Some(name) => slot::take(&mut self.client, &self.source.info, name).await,
+            Some(name) => slot::take(&mut self.client, &info, name).await,
             None => Ok(SlotPosition { restart_lsn: None, created: false }),
         }
     }
 
     async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        let info = self.info();
         match &self.source.slot {
-            Some(name) => slot::renew(&mut self.client, &self.source.info, name).await,
+            Some(name) => slot::renew(&mut self.client, &info, name).await,
             None => Ok(SlotPosition { restart_lsn: None, created: false }),
         }
     }
@@ -128,31 +180,55 @@ impl Session for PostgresSession {
     }
 
     fn others(&self) -> Vec<Arc<dyn Source>> {
-        let hosts = self.source.info.each_host().into_iter();
-        let others = hosts.filter(|(name, _)| name != self.client.host());
-        let clock = &self.source.clock;
-        let source = |(_, info)| Arc::new(PostgresSource { info, slot: None, clock: clock.clone() }) as Arc<dyn Source>;
-        others.map(source).collect()
+        let (all, own) = (&self.source.info, self.client.host());
+        let names = all.host_names().into_iter().filter(|name| name != own);
+        let other = |name: String| {
+            let info = all.with_hosts(|host| host == name)?.with_any_session();
+            let source = PostgresSource { info, slot: None, clock: self.source.clock.clone(), hosts: Arc::default() };
+            Some(Arc::new(source) as Arc<dyn Source>)
+        };
+        names.filter_map(other).collect()
+    }
+
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        match &self.source.slot {
+            Some(name) => Ok(self.client.drop_slot(name).await?),
+            None => Ok(()),
+        }
     }
 
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
+        /// `internal_error`: no code of its own for a position that is not in the server's history, as when it was
+        /// promoted since it was asked (`walsender.c`, `StartReplication`).
+        const INTERNAL_ERROR: &str = "XX000";
+        let (version, info) = (self.client.server_version(), self.info());
         let PostgresSession { client, source, .. } = *self;
-        let (version, host) = (client.server_version(), client.host().to_owned());
-        match client.start_replication(source.slot.as_deref(), start, timeline).await {
+        let error = match client.start_replication(source.slot.as_deref(), start, timeline).await {
             Ok(Streaming::Wal(stream)) => {
-                Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: source.clock })))
+                return Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: source.clock })));
             }
             Ok(Streaming::TimelineEnded { next, switch, .. }) => {
-                Ok(Started::TimelineEnded(TimelineEnd { next, switch }))
+                return Ok(Started::TimelineEnded(TimelineEnd { next, switch }));
             }
-            Err(error) => match &source.slot {
-                Some(name) if slot::is_refused_as_dead(version, &error) => {
-                    slot::replace_dead(&source.info, &host, name).await?;
-                    Err(SourceError::new(SourceErrorKind::Lost, error.into()))
-                }
-                _ => Err(error.into()),
-            },
+            Err(error) => error,
+        };
+        match (&source.slot, error.sqlstate()) {
+            (Some(name), _) if slot::is_refused_as_dead(version, &error) => {
+                slot::replace_dead(&info, name).await?;
+                Err(SourceError::new(SourceErrorKind::Lost, error.into()))
+            }
+            (_, Some(INTERNAL_ERROR)) if !error.is_wal_removed() => {
+                Err(SourceError::new(SourceErrorKind::NotInHistory, error.into()))
+            }
+            _ => Err(error.into()),
         }
+    }
+}
+
+impl PostgresSession {
+    /// This server alone.
+    fn info(&self) -> ConnInfo {
+        self.source.at(self.client.host())
     }
 }
 
@@ -241,6 +317,10 @@ impl From<PgError> for SourceError {
         let kind = match error.sqlstate() {
             Some("55006") => SourceErrorKind::SlotBusy,
             _ if error.is_wal_removed() => SourceErrorKind::WalRemoved,
+            // One of several servers that is starting or leaving does not hold up the search for another.
+            _ if matches!(&error, PgError::Hosts(hosts) if hosts.len() > 1) && error.is_transient() => {
+                SourceErrorKind::Lost
+            }
             Some(state) if state.starts_with("57P") => SourceErrorKind::Leaving,
             _ if error.is_transient() => SourceErrorKind::Lost,
             _ => SourceErrorKind::Refused,

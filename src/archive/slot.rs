@@ -4,6 +4,8 @@
 //! * 13 to 15: it loses its position. Whoever streams through it makes it good again, and hides what was lost.
 //! * 16 and 17: the same, but it stays dead: it follows the stream and keeps nothing.
 //! * 18: nobody can stream through it.
+//!
+//! `info` is always this one server, of however many are configured.
 
 use super::source::{SlotPosition, SourceError, SourceErrorKind};
 use crate::error::{Error, Kind};
@@ -72,19 +74,13 @@ pub(super) fn is_refused_as_dead(version: u32, error: &PgError) -> bool {
 ///
 /// # Errors
 /// What the server says.
-pub(super) async fn replace_dead(info: &ConnInfo, host: &str, name: &str) -> Result<(), SourceError> {
-    let info = on_host(info, host);
-    let mut client = Client::connect(&info, Mode::Physical, &[]).await?;
+pub(super) async fn replace_dead(info: &ConnInfo, name: &str) -> Result<(), SourceError> {
+    let mut client = Client::connect(info, Mode::Physical, &[]).await?;
     tracing::warn!(slot = %name, "the server has given up the replication slot; making it anew");
     drop_if_there(&mut client, name).await?;
-    create(&mut client, &info, name).await?;
+    create(&mut client, info, name).await?;
     client.close().await;
     Ok(())
-}
-
-/// The same server again, of several that are configured.
-fn on_host(info: &ConnInfo, host: &str) -> ConnInfo {
-    info.each_host().into_iter().find(|(name, _)| name == host).map_or_else(|| info.clone(), |(_, alone)| alone)
 }
 
 /// Where the slot is and how it is, as far as the server tells: up to 14 only SQL knows where, from 16 on only SQL knows
@@ -96,7 +92,7 @@ async fn look(client: &mut Client, info: &ConnInfo, name: &str) -> Result<(SlotS
     if is_all || state == SlotState::Absent {
         return Ok((state, None));
     }
-    let Ok(mut sql) = Client::connect_for_sql(&on_host(info, client.host()), Mode::Sql).await else {
+    let Ok(mut sql) = Client::connect_for_sql(info, Mode::Sql).await else {
         return Ok((state, None));
     };
     let state = match state {

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the archiver does about an error of a source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +22,11 @@ pub enum SourceErrorKind {
     WalRemoved,
     /// The server does not know this position or timeline.
     NotInHistory,
+    /// The server's past is not the repository's, or it has not come as far: another server may be the right one, or this
+    /// one become it. An old primary that came back, a standby that lags.
+    OtherPath,
+    /// The server was promoted to a timeline that the repository has of another server. Nothing mends that.
+    Apart,
     /// Anything else that the server says: try again, seldom; somebody has to do something.
     Refused,
 }
@@ -88,12 +94,22 @@ pub trait Source: Send + Sync + Debug {
     /// Connects for streaming.
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError>;
 
-    /// Connects for looking on while the stream is read.
+    /// Connects for looking on while the stream is read: to the server that the last session was with.
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError>;
 
     /// Asks for WAL of `timeline` from `lsn` on, without a slot: the first bytes of what comes (some, where the server has
     /// no more of it yet), or `None` if the server has removed them. Only the server knows what it still has.
     async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError>;
+
+    /// True if the WAL may come from more than one server.
+    fn has_others(&self) -> bool {
+        false
+    }
+
+    /// Leaves the server of the last session alone for so long, in favour of others. False if no other is left.
+    fn pass_over(&self, _time: Duration) -> bool {
+        false
+    }
 }
 
 /// A connection that is not streaming.
@@ -120,6 +136,11 @@ pub trait Session: Send + Debug {
     /// one has removed.
     fn others(&self) -> Vec<Arc<dyn Source>> {
         Vec::new()
+    }
+
+    /// Drops the slot that was made in this session: the server turned out to be none of ours.
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        Ok(())
     }
 
     /// Begins to stream `timeline` at `start`.

@@ -221,6 +221,7 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
                 }
                 _ => findings.ok("repository", format!("{}, cluster {:?}", store.describe(), settings.cluster)),
             }
+            check_branches(settings, &store, &cluster, findings).await;
             check_gaps(settings, store.clone(), cluster, findings).await;
         }
         Err(error) => {
@@ -264,6 +265,32 @@ async fn check_gaps(settings: &Settings, store: Arc<dyn Store>, cluster: Cluster
             format!("{gaps} gaps, the last from {} to {}, and no base backup behind it", last.start, last.end),
             "Nothing behind it can be restored: run `seawall backup` if `seawall run` does not do it by itself.",
         ),
+    }
+}
+
+/// WAL of servers that were cut off at a failover is nothing wrong, and good to know of.
+async fn check_branches(settings: &Settings, store: &Arc<dyn Store>, cluster: &Cluster, findings: &mut Findings) {
+    let size = SegmentSize::new(cluster.segment_bytes).unwrap_or(SegmentSize::DEFAULT);
+    let layout = Layout::new(settings.cluster.clone(), size, crate::codec::Codec::Lz4);
+    let repository = Repository { store: store.clone(), layout };
+    let branches = async {
+        let mut branches = Vec::new();
+        for timeline in repository.read_timelines().await? {
+            branches.extend(repository.read_dead_branches(timeline).await?);
+        }
+        Ok::<_, Error>(branches)
+    };
+    match branches.await {
+        Ok(branches) => {
+            for branch in branches {
+                let (start, end, timeline) = (branch.start, branch.end, branch.timeline);
+                let found = format!(
+                    "timeline {timeline} was left at {start}; {start} to {end} is of a server that was cut off"
+                );
+                findings.ok("dead branch", found);
+            }
+        }
+        Err(error) => findings.failed("repository", &error),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::repository::{Catalog, CoverageRun};
 use crate::runtime::Clock;
-use crate::wal::{Lsn, TimelineId};
+use crate::wal::{Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -35,10 +35,16 @@ struct TimelineReport {
 }
 
 #[derive(Serialize)]
-struct GapReport {
+struct RangeReport {
     timeline: TimelineId,
     start: Lsn,
     end: Lsn,
+}
+
+impl RangeReport {
+    fn of(range: WalRange) -> RangeReport {
+        RangeReport { timeline: range.timeline, start: range.start, end: range.end }
+    }
 }
 
 #[derive(Serialize)]
@@ -49,9 +55,10 @@ struct Report {
     backups: Vec<Window>,
     unfinished_backups: Vec<String>,
     wal: Vec<TimelineReport>,
-    lost_wal: Vec<GapReport>,
+    lost_wal: Vec<RangeReport>,
     /// WAL was lost, and no base backup behind it is finished.
     backup_needed: bool,
+    dead_branches: Vec<RangeReport>,
     unknown_objects: Vec<String>,
 }
 
@@ -125,6 +132,17 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     }
     if report.backup_needed {
         text.push_str(&format!("{BACKUP_NEEDED}\n"));
+    }
+    for branch in &report.dead_branches {
+        text.push_str(&format!(
+            "note: timeline {} was left at {}; behind it {} are stored, up to {}, of a server that was cut off: --timeline {} \
+             restores them\n",
+            branch.timeline,
+            branch.start,
+            print::size(branch.end - branch.start),
+            branch.end,
+            branch.timeline
+        ));
     }
     if !report.unknown_objects.is_empty() {
         text.push_str(&format!("{} objects are not Seawall's (--json names them)\n", report.unknown_objects.len()));
@@ -207,8 +225,9 @@ async fn read(settings: &Settings) -> Result<Report> {
 fn report(name: &str, catalog: Catalog) -> Report {
     let path = catalog.followed_timeline().map(|timeline| catalog.history(timeline));
     let window = |backup: &crate::repository::BackupDocument| {
-        let history = path.clone().filter(|path| path.passes(backup.timeline));
-        let history = history.unwrap_or_else(|| catalog.history(backup.timeline));
+        // One on a dead branch is of use on its own timeline alone.
+        let history = path.clone().filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
+        let history = history.unwrap_or_else(|| catalog.history(backup.end_timeline));
         let (_, covered) = catalog.covered_until(&history, backup.start_lsn);
         Window {
             backup: backup.id.to_string(),
@@ -238,12 +257,9 @@ fn report(name: &str, catalog: Catalog) -> Report {
             .iter()
             .map(|(timeline, coverage)| TimelineReport { timeline: *timeline, stored: coverage.runs() })
             .collect(),
-        lost_wal: catalog
-            .gaps
-            .iter()
-            .map(|gap| GapReport { timeline: gap.range.timeline, start: gap.range.start, end: gap.range.end })
-            .collect(),
+        lost_wal: catalog.gaps.iter().map(|gap| RangeReport::of(gap.range)).collect(),
         backup_needed: catalog.unanswered_gap().is_some(),
+        dead_branches: catalog.dead_branches.iter().copied().map(RangeReport::of).collect(),
         unknown_objects: catalog.unknown.clone(),
     }
 }

@@ -270,13 +270,9 @@ impl ConnInfo {
         ConnInfo { dbname: name.to_owned(), ..self.clone() }
     }
 
-    /// Each host by itself, whatever kind of server it is, with its name as [`super::Client::host`] gives it.
-    pub fn each_host(&self) -> Vec<(String, ConnInfo)> {
-        let alone = |host: &Host| {
-            let target_session_attrs = TargetSessionAttrs::Any;
-            (host.to_string(), ConnInfo { hosts: vec![host.clone()], target_session_attrs, ..self.clone() })
-        };
-        self.hosts.iter().map(alone).collect()
+    /// The same for whatever kind of server it is.
+    pub fn with_any_session(&self) -> ConnInfo {
+        ConnInfo { target_session_attrs: TargetSessionAttrs::Any, ..self.clone() }
     }
 
     /// The role.
@@ -289,9 +285,20 @@ impl ConnInfo {
         self.tls.mode
     }
 
+    /// Each host as [`super::Client::host`] gives it.
+    pub fn host_names(&self) -> Vec<String> {
+        self.hosts.iter().map(Host::to_string).collect()
+    }
+
+    /// The same with those hosts alone that are to be kept, by name; `None` if none is.
+    pub fn with_hosts(&self, keep: impl Fn(&str) -> bool) -> Option<ConnInfo> {
+        let hosts: Vec<Host> = self.hosts.iter().filter(|host| keep(&host.to_string())).cloned().collect();
+        (!hosts.is_empty()).then(|| ConnInfo { hosts, ..self.clone() })
+    }
+
     /// `user@host:port,host:port`, for messages; no secret.
     pub fn describe(&self) -> String {
-        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        let hosts = self.host_names();
         format!("{}@{}", self.user, hosts.join(","))
     }
 }

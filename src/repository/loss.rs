@@ -48,18 +48,23 @@ impl Catalog {
 }
 
 impl Repository {
-    /// What the newest finished base backup said at its beginning: of those that began on `timeline`, or of all.
+    /// What the newest finished base backup said at its beginning: of all, or of those that began on a timeline before it
+    /// was left.
     ///
     /// # Errors
     /// If the store fails or the document is unreadable.
-    pub async fn newest_backup(&self, timeline: Option<TimelineId>) -> Result<Option<BackupBegin>> {
+    pub async fn newest_backup(&self, before: Option<(TimelineId, Option<Lsn>)>) -> Result<Option<BackupBegin>> {
         let level = self.store.list_level(&self.layout.base_prefix()).await?;
         let mut ids: Vec<_> =
             level.prefixes.iter().filter_map(|prefix| self.layout.parse_backup_prefix(prefix)).collect();
         ids.sort();
         for id in ids.into_iter().rev() {
             let begin: Option<BackupBegin> = self.read_document(&Key::BackupBegin(id.clone())).await?;
-            let is_wanted = |begin: &BackupBegin| timeline.is_none_or(|timeline| begin.timeline == timeline);
+            let is_wanted = |begin: &BackupBegin| {
+                before.is_none_or(|(timeline, switch)| {
+                    begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch)
+                })
+            };
             let Some(begin) = begin.filter(is_wanted) else { continue };
             match self.store.head(&self.layout.name(&Key::BackupEnd(id))).await {
                 Ok(_) => return Ok(Some(begin)),
