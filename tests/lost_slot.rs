@@ -2,9 +2,12 @@
 //! really gone is recorded and answered with a base backup.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+#[path = "support/s3/mod.rs"]
+mod s3;
 mod support;
 
 use futures_util::future::join_all;
+use s3::{Op, S3Server};
 use seawall::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
 use seawall::error::Kind;
 use seawall::postgres::{Client, ConnInfo, Mode, StatusUpdate, Streaming};
@@ -486,4 +489,30 @@ async fn the_slot_is_watched_where_the_role_may_look() {
         assert!(running.terminate().await.success());
     }))
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_in_danger_is_said_before_anything_is_lost() {
+    // Given a store that takes nothing, while the server writes more than it keeps for the slot
+    let scene = Scene::new(DEBIAN, options(&[])).await;
+    let bucket = S3Server::start();
+    let arguments = ["run", "--listen", "127.0.0.1:0", "--repo", &format!("s3://{}/backups", S3Server::BUCKET)];
+    let seawall =
+        bucket.env().into_iter().fold(scene.seawall(&arguments), |seawall, (name, value)| seawall.env(name, value));
+    let mut running = seawall.start();
+    running.wait_for_text("metrics at").await;
+    let log = running.stderr();
+    let address = log.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    wait_metric(&address, "seawall_slot_wal_status{status=\"reserved\"", Some(1.0)).await;
+    let hold = bucket.hold(Op::Put);
+    write_segments(&scene.server, 6).await;
+    // Then the log and the metric say so, and nothing is lost yet
+    running.wait_for_text("the slot holds back more WAL than the server keeps for it").await;
+    wait_metric(&address, "seawall_slot_wal_status{status=\"unreserved\"", Some(1.0)).await;
+    assert_eq!(tokio::task::block_in_place(|| metric(&address, "seawall_gaps")), Some(0.0));
+    // When the store answers again, then all is well
+    drop(hold);
+    scene.wait_flushed().await;
+    wait_metric(&address, "seawall_slot_wal_status{status=\"unreserved\"", Some(0.0)).await;
+    assert!(running.terminate().await.success());
 }
