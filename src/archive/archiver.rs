@@ -1,5 +1,6 @@
 //! The loop around connections: connect, find the position, stream, and again, for ever.
 
+use super::garbage::Garbage;
 use super::link::Link;
 use super::resume::{self, Resume, ResumeError};
 use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started};
@@ -11,7 +12,7 @@ use crate::repository::{Cluster, FORMAT_VERSION, GapNote, Key, Layout, Repositor
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::{Created, Store};
 use crate::wal::{Lsn, TimelineId, WalRange};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -72,6 +73,7 @@ pub struct Archiver {
     options: ArchiveOptions,
     clock: Clock,
     state: StateSender,
+    garbage: Mutex<Garbage>,
 }
 
 /// What a connection led to.
@@ -96,7 +98,7 @@ impl Archiver {
         clock: Clock,
     ) -> Archiver {
         let (state, _) = watch::channel(ArchiveState::new(Instant::now()));
-        Archiver { source, store, cluster: cluster.into(), options, clock, state }
+        Archiver { source, store, cluster: cluster.into(), options, clock, state, garbage: Mutex::default() }
     }
 
     /// What it shows of itself.
@@ -273,7 +275,7 @@ impl Archiver {
             }
             false => None,
         };
-        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &resume, link);
+        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &self.garbage, &resume, link);
         match Box::pin(stream.run(feed, shutdown)).await? {
             Ended::Stopped | Ended::Killed => Ok(Outcome::Done),
             Ended::Timeline(end) => {

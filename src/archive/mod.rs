@@ -7,6 +7,8 @@
 //! ```
 
 mod archiver;
+mod backup_end;
+mod garbage;
 mod line;
 mod link;
 mod progress;
@@ -18,7 +20,7 @@ mod state;
 mod stream;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
-pub use line::{Job, Line};
+pub use line::{Garbage, Job, Line};
 pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;

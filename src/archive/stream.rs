@@ -1,6 +1,8 @@
 //! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
 
 use super::ArchiveOptions;
+use super::backup_end;
+use super::garbage::{Failed, Garbage};
 use super::line::{Job, Line};
 use super::link::Link;
 use super::resume::Resume;
@@ -9,8 +11,10 @@ use super::state::{ArchiveState, Phase, StateSender};
 use crate::error::{Kind, Result};
 use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
+use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, WalRange};
 use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -32,6 +36,9 @@ const SHUTDOWN_REQUESTS: u32 = 5;
 /// Replies to requests that bring no news are this far apart: a storm is not answered with a storm.
 const REPLY_PAUSE: Duration = Duration::from_millis(100);
 
+/// So many tails are deleted at a time: as fast as they are stored, and no storm when many are due.
+const DELETIONS_MAX: usize = 8;
+
 /// How long PostgreSQL may take to end a stream when we are done with it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -50,8 +57,15 @@ pub(super) enum Ended {
     Lost(SourceError),
 }
 
-/// What a job became.
-type Done = Result<(Key, WalRange, bool)>;
+/// A job that is done.
+struct Finished {
+    key: Key,
+    range: WalRange,
+    is_comparison: bool,
+    was_stored: bool,
+}
+
+type Done = Result<Finished>;
 
 pub(super) struct Stream<'a> {
     pub(super) writer: &'a Writer,
@@ -63,9 +77,12 @@ pub(super) struct Stream<'a> {
     link: Option<Link>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
+    /// Of those that run.
+    comparisons: usize,
     in_flight_bytes: u64,
-    garbage: VecDeque<(Instant, Key)>,
-    /// Deletions and heartbeats: nothing waits for them.
+    garbage: &'a Mutex<Garbage>,
+    deletions: Tasks<(WalRange, Result<(), StoreErrorKind>)>,
+    /// Heartbeats: nothing waits for them.
     errands: Tasks<()>,
     oldest_unsubmitted: Option<Instant>,
     server_end: Lsn,
@@ -82,11 +99,13 @@ impl<'a> Stream<'a> {
         options: &'a ArchiveOptions,
         clock: &'a Clock,
         state: &'a StateSender,
+        garbage: &'a Mutex<Garbage>,
         resume: &Resume,
         link: Option<Link>,
     ) -> Stream<'a> {
         let size = writer.layout().segment_size();
         let now = Instant::now();
+        lock(garbage).forget_from(resume.timeline, resume.start);
         Stream {
             writer,
             options,
@@ -96,8 +115,10 @@ impl<'a> Stream<'a> {
             link,
             queue: VecDeque::new(),
             running: Tasks::default(),
+            comparisons: 0,
             in_flight_bytes: 0,
-            garbage: VecDeque::new(),
+            garbage,
+            deletions: Tasks::default(),
             errands: Tasks::default(),
             oldest_unsubmitted: None,
             server_end: Lsn::INVALID,
@@ -156,14 +177,20 @@ impl<'a> Stream<'a> {
                     if let Err(error) = self.send_status(&mut feed, true).await {
                         return Ok(Ended::Lost(error));
                     }
-                    self.run_errands();
+                    self.delete_due();
                     self.heartbeat();
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
                 // 6. Somebody waits for commits now, or no longer does.
                 () = wait_until(&mut watched, |state| options.is_urgent(state) != was_urgent) => {}
-                // 7. More WAL.
+                // 7. A tail is deleted, and the next one may be.
+                Some(deleted) = self.deletions.next(), if !self.deletions.is_empty() => {
+                    let (tail, deleted) = deleted?;
+                    self.deleted(tail, deleted);
+                    self.delete_due();
+                }
+                // 8. More WAL.
                 message = feed.next(), if may_read => {
                     last_message = Instant::now();
                     match message {
@@ -195,6 +222,7 @@ impl<'a> Stream<'a> {
             FeedMessage::Data { start, server_end, server_micros, bytes } => {
                 self.saw_server(now, server_end, server_micros);
                 let mut jobs = Vec::new();
+                let submitted = self.line.progress().submitted();
                 if let Err(error) = self.line.receive(start, &bytes, &mut jobs) {
                     return match error.kind() {
                         Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
@@ -209,10 +237,9 @@ impl<'a> Stream<'a> {
                 self.quiet_since = now;
                 self.state.send_modify(|state| state.counts.received_bytes += bytes.len() as u64);
                 self.enqueue(jobs);
-                self.oldest_unsubmitted = match self.line.has_unsubmitted() {
-                    true => Some(self.oldest_unsubmitted.unwrap_or(now)),
-                    false => None,
-                };
+                // A block that became full took along what was older.
+                let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
+                self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
             }
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
                 self.saw_server(now, server_end, server_micros);
@@ -296,22 +323,32 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// Nothing is stored while something that came before it is still compared: if that differs, what holds it may not
+    /// become part of the repository.
     fn start_jobs(&mut self) {
         while self.running.len() < self.options.uploads_max
-            && let Some(job) = self.queue.pop_front()
+            && let Some(job) = self.queue.pop_front_if(|job| job.is_comparison() || self.comparisons == 0)
         {
+            self.comparisons += usize::from(job.is_comparison());
             self.running.start(perform(self.writer.clone(), job, self.state.clone()));
         }
     }
 
     /// True if PostgreSQL can be told something new.
-    fn confirm(&mut self, (key, range, was_stored): (Key, WalRange, bool)) -> Result<bool> {
+    fn confirm(&mut self, finished: Finished) -> Result<bool> {
+        let Finished { key, range, is_comparison, was_stored } = finished;
         self.in_flight_bytes -= range.bytes();
+        self.comparisons -= usize::from(is_comparison);
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
         self.enqueue(jobs);
-        let due = Instant::now() + self.options.garbage_age;
-        self.garbage.extend(garbage.into_iter().map(|key| (due, key)));
+        let now = Instant::now();
+        for tail in garbage {
+            let due = now + self.options.garbage_age.saturating_sub(tail.covered_for);
+            if !lock(self.garbage).add(due, tail.range) {
+                self.state.send_modify(|state| state.counts.undeleted += 1);
+            }
+        }
         let durable = self.line.progress().durable();
         self.state.send_modify(|state| {
             match (&key, was_stored) {
@@ -389,20 +426,35 @@ impl<'a> Stream<'a> {
 
     /// Deletes what has been garbage for long enough that no reader is in the middle of it. Best effort: what cannot be
     /// deleted stays for `prune`.
-    fn run_errands(&mut self) {
-        while self.garbage.front().is_some_and(|(due, _)| *due <= Instant::now())
-            && let Some((_, key)) = self.garbage.pop_front()
-        {
-            let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&key));
-            let state = self.state.clone();
-            self.errands.start(async move {
-                if store.delete(&name).await.is_ok() {
-                    state.send_modify(|state| state.counts.deleted += 1);
-                }
-            });
+    fn delete_due(&mut self) {
+        let now = Instant::now();
+        let left = lock(self.garbage).drop_denied(now);
+        if left > 0 {
+            self.state.send_modify(|state| state.counts.undeleted += left);
         }
-        // Collected without waiting: one that hangs must not hold anything up.
-        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.errands.next()) {}
+        while self.deletions.len() < DELETIONS_MAX
+            && let Some(tail) = lock(self.garbage).take_due(now)
+        {
+            let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&Key::Tail(tail)));
+            self.deletions.start(async move { (tail, store.delete(&name).await.map_err(|error| error.kind)) });
+        }
+    }
+
+    fn deleted(&mut self, tail: WalRange, deleted: Result<(), StoreErrorKind>) {
+        let Err(kind) = deleted else {
+            self.state.send_modify(|state| state.counts.deleted += 1);
+            return;
+        };
+        if let Failed::Denied { is_news } = lock(self.garbage).failed(tail, kind, Instant::now()) {
+            self.state.send_modify(|state| state.counts.undeleted += 1);
+            if is_news {
+                tracing::warn!(
+                    reason = ?kind,
+                    "the store does not let tails be deleted that larger objects have replaced; they stay, and cost what they \
+                     take up (docs/operations.md has the rights that are needed)"
+                );
+            }
+        }
     }
 
     /// While nothing happens, says now and then in the repository that nothing happened.
@@ -416,8 +468,13 @@ impl<'a> Stream<'a> {
         let (timeline, flush_lsn) = (progress.timeline(), progress.durable());
         let document = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn };
         let key = Key::Heartbeat { timeline, time, flush: flush_lsn };
-        self.quiet_since = Instant::now();
+        // In step, as long as nothing has happened: the moments at which this is asked for are a second apart.
+        let in_step = self.quiet_since + self.options.heartbeat_interval;
+        let is_in_step = in_step.elapsed() < self.options.heartbeat_interval;
+        self.quiet_since = if is_in_step { in_step } else { Instant::now() };
         let (writer, state) = (self.writer.clone(), self.state.clone());
+        // Those before are collected without waiting: one that hangs must not hold anything up.
+        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.errands.next()) {}
         self.errands.start(async move {
             // One that is missing only makes an idle stretch shorter than it was.
             match writer.store_document(&key, &document).await {
@@ -426,6 +483,11 @@ impl<'a> Stream<'a> {
             }
         });
     }
+}
+
+/// Every change under the lock is whole: a panic elsewhere leaves nothing half done.
+fn lock(garbage: &Mutex<Garbage>) -> MutexGuard<'_, Garbage> {
+    garbage.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The state as it is when `condition` holds is of no interest: only that it does.
@@ -445,7 +507,17 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
     let mut first = true;
     loop {
         match attempt(&writer, &job).await {
-            Ok(was_stored) => return Ok((job.key().clone(), job.range(), was_stored)),
+            Ok(was_stored) => {
+                let (key, range, is_comparison) = (job.key().clone(), job.range(), job.is_comparison());
+                if let Job::Store { key: Key::Block(_), bytes, .. } = job
+                    && backup_end::may_be_in(&bytes)
+                {
+                    let size = writer.layout().segment_size();
+                    let has_ended = blocking(move || backup_end::is_in(&bytes, range.start, size)).await?;
+                    state.send_modify(|state| state.counts.backups_ended += u64::from(has_ended));
+                }
+                return Ok(Finished { key, range, is_comparison, was_stored });
+            }
             Err(error) if matches!(error.kind(), Kind::Store) => {
                 if first {
                     state.send_modify(|state| state.counts.store_failures += 1);
