@@ -24,7 +24,7 @@ const DENIED_PAUSE: Duration = Duration::from_secs(3600);
 pub(super) struct Garbage {
     /// By the moment at which they are due.
     tails: VecDeque<(Instant, WalRange)>,
-    /// The store does not let us delete, as far as is known until then.
+    /// The store does not let us delete, as far as is known until then; the next one that is tried shows it.
     denied_until: Option<Instant>,
     is_denial_told: bool,
 }
@@ -63,7 +63,14 @@ impl Garbage {
         if self.is_denied(now) {
             return None;
         }
-        self.tails.pop_front_if(|(due, _)| *due <= now).map(|(_, tail)| tail)
+        let (_, tail) = self.tails.pop_front_if(|(due, _)| *due <= now)?;
+        self.denied_until = self.denied_until.map(|_| now + DENIED_PAUSE);
+        Some(tail)
+    }
+
+    /// A tail was deleted.
+    pub(super) fn succeeded(&mut self) {
+        self.denied_until = None;
     }
 
     /// Forgets what is due while deleting is not allowed; how much that was.
@@ -129,9 +136,17 @@ mod tests {
         assert_eq!(garbage.drop_denied(now), 9);
         let later = now + DENIED_PAUSE;
         assert!(garbage.add(later, tail(50)));
+        assert!(garbage.add(later, tail(51)));
         assert_eq!(garbage.drop_denied(later), 0);
         let again = garbage.take_due(later).unwrap();
         assert_eq!(garbage.failed(again, StoreErrorKind::Denied, later), Failed::Denied { is_news: false });
+        assert_eq!(garbage.take_due(later), None);
+        // And when it is allowed, all is well
+        let allowed = later + DENIED_PAUSE;
+        assert_eq!(garbage.take_due(allowed), Some(tail(51)));
+        garbage.succeeded();
+        assert!(garbage.add(allowed, tail(52)));
+        assert_eq!(due(&mut garbage, allowed), [52]);
     }
 
     #[test]

@@ -17,8 +17,11 @@ use std::time::Duration;
 /// How many neighbouring tails of one level become one of the next.
 const TAILS_PER_MERGE: usize = 16;
 
-/// The level of tails from before a restart, and of the one that replaces them all: they are never merged.
+/// The level of tails from before a restart, and of the one that replaces them: they are never merged.
 const RESTART_LEVEL: u8 = u8::MAX;
+
+/// After a restart, tails within so many bytes are replaced in any case.
+const REPLACED_BYTES_MIN: u64 = 64 << 10;
 
 /// Something to do with the store, whose success confirms `range`.
 #[derive(Clone, Debug)]
@@ -117,7 +120,7 @@ pub struct Line {
     tails: Vec<Tail>,
     /// Confirmed objects that hold tails which are still being stored.
     covers: Vec<Cover>,
-    /// Tails from before this connection were found in the open block: the next one replaces them all.
+    /// Tails from before this connection were found in the open block: the next one replaces them.
     replaces_earlier: bool,
 }
 
@@ -232,18 +235,37 @@ impl Line {
             return Ok(());
         }
         let end = self.progress.received();
-        let (start, level) = match self.replaces_earlier {
-            true => (self.open_start, RESTART_LEVEL),
-            false => (self.progress.submitted().max(self.open_start), 0),
+        let replaced = if self.replaces_earlier { self.replaced_from(end) } else { None };
+        self.replaces_earlier = false;
+        let (start, level) = match replaced {
+            Some(start) => (start, RESTART_LEVEL),
+            None => (self.progress.submitted().max(self.open_start), 0),
         };
-        if self.replaces_earlier {
-            let in_open_block = |tail: &&mut Tail| tail.range.start >= start;
-            self.tails.iter_mut().filter(in_open_block).for_each(|tail| tail.merging = true);
-            self.replaces_earlier = false;
-        }
+        self.tails.iter_mut().filter(|tail| tail.range.start >= start).for_each(|tail| tail.merging = true);
         let range = self.range(start, end);
         self.store_tail(range, level, jobs);
         self.progress.submit_to(end)
+    }
+
+    /// After a restart one tail replaces all before it, up to `end`; this is where it begins. Left alone is what is larger
+    /// than everything behind it: in a row of restarts the whole block would be stored with each of them. So few are
+    /// left alone (eight, each twice the next), and a byte that is stored again comes into something twice as large.
+    fn replaced_from(&self, end: Lsn) -> Option<Lsn> {
+        let mut position = self.open_start;
+        while let Some(tail) = self.farthest_at(position) {
+            let is_small = tail.end - tail.start <= end - tail.end || end - tail.start <= REPLACED_BYTES_MIN;
+            if is_small {
+                return Some(tail.start);
+            }
+            position = tail.end;
+        }
+        None
+    }
+
+    /// Of the tails that hold the byte at `position`, the one that reaches farthest.
+    fn farthest_at(&self, position: Lsn) -> Option<WalRange> {
+        let ranges = self.tails.iter().map(|tail| tail.range);
+        ranges.filter(|range| range.start <= position && position < range.end).max_by_key(|range| range.end)
     }
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
@@ -499,6 +521,28 @@ mod tests {
             merged.iter().map(|job| (job.range().start.0, job.range().end.0)).collect::<Vec<_>>(),
             [(MIB, MIB + 16 * 32)]
         );
+    }
+
+    #[test]
+    fn after_a_restart_what_is_larger_than_all_behind_it_is_left_alone() {
+        // Given tails from before, each larger than all behind it, but for the third
+        let sizes: [u64; 5] = [500_000, 200_000, 60_000, 70_000, 100];
+        let mut known = Vec::new();
+        let mut end = MIB;
+        for size in sizes {
+            known.push(stored(end, end + size, false));
+            end += size;
+        }
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(end), &known);
+        let mut jobs = Vec::new();
+        line.receive(Lsn(MIB), &wal(MIB, end + 50), &mut jobs).unwrap();
+        let mut stored: BTreeMap<Key, Bytes> = jobs.iter().map(|job| (job.key().clone(), Bytes::new())).collect();
+        settle(&mut line, &mut jobs, &mut stored);
+        // When the next flush comes, it replaces from the first that is not larger than all behind it
+        line.flush(&mut jobs).unwrap();
+        assert_eq!(jobs[0].range().start, Lsn(MIB + 700_000));
+        settle(&mut line, &mut jobs, &mut stored);
+        assert_eq!(stored.len(), 3, "{:?}", stored.keys());
     }
 
     #[test]

@@ -442,6 +442,7 @@ impl<'a> Stream<'a> {
 
     fn deleted(&mut self, tail: WalRange, deleted: Result<(), StoreErrorKind>) {
         let Err(kind) = deleted else {
+            lock(self.garbage).succeeded();
             self.state.send_modify(|state| state.counts.deleted += 1);
             return;
         };

@@ -1,0 +1,116 @@
+//! Rule 3: the archiver deletes below `open/` alone, and does without where it may not even do that.
+
+use crate::store::Latency;
+use crate::world::{HOUR, MIB, SECOND, World, on_a_paused_clock};
+use seawall::archive::ArchiveOptions;
+use std::sync::{Arc, Mutex};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Everything that is logged at warning and above on this thread, while it lives.
+#[derive(Clone, Default)]
+pub struct Warnings(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Warnings {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Warnings {
+    type Writer = Warnings;
+
+    fn make_writer(&self) -> Warnings {
+        self.clone()
+    }
+}
+
+impl Warnings {
+    pub fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+        tracing::subscriber::set_default(subscriber.with_writer(self.clone()).finish())
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn nothing_is_deleted_that_is_not_below_open_and_replaced_for_five_minutes() {
+    on_a_paused_clock(async {
+        // Given blocks that fill slowly, at once, and across restarts, over a store that watches every deletion
+        let mut world = World::begin(ArchiveOptions::default(), MIB, Latency::NEAR).await;
+        for round in 0..6 {
+            world.trickle(700, SECOND / 2, 10 * 60 * SECOND).await;
+            world.trickle(100 << 10, SECOND / 10, 2 * SECOND).await;
+            match round % 3 {
+                0 => world.kill().await,
+                1 => world.stop().await,
+                _ => continue,
+            }
+            world.start().await;
+        }
+        world.trickle(1, SECOND, 6 * 60 * SECOND).await;
+        // Then it saw deletions, and none that was wrong
+        assert!(world.store.counts().deletes > 1_000, "{:?}", world.store.counts());
+        world.assert_readable().await;
+    });
+}
+
+#[test]
+fn where_deleting_is_denied_the_archiver_works_and_says_so_once() {
+    on_a_paused_clock(async {
+        // Given credentials that may not delete
+        let warnings = Warnings::default();
+        let _listening = warnings.listen();
+        let mut world = World::begin(ArchiveOptions::default(), MIB, Latency::NEAR).await;
+        world.store.deny_deletes();
+        // When it trickles for ten hours, blocks fill, and the connection breaks twice
+        for _ in 0..3 {
+            world.trickle(50, SECOND / 2, 3 * HOUR).await;
+            world.server.cut();
+            world.trickle(300 << 10, SECOND, 10 * SECOND).await;
+            world.trickle(50, SECOND / 2, HOUR / 3).await;
+        }
+        // Then everything is stored, few deletions were tried, and the operator was told once
+        let (counts, state) = (world.store.counts(), world.state().counts);
+        assert!(counts.deletes <= 8 + 10, "{} deletions were tried", counts.deletes);
+        let told: Vec<_> = warnings.lines().into_iter().filter(|line| line.contains("deleted")).collect();
+        assert_eq!(told.len(), 1, "{told:#?}");
+        assert!(told[0].contains("Denied"), "{told:?}");
+        // and it knows how much is left to prune, but keeps no list of it
+        assert!(state.undeleted > 50_000, "{state:?}");
+        assert!(world.store.take_most_live() <= 75 + 16);
+        world.assert_readable().await;
+        // And when it is allowed after all, what comes from then on is deleted within the hour
+        world.store.allow_deletes();
+        let before = world.store.counts();
+        world.trickle(50, SECOND, 2 * HOUR).await;
+        assert!((world.store.counts() - before).deletes > 3_000, "{:?}", world.store.counts() - before);
+    });
+}
+
+#[test]
+fn garbage_that_was_due_while_the_connection_was_away_is_deleted_afterwards() {
+    on_a_paused_clock(async {
+        // Given a block that has just replaced many tails
+        let mut world = World::begin(ArchiveOptions::default(), MIB, Latency::NEAR).await;
+        world.trickle(50, SECOND / 2, 20 * 60 * SECOND).await;
+        world.server.write(2 * MIB);
+        world.server.all_safe().await;
+        let garbage = world.store.garbage();
+        assert!(garbage > 300, "only {garbage} tails are replaced");
+        // When the connection breaks, and the stream begins behind that block
+        world.server.cut();
+        world.trickle(50, SECOND, 6 * 60 * SECOND).await;
+        // Then they are deleted nevertheless
+        assert_eq!(world.store.overdue(SECOND * 5), Vec::<String>::new());
+        assert!(world.store.garbage() < garbage);
+        world.assert_readable().await;
+    });
+}

@@ -1,0 +1,13 @@
+//! Tails: how many there are, what they cost, when they go, and that nobody notices. Design rules 2 to 8, 11 and 12.
+//!
+//! Whole days pass here on a paused clock, in seconds: an archiver of production code between a server that writes what
+//! a test says and a store that counts what is asked of it.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+mod deleting;
+mod flushes;
+mod idle;
+mod server;
+mod store;
+mod trickle;
+mod world;
