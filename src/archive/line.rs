@@ -54,11 +54,6 @@ impl Job {
         }
     }
 
-    /// True if nothing is to be stored.
-    pub fn is_comparison(&self) -> bool {
-        matches!(self, Job::Compare { .. })
-    }
-
     /// The object.
     pub fn key(&self) -> &Key {
         match self {

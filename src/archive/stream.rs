@@ -57,15 +57,8 @@ pub(super) enum Ended {
     Lost(SourceError),
 }
 
-/// A job that is done.
-struct Finished {
-    key: Key,
-    range: WalRange,
-    is_comparison: bool,
-    was_stored: bool,
-}
-
-type Done = Result<Finished>;
+/// What a job became.
+type Done = Result<(Key, WalRange, bool)>;
 
 pub(super) struct Stream<'a> {
     pub(super) writer: &'a Writer,
@@ -77,8 +70,6 @@ pub(super) struct Stream<'a> {
     link: Option<Link>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
-    /// Of those that run.
-    comparisons: usize,
     in_flight_bytes: u64,
     garbage: &'a Mutex<Garbage>,
     deletions: Tasks<(WalRange, Result<(), StoreErrorKind>)>,
@@ -115,7 +106,6 @@ impl<'a> Stream<'a> {
             link,
             queue: VecDeque::new(),
             running: Tasks::default(),
-            comparisons: 0,
             in_flight_bytes: 0,
             garbage,
             deletions: Tasks::default(),
@@ -323,22 +313,17 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Nothing is stored while something that came before it is still compared: if that differs, what holds it may not
-    /// become part of the repository.
     fn start_jobs(&mut self) {
         while self.running.len() < self.options.uploads_max
-            && let Some(job) = self.queue.pop_front_if(|job| job.is_comparison() || self.comparisons == 0)
+            && let Some(job) = self.queue.pop_front()
         {
-            self.comparisons += usize::from(job.is_comparison());
             self.running.start(perform(self.writer.clone(), job, self.state.clone()));
         }
     }
 
     /// True if PostgreSQL can be told something new.
-    fn confirm(&mut self, finished: Finished) -> Result<bool> {
-        let Finished { key, range, is_comparison, was_stored } = finished;
+    fn confirm(&mut self, (key, range, was_stored): (Key, WalRange, bool)) -> Result<bool> {
         self.in_flight_bytes -= range.bytes();
-        self.comparisons -= usize::from(is_comparison);
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
         self.enqueue(jobs);
@@ -509,7 +494,7 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
     loop {
         match attempt(&writer, &job).await {
             Ok(was_stored) => {
-                let (key, range, is_comparison) = (job.key().clone(), job.range(), job.is_comparison());
+                let (key, range) = (job.key().clone(), job.range());
                 if let Job::Store { key: Key::Block(_), bytes, .. } = job
                     && backup_end::may_be_in(&bytes)
                 {
@@ -517,7 +502,7 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
                     let has_ended = blocking(move || backup_end::is_in(&bytes, range.start, size)).await?;
                     state.send_modify(|state| state.counts.backups_ended += u64::from(has_ended));
                 }
-                return Ok(Finished { key, range, is_comparison, was_stored });
+                return Ok((key, range, was_stored));
             }
             Err(error) if matches!(error.kind(), Kind::Store) => {
                 if first {
