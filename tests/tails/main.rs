@@ -4,9 +4,17 @@
 //! a test says and a store that counts what is asked of it.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+#[path = "../support/s3/mod.rs"]
+mod s3;
+#[path = "../support/s3_store.rs"]
+mod s3_store;
+#[path = "../support/mod.rs"]
+mod support;
+
 mod deleting;
 mod flushes;
 mod idle;
+mod reader;
 mod server;
 mod store;
 mod trickle;

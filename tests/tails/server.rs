@@ -10,7 +10,9 @@ use seawall::error::{Error, Kind};
 use seawall::runtime::Clock;
 use seawall::wal::{Lsn, SegmentSize, TimelineId};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 pub const SYSTEM_IDENTIFIER: u64 = 7_300_000_000_000_000_002;
 pub const TIMELINE: TimelineId = TimelineId(1);
@@ -89,10 +91,15 @@ impl Server {
 
     /// Waits until everything it has was acknowledged.
     pub async fn all_safe(&self) {
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(3600);
-        while self.flushed() < self.flush() {
-            assert!(tokio::time::Instant::now() < deadline, "{} of {} is safe", self.flushed(), self.flush());
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        self.safe_up_to(self.flush()).await;
+    }
+
+    /// Waits until everything before `end` was acknowledged.
+    pub async fn safe_up_to(&self, end: Lsn) {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        while self.flushed() < end {
+            assert!(Instant::now() < deadline, "{} of {end} is safe", self.flushed());
+            sleep(Duration::from_millis(1)).await;
         }
     }
 }

@@ -98,7 +98,8 @@ struct Inner {
     /// Tails that something larger holds, and since when.
     covered: BTreeMap<String, Instant>,
     most_garbage: usize,
-    /// Covered, and not deleted half a minute after they could have been.
+    /// Tails that were to be read and were not there any more.
+    gone: u64,
     blocks: BTreeMap<Lsn, WalRange>,
     /// When a WAL object was handed over.
     handed_over: Vec<(Instant, WalRange)>,
@@ -119,6 +120,7 @@ impl WatchedStore {
             most_live: 0,
             covered: BTreeMap::new(),
             most_garbage: 0,
+            gone: 0,
             blocks: BTreeMap::new(),
             handed_over: Vec::new(),
             is_recording: false,
@@ -169,6 +171,11 @@ impl WatchedStore {
     /// The most of them at a time.
     pub fn most_garbage(&self) -> usize {
         self.lock().most_garbage
+    }
+
+    /// How often a tail was to be read that was not there any more.
+    pub fn gone(&self) -> u64 {
+        self.lock().gone
     }
 
     /// Garbage that could have been deleted so long ago.
@@ -274,7 +281,12 @@ impl Store for WatchedStore {
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
         self.lock().counts.gets += 1;
         self.take_time().await;
-        self.memory.get(key, range).await
+        let read = self.memory.get(key, range).await;
+        let is_tail = matches!(self.layout.parse(key), Ok(Key::Tail(_)));
+        if read.as_ref().is_err_and(|error| is_tail && error.kind == StoreErrorKind::NotFound) {
+            self.lock().gone += 1;
+        }
+        read
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
