@@ -6,8 +6,10 @@
 //!        └── flushed ◄───┴─ progress ◄┴── confirmed
 //! ```
 
+mod ancestry;
 mod archiver;
 mod backup_end;
+mod dead_branch;
 mod garbage;
 mod line;
 mod link;
