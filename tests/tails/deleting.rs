@@ -1,8 +1,14 @@
 //! Rule 3: the archiver deletes below `open/` alone, and does without where it may not even do that.
 
+use crate::s3::{Fault, Op, S3Server};
+use crate::s3_store;
+use crate::server::Server;
 use crate::store::Latency;
-use crate::world::{HOUR, MIB, SECOND, World, on_a_paused_clock};
-use seawall::archive::ArchiveOptions;
+use crate::support::waiting::{PATIENCE, wait_for};
+use crate::world::{CLUSTER, HOUR, MIB, MILLISECOND, SECOND, World, on_a_paused_clock};
+use seawall::archive::{ArchiveOptions, Archiver};
+use seawall::runtime::{Clock, Shutdown};
+use seawall::wal::SegmentSize;
 use std::sync::{Arc, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -113,4 +119,36 @@ fn garbage_that_was_due_while_the_connection_was_away_is_deleted_afterwards() {
         assert!(world.store.garbage() < garbage);
         world.assert_readable().await;
     });
+}
+
+#[tokio::test]
+async fn where_s3_denies_deleting_there_is_one_warning_and_no_storm() {
+    // Given a bucket whose policy lets nothing be deleted, and tails that are replaced at once
+    let warnings = Warnings::default();
+    let _listening = warnings.listen();
+    let bucket = S3Server::start();
+    bucket.always(Op::Delete, Fault::ACCESS_DENIED);
+    let clock = Clock::system();
+    let server = Server::new(SegmentSize::new(MIB).unwrap(), clock.clone());
+    let store = s3_store::store(s3_store::options(&bucket)).await;
+    let (flush_interval, garbage_age) = (5 * MILLISECOND, 100 * MILLISECOND);
+    let options = ArchiveOptions { flush_interval, garbage_age, ..ArchiveOptions::default() };
+    let archiver = Archiver::new(Arc::new(server.clone()), store, CLUSTER, options, clock);
+    let (shutdown, state) = (Shutdown::default(), archiver.state());
+    let token = shutdown.clone();
+    let archiving = tokio::spawn(async move { archiver.run(&token).await });
+    // When hundreds of them are due
+    wait_for("tails that are left to prune", PATIENCE, async || {
+        server.write(3_000);
+        (state.borrow().counts.undeleted > 300).then_some(())
+    })
+    .await;
+    // Then few deletions were tried, the operator was told once, and the archiver works and ends well
+    let tried = bucket.count(Op::Delete);
+    assert!((1..=8).contains(&tried), "{tried} deletions were tried");
+    server.all_safe().await;
+    shutdown.begin_stop();
+    archiving.await.unwrap().expect("a good end");
+    let told = warnings.lines();
+    assert!(told.len() == 1 && told[0].contains("Denied"), "{told:#?}");
 }

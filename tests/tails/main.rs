@@ -11,6 +11,7 @@ mod s3_store;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod costs;
 mod deleting;
 mod flushes;
 mod idle;
