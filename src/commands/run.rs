@@ -1,5 +1,6 @@
 //! `seawall run`: streams, stores, acknowledges, and shows how it is doing.
 
+use super::looks::Looks;
 use super::observer::StoreMetrics;
 use super::{parts, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource};
@@ -14,9 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-/// How often the newest base backup, which another process may have taken, is looked up for the metrics.
-const BACKUP_LOOK: Duration = Duration::from_secs(3600);
 
 /// Runs until a signal, or until something happens that waiting cannot mend.
 ///
@@ -47,7 +45,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     let mut services: Tasks<()> = Tasks::default();
     let (health, is_healthy) = watch::channel(health_of(&archiver.state().borrow()));
     services.start(follow_health(archiver.state(), health));
-    services.start(follow_backups(settings.clone(), store, metrics.clone()));
+    services.start(follow_backups(settings.clone(), store, metrics.clone(), Looks::new(archiver.state())));
     if let Some(listener) = listener {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
         tracing::info!(%address, "metrics at /metrics, health at /healthz and /readyz");
@@ -107,19 +105,25 @@ async fn follow_health(mut state: watch::Receiver<ArchiveState>, health: watch::
 }
 
 /// Keeps the metrics of the newest base backup and of recorded holes up to date.
-async fn follow_backups(settings: Settings, store: Arc<dyn Store>, metrics: Metrics) {
+async fn follow_backups(settings: Settings, store: Arc<dyn Store>, metrics: Metrics, mut looks: Looks) {
+    let mut newest = None;
     loop {
         // A store that fails shows in its own metrics; the numbers here stay as they were.
         if let Ok((repository, _)) = parts::repository_in(&settings, store.clone()).await {
             if let Ok(Some(backup)) = newest_backup(&repository).await {
                 let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
                 metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
+                if newest.replace(backup.id.clone()) != Some(backup.id) {
+                    looks.found_new_backup();
+                }
             }
             if let Ok(gaps) = count_gaps(&repository).await {
                 metrics.set_gaps(gaps);
             }
         }
-        tokio::time::sleep(BACKUP_LOOK).await;
+        if !looks.next().await {
+            return;
+        }
     }
 }
 
