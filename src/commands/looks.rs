@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// After the end of a base backup in the WAL: what makes it one is stored some seconds later, where its upload was quick.
-const AFTER_BACKUP_END: [Duration; 3] =
-    [Duration::from_secs(10), Duration::from_secs(120), Duration::from_secs(30 * 60)];
+const AFTER_BACKUP_END: [Duration; 4] =
+    [Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(30 * 60)];
 
 /// Much may happen at once: one look for all of it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -123,7 +123,7 @@ mod tests {
     async fn nobody_looks_while_nothing_happens_and_hardly_while_wal_comes() {
         let (state, mut looks) = streaming();
         assert_eq!(count(&mut looks, 10 * DAY).await, 0, "an idle server");
-        let busy = tokio::spawn(async move {
+        let busy = crate::runtime::spawn(async move {
             for second in 0.. {
                 state.send_modify(|state| state.received = Lsn(second));
                 sleep(Duration::from_secs(10)).await;

@@ -15,6 +15,7 @@ mod costs;
 mod deleting;
 mod flushes;
 mod idle;
+mod program;
 mod reader;
 mod server;
 mod store;
