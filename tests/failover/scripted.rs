@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
     ArchiveOptions, ArchiveState, Archiver, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source,
-    SourceError, Started, TimelineEnd,
+    SourceError, Standing, Started, TimelineEnd,
 };
 use seawall::codec::Codec;
 use seawall::repository::{Key, Layout, Repository, Writer};
@@ -50,6 +50,10 @@ impl Source for Stuck {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         Err(SourceError::lost("nobody looks on"))
     }
+
+    async fn peek(&self, _: TimelineId, _: Lsn) -> Result<Option<Bytes>, SourceError> {
+        Ok(Some(Bytes::new()))
+    }
 }
 
 #[async_trait]
@@ -66,6 +70,10 @@ impl Session for Stuck {
 
     async fn history_file(&mut self, _: TimelineId) -> Result<Bytes, SourceError> {
         unreachable!("timeline 1 has no history")
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        Ok(Standing { timeline: TimelineId(1), flush_lsn: SWITCH, is_standby: self.knows_end })
     }
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
