@@ -1,8 +1,9 @@
 //! The loop around connections: connect, find the position, stream, and again, for ever.
 
 use super::link::Link;
+use super::lookout;
 use super::resume::{self, Resume, ResumeError};
-use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started};
+use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, Synchronous};
 use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Codec;
@@ -17,11 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A server that ends the stream is left alone for so long: coming back at once would find it still shutting down, and
-/// hold that up.
-const LEAVING_PAUSE: Duration = Duration::from_secs(10);
-
-/// How often a hot spare asks whether the slot is free.
-const SPARE_PAUSE: Duration = Duration::from_secs(1);
+/// hold that up. A restart takes about as long, and commits that wait for us wait through it.
+const LEAVING_PAUSE: Duration = Duration::from_secs(5);
 
 /// A stream that has lasted so long was healthy: the next pause is the first one again.
 const HEALTHY: Duration = Duration::from_secs(10);
@@ -59,7 +57,7 @@ impl Default for ArchiveOptions {
 impl ArchiveOptions {
     /// True if whatever comes is to be stored at once.
     pub(super) fn is_urgent(&self, state: &ArchiveState) -> bool {
-        state.is_synchronous || self.flush_interval.is_zero()
+        state.commit_waits.synchronous != Synchronous::No || self.flush_interval.is_zero()
     }
 }
 
@@ -110,7 +108,7 @@ impl Archiver {
     /// What waiting cannot mend: before the first stream whatever the server refuses, later only a divergence, a
     /// damaged repository, or a defect.
     pub async fn run(&self, shutdown: &Shutdown) -> Result<()> {
-        let looking_on = self.look_on();
+        let looking_on = lookout::look_on(self.source.as_ref(), &self.state);
         let streaming = self.run_connections(shutdown);
         tokio::pin!(looking_on, streaming);
         tokio::select! {
@@ -148,13 +146,15 @@ impl Archiver {
                 backoff.reset();
             }
             let pause = match error.kind {
-                SourceErrorKind::SlotBusy => SPARE_PAUSE,
                 SourceErrorKind::Leaving => LEAVING_PAUSE.max(backoff.next_pause()),
                 _ => backoff.next_pause(),
             };
             let text = error.to_string();
             if error.kind == SourceErrorKind::SlotBusy {
-                self.state.send_modify(|state| state.phase = Phase::HotSpare);
+                self.state.send_modify(|state| {
+                    state.phase = Phase::HotSpare;
+                    state.counts.spare += 1;
+                });
             }
             // What goes on unchanged is said once.
             let is_news = last_told.as_ref() != Some(&text);
@@ -168,10 +168,17 @@ impl Archiver {
             last_told = Some(text);
             tokio::select! {
                 () = shutdown.stop.cancelled() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = self.wait(error.kind, pause) => {}
             }
         }
         Ok(())
+    }
+
+    /// A hot spare waits for the slot, without a request to the store; everybody else for a while.
+    async fn wait(&self, kind: SourceErrorKind, pause: Duration) {
+        if kind != SourceErrorKind::SlotBusy || self.source.wait_for_slot().await.is_err() {
+            tokio::time::sleep(pause).await;
+        }
     }
 
     async fn connect_and_stream(
@@ -205,7 +212,7 @@ impl Archiver {
             }
             Err(ResumeError::Source(error)) => self.judge(error),
             // The store is waited for like the server, once it has answered at all.
-            Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_streamed() => {
+            Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_begun() => {
                 Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
             }
             Err(ResumeError::Other(error)) => Err(error),
@@ -215,13 +222,15 @@ impl Archiver {
     /// Before the first stream, what the server refuses is for the operator; later it is waited out.
     fn judge(&self, error: SourceError) -> Result<Outcome> {
         match error.kind {
-            SourceErrorKind::Refused if !self.has_streamed() => Err(error.error),
+            SourceErrorKind::Refused if !self.has_begun() => Err(error.error),
             _ => Ok(Outcome::Pause(error)),
         }
     }
 
-    fn has_streamed(&self) -> bool {
-        self.state.borrow().counts.connections > 0
+    /// It has streamed, or waited for another one to leave: everything was right once.
+    fn has_begun(&self) -> bool {
+        let state = self.state.borrow();
+        state.counts.connections > 0 || state.counts.spare > 0
     }
 
     async fn prepare(
@@ -262,7 +271,10 @@ impl Archiver {
         self.state.send_modify(|state| {
             state.counts.connections += 1;
             state.last_error = None;
+            state.is_server_leaving = false;
             state.rpo.begin_anew();
+            // Where nothing comes before the first byte, nothing is outstanding.
+            state.rpo.stored(if resume.overlap_end == start && !is_linked { start } else { Lsn::INVALID });
             state.rpo.saw_server(Instant::now(), flush_lsn);
         });
         // Nothing comes again: the first record has to prove that it follows what is stored.
@@ -389,48 +401,6 @@ impl Archiver {
              new base backup is needed"
         );
         Ok(Outcome::Again)
-    }
-
-    /// On a second connection: whether commits wait for us, and where the server is while the stream does not say.
-    async fn look_on(&self) -> std::convert::Infallible {
-        const PAUSE: Duration = Duration::from_secs(1);
-        const PAUSE_WITHOUT: Duration = Duration::from_secs(10);
-        const ROUNDS_PER_SETTING: u32 = 3;
-        loop {
-            self.wait_for_stream().await;
-            let Ok(mut observer) = self.source.observe().await else {
-                tokio::time::sleep(PAUSE_WITHOUT).await;
-                continue;
-            };
-            for round in 0u32.. {
-                if round.is_multiple_of(ROUNDS_PER_SETTING) {
-                    let Ok(synchronous) = observer.is_synchronous().await else { break };
-                    self.state.send_if_modified(|state| {
-                        let changed = state.is_synchronous != synchronous;
-                        state.is_synchronous = synchronous;
-                        changed
-                    });
-                }
-                let is_silent = {
-                    let state = self.state.borrow();
-                    let silent = state.last_message.is_none_or(|last| last.elapsed() > 2 * PAUSE);
-                    silent || state.is_reading_stopped
-                };
-                if is_silent {
-                    let Ok(lsn) = observer.flush_lsn().await else { break };
-                    self.state.send_modify(|state| state.rpo.saw_server(Instant::now(), lsn));
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-            tokio::time::sleep(PAUSE_WITHOUT).await;
-        }
-    }
-
-    async fn wait_for_stream(&self) {
-        let mut state = self.state.subscribe();
-        if state.wait_for(|state| state.counts.connections > 0).await.is_err() {
-            std::future::pending::<()>().await;
-        }
     }
 }
 

@@ -9,6 +9,8 @@
 mod archiver;
 mod line;
 mod link;
+mod lookout;
+mod pace;
 mod progress;
 mod resume;
 mod rpo;
@@ -23,7 +25,7 @@ pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;
 pub use source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
+    SourceErrorKind, Started, Synchronous, TimelineEnd,
 };
 pub use state::{ArchiveState, Counts, Phase};

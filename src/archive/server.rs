@@ -1,8 +1,8 @@
 //! A real PostgreSQL server as a source.
 
 use super::source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    CommitWaits, Feed, FeedMessage, Observer, SPARE_PAUSE, ServerIdentity, Session, SlotPosition, Source, SourceError,
+    SourceErrorKind, Started, Synchronous, TimelineEnd,
 };
 use crate::error::{Error, Kind};
 use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotState, StatusUpdate, Streaming, WalMessage, WalStream};
@@ -10,6 +10,22 @@ use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A server whose archiver says nothing for so long takes the slot from it, so that a hot spare can go on: its host has
+/// gone silent. We say something every second; ten times nothing is no accident.
+const SENDER_TIMEOUT: (&str, &str) = ("wal_sender_timeout", "10s");
+
+/// What a server answers without having to do anything for it.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Making a slot syncs files, and the start of a stream may wait for locks and read histories: on a busy server that
+/// takes its time.
+const WORK_PATIENCE: Duration = Duration::from_secs(300);
+
+/// `object_in_use`: another connection holds the slot.
+const OBJECT_IN_USE: &str = "55006";
 
 /// A cluster reached by a connection string, through a slot.
 #[derive(Clone, Debug)]
@@ -17,12 +33,36 @@ pub struct PostgresSource {
     info: ConnInfo,
     slot: String,
     clock: Clock,
+    treats_archived_as_applied: bool,
+    /// For what is answered at once, and for what may be work.
+    patience: (Duration, Duration),
 }
 
 impl PostgresSource {
     /// Streams through `slot`, which is made where it is missing.
     pub fn new(info: ConnInfo, slot: impl Into<String>, clock: Clock) -> PostgresSource {
-        PostgresSource { info, slot: slot.into(), clock }
+        let patience = (ANSWER_PATIENCE, WORK_PATIENCE);
+        PostgresSource { info, slot: slot.into(), clock, treats_archived_as_applied: false, patience }
+    }
+
+    /// Reports what is stored as applied, too: `synchronous_commit = remote_apply` then waits for the store and no
+    /// longer for ever.
+    pub fn treat_archived_as_applied(mut self, treats: bool) -> PostgresSource {
+        self.treats_archived_as_applied = treats;
+        self
+    }
+
+    /// Waits for an answer this long where the server has nothing to do for it, and that long where it may have; beyond
+    /// that the connection counts as lost.
+    pub fn with_patience(mut self, answer: Duration, work: Duration) -> PostgresSource {
+        self.patience = (answer, work);
+        self
+    }
+
+    async fn connect_as(&self, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
+        let mut client = Client::connect(&self.info, mode, settings).await?;
+        client.set_patience(self.patience.0);
+        Ok(client)
     }
 
     /// On 13 and 14 only SQL knows where a slot is, and the role may not be let in for that: then nobody knows.
@@ -31,7 +71,7 @@ impl PostgresSource {
         if state != SlotState::Unknown {
             return Ok(state);
         }
-        match Client::connect(&self.info, Mode::Database, &[]).await {
+        match self.connect_as(Mode::Database, &[]).await {
             Ok(mut sql) => sql.read_slot(&self.slot).await,
             Err(_) => Ok(SlotState::Unknown),
         }
@@ -41,7 +81,8 @@ impl PostgresSource {
 #[async_trait]
 impl Source for PostgresSource {
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError> {
-        let mut client = Client::connect(&self.info, Mode::Physical, &[]).await?;
+        let settings: &[_] = if self.info.sets(SENDER_TIMEOUT.0) { &[] } else { &[SENDER_TIMEOUT] };
+        let mut client = self.connect_as(Mode::Physical, settings).await?;
         let system = client.identify_system().await?;
         let segment_size = client.wal_segment_size().await?;
         let identity = ServerIdentity {
@@ -55,9 +96,29 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
-        let client = Client::connect(&self.info, Mode::Physical, &[]).await?;
-        let name = self.info.application_name().to_owned();
-        Ok(Box::new(PostgresObserver { client, name }))
+        let client = self.connect_as(Mode::Physical, &[]).await?;
+        Ok(Box::new(PostgresObserver { client, source: self.clone(), sql: None, waiting: BTreeSet::new() }))
+    }
+
+    /// With SQL, quietly. Where the role may not have that, by asking for a stream from the end of all positions: a slot
+    /// that is held is said to be, and a free one is let go again because there is no such WAL.
+    async fn wait_for_slot(&self) -> Result<(), SourceError> {
+        if let Ok(mut sql) = self.connect_as(Mode::Sql, &[]).await {
+            loop {
+                tokio::time::sleep(SPARE_PAUSE).await;
+                if !sql.is_slot_active(&self.slot).await? {
+                    return Ok(());
+                }
+            }
+        }
+        let mut client = self.connect_as(Mode::Physical, &[]).await?;
+        loop {
+            tokio::time::sleep(SPARE_PAUSE).await;
+            match client.ask_for_no_stream(&self.slot).await {
+                Err(error) if error.sqlstate() == Some(OBJECT_IN_USE) => {}
+                _ => return Ok(()),
+            }
+        }
     }
 }
 
@@ -95,6 +156,7 @@ impl Session for PostgresSession {
             }
             SlotState::Absent | SlotState::Unknown => {}
         }
+        self.client.set_patience(self.source.patience.1);
         match self.client.create_slot(name).await {
             Ok(()) => {}
             Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => {
@@ -109,10 +171,11 @@ impl Session for PostgresSession {
         }
     }
 
-    async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
+    async fn start(mut self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
+        self.client.set_patience(self.source.patience.1);
         match self.client.start_replication(Some(&self.source.slot), start, timeline).await? {
             Streaming::Wal(stream) => {
-                Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: self.source.clock })))
+                Ok(Started::Streaming(Box::new(PostgresFeed { stream, source: self.source })))
             }
             Streaming::TimelineEnded { next, switch, .. } => Ok(Started::TimelineEnded(TimelineEnd { next, switch })),
         }
@@ -122,7 +185,7 @@ impl Session for PostgresSession {
 #[derive(Debug)]
 struct PostgresFeed {
     stream: WalStream,
-    clock: Clock,
+    source: PostgresSource,
 }
 
 #[async_trait]
@@ -141,8 +204,9 @@ impl Feed for PostgresFeed {
     }
 
     async fn send_status(&mut self, written: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {
-        let status = StatusUpdate { written, flushed, applied: Lsn::INVALID, reply_requested };
-        Ok(self.stream.send_status(status, self.clock.now_postgres_micros()).await?)
+        let applied = if self.source.treats_archived_as_applied { flushed } else { Lsn::INVALID };
+        let status = StatusUpdate { written, flushed, applied, reply_requested };
+        Ok(self.stream.send_status(status, self.source.clock.now_postgres_micros()).await?)
     }
 
     async fn end(self: Box<Self>) -> Result<(), SourceError> {
@@ -160,7 +224,38 @@ impl Feed for PostgresFeed {
 #[derive(Debug)]
 struct PostgresObserver {
     client: Client,
-    name: String,
+    source: PostgresSource,
+    /// For what a walsender does not answer; `None` in it: the role may not have it.
+    sql: Option<Option<Client>>,
+    /// Sessions that waited for synchronous replication at the last look.
+    waiting: BTreeSet<String>,
+}
+
+impl PostgresObserver {
+    /// In recovery nobody commits, whatever the settings say (`syncrep.c`, `SyncRepGetStandbyPriority`).
+    async fn is_standby(&mut self) -> Result<bool, PgError> {
+        match self.client.parameter("in_hot_standby") {
+            Some(value) => Ok(value == "on"),
+            // 13 does not report it.
+            None => Ok(self.client.show("transaction_read_only").await? == "on"),
+        }
+    }
+
+    /// What SQL tells: whether a role or database waits until WAL is applied, and who waits. Nothing, without SQL.
+    async fn look_with_sql(&mut self) -> Option<(bool, u64)> {
+        if self.sql.is_none() {
+            self.sql = Some(self.source.connect_as(Mode::Sql, &[]).await.ok());
+        }
+        let client = self.sql.as_mut()?.as_mut()?;
+        let looked = client.commit_waits().await;
+        let Ok((remote_apply, waiting)) = looked else {
+            self.sql = Some(None);
+            return None;
+        };
+        let hanging = waiting.intersection(&self.waiting).count() as u64;
+        self.waiting = waiting;
+        Some((remote_apply, hanging))
+    }
 }
 
 #[async_trait]
@@ -169,32 +264,51 @@ impl Observer for PostgresObserver {
         Ok(self.client.identify_system().await?.flush_lsn)
     }
 
-    async fn is_synchronous(&mut self) -> Result<bool, SourceError> {
+    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError> {
         let names = self.client.show("synchronous_standby_names").await?;
-        Ok(names_standby(&names, &self.name))
+        let synchronous = place_in(&names, self.source.info.application_name());
+        if synchronous == Synchronous::No || self.is_standby().await? {
+            self.waiting.clear();
+            return Ok(CommitWaits::default());
+        }
+        let by_default = self.client.show("synchronous_commit").await? == "remote_apply";
+        let (by_setting, hanging) = self.look_with_sql().await.unwrap_or_default();
+        let remote_apply = (by_default || by_setting) && !self.source.treats_archived_as_applied;
+        Ok(CommitWaits { synchronous, remote_apply, hanging })
     }
 }
 
-/// True if `synchronous_standby_names` holds `name`, as PostgreSQL compares them: without regard to case, `*` for all
+/// How `synchronous_standby_names` holds `name`, as PostgreSQL compares them: without regard to case, `*` for all
 /// (`src/backend/replication/syncrep.c`, `SyncRepGetStandbyPriority`; the grammar is `syncrep_gram.y`).
-fn names_standby(setting: &str, name: &str) -> bool {
-    let list = match setting.split_once('(') {
-        Some((_, list)) => list.trim_end().trim_end_matches(')'),
-        None => setting,
-    };
-    list.split(',').map(str::trim).any(|entry| {
-        let entry = match entry.strip_prefix('"').and_then(|entry| entry.strip_suffix('"')) {
-            Some(quoted) => quoted.replace("\"\"", "\""),
-            None => entry.to_owned(),
-        };
-        entry == "*" || entry.eq_ignore_ascii_case(name)
-    })
+fn place_in(setting: &str, name: &str) -> Synchronous {
+    let (mut names, mut word, mut is_quoted) = (Vec::new(), String::new(), false);
+    let mut letters = setting.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if is_quoted && letters.peek() == Some(&'"') => word.extend(letters.next()),
+            '"' => is_quoted = !is_quoted,
+            _ if is_quoted => word.push(letter),
+            // What comes before is the method and the number.
+            '(' => word.clear(),
+            ',' | ')' => names.push(std::mem::take(&mut word)),
+            _ if letter.is_whitespace() => {}
+            _ => word.push(letter),
+        }
+    }
+    names.push(word);
+    if names.iter().any(|entry| entry.eq_ignore_ascii_case(name)) {
+        Synchronous::Named
+    } else if names.iter().any(|entry| entry == "*") {
+        Synchronous::Captured
+    } else {
+        Synchronous::No
+    }
 }
 
 impl From<PgError> for SourceError {
     fn from(error: PgError) -> SourceError {
         let kind = match error.sqlstate() {
-            Some("55006") => SourceErrorKind::SlotBusy,
+            Some(OBJECT_IN_USE) => SourceErrorKind::SlotBusy,
             _ if error.is_wal_removed() => SourceErrorKind::WalRemoved,
             Some(state) if state.starts_with("57P") => SourceErrorKind::Leaving,
             _ if error.is_transient() => SourceErrorKind::Lost,
@@ -206,15 +320,33 @@ impl From<PgError> for SourceError {
 
 #[cfg(test)]
 mod tests {
-    use super::names_standby;
+    use super::Synchronous::{Captured, Named, No};
+    use super::place_in;
 
     #[test]
     fn synchronous_standbys_are_found_as_postgresql_finds_them() {
-        for setting in ["seawall", "*", "a, Seawall", "FIRST 1 (b, seawall)", "ANY 2 (\"seawall\", b)", "2 (seawall)"] {
-            assert!(names_standby(setting, "seawall"), "{setting} names seawall");
+        let cases = [
+            ("seawall", Named),
+            ("a, Seawall", Named),
+            ("FIRST 1 (b, seawall)", Named),
+            ("ANY 2 (\"seawall\", b)", Named),
+            ("2 (seawall)", Named),
+            ("FIRST 1 (\"a (b, c)\", SEAWALL)", Named),
+            ("*, seawall", Named),
+            ("*", Captured),
+            ("ANY 1 (standby1, *)", Captured),
+            ("\"*\"", Captured),
+            ("", No),
+            ("a", No),
+            ("FIRST 1 (a, b)", No),
+            ("seawall2", No),
+            ("\"sea wall\"", No),
+            ("\"x, seawall\"", No),
+            ("\"sea\"\"wall\"", No),
+        ];
+        for (setting, expected) in cases {
+            assert_eq!(place_in(setting, "seawall"), expected, "{setting}");
         }
-        for setting in ["", "a", "FIRST 1 (a, b)", "seawall2", "\"sea wall\""] {
-            assert!(!names_standby(setting, "seawall"), "{setting} does not name seawall");
-        }
+        assert_eq!(place_in("\"a \"\"b\"\"\"", "a \"b\""), Named);
     }
 }

@@ -5,6 +5,10 @@ use crate::wal::{Lsn, SegmentSize, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt::Debug;
+use std::time::Duration;
+
+/// How often a hot spare asks whether the slot is free.
+pub(super) const SPARE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the archiver does about an error of a source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +81,12 @@ pub trait Source: Send + Sync + Debug {
 
     /// Connects for looking on while the stream is read.
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError>;
+
+    /// Waits until another archiver has let go of the slot, or may have. May be dropped.
+    async fn wait_for_slot(&self) -> Result<(), SourceError> {
+        tokio::time::sleep(SPARE_PAUSE).await;
+        Ok(())
+    }
 }
 
 /// A connection that is not streaming.
@@ -165,6 +175,30 @@ pub trait Observer: Send + Debug {
     /// The end of the server's WAL on disk.
     async fn flush_lsn(&mut self) -> Result<Lsn, SourceError>;
 
-    /// True if commits wait for us: our name is among the synchronous standbys.
-    async fn is_synchronous(&mut self) -> Result<bool, SourceError>;
+    /// Which commits wait for us.
+    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError>;
+}
+
+/// Why commits on the server wait for us, if they do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Synchronous {
+    /// They do not.
+    #[default]
+    No,
+    /// Our name is in `synchronous_standby_names`.
+    Named,
+    /// `synchronous_standby_names` holds `*`, which is everybody, and not our name.
+    Captured,
+}
+
+/// What the server says of commits that wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CommitWaits {
+    /// For us, and why.
+    pub synchronous: Synchronous,
+    /// Some wait for us to apply their WAL, which an archiver does not do: `synchronous_commit = remote_apply` is the
+    /// server's default, or that of a role or database.
+    pub remote_apply: bool,
+    /// So many sessions have waited since the last look, as far as the role may see that.
+    pub hanging: u64,
 }
