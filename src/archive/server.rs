@@ -96,8 +96,12 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
-        let client = self.connect_as(Mode::Physical, &[]).await?;
-        Ok(Box::new(PostgresObserver { client, source: self.clone(), sql: None, waiting: BTreeSet::new() }))
+        // One that may also ask by SQL, where the role is let in for that.
+        let client = match self.connect_as(Mode::Database, &[]).await {
+            Ok(client) => client,
+            Err(_) => self.connect_as(Mode::Physical, &[]).await?,
+        };
+        Ok(Box::new(PostgresObserver { client, source: self.clone(), waiting: BTreeSet::new() }))
     }
 
     /// With SQL, quietly. Where the role may not have that, by asking for a stream from the end of all positions: a slot
@@ -225,8 +229,6 @@ impl Feed for PostgresFeed {
 struct PostgresObserver {
     client: Client,
     source: PostgresSource,
-    /// For what a walsender does not answer; `None` in it: the role may not have it.
-    sql: Option<Option<Client>>,
     /// Sessions that waited for synchronous replication at the last look.
     waiting: BTreeSet<String>,
 }
@@ -242,19 +244,14 @@ impl PostgresObserver {
     }
 
     /// What SQL tells: whether a role or database waits until WAL is applied, and who waits. Nothing, without SQL.
-    async fn look_with_sql(&mut self) -> Option<(bool, u64)> {
-        if self.sql.is_none() {
-            self.sql = Some(self.source.connect_as(Mode::Sql, &[]).await.ok());
+    async fn look_with_sql(&mut self) -> Result<(bool, u64), PgError> {
+        if self.client.mode() == Mode::Physical {
+            return Ok((false, 0));
         }
-        let client = self.sql.as_mut()?.as_mut()?;
-        let looked = client.commit_waits().await;
-        let Ok((remote_apply, waiting)) = looked else {
-            self.sql = Some(None);
-            return None;
-        };
+        let (remote_apply, waiting) = self.client.commit_waits().await?;
         let hanging = waiting.intersection(&self.waiting).count() as u64;
         self.waiting = waiting;
-        Some((remote_apply, hanging))
+        Ok((remote_apply, hanging))
     }
 }
 
@@ -272,7 +269,7 @@ impl Observer for PostgresObserver {
             return Ok(CommitWaits::default());
         }
         let by_default = self.client.show("synchronous_commit").await? == "remote_apply";
-        let (by_setting, hanging) = self.look_with_sql().await.unwrap_or_default();
+        let (by_setting, hanging) = self.look_with_sql().await?;
         let remote_apply = (by_default || by_setting) && !self.source.treats_archived_as_applied;
         Ok(CommitWaits { synchronous, remote_apply, hanging })
     }

@@ -341,7 +341,8 @@ impl<'a> Stream<'a> {
         self.pace.next(self.oldest_unsubmitted.filter(|_| urgent)?)
     }
 
-    /// Begins at once, beside the jobs in the queue: blocks and merged tails are large, and nobody waits for them alone.
+    /// Goes before the blocks and merged tails in the queue, which are large and nobody waits for alone, and has a place of
+    /// its own beside them.
     fn flush(&mut self) -> Result<()> {
         let mut jobs = Vec::new();
         self.line.flush(&mut jobs)?;
@@ -349,13 +350,10 @@ impl<'a> Stream<'a> {
         for job in jobs {
             self.in_flight_bytes += job.range().bytes();
             self.pace.begin(job.range().end, Instant::now());
-            self.start(job);
+            let compared = self.queue.iter().rposition(|job| matches!(job, Job::Compare { .. }));
+            self.queue.insert(compared.map_or(0, |last| last + 1), job);
         }
         Ok(())
-    }
-
-    fn start(&mut self, job: Job) {
-        self.running.start(perform(self.writer.clone(), job, self.state.clone()));
     }
 
     fn enqueue(&mut self, jobs: Vec<Job>) {
@@ -366,10 +364,10 @@ impl<'a> Stream<'a> {
     }
 
     fn start_jobs(&mut self) {
-        while self.running.len() - self.pace.under_way() < self.options.uploads_max
+        while self.running.len() < self.options.uploads_max + self.pace.under_way()
             && let Some(job) = self.queue.pop_front()
         {
-            self.start(job);
+            self.running.start(perform(self.writer.clone(), job, self.state.clone()));
         }
     }
 
