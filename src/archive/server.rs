@@ -178,9 +178,7 @@ impl Session for PostgresSession {
     async fn start(mut self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
         self.client.set_patience(self.source.patience.1);
         match self.client.start_replication(Some(&self.source.slot), start, timeline).await? {
-            Streaming::Wal(stream) => {
-                Ok(Started::Streaming(Box::new(PostgresFeed { stream, source: self.source })))
-            }
+            Streaming::Wal(stream) => Ok(Started::Streaming(Box::new(PostgresFeed { stream, source: self.source }))),
             Streaming::TimelineEnded { next, switch, .. } => Ok(Started::TimelineEnded(TimelineEnd { next, switch })),
         }
     }

@@ -162,9 +162,7 @@ impl Client {
     ) -> Result<T, PgError> {
         match patience {
             None => answer.await,
-            Some(limit) => {
-                tokio::time::timeout(limit, answer).await.unwrap_or(Err(PgError::NoAnswer(limit.as_secs())))
-            }
+            Some(limit) => tokio::time::timeout(limit, answer).await.unwrap_or(Err(PgError::NoAnswer(limit.as_secs()))),
         }
     }
 

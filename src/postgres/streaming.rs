@@ -87,12 +87,7 @@ pub(super) async fn start(
     Client::in_time(client.patience(), begin(client, slot, start, timeline)).await
 }
 
-async fn begin(
-    mut client: Client,
-    slot: Option<&str>,
-    start: Lsn,
-    timeline: TimelineId,
-) -> Result<Streaming, PgError> {
+async fn begin(mut client: Client, slot: Option<&str>, start: Lsn, timeline: TimelineId) -> Result<Streaming, PgError> {
     let slot = slot.map(|name| format!("SLOT {} ", quote_name(name))).unwrap_or_default();
     client.ask(&format!("START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}")).await?;
     let mut refusal = None;
