@@ -42,6 +42,12 @@ impl Endpoint {
 }
 
 impl Metrics {
+    /// The sum of a metric over all of its labels.
+    pub fn sum(&self, name: &str) -> f64 {
+        let of_this_name = self.0.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        of_this_name.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
     /// The value of a metric that has no label but the cluster's.
     ///
     /// # Panics
