@@ -227,7 +227,11 @@ async fn a_role_that_may_only_replicate_can_wait_as_well() {
     let metrics = Endpoint::of(&mut second).await;
     let requests = metrics.scrape().await.unwrap().sum("seawall_store_operations_total");
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(metrics.scrape().await.unwrap().sum("seawall_store_operations_total"), requests, "a spare costs requests");
+    assert_eq!(
+        metrics.scrape().await.unwrap().sum("seawall_store_operations_total"),
+        requests,
+        "a spare costs requests"
+    );
     // When the first one goes, then the second one goes on
     let holder = scene.holder().await;
     first.kill();
