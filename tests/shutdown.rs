@@ -98,6 +98,21 @@ async fn a_shutdown_waits_for_the_last_record_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_was_told_of_no_flush_yet_does_not_take_receipt_for_one() {
+    // Given an archiver that has received everything and stored nothing, and a store that takes its time
+    let server = MemoryServer::new(Lsn(3 * SEGMENT_BYTES + 1000));
+    let lazy = ArchiveOptions { flush_interval: Duration::from_secs(600), ..ArchiveOptions::default() };
+    let mut stage = Stage::before(server, lazy);
+    stage.receive(Lsn(3 * SEGMENT_BYTES + 1000)).await;
+    stage.store.set(Mood::Takes(Duration::from_millis(700)));
+    // When the server shuts down
+    stage.server.shut_down();
+    stage.leaving().await;
+    // Then it has waited until all of it was stored
+    assert!(stage.server.told().last().unwrap().flushed > Lsn(3 * SEGMENT_BYTES + 1000), "{:?}", stage.server.told());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_takes_nothing_holds_up_a_shutdown_for_less_than_two_seconds() {
     for mood in [Mood::Hangs, Mood::Fails] {
         let mut stage = Stage::new(ArchiveOptions::default()).await;

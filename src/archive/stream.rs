@@ -400,13 +400,15 @@ impl<'a> Stream<'a> {
 
     async fn send_status(&mut self, feed: &mut Box<dyn Feed>, ask: bool) -> Result<(), SourceError> {
         let progress = self.line.progress();
-        let received = progress.received();
         let flushed = if self.link.is_some() { Lsn::INVALID } else { progress.flushed() };
+        // Where nothing is flushed, a server that shuts down takes what is written for it (`walsender.c`, `WalSndDone`).
+        let is_awaited = self.reply_owed && !progress.is_settled() && !flushed.is_valid();
+        let written = if is_awaited { Lsn::INVALID } else { progress.received() };
         if progress.is_settled() {
             (self.reply_owed, self.asked) = (false, None);
         }
         self.last_status = Instant::now();
-        feed.send_status(received, flushed, ask).await?;
+        feed.send_status(written, flushed, ask).await?;
         self.state.send_modify(|state| state.flushed = flushed);
         Ok(())
     }

@@ -218,6 +218,7 @@ struct MemoryFeed {
     changed: watch::Receiver<u64>,
     cut: u32,
     sent: Lsn,
+    /// What it takes for flushed: what is written, as long as nothing is (`WalSndDone`).
     flushed: Lsn,
     owes_keepalive: bool,
     /// `waiting_for_ping_response` in `walsender.c`: it does not ask again before anything has come back.
@@ -269,11 +270,11 @@ impl Feed for MemoryFeed {
         }
     }
 
-    async fn send_status(&mut self, _: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {
+    async fn send_status(&mut self, written: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {
         if self.server.lock().cut != self.cut {
             return Err(SourceError::lost("broken pipe"));
         }
-        self.flushed = flushed;
+        self.flushed = if flushed.is_valid() { flushed } else { written };
         self.owes_keepalive |= reply_requested;
         self.awaits_reply = false;
         self.server.change(|inner| inner.told.push(Told { at: Instant::now(), flushed }));
