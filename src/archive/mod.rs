@@ -6,7 +6,9 @@
 //!        └── flushed ◄───┴─ progress ◄┴── confirmed
 //! ```
 
+mod ancestry;
 mod archiver;
+mod dead_branch;
 mod line;
 mod link;
 mod lookout;

@@ -10,8 +10,10 @@ use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A server whose archiver says nothing for so long takes the slot from it, so that a hot spare can go on: its host has
 /// gone silent. We say something every second; ten times nothing is no accident.
@@ -36,13 +38,30 @@ pub struct PostgresSource {
     treats_archived_as_applied: bool,
     /// For what is answered at once, and for what may be work.
     patience: (Duration, Duration),
+    hosts: Arc<Mutex<Hosts>>,
+}
+
+/// Which of several servers it is.
+#[derive(Debug, Default)]
+struct Hosts {
+    /// That of the last session.
+    last: Option<String>,
+    /// These are left alone until then.
+    passed_over: BTreeMap<String, Instant>,
 }
 
 impl PostgresSource {
     /// Streams through `slot`, which is made where it is missing.
     pub fn new(info: ConnInfo, slot: impl Into<String>, clock: Clock) -> PostgresSource {
         let patience = (ANSWER_PATIENCE, WORK_PATIENCE);
-        PostgresSource { info, slot: slot.into(), clock, treats_archived_as_applied: false, patience }
+        PostgresSource {
+            info,
+            slot: slot.into(),
+            clock,
+            treats_archived_as_applied: false,
+            patience,
+            hosts: Arc::default(),
+        }
     }
 
     /// Reports what is stored as applied, too: `synchronous_commit = remote_apply` then waits for the store and no
@@ -59,10 +78,32 @@ impl PostgresSource {
         self
     }
 
-    async fn connect_as(&self, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
-        let mut client = Client::connect(&self.info, mode, settings).await?;
+    async fn connect_to(&self, info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
+        let mut client = Client::connect(info, mode, settings).await?;
         client.set_patience(self.patience.0);
         Ok(client)
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The servers that are not left alone. If all are, all of them: waiting would help nobody.
+    fn eligible(&self) -> ConnInfo {
+        let mut hosts = self.hosts();
+        hosts.passed_over.retain(|_, until| *until > Instant::now());
+        self.info.with_hosts(|host| !hosts.passed_over.contains_key(host)).unwrap_or_else(|| self.info.clone())
+    }
+
+    /// The server of the last session, and not any other: that may be one that is not followed.
+    fn last(&self) -> ConnInfo {
+        let last = self.hosts().last.clone();
+        last.map_or_else(|| self.info.clone(), |host| self.at(&host))
+    }
+
+    /// One server of the list.
+    fn at(&self, host: &str) -> ConnInfo {
+        self.info.with_hosts(|name| name == host).unwrap_or_else(|| self.info.clone())
     }
 
     /// On 13 and 14 only SQL knows where a slot is, and the role may not be let in for that: then nobody knows.
@@ -71,7 +112,7 @@ impl PostgresSource {
         if state != SlotState::Unknown {
             return Ok(state);
         }
-        match self.connect_as(Mode::Database, &[]).await {
+        match self.connect_to(&self.at(client.host()), Mode::Database, &[]).await {
             Ok(mut sql) => sql.read_slot(&self.slot).await,
             Err(_) => Ok(SlotState::Unknown),
         }
@@ -82,7 +123,8 @@ impl PostgresSource {
 impl Source for PostgresSource {
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError> {
         let settings: &[_] = if self.info.sets(SENDER_TIMEOUT.0) { &[] } else { &[SENDER_TIMEOUT] };
-        let mut client = self.connect_as(Mode::Physical, settings).await?;
+        let mut client = self.connect_to(&self.eligible(), Mode::Physical, settings).await?;
+        self.hosts().last = Some(client.host().to_owned());
         let system = client.identify_system().await?;
         let segment_size = client.wal_segment_size().await?;
         let identity = ServerIdentity {
@@ -96,10 +138,11 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
+        let info = self.last();
         // One that may also ask by SQL, where the role is let in for that.
-        let client = match self.connect_as(Mode::Database, &[]).await {
+        let client = match self.connect_to(&info, Mode::Database, &[]).await {
             Ok(client) => client,
-            Err(_) => self.connect_as(Mode::Physical, &[]).await?,
+            Err(_) => self.connect_to(&info, Mode::Physical, &[]).await?,
         };
         Ok(Box::new(PostgresObserver { client, source: self.clone(), waiting: BTreeSet::new() }))
     }
@@ -107,7 +150,8 @@ impl Source for PostgresSource {
     /// With SQL, quietly. Where the role may not have that, by asking for a stream from the end of all positions: a slot
     /// that is held is said to be, and a free one is let go again because there is no such WAL.
     async fn wait_for_slot(&self) -> Result<(), SourceError> {
-        if let Ok(mut sql) = self.connect_as(Mode::Sql, &[]).await {
+        let info = self.last();
+        if let Ok(mut sql) = self.connect_to(&info, Mode::Sql, &[]).await {
             loop {
                 tokio::time::sleep(SPARE_PAUSE).await;
                 if !sql.is_slot_active(&self.slot).await? {
@@ -115,7 +159,7 @@ impl Source for PostgresSource {
                 }
             }
         }
-        let mut client = self.connect_as(Mode::Physical, &[]).await?;
+        let mut client = self.connect_to(&info, Mode::Physical, &[]).await?;
         loop {
             tokio::time::sleep(SPARE_PAUSE).await;
             match client.ask_for_no_stream(&self.slot).await {
@@ -123,6 +167,20 @@ impl Source for PostgresSource {
                 _ => return Ok(()),
             }
         }
+    }
+
+    fn has_others(&self) -> bool {
+        self.info.host_names().len() > 1
+    }
+
+    fn pass_over(&self, time: Duration) -> bool {
+        let mut hosts = self.hosts();
+        let now = Instant::now();
+        hosts.passed_over.retain(|_, until| *until > now);
+        if let Some(host) = hosts.last.clone() {
+            hosts.passed_over.insert(host, now + time);
+        }
+        self.info.host_names().iter().any(|host| !hosts.passed_over.contains_key(host))
     }
 }
 
@@ -175,9 +233,23 @@ impl Session for PostgresSession {
         }
     }
 
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        Ok(self.client.drop_slot(&self.source.slot).await?)
+    }
+
     async fn start(mut self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
+        /// `internal_error`: no code of its own for a position that is not in the server's history, as when it was
+        /// promoted since it was asked (`walsender.c`, `StartReplication`).
+        const INTERNAL_ERROR: &str = "XX000";
         self.client.set_patience(self.source.patience.1);
-        match self.client.start_replication(Some(&self.source.slot), start, timeline).await? {
+        let started = self.client.start_replication(Some(&self.source.slot), start, timeline).await;
+        let started = started.map_err(|error| match error.sqlstate() {
+            Some(INTERNAL_ERROR) if !error.is_wal_removed() => {
+                SourceError::new(SourceErrorKind::NotInHistory, error.into())
+            }
+            _ => error.into(),
+        });
+        match started? {
             Streaming::Wal(stream) => Ok(Started::Streaming(Box::new(PostgresFeed { stream, source: self.source }))),
             Streaming::TimelineEnded { next, switch, .. } => Ok(Started::TimelineEnded(TimelineEnd { next, switch })),
         }
@@ -305,6 +377,10 @@ impl From<PgError> for SourceError {
         let kind = match error.sqlstate() {
             Some(OBJECT_IN_USE) => SourceErrorKind::SlotBusy,
             _ if error.is_wal_removed() => SourceErrorKind::WalRemoved,
+            // One of several servers that is starting or leaving does not hold up the search for another.
+            _ if matches!(&error, PgError::Hosts(hosts) if hosts.len() > 1) && error.is_transient() => {
+                SourceErrorKind::Lost
+            }
             Some(state) if state.starts_with("57P") => SourceErrorKind::Leaving,
             _ if error.is_transient() => SourceErrorKind::Lost,
             _ => SourceErrorKind::Refused,
