@@ -3,6 +3,7 @@
 
 use super::source::{CommitWaits, Observer, Source, SourceErrorKind, Synchronous};
 use super::state::{ArchiveState, StateSender};
+use crate::postgres::{SlotHealth, WalStatus};
 use crate::wal::Lsn;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub(super) async fn look_on(source: &dyn Source, state: &StateSender) -> Infalli
             Ok(mut observer) => {
                 state.send_if_modified(|state| std::mem::take(&mut state.is_server_leaving));
                 was_thrown_out = watch(observer.as_mut(), state, &mut told).await == SourceErrorKind::Leaving;
+                show_slot(state, None);
                 // A server that shuts down ends this connection first, and says so to the next one. It waits for the
                 // stream, so that one attempt is made at once.
                 if was_thrown_out {
@@ -64,6 +66,10 @@ async fn watch(observer: &mut dyn Observer, state: &StateSender, told: &mut Told
                 state.commit_waits = waits;
                 changed
             });
+            match observer.slot().await {
+                Ok(slot) => show_slot(state, slot),
+                Err(error) => return error.kind,
+            }
         }
         if is_silent(&state.borrow()) {
             match observer.flush_lsn().await {
@@ -79,6 +85,24 @@ async fn watch(observer: &mut dyn Observer, state: &StateSender, told: &mut Told
 /// The stream does not say where the server is.
 fn is_silent(state: &ArchiveState) -> bool {
     state.last_message.is_none_or(|last| last.elapsed() > 2 * PAUSE) || state.is_reading_stopped
+}
+
+/// Publishes how the slot is, and says it when it comes into danger.
+fn show_slot(state: &StateSender, slot: Option<SlotHealth>) {
+    let before = state.borrow().slot.as_ref().and_then(|slot| slot.status);
+    let now = slot.as_ref().and_then(|slot| slot.status);
+    if now >= Some(WalStatus::Unreserved) && now != before {
+        tracing::error!(
+            wal_status = now.map(WalStatus::name),
+            "the slot holds back more WAL than the server keeps for it (max_slot_wal_keep_size): what is not stored \
+             soon is lost"
+        );
+    }
+    state.send_if_modified(|state| {
+        let changed = state.slot != slot;
+        state.slot = slot;
+        changed
+    });
 }
 
 /// What the operator has been told, so that it is said once.

@@ -9,6 +9,8 @@
 mod ancestry;
 mod archiver;
 mod dead_branch;
+mod divergence;
+mod gap;
 mod line;
 mod link;
 mod lookout;
@@ -17,9 +19,11 @@ mod progress;
 mod resume;
 mod rpo;
 mod server;
+mod slot;
 mod source;
 mod state;
 mod stream;
+mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
 pub use line::{Job, Line};
@@ -28,6 +32,6 @@ pub use rpo::Rpo;
 pub use server::PostgresSource;
 pub use source::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
-    SourceErrorKind, Started, Synchronous, TimelineEnd,
+    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
 };
 pub use state::{ArchiveState, Counts, Phase};

@@ -1,11 +1,11 @@
 //! A real PostgreSQL server as a source.
 
+use super::slot;
 use super::source::{
     CommitWaits, Feed, FeedMessage, Observer, SPARE_PAUSE, ServerIdentity, Session, SlotPosition, Source, SourceError,
-    SourceErrorKind, Started, Synchronous, TimelineEnd,
+    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
 };
-use crate::error::{Error, Kind};
-use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotState, StatusUpdate, Streaming, WalMessage, WalStream};
+use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotHealth, StatusUpdate, Streaming, WalMessage, WalStream};
 use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
@@ -28,12 +28,18 @@ const WORK_PATIENCE: Duration = Duration::from_secs(300);
 
 /// `object_in_use`: another connection holds the slot.
 const OBJECT_IN_USE: &str = "55006";
+/// How long a server may take to say whether it has a piece of WAL.
+const PEEK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// So much of it is enough to see what it is: the long header of a page and the header of a record.
+const PEEK_BYTES: usize = 256;
 
 /// A cluster reached by a connection string, through a slot.
 #[derive(Clone, Debug)]
 pub struct PostgresSource {
     info: ConnInfo,
-    slot: String,
+    /// `None`: WAL is taken as far as it happens to be there.
+    slot: Option<String>,
     clock: Clock,
     treats_archived_as_applied: bool,
     /// For what is answered at once, and for what may be work.
@@ -56,7 +62,7 @@ impl PostgresSource {
         let patience = (ANSWER_PATIENCE, WORK_PATIENCE);
         PostgresSource {
             info,
-            slot: slot.into(),
+            slot: Some(slot.into()),
             clock,
             treats_archived_as_applied: false,
             patience,
@@ -95,8 +101,8 @@ impl PostgresSource {
         self.info.with_hosts(|host| !hosts.passed_over.contains_key(host)).unwrap_or_else(|| self.info.clone())
     }
 
-    /// The server of the last session, and not any other: that may be one that is not followed.
-    fn last(&self) -> ConnInfo {
+    /// The server of the last session. Not any other: it may be one that is not followed.
+    fn last_host(&self) -> ConnInfo {
         let last = self.hosts().last.clone();
         last.map_or_else(|| self.info.clone(), |host| self.at(&host))
     }
@@ -104,18 +110,6 @@ impl PostgresSource {
     /// One server of the list.
     fn at(&self, host: &str) -> ConnInfo {
         self.info.with_hosts(|name| name == host).unwrap_or_else(|| self.info.clone())
-    }
-
-    /// On 13 and 14 only SQL knows where a slot is, and the role may not be let in for that: then nobody knows.
-    async fn slot_state(&self, client: &mut Client) -> Result<SlotState, PgError> {
-        let state = client.read_slot(&self.slot).await?;
-        if state != SlotState::Unknown {
-            return Ok(state);
-        }
-        match self.connect_to(&self.at(client.host()), Mode::Database, &[]).await {
-            Ok(mut sql) => sql.read_slot(&self.slot).await,
-            Err(_) => Ok(SlotState::Unknown),
-        }
     }
 }
 
@@ -138,7 +132,7 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
-        let info = self.last();
+        let info = self.last_host();
         // One that may also ask by SQL, where the role is let in for that.
         let client = match self.connect_to(&info, Mode::Database, &[]).await {
             Ok(client) => client,
@@ -150,11 +144,12 @@ impl Source for PostgresSource {
     /// With SQL, quietly. Where the role may not have that, by asking for a stream from the end of all positions: a slot
     /// that is held is said to be, and a free one is let go again because there is no such WAL.
     async fn wait_for_slot(&self) -> Result<(), SourceError> {
-        let info = self.last();
+        let Some(slot) = &self.slot else { return Ok(()) };
+        let info = self.last_host();
         if let Ok(mut sql) = self.connect_to(&info, Mode::Sql, &[]).await {
             loop {
                 tokio::time::sleep(SPARE_PAUSE).await;
-                if !sql.is_slot_active(&self.slot).await? {
+                if !sql.is_slot_active(slot).await? {
                     return Ok(());
                 }
             }
@@ -162,11 +157,34 @@ impl Source for PostgresSource {
         let mut client = self.connect_to(&info, Mode::Physical, &[]).await?;
         loop {
             tokio::time::sleep(SPARE_PAUSE).await;
-            match client.ask_for_no_stream(&self.slot).await {
+            match client.ask_for_no_stream(slot).await {
                 Err(error) if error.sqlstate() == Some(OBJECT_IN_USE) => {}
                 _ => return Ok(()),
             }
         }
+    }
+
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        let asking = async {
+            let client = self.connect_to(&self.last_host(), Mode::Physical, &[]).await?;
+            let Streaming::Wal(mut stream) = client.start_replication(None, lsn, timeline).await? else {
+                return Ok(Some(Bytes::new()));
+            };
+            loop {
+                match stream.next().await {
+                    // A copy: the bytes are a slice of a read buffer.
+                    Ok(WalMessage::Data { bytes, .. }) => {
+                        return Ok(Some(Bytes::copy_from_slice(&bytes[..bytes.len().min(PEEK_BYTES)])));
+                    }
+                    Ok(WalMessage::Keepalive { .. }) => {}
+                    Ok(WalMessage::EndOfTimeline | WalMessage::ServerShutdown) => return Ok(Some(Bytes::new())),
+                    Err(error) if error.is_wal_removed() => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let asked = tokio::time::timeout(PEEK_TIMEOUT, asking).await;
+        asked.unwrap_or_else(|_| Err(SourceError::lost(format!("the server does not say whether it has WAL at {lsn}"))))
     }
 
     fn has_others(&self) -> bool {
@@ -202,39 +220,45 @@ impl Session for PostgresSession {
     }
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
-        /// `duplicate_object`: the slot is there.
-        const DUPLICATE_OBJECT: &str = "42710";
-        let name = &self.source.slot;
-        match self.source.slot_state(&mut self.client).await? {
-            SlotState::Present { restart_lsn: Some(lsn), .. } => {
-                return Ok(SlotPosition { restart_lsn: Some(lsn), created: false });
-            }
-            // It keeps nothing, or has lost what it kept: a new one keeps what is still there.
-            SlotState::Present { restart_lsn: None, .. } => self.client.drop_slot(name).await?,
-            SlotState::NotPhysical => {
-                let error = Error::new(Kind::Config, format!("the slot {name} is a logical one"))
-                    .hint("Choose another name with --slot.");
-                return Err(SourceError::new(SourceErrorKind::Refused, error));
-            }
-            SlotState::Absent | SlotState::Unknown => {}
-        }
         self.client.set_patience(self.source.patience.1);
-        match self.client.create_slot(name).await {
-            Ok(()) => {}
-            Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => {
-                return Ok(SlotPosition { restart_lsn: None, created: false });
-            }
-            Err(error) => return Err(error.into()),
-        }
-        tracing::info!(slot = %name, "made the replication slot");
-        match self.source.slot_state(&mut self.client).await? {
-            SlotState::Present { restart_lsn, .. } => Ok(SlotPosition { restart_lsn, created: true }),
-            _ => Ok(SlotPosition { restart_lsn: None, created: true }),
+        let info = self.info();
+        match &self.source.slot {
+            Some(name) => slot::take(&mut self.client, &info, name).await,
+            None => Ok(SlotPosition { restart_lsn: None, created: false }),
         }
     }
 
+    async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        let info = self.info();
+        match &self.source.slot {
+            Some(name) => slot::renew(&mut self.client, &info, name).await,
+            None => Ok(SlotPosition { restart_lsn: None, created: false }),
+        }
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        // First what it is, then where: a standby that is promoted in between shows by its timeline.
+        let is_standby = is_standby(&mut self.client).await?;
+        let system = self.client.identify_system().await?;
+        Ok(Standing { timeline: system.timeline, flush_lsn: system.flush_lsn, is_standby })
+    }
+
+    fn others(&self) -> Vec<Arc<dyn Source>> {
+        let (all, own) = (&self.source.info, self.client.host());
+        let names = all.host_names().into_iter().filter(|name| name != own);
+        let other = |name: String| {
+            let info = all.with_hosts(|host| host == name)?.with_any_session();
+            let source = PostgresSource { info, slot: None, hosts: Arc::default(), ..self.source.clone() };
+            Some(Arc::new(source) as Arc<dyn Source>)
+        };
+        names.filter_map(other).collect()
+    }
+
     async fn drop_slot(&mut self) -> Result<(), SourceError> {
-        Ok(self.client.drop_slot(&self.source.slot).await?)
+        match &self.source.slot {
+            Some(name) => Ok(self.client.drop_slot(name).await?),
+            None => Ok(()),
+        }
     }
 
     async fn start(mut self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
@@ -242,17 +266,34 @@ impl Session for PostgresSession {
         /// promoted since it was asked (`walsender.c`, `StartReplication`).
         const INTERNAL_ERROR: &str = "XX000";
         self.client.set_patience(self.source.patience.1);
-        let started = self.client.start_replication(Some(&self.source.slot), start, timeline).await;
-        let started = started.map_err(|error| match error.sqlstate() {
-            Some(INTERNAL_ERROR) if !error.is_wal_removed() => {
-                SourceError::new(SourceErrorKind::NotInHistory, error.into())
+        let (version, info) = (self.client.server_version(), self.info());
+        let PostgresSession { client, source, .. } = *self;
+        let error = match client.start_replication(source.slot.as_deref(), start, timeline).await {
+            Ok(Streaming::Wal(stream)) => {
+                return Ok(Started::Streaming(Box::new(PostgresFeed { stream, source })));
             }
-            _ => error.into(),
-        });
-        match started? {
-            Streaming::Wal(stream) => Ok(Started::Streaming(Box::new(PostgresFeed { stream, source: self.source }))),
-            Streaming::TimelineEnded { next, switch, .. } => Ok(Started::TimelineEnded(TimelineEnd { next, switch })),
+            Ok(Streaming::TimelineEnded { next, switch, .. }) => {
+                return Ok(Started::TimelineEnded(TimelineEnd { next, switch }));
+            }
+            Err(error) => error,
+        };
+        match (&source.slot, error.sqlstate()) {
+            (Some(name), _) if slot::is_refused_as_dead(version, &error) => {
+                slot::replace_dead(&info, name).await?;
+                Err(SourceError::new(SourceErrorKind::Lost, error.into()))
+            }
+            (_, Some(INTERNAL_ERROR)) if !error.is_wal_removed() => {
+                Err(SourceError::new(SourceErrorKind::NotInHistory, error.into()))
+            }
+            _ => Err(error.into()),
         }
+    }
+}
+
+impl PostgresSession {
+    /// This server alone.
+    fn info(&self) -> ConnInfo {
+        self.source.at(self.client.host())
     }
 }
 
@@ -295,6 +336,14 @@ impl Feed for PostgresFeed {
     }
 }
 
+async fn is_standby(client: &mut Client) -> Result<bool, PgError> {
+    match client.parameter("in_hot_standby") {
+        Some(value) => Ok(value == "on"),
+        // 13 does not report it.
+        None => Ok(client.show("transaction_read_only").await? == "on"),
+    }
+}
+
 #[derive(Debug)]
 struct PostgresObserver {
     client: Client,
@@ -304,15 +353,6 @@ struct PostgresObserver {
 }
 
 impl PostgresObserver {
-    /// In recovery nobody commits, whatever the settings say (`syncrep.c`, `SyncRepGetStandbyPriority`).
-    async fn is_standby(&mut self) -> Result<bool, PgError> {
-        match self.client.parameter("in_hot_standby") {
-            Some(value) => Ok(value == "on"),
-            // 13 does not report it.
-            None => Ok(self.client.show("transaction_read_only").await? == "on"),
-        }
-    }
-
     /// What SQL tells: whether a role or database waits until WAL is applied, and who waits. Nothing, without SQL.
     async fn look_with_sql(&mut self) -> Result<(bool, u64), PgError> {
         if self.client.mode() == Mode::Physical {
@@ -334,7 +374,8 @@ impl Observer for PostgresObserver {
     async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError> {
         let names = self.client.show("synchronous_standby_names").await?;
         let synchronous = place_in(&names, self.source.info.application_name());
-        if synchronous == Synchronous::No || self.is_standby().await? {
+        // In recovery nobody commits, whatever the settings say (`syncrep.c`, `SyncRepGetStandbyPriority`).
+        if synchronous == Synchronous::No || is_standby(&mut self.client).await? {
             self.waiting.clear();
             return Ok(CommitWaits::default());
         }
@@ -342,6 +383,13 @@ impl Observer for PostgresObserver {
         let (by_setting, hanging) = self.look_with_sql().await?;
         let remote_apply = (by_default || by_setting) && !self.source.treats_archived_as_applied;
         Ok(CommitWaits { synchronous, remote_apply, hanging })
+    }
+
+    async fn slot(&mut self) -> Result<Option<SlotHealth>, SourceError> {
+        match &self.source.slot {
+            Some(name) if self.client.mode() == Mode::Database => Ok(self.client.slot_health(name).await?),
+            _ => Ok(None),
+        }
     }
 }
 

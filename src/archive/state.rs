@@ -2,6 +2,7 @@
 
 use super::rpo::Rpo;
 use super::source::CommitWaits;
+use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, TimelineId};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -26,6 +27,8 @@ pub struct ArchiveState {
     pub phase: Phase,
     /// The timeline that is streamed.
     pub timeline: Option<TimelineId>,
+    /// What was stored before this stream has come again and been found equal: it is the right server.
+    pub is_compared: bool,
     /// The end of what was read.
     pub received: Lsn,
     /// The end of the gap-free stored bytes.
@@ -42,6 +45,8 @@ pub struct ArchiveState {
     pub commit_waits: CommitWaits,
     /// The server has turned another connection away because it shuts down.
     pub is_server_leaving: bool,
+    /// Our slot as the server shows it, every few seconds; `None` where we may not look.
+    pub slot: Option<SlotHealth>,
     /// Bytes that are on their way into the store.
     pub in_flight_bytes: u64,
     /// Tails that nothing larger has replaced yet.
@@ -83,6 +88,7 @@ impl ArchiveState {
         ArchiveState {
             phase: Phase::Connecting,
             timeline: None,
+            is_compared: false,
             received: Lsn::INVALID,
             durable: Lsn::INVALID,
             flushed: Lsn::INVALID,
@@ -91,6 +97,7 @@ impl ArchiveState {
             is_reading_stopped: false,
             commit_waits: CommitWaits::default(),
             is_server_leaving: false,
+            slot: None,
             in_flight_bytes: 0,
             live_tails: 0,
             counts: Counts::default(),

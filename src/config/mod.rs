@@ -52,6 +52,8 @@ pub struct RunSettings {
     pub treat_archived_as_applied: bool,
     /// Where the HTTP endpoint listens; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+    /// A hole in the archive is answered with a base backup.
+    pub backup_after_gap: bool,
 }
 
 impl fmt::Debug for Settings {
@@ -119,7 +121,12 @@ impl Settings {
             repo: None,
             slot: String::new(),
             log_format: LogFormat::default(),
-            run: RunSettings { flush_interval: Duration::ZERO, treat_archived_as_applied: false, listen: None },
+            run: RunSettings {
+                flush_interval: Duration::ZERO,
+                treat_archived_as_applied: false,
+                listen: None,
+                backup_after_gap: false,
+            },
             store: StoreOptions::default(),
         };
         for key in KEYS {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
-    SourceErrorKind, Started, TimelineEnd,
+    SourceErrorKind, Standing, Started, TimelineEnd,
 };
 use seawall::error::{Error, Kind};
 use seawall::store::{Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream};
@@ -154,6 +154,10 @@ impl Source for MemoryServer {
         Ok(Box::new(MemorySession { server: self.clone(), identity }))
     }
 
+    async fn peek(&self, _: TimelineId, _: Lsn) -> Result<Option<Bytes>, SourceError> {
+        Ok(Some(Bytes::new()))
+    }
+
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         if self.lock().refusing { Err(turned_away()) } else { Ok(Box::new(MemoryObserver(self.clone()))) }
     }
@@ -189,6 +193,11 @@ impl Session for MemorySession {
 
     async fn history_file(&mut self, _: TimelineId) -> Result<Bytes, SourceError> {
         unreachable!("timeline 1 has none")
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        let flush_lsn = self.server.lock().flush;
+        Ok(Standing { timeline: TimelineId(1), flush_lsn, is_standby: false })
     }
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
