@@ -38,11 +38,6 @@ fn one(column: &str, value: &str) -> Vec<u8> {
     [say::result(&[column], &[Some(value)]), say::ready()].concat()
 }
 
-fn slot(kind: Option<&str>, restart_lsn: Option<&str>) -> Vec<u8> {
-    let columns = ["slot_type", "restart_lsn", "restart_tli"];
-    [say::result(&columns, &[kind, restart_lsn, restart_lsn.map(|_| "1")]), say::ready()].concat()
-}
-
 fn assert_lost(error: SourceError) {
     assert_eq!(error.kind, SourceErrorKind::Lost, "{error}");
     assert!(error.to_string().contains("no answer within"), "{error}");
@@ -79,18 +74,19 @@ async fn a_server_that_says_nothing_of_the_slot_or_of_history_is_given_up() {
 
 #[tokio::test]
 async fn what_may_be_work_has_more_time_and_not_for_ever() {
-    // Given a server that takes its time to make the slot, more than an answer may take
+    const START_REPLICATION: Step = Query("START_REPLICATION SLOT \"seawall\" PHYSICAL 0/3000000 TIMELINE 1");
+    // Given a server that takes its time to begin, more than an answer may take, then it streams
     let mut steps = identified();
-    steps.extend([Query("READ_REPLICATION_SLOT \"seawall\""), Send(slot(None, None))]);
-    steps.extend([Query("CREATE_REPLICATION_SLOT \"seawall\" PHYSICAL RESERVE_WAL"), Pause(2 * ANSWER)]);
-    steps.push(Send([say::result(&["slot_name"], &[Some("seawall")]), say::ready()].concat()));
-    steps.extend([Query("READ_REPLICATION_SLOT \"seawall\""), Send(slot(Some("physical"), Some("0/3000000")))]);
-    // and that never begins to stream
-    steps.extend([Query("START_REPLICATION SLOT \"seawall\" PHYSICAL 0/3000000 TIMELINE 1"), ClientCloses]);
+    steps.extend([START_REPLICATION, Pause(2 * ANSWER), Send(say::copy_both()), ClientCloses]);
     let server = Walsender::script(steps);
-    let mut session = source(&server, "").connect().await.unwrap();
-    // Then the slot is made, and the start is given up
-    assert!(session.take_slot().await.unwrap().created);
+    let session = source(&server, "").connect().await.unwrap();
+    assert!(matches!(session.start(START, TimelineId(1)).await.unwrap(), Started::Streaming(_)));
+    server.finish();
+    // Given one that never begins, then it is given up
+    let mut steps = identified();
+    steps.extend([START_REPLICATION, ClientCloses]);
+    let server = Walsender::script(steps);
+    let session = source(&server, "").connect().await.unwrap();
     assert_lost(session.start(START, TimelineId(1)).await.unwrap_err());
     server.finish();
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 const SENDER_TIMEOUT: (&str, &str) = ("wal_sender_timeout", "10s");
 
 /// What a server answers without having to do anything for it.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Making a slot syncs files, and the start of a stream may wait for locks and read histories: on a busy server that
 /// takes its time.
@@ -90,6 +90,12 @@ impl PostgresSource {
         Ok(client)
     }
 
+    async fn connect_for_sql(&self, info: &ConnInfo, mode: Mode) -> Result<Client, PgError> {
+        let mut client = Client::connect_for_sql(info, mode).await?;
+        client.set_patience(self.patience.0);
+        Ok(client)
+    }
+
     fn hosts(&self) -> MutexGuard<'_, Hosts> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,7 +140,7 @@ impl Source for PostgresSource {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         let info = self.last_host();
         // One that may also ask by SQL, where the role is let in for that.
-        let client = match self.connect_to(&info, Mode::Database, &[]).await {
+        let client = match self.connect_for_sql(&info, Mode::Database).await {
             Ok(client) => client,
             Err(_) => self.connect_to(&info, Mode::Physical, &[]).await?,
         };
@@ -146,7 +152,7 @@ impl Source for PostgresSource {
     async fn wait_for_slot(&self) -> Result<(), SourceError> {
         let Some(slot) = &self.slot else { return Ok(()) };
         let info = self.last_host();
-        if let Ok(mut sql) = self.connect_to(&info, Mode::Sql, &[]).await {
+        if let Ok(mut sql) = self.connect_for_sql(&info, Mode::Sql).await {
             loop {
                 tokio::time::sleep(SPARE_PAUSE).await;
                 if !sql.is_slot_active(slot).await? {
