@@ -10,6 +10,8 @@
     clippy::disallowed_methods
 )]
 
+pub mod metrics;
+pub mod oracle;
 pub mod postgres;
 pub mod program;
 pub mod proxy;

@@ -1,0 +1,1 @@
+//! A backup or a restore that is killed in the middle.
