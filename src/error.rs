@@ -35,6 +35,20 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order of the exit codes.
+    pub const ALL: [Kind; 10] = [
+        Kind::Usage,
+        Kind::Config,
+        Kind::Postgres,
+        Kind::Store,
+        Kind::Refused,
+        Kind::Damaged,
+        Kind::Diverged,
+        Kind::Local,
+        Kind::Busy,
+        Kind::Internal,
+    ];
+
     /// The exit code of a command that fails with this kind (`wal-fetch` has its own rule: 255).
     pub fn exit_code(self) -> u8 {
         match self {
@@ -174,20 +188,8 @@ mod tests {
 
     #[test]
     fn every_kind_has_an_exit_code_of_its_own() {
-        let kinds = [
-            Kind::Usage,
-            Kind::Config,
-            Kind::Postgres,
-            Kind::Store,
-            Kind::Refused,
-            Kind::Damaged,
-            Kind::Diverged,
-            Kind::Local,
-            Kind::Busy,
-            Kind::Internal,
-        ];
-        let codes: std::collections::BTreeSet<u8> = kinds.iter().map(|kind| kind.exit_code()).collect();
-        assert_eq!(codes.len(), kinds.len());
+        let codes: std::collections::BTreeSet<u8> = Kind::ALL.iter().map(|kind| kind.exit_code()).collect();
+        assert_eq!(codes.len(), Kind::ALL.len());
         assert!(!codes.contains(&0) && !codes.contains(&1) && !codes.contains(&101));
     }
 }

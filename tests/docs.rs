@@ -188,3 +188,24 @@ fn every_design_rule_has_its_number_on_the_page() {
     let numbers: Vec<u32> = rules.lines().filter_map(|line| line.split_once(". ")?.0.parse().ok()).collect();
     assert_eq!(numbers, (1..=12).collect::<Vec<u32>>());
 }
+
+#[test]
+fn every_clause_of_the_contract_names_tests_that_exist() {
+    let page = read("docs/durability.md");
+    let clauses: Vec<&str> = page.split("\n## ").skip(1).filter(|part| part.starts_with(char::is_numeric)).collect();
+    for clause in &clauses {
+        let heading = clause.lines().next().unwrap();
+        let named = clause.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')?.0.split_once("::"));
+        let mut count = 0;
+        for (file, test) in named {
+            let source = read(file);
+            let (_, body) = source
+                .split_once(&format!("fn {test}("))
+                .unwrap_or_else(|| panic!("docs/durability.md, {heading}: {file} has no {test}"));
+            assert!(body.contains("assert") || body.contains("panic"), "{file}::{test} asserts nothing");
+            count += 1;
+        }
+        assert!(count >= 2, "docs/durability.md, {heading}: only {count} tests are named");
+    }
+    assert!(clauses.len() >= 5, "{clauses:?}");
+}

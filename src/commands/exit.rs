@@ -14,20 +14,6 @@ pub const WAL_FETCH_FAILED: u8 = 255;
 /// What `wal-fetch` ends with for a file that is proven not to be in the archive.
 pub const WAL_FETCH_ABSENT: u8 = 1;
 
-/// Every kind, in the order of the codes.
-pub const KINDS: [Kind; 10] = [
-    Kind::Usage,
-    Kind::Config,
-    Kind::Postgres,
-    Kind::Store,
-    Kind::Refused,
-    Kind::Damaged,
-    Kind::Diverged,
-    Kind::Local,
-    Kind::Busy,
-    Kind::Internal,
-];
-
 /// A kind's name in JSON and in the documentation, what it means, and what the reader does next.
 pub fn describe(kind: Kind) -> (&'static str, &'static str, &'static str) {
     match kind {
@@ -152,7 +138,7 @@ pub fn render_error(error: &Error, rule: ExitRule, as_json: bool) -> String {
 /// The paragraph that ends every `--help`.
 pub fn help_paragraph() -> String {
     let mut text = "Exit codes:\n   0  success\n".to_owned();
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let _ = writeln!(text, "{:>4}  {}", kind.exit_code(), describe(kind).1);
     }
     text
@@ -165,7 +151,7 @@ pub fn document() -> String {
         | code | name | meaning | what to do |\n|---|---|---|---|\n\
         | 0 | | success | |\n"
         .to_owned();
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let (name, meaning, remedy) = describe(kind);
         let _ = writeln!(text, "| {} | `{name}` | {meaning} | {remedy} |", kind.exit_code());
     }
@@ -208,7 +194,7 @@ mod tests {
 
     #[test]
     fn no_failure_of_wal_fetch_looks_like_the_end_of_the_archive() {
-        for kind in KINDS {
+        for kind in Kind::ALL {
             assert!(ExitRule::WalFetch.failed(kind) > 125, "{kind:?} would promote the server");
         }
         assert_eq!(ExitRule::WalFetch.guard(|| panic!("a defect")), 255);
@@ -234,7 +220,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_listed_once() {
-        let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| describe(*kind).0).collect();
-        assert_eq!(names.len(), KINDS.len());
+        let names: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|kind| describe(*kind).0).collect();
+        assert_eq!(names.len(), Kind::ALL.len());
     }
 }

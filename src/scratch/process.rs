@@ -54,14 +54,14 @@ mod tests {
         // The shell writes once its own child is there.
         let mut line = [0];
         std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut line).unwrap();
-        let (ours, its) = (below(std::process::id()), below(shell.id()));
+        let (ours, its, all) = (shell.id(), below(shell.id()), below(std::process::id()));
         assert_eq!(its.len(), 1, "{its:?}");
-        assert!(ours.contains(&shell.id()) && ours.is_superset(&its), "{ours:?} {its:?}");
-        for pid in its.iter().chain([&shell.id()]) {
-            assert!(is_alive(*pid));
-            send(*pid, Signal::SIGKILL);
-        }
+        assert!(all.contains(&ours) && all.is_superset(&its), "{all:?} {its:?}");
+        let both = || its.iter().chain([&ours]).copied();
+        assert!(both().all(is_alive));
+        // The shell would end by itself when its child has.
+        both().for_each(|pid| send(pid, Signal::SIGKILL));
         shell.wait().unwrap();
-        assert!(!is_alive(shell.id()));
+        assert!(!is_alive(ours));
     }
 }
