@@ -97,7 +97,7 @@ impl Archiver {
         options: ArchiveOptions,
         clock: Clock,
     ) -> Archiver {
-        let (state, _) = watch::channel(ArchiveState::new(Instant::now()));
+        let (state, _) = watch::channel(ArchiveState::new());
         Archiver { source, store, cluster: cluster.into(), options, clock, state }
     }
 
@@ -251,7 +251,6 @@ impl Archiver {
         shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, start) = (resume.timeline, resume.start);
-        let flush_lsn = session.identity().flush_lsn;
         let feed = match session.start(start, timeline).await {
             Ok(Started::Streaming(feed)) => feed,
             Ok(Started::TimelineEnded(end)) => {
@@ -265,7 +264,6 @@ impl Archiver {
             state.counts.connections += 1;
             state.last_error = None;
             state.rpo.begin_anew();
-            state.rpo.saw_server(Instant::now(), flush_lsn);
         });
         // Nothing comes again: the first record has to prove that it follows what is stored.
         let link = match is_linked {

@@ -8,6 +8,7 @@
 
 mod archiver;
 mod line;
+mod echo;
 mod link;
 mod progress;
 mod resume;

@@ -1,6 +1,7 @@
 //! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
 
 use super::ArchiveOptions;
+use super::echo::Echo;
 use super::line::{Job, Line};
 use super::link::Link;
 use super::resume::Resume;
@@ -16,9 +17,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How often PostgreSQL hears from us, and is asked to answer.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A connection that says nothing for so long, though asked every second, is dead.
+/// A connection that says nothing for so long, though asked again and again, is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// A server that shuts down asks without pause until everything is flushed. If the store cannot take it within this
@@ -70,6 +71,7 @@ pub(super) struct Stream<'a> {
     oldest_unsubmitted: Option<Instant>,
     server_end: Lsn,
     server_micros: i64,
+    echo: Echo,
     reply_owed: bool,
     last_reply: Instant,
     requests: (Instant, u32),
@@ -102,6 +104,7 @@ impl<'a> Stream<'a> {
             oldest_unsubmitted: None,
             server_end: Lsn::INVALID,
             server_micros: 0,
+            echo: Echo::new(now),
             reply_owed: false,
             last_reply: now,
             requests: (now, 0),
@@ -215,6 +218,9 @@ impl<'a> Stream<'a> {
                 };
             }
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
+                if !reply_requested {
+                    self.echo.answered(server_micros);
+                }
                 self.saw_server(now, server_end, server_micros);
                 if reply_requested {
                     return self.answer(now, feed).await;
@@ -255,9 +261,10 @@ impl<'a> Stream<'a> {
     fn saw_server(&mut self, now: Instant, server_end: Lsn, server_micros: i64) {
         self.server_end = self.server_end.max(server_end);
         self.server_micros = server_micros;
+        let sent = self.echo.sent_after(now, server_micros);
         self.state.send_modify(|state| {
             state.last_message = Some(now);
-            state.rpo.saw_server(now, server_end);
+            state.rpo.saw_server(sent, server_end);
         });
     }
 
@@ -332,6 +339,10 @@ impl<'a> Stream<'a> {
             self.reply_owed = false;
         }
         self.last_reply = Instant::now();
+        let ask = ask && self.echo.may_ask();
+        if ask {
+            self.echo.ask(Instant::now());
+        }
         feed.send_status(received, flushed, ask).await?;
         self.state.send_modify(|state| state.flushed = flushed);
         Ok(())

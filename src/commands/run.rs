@@ -66,8 +66,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
 
 /// Copies what the archiver shows into the metrics.
 fn show(metrics: &Metrics, state: &ArchiveState) {
-    let seconds = state.rpo.seconds(Instant::now());
-    metrics.set_rpo(Duration::from_secs_f64(seconds), state.rpo.bytes());
+    metrics.set_rpo(state.rpo.seconds(Instant::now()), state.rpo.bytes());
     metrics.set_connected(state.phase == Phase::Streaming);
     if let Some(timeline) = state.timeline {
         metrics.set_timeline(timeline);
