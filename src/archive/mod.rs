@@ -7,8 +7,8 @@
 //! ```
 
 mod archiver;
-mod line;
 mod echo;
+mod line;
 mod link;
 mod progress;
 mod resume;
