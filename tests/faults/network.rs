@@ -8,8 +8,11 @@ use crate::support::waiting::{PATIENCE, wait_for};
 use crate::{assert_complete, clients, more_are_told};
 use std::time::Duration;
 
+/// A name, and what does it.
+type Break = (&'static str, fn(&Proxy));
+
 /// What networks do, each until it is healed.
-const FAULTS: [(&str, fn(&Proxy)); 8] = [
+const FAULTS: [Break; 8] = [
     ("closed", Proxy::cut),
     ("reset", Proxy::reset),
     ("late", |proxy| proxy.set(|network| network.delay = Duration::from_millis(300))),
