@@ -4,7 +4,7 @@ mod holes;
 
 use super::link::Link;
 use super::resume::{self, Resume, ResumeError};
-use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started};
+use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Codec;
@@ -13,7 +13,7 @@ use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, 
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
 use crate::wal::{Lsn, TimelineId};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -21,6 +21,12 @@ use tokio::time::Instant;
 /// A server that ends the stream is left alone for so long: coming back at once would find it still shutting down, and
 /// hold that up.
 const LEAVING_PAUSE: Duration = Duration::from_secs(10);
+
+/// A server whose past is not the repository's is left alone for so long in favour of others.
+const OTHER_PATH_PAUSE: Duration = Duration::from_secs(30);
+
+/// With several servers to choose from, they are asked at least so often: commits may wait for us on a new primary.
+const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// How often a hot spare asks whether the slot is free.
 const SPARE_PAUSE: Duration = Duration::from_secs(1);
@@ -74,12 +80,18 @@ pub struct Archiver {
     options: ArchiveOptions,
     clock: Clock,
     state: StateSender,
+    /// What `cluster.json` says, once it was read: it never changes.
+    known: OnceLock<Cluster>,
 }
 
 /// What a connection led to.
 enum Outcome {
     /// Come back at once: there is more to do.
     Again,
+    /// Come back at once: this timeline is finished up to there, and another one goes on.
+    Next(TimelineId, TimelineEnd),
+    /// The server was promoted apart: ask the others, and if none will do, that is the end.
+    Elsewhere(Error),
     /// Come back at once, and ask for this position itself: what is before it was stored, and the server has it no more.
     AgainAt(TimelineId, Lsn),
     /// Come back after a pause.
@@ -98,7 +110,7 @@ impl Archiver {
         clock: Clock,
     ) -> Archiver {
         let (state, _) = watch::channel(ArchiveState::new());
-        Archiver { source, store, cluster: cluster.into(), options, clock, state }
+        Archiver { source, store, cluster: cluster.into(), options, clock, state, known: OnceLock::new() }
     }
 
     /// What it shows of itself.
@@ -126,12 +138,14 @@ impl Archiver {
         let mut backoff = Backoff::new(RetryPolicy::RECONNECT);
         let mut last_told = None;
         let mut removed_before = None;
+        let mut finished = None;
+        let mut apart = None;
         while !shutdown.stop.is_cancelled() {
             let begun = Instant::now();
             let outcome = tokio::select! {
                 biased;
                 () = shutdown.kill.cancelled() => return Ok(()),
-                outcome = self.connect_and_stream(removed_before.take(), shutdown) => outcome?,
+                outcome = self.connect_and_stream(removed_before.take(), &mut apart, shutdown) => outcome?,
             };
             self.state.send_modify(|state| {
                 state.rpo.lost();
@@ -144,16 +158,23 @@ impl Archiver {
                     removed_before = Some((timeline, lsn));
                     continue;
                 }
+                // A server that ends one timeline twice has not told us of the next: a standby that lags.
+                Outcome::Next(timeline, end) if finished.replace((timeline, end)) != Some((timeline, end)) => continue,
+                Outcome::Next(timeline, end) => SourceError::lost(format!(
+                    "timeline {timeline} has ended at {}, once more: has the server not followed yet?",
+                    end.switch
+                )),
+                Outcome::Elsewhere(error) => {
+                    tracing::error!(%error, hint = error.hint_text().unwrap_or_default(), "trying the other servers");
+                    apart = Some(error);
+                    continue;
+                }
                 Outcome::Pause(error) => error,
             };
             if begun.elapsed() > HEALTHY {
                 backoff.reset();
             }
-            let pause = match error.kind {
-                SourceErrorKind::SlotBusy => SPARE_PAUSE,
-                SourceErrorKind::Leaving => LEAVING_PAUSE.max(backoff.next_pause()),
-                _ => backoff.next_pause(),
-            };
+            let pause = self.pause_after(error.kind, &mut backoff);
             let text = error.to_string();
             if error.kind == SourceErrorKind::SlotBusy {
                 self.state.send_modify(|state| state.phase = Phase::HotSpare);
@@ -176,9 +197,26 @@ impl Archiver {
         Ok(())
     }
 
+    /// How long to wait before the next connection. Another server, where there is one, need not be waited for.
+    fn pause_after(&self, kind: SourceErrorKind, backoff: &mut Backoff) -> Duration {
+        let pause = match kind {
+            SourceErrorKind::SlotBusy => return SPARE_PAUSE,
+            SourceErrorKind::Leaving if !self.source.pass_over(LEAVING_PAUSE) => {
+                return LEAVING_PAUSE.max(backoff.next_pause());
+            }
+            SourceErrorKind::OtherPath => {
+                self.source.pass_over(OTHER_PATH_PAUSE);
+                backoff.next_pause()
+            }
+            _ => backoff.next_pause(),
+        };
+        if self.source.has_others() { pause.min(SEARCH_PAUSE_MAX) } else { pause }
+    }
+
     async fn connect_and_stream(
         &self,
         removed_before: Option<(TimelineId, Lsn)>,
+        apart: &mut Option<Error>,
         shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let connected = tokio::select! {
@@ -188,7 +226,10 @@ impl Archiver {
         };
         let mut session = match connected {
             Ok(session) => session,
-            Err(error) => return self.judge(error),
+            Err(error) => match apart.take() {
+                Some(apart) => return Err(apart),
+                None => return self.judge(error),
+            },
         };
         let identity = session.identity();
         // Nothing is begun yet that would have to be finished: a stop need not wait for a server or a store that hangs.
@@ -199,6 +240,7 @@ impl Archiver {
         };
         match prepared {
             Ok((writer, repository, mut resume)) => {
+                *apart = None;
                 let is_linked = removed_before == Some((resume.timeline, resume.overlap_end));
                 if is_linked {
                     resume.skip_overlap();
@@ -214,10 +256,17 @@ impl Archiver {
         }
     }
 
-    /// Before the first stream, what the server refuses is for the operator; later it is waited out.
+    /// Before the first stream, what the server refuses is for the operator; later it is waited out. So is a server that
+    /// is not on the repository's path, if there is another one to try.
     fn judge(&self, error: SourceError) -> Result<Outcome> {
+        let is_wrong = error.error.kind() == Kind::Diverged;
         match error.kind {
             SourceErrorKind::Refused if !self.has_streamed() => Err(error.error),
+            SourceErrorKind::OtherPath if is_wrong && !self.source.has_others() && !self.has_streamed() => {
+                Err(error.error)
+            }
+            SourceErrorKind::Apart if self.source.pass_over(OTHER_PATH_PAUSE) => Ok(Outcome::Elsewhere(error.error)),
+            SourceErrorKind::Apart => Err(error.error),
             _ => Ok(Outcome::Pause(error)),
         }
     }
@@ -231,14 +280,30 @@ impl Archiver {
         session: &mut dyn Session,
         identity: ServerIdentity,
     ) -> Result<(Writer, Repository, Resume), ResumeError> {
-        ensure_cluster(self.store.as_ref(), &self.cluster, identity, &self.clock).await?;
+        match self.known.get() {
+            Some(cluster) => check_identity(cluster, &self.cluster, identity)?,
+            None => {
+                let cluster = ensure_cluster(self.store.as_ref(), &self.cluster, identity, &self.clock).await?;
+                let _ = self.known.set(cluster);
+            }
+        }
         let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.codec);
         let repository = Repository { store: self.store.clone(), layout: layout.clone() };
         let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
-        // The slot comes first: from now on the server keeps what the listing is about to miss.
+        // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing
+        // else keeps it, also while the store is away.
         let slot = session.take_slot().await?;
-        let resume = resume::find(session, &writer, &repository, slot.restart_lsn).await?;
-        Ok((writer, repository, resume))
+        match resume::find(session, &writer, &repository, slot.restart_lsn).await {
+            Ok(resume) => Ok((writer, repository, resume)),
+            Err(ResumeError::Source(error)) if slot.created && error.error.kind() == Kind::Diverged => {
+                // Nobody would ever move it, and the server's disk would fill.
+                if let Err(error) = session.drop_slot().await {
+                    tracing::warn!(%error, "the slot that was just made on this server was not dropped again");
+                }
+                Err(error.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn stream_from(
@@ -278,7 +343,7 @@ impl Archiver {
             Ended::Stopped | Ended::Killed => Ok(Outcome::Done),
             Ended::Timeline(end) => {
                 tracing::info!(%timeline, next = %end.next, switch = %end.switch, "the timeline has ended");
-                Ok(Outcome::Again)
+                Ok(Outcome::Next(timeline, end))
             }
             Ended::ServerShutdown => {
                 let error = Error::new(Kind::Postgres, "the server shuts down");
@@ -287,6 +352,7 @@ impl Archiver {
             Ended::Lost(error) if error.kind == SourceErrorKind::WalRemoved => {
                 self.pass_over_removed(writer, repository, &resume, error).await
             }
+            Ended::Lost(error) if error.kind == SourceErrorKind::Apart => self.judge(error),
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
         }
     }
@@ -357,6 +423,12 @@ pub async fn ensure_cluster(store: &dyn Store, name: &str, identity: ServerIdent
             stored.ok_or_else(|| Error::new(Kind::Store, "cluster.json was stored and is not there"))?
         }
     };
+    check_identity(&cluster, name, identity)?;
+    Ok(cluster)
+}
+
+/// Fails if the server is not the one whose folder this is.
+fn check_identity(cluster: &Cluster, name: &str, identity: ServerIdentity) -> Result<()> {
     if cluster.system_identifier != identity.system_identifier {
         return Err(Error::new(
             Kind::Diverged,
@@ -374,5 +446,5 @@ pub async fn ensure_cluster(store: &dyn Store, name: &str, identity: ServerIdent
         )
         .hint("Was pg_resetwal --wal-segsize used? Give the cluster a new folder with --cluster NAME, and take a new base backup."));
     }
-    Ok(cluster)
+    Ok(())
 }

@@ -201,22 +201,24 @@ impl Line {
         jobs.push(Job::Store { key: Key::Tail(range), range, bytes });
     }
 
-    /// The timeline ends at `switch`, up to which everything was received: what its last block has is permanent.
+    /// The timeline ends at `switch`: what its last block has is permanent. What was received behind it is a dead branch, a
+    /// record that a standby had in part when it was promoted: kept as well, to its own end.
     ///
     /// # Errors
-    /// If the switch point is not where the stream ended.
+    /// If the stream ended before the switch point.
     pub fn seal(&mut self, switch: Lsn, jobs: &mut Vec<Job>) -> Result<()> {
-        if switch != self.progress.received() {
-            let received = self.progress.received();
+        let received = self.progress.received();
+        if switch > received {
             let message = format!("the timeline ended at {switch}, but the stream did at {received}");
             return Err(Error::new(Kind::Postgres, message));
         }
-        if switch > self.open_start {
-            let range = self.range(self.open_start, switch);
+        let mut ends = vec![switch, received];
+        ends.dedup();
+        for end in ends.into_iter().filter(|end| *end > self.open_start) {
+            let range = self.range(self.open_start, end);
             jobs.push(Job::Store { key: Key::Block(range), range, bytes: self.copy(range) });
-            self.progress.submit_to(switch)?;
         }
-        Ok(())
+        self.progress.submit_to(received)
     }
 
     /// The store has confirmed a job. Gives back the tails that this makes garbage, and adds the merge that it makes

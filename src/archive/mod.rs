@@ -6,7 +6,9 @@
 //!        └── flushed ◄───┴─ progress ◄┴── confirmed
 //! ```
 
+mod ancestry;
 mod archiver;
+mod dead_branch;
 mod echo;
 mod line;
 mod link;

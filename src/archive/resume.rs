@@ -1,12 +1,12 @@
 //! Where to go on: from the slot, the repository and the server's history to a position. The listing is made once,
 //! here; what follows from it is pure.
 
-use super::source::{ServerIdentity, Session, SourceError};
+use super::source::{ServerIdentity, Session, SourceError, SourceErrorKind};
+use super::{ancestry, dead_branch};
 use crate::error::{Error, Kind};
 use crate::repository::{BackupBegin, Coverage, Key, Repository, Stored, Writer};
 use crate::store::StoreErrorKind;
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
-use std::collections::BTreeMap;
 
 /// Where the stream goes on, and what is stored from there on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,7 +21,8 @@ pub(super) struct Resume {
     pub known: Vec<Stored>,
     /// The path from the first timeline to the server's.
     pub history: History,
-    /// Where this timeline ends on that path, if it does.
+    /// Where this timeline ends, on that path or on the one that the repository follows, if it does. Bytes behind it are
+    /// not taken.
     pub switch: Option<Lsn>,
 }
 
@@ -54,25 +55,51 @@ impl From<crate::store::StoreError> for ResumeError {
 /// Reads the server's history, compares it with what is stored, stores what is new, and finds the position.
 ///
 /// # Errors
-/// [`Kind::Diverged`] if the server's past is not the repository's; otherwise what the server or the store says.
+/// [`SourceErrorKind::Apart`] and [`SourceErrorKind::OtherPath`] if the server's past is not the repository's, or it has
+/// not come as far; otherwise what the server or the store says.
 pub(super) async fn find(
     session: &mut dyn Session,
     writer: &Writer,
     repository: &Repository,
     restart_lsn: Option<Lsn>,
 ) -> Result<Resume, ResumeError> {
-    let identity = session.identity();
-    let history = take_history(session, writer, repository).await?;
+    let ancestry = ancestry::establish(session, writer, repository).await?;
+    let resume = locate(session.identity(), repository, ancestry, restart_lsn).await?;
+    // Before anything is stored of a timeline, what its predecessor has behind the switch point is looked after.
     let timelines = repository.read_timelines().await?;
-    refuse_foreign_timelines(repository, identity, &history, &timelines).await?;
+    let before = resume.history.path().into_iter().rev().skip_while(|(timeline, ..)| *timeline >= resume.timeline);
+    for (parent, _, switch) in before.filter(|(timeline, ..)| timelines.contains(timeline)).take(1) {
+        if let Some(switch) = switch
+            && let Some(dead) = dead_branch::settle(writer, repository, parent, switch).await?
+        {
+            tracing::warn!(
+                branch = %dead,
+                "a dead branch: this was stored of a timeline behind the point where it was left; it is kept and flagged, \
+                 and restores pass it by unless its timeline is asked for"
+            );
+        }
+    }
+    Ok(resume)
+}
+
+async fn locate(
+    identity: ServerIdentity,
+    repository: &Repository,
+    ancestry: ancestry::Ancestry,
+    restart_lsn: Option<Lsn>,
+) -> Result<Resume, ResumeError> {
+    let (history, size) = (ancestry.history, identity.segment_size);
+    let timelines = repository.read_timelines().await?;
     for (timeline, begin, switch) in history.path().into_iter().rev() {
         if !timelines.contains(&timeline) {
             continue;
         }
-        let first = identity.segment_size.segment_start(begin);
+        let followed_on = ancestry.left_at.filter(|_| timeline == history.timeline);
+        let switch = switch.or(followed_on.map(|(switch, _)| switch));
+        let first = size.segment_start(begin);
         // Where a finished backup starts, everything before was stored. A slot proves nothing of the kind: it may be
         // newer than what is missing.
-        let from = newest_backup_start(repository, timeline).await?.unwrap_or(first).max(first);
+        let from = newest_backup_start(repository, timeline, switch).await?.unwrap_or(first).max(first);
         let restart_lsn = restart_lsn.filter(|lsn| switch.is_none() && *lsn >= first);
         let hint = restart_lsn.map_or(from, |restart_lsn| restart_lsn.min(from));
         let mut coverage = repository.read_coverage(timeline, hint).await?;
@@ -86,26 +113,34 @@ pub(super) async fn find(
         let gaps: Vec<WalRange> =
             gaps.iter().map(|gap| WalRange { timeline, start: gap.start, end: gap.end }).collect();
         // Nothing is stored as early as that. What was begun, by this slot or on the timeline before, is to be complete.
-        let begun = restart_lsn.map(|restart_lsn| identity.segment_size.segment_start(restart_lsn));
+        let begun = restart_lsn.map(|restart_lsn| size.segment_start(restart_lsn));
         let begun = match has_stored_parent(repository, &history, timeline, begin).await? {
             true => Some(first),
             false => begun,
         };
         let end = stored_end(&coverage, &gaps, hint, begun);
-        if let (Some(switch), Some(next)) = (switch, history.successor(timeline))
+        if let Some(switch) = switch
             && end >= switch
-            && (is_sealed(&coverage, identity.segment_size, switch) || is_lost_at(&gaps, switch))
+            && (is_sealed(&coverage, size, switch) || is_lost_at(&gaps, switch))
         {
-            return Ok(enter(repository, &history, next, identity.segment_size).await?);
+            return match history.successor(timeline) {
+                Some(next) => Ok(enter(repository, &history, next, size).await?),
+                None => Err(behind(identity, followed_on.map_or(timeline, |(_, next)| next), switch).into()),
+            };
         }
         let end = switch.map_or(end, |switch| end.min(switch));
-        return Ok(resume_at(identity.segment_size, timeline, end, &coverage, history.clone(), switch));
+        let resume = resume_at(size, timeline, end, &coverage, history.clone(), switch);
+        if timeline == history.timeline && identity.flush_lsn < resume.start {
+            return Err(behind(identity, timeline, end).into());
+        }
+        return Ok(resume);
     }
     // Nothing is stored on the server's path: begin where the slot does, or where the server is now.
     let from = restart_lsn.unwrap_or(identity.flush_lsn);
     let timeline = history.timeline_at(from);
-    let start = identity.segment_size.segment_start(from);
-    let switch = history.switch_from(timeline);
+    let start = size.segment_start(from);
+    let left_at = ancestry.left_at.filter(|_| timeline == history.timeline);
+    let switch = history.switch_from(timeline).or(left_at.map(|(switch, _)| switch));
     Ok(Resume { timeline, start, overlap_end: start, known: Vec::new(), history, switch })
 }
 
@@ -142,12 +177,13 @@ fn resume_at(
     Resume { timeline, start, overlap_end, known, history, switch }
 }
 
-/// True if what is stored of the last block before the switch point is permanent: the timeline is finished.
+/// True if what is stored of the last block before the switch point is permanent: the timeline is finished. An object that
+/// reaches over the switch point does not count: only the server that left the timeline there says what comes before.
 fn is_sealed(coverage: &Coverage, size: SegmentSize, switch: Lsn) -> bool {
+    let survives = |stored: &&Stored| stored.is_block && stored.range.end <= switch;
+    let permanent = Coverage::new(coverage.objects().iter().filter(survives).cloned().collect());
     let unsealed = unsealed_before(coverage, size, switch);
-    unsealed.is_some_and(|start| {
-        coverage.chain(start, switch).is_ok_and(|chain| chain.iter().all(|stored| stored.is_block))
-    })
+    unsealed.is_some_and(|start| permanent.chain(start, switch).is_ok())
 }
 
 /// Where what is stored of the last block before the switch point begins; `None` if nothing is.
@@ -171,7 +207,14 @@ async fn enter(
     timeline: TimelineId,
     size: SegmentSize,
 ) -> Result<Resume, Error> {
+    let mut timeline = timeline;
     let first = history.first_file_byte(timeline, size).unwrap_or(Lsn::INVALID);
+    // One that was left where it began, at the first byte of a segment, has no byte of its own.
+    while let (Some(switch), Some(next)) = (history.switch_from(timeline), history.successor(timeline))
+        && switch <= first
+    {
+        timeline = next;
+    }
     let switch = history.switch_from(timeline);
     let coverage = repository.read_coverage(timeline, first).await?;
     let end = coverage.run_holding(first).map_or(first, |run| run.end);
@@ -183,71 +226,17 @@ async fn enter(
     Ok(resume_at(size, timeline, end, &coverage, history.clone(), switch))
 }
 
-/// Fetches the history of the server's timeline, compares it with the stored histories of its ancestors, and stores it.
-async fn take_history(
-    session: &mut dyn Session,
-    writer: &Writer,
-    repository: &Repository,
-) -> Result<History, ResumeError> {
-    let timeline = session.identity().timeline;
-    if timeline.0 <= 1 {
-        return Ok(History::root(timeline));
-    }
-    let text = session.history_file(timeline).await?;
-    let history = History::parse(timeline, &text)
-        .map_err(|error| Error::new(Kind::Postgres, "the server's history cannot be read").because(error))?;
-    for entry in &history.ancestors {
-        let stored = repository.read_history_file(entry.parent).await?;
-        let Some(stored) = stored.and_then(|text| History::parse(entry.parent, &text).ok()) else {
-            continue;
-        };
-        if !history.ancestors.starts_with(&stored.ancestors) {
-            return Err(promoted_apart(entry.parent).into());
-        }
-    }
-    // Confirmed before the first byte of the timeline.
-    writer.store_plain(&Key::History(timeline), text).await.map_err(|error| match error.kind() {
-        Kind::Diverged => promoted_apart(timeline),
-        _ => error,
-    })?;
-    Ok(history)
-}
-
-/// A timeline that is stored, later than the server's, and not on its path, is the work of another server.
-async fn refuse_foreign_timelines(
-    repository: &Repository,
-    identity: ServerIdentity,
-    history: &History,
-    timelines: &[TimelineId],
-) -> Result<(), ResumeError> {
-    let mut stored: BTreeMap<TimelineId, History> = BTreeMap::new();
-    for &timeline in timelines.iter().filter(|timeline| **timeline > identity.timeline) {
-        if let Some(text) = repository.read_history_file(timeline).await?
-            && let Ok(found) = History::parse(timeline, &text)
-        {
-            stored.insert(timeline, found);
-        }
-    }
-    let Some((newest, theirs)) = stored.into_iter().next_back() else {
-        return Ok(());
-    };
-    let switch = theirs.switch_from(identity.timeline);
-    // A standby that has not replayed the promotion yet is on the path and before the switch point.
-    if theirs.ancestors.starts_with(&history.ancestors) && switch.is_some_and(|switch| identity.flush_lsn <= switch) {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Diverged,
-        format!(
-            "the server is on timeline {} at {}, but the repository follows timeline {newest}",
-            identity.timeline, identity.flush_lsn
-        ),
-    )
-    .hint(
-        "Is this an old primary that came back after a failover? Connect to the promoted server (several hosts with \
-         target_session_attrs=primary find it), or give this one another --cluster name.",
-    )
-    .into())
+/// The server has nothing that is not stored: a standby that lags, or a server that has lost WAL.
+fn behind(identity: ServerIdentity, timeline: TimelineId, end: Lsn) -> SourceError {
+    let what = format!(
+        "the server is on timeline {} at {}, and everything up to {end} of timeline {timeline} is stored already",
+        identity.timeline, identity.flush_lsn
+    );
+    let error = Error::new(Kind::Postgres, what).hint(
+        "Is this a standby that has not caught up? Then it will. Was the server rolled back to a snapshot, or restored from \
+         an earlier backup? Then it needs another --cluster name.",
+    );
+    SourceError::new(SourceErrorKind::OtherPath, error)
 }
 
 /// True if anything is stored of the timeline that `timeline` left at `begin`.
@@ -263,15 +252,21 @@ async fn has_stored_parent(
     Ok(!coverage.objects().is_empty())
 }
 
-/// The start of the newest backup that is finished.
-async fn newest_backup_start(repository: &Repository, timeline: TimelineId) -> Result<Option<Lsn>, ResumeError> {
+/// The start of the newest backup that is finished and began before the timeline was left.
+async fn newest_backup_start(
+    repository: &Repository,
+    timeline: TimelineId,
+    switch: Option<Lsn>,
+) -> Result<Option<Lsn>, ResumeError> {
     let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
     let mut ids: Vec<_> =
         level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
     ids.sort();
     for id in ids.into_iter().rev() {
         let begin: Option<BackupBegin> = repository.read_document(&Key::BackupBegin(id.clone())).await?;
-        let Some(begin) = begin.filter(|begin| begin.timeline == timeline) else { continue };
+        let is_on_path =
+            |begin: &BackupBegin| begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch);
+        let Some(begin) = begin.filter(is_on_path) else { continue };
         match repository.store.head(&repository.layout.name(&Key::BackupEnd(id))).await {
             Ok(_) => return Ok(Some(begin.start_lsn)),
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
@@ -279,13 +274,6 @@ async fn newest_backup_start(repository: &Repository, timeline: TimelineId) -> R
         }
     }
     Ok(None)
-}
-
-fn promoted_apart(timeline: TimelineId) -> Error {
-    Error::new(Kind::Diverged, format!("timeline {timeline} of this server is not the one in the repository")).hint(
-        "Two servers were promoted to the same timeline. Find out which one is the real one; give the other another \
-         --cluster name, and take a new base backup there.",
-    )
 }
 
 #[cfg(test)]

@@ -10,6 +10,10 @@ use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// A cluster reached by a connection string, through a slot.
 #[derive(Clone, Debug)]
@@ -17,12 +21,38 @@ pub struct PostgresSource {
     info: ConnInfo,
     slot: String,
     clock: Clock,
+    hosts: Arc<Mutex<Hosts>>,
+}
+
+/// Which of several servers it is.
+#[derive(Debug, Default)]
+struct Hosts {
+    /// That of the last session.
+    last: Option<String>,
+    /// These are left alone until then.
+    passed_over: BTreeMap<String, Instant>,
 }
 
 impl PostgresSource {
     /// Streams through `slot`, which is made where it is missing.
     pub fn new(info: ConnInfo, slot: impl Into<String>, clock: Clock) -> PostgresSource {
-        PostgresSource { info, slot: slot.into(), clock }
+        PostgresSource { info, slot: slot.into(), clock, hosts: Arc::default() }
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The servers that are not left alone. If all are, all of them: waiting would help nobody.
+    fn eligible(&self) -> ConnInfo {
+        let mut hosts = self.hosts();
+        hosts.passed_over.retain(|_, until| *until > Instant::now());
+        self.info.with_hosts(|host| !hosts.passed_over.contains_key(host)).unwrap_or_else(|| self.info.clone())
+    }
+
+    /// One server of the list.
+    fn at(&self, host: &str) -> ConnInfo {
+        self.info.with_hosts(|name| name == host).unwrap_or_else(|| self.info.clone())
     }
 
     /// On 13 and 14 only SQL knows where a slot is, and the role may not be let in for that: then nobody knows.
@@ -31,7 +61,7 @@ impl PostgresSource {
         if state != SlotState::Unknown {
             return Ok(state);
         }
-        match Client::connect(&self.info, Mode::Database, &[]).await {
+        match Client::connect(&self.at(client.host()), Mode::Database, &[]).await {
             Ok(mut sql) => sql.read_slot(&self.slot).await,
             Err(_) => Ok(SlotState::Unknown),
         }
@@ -41,7 +71,8 @@ impl PostgresSource {
 #[async_trait]
 impl Source for PostgresSource {
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError> {
-        let mut client = Client::connect(&self.info, Mode::Physical, &[]).await?;
+        let mut client = Client::connect(&self.eligible(), Mode::Physical, &[]).await?;
+        self.hosts().last = Some(client.host().to_owned());
         let system = client.identify_system().await?;
         let segment_size = client.wal_segment_size().await?;
         let identity = ServerIdentity {
@@ -55,9 +86,26 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
-        let client = Client::connect(&self.info, Mode::Physical, &[]).await?;
+        // Not any other: it may be one that is not followed.
+        let last = self.hosts().last.clone();
+        let info = last.map_or_else(|| self.info.clone(), |host| self.at(&host));
+        let client = Client::connect(&info, Mode::Physical, &[]).await?;
         let name = self.info.application_name().to_owned();
         Ok(Box::new(PostgresObserver { client, name }))
+    }
+
+    fn has_others(&self) -> bool {
+        self.info.host_names().len() > 1
+    }
+
+    fn pass_over(&self, time: Duration) -> bool {
+        let mut hosts = self.hosts();
+        let now = Instant::now();
+        hosts.passed_over.retain(|_, until| *until > now);
+        if let Some(host) = hosts.last.clone() {
+            hosts.passed_over.insert(host, now + time);
+        }
+        self.info.host_names().iter().any(|host| !hosts.passed_over.contains_key(host))
     }
 }
 
@@ -109,8 +157,22 @@ impl Session for PostgresSession {
         }
     }
 
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        Ok(self.client.drop_slot(&self.source.slot).await?)
+    }
+
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
-        match self.client.start_replication(Some(&self.source.slot), start, timeline).await? {
+        /// `internal_error`: no code of its own for a position that is not in the server's history, as when it was
+        /// promoted since it was asked (`walsender.c`, `StartReplication`).
+        const INTERNAL_ERROR: &str = "XX000";
+        let started = self.client.start_replication(Some(&self.source.slot), start, timeline).await;
+        let started = started.map_err(|error| match error.sqlstate() {
+            Some(INTERNAL_ERROR) if !error.is_wal_removed() => {
+                SourceError::new(SourceErrorKind::NotInHistory, error.into())
+            }
+            _ => error.into(),
+        });
+        match started? {
             Streaming::Wal(stream) => {
                 Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: self.source.clock })))
             }
@@ -196,6 +258,10 @@ impl From<PgError> for SourceError {
         let kind = match error.sqlstate() {
             Some("55006") => SourceErrorKind::SlotBusy,
             _ if error.is_wal_removed() => SourceErrorKind::WalRemoved,
+            // One of several servers that is starting or leaving does not hold up the search for another.
+            _ if matches!(&error, PgError::Hosts(hosts) if hosts.len() > 1) && error.is_transient() => {
+                SourceErrorKind::Lost
+            }
             Some(state) if state.starts_with("57P") => SourceErrorKind::Leaving,
             _ if error.is_transient() => SourceErrorKind::Lost,
             _ => SourceErrorKind::Refused,

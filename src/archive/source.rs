@@ -5,6 +5,7 @@ use crate::wal::{Lsn, SegmentSize, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt::Debug;
+use std::time::Duration;
 
 /// What the archiver does about an error of a source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +20,11 @@ pub enum SourceErrorKind {
     WalRemoved,
     /// The server does not know this position or timeline.
     NotInHistory,
+    /// The server's past is not the repository's, or it has not come as far: another server may be the right one, or this
+    /// one become it. An old primary that came back, a standby that lags.
+    OtherPath,
+    /// The server was promoted to a timeline that the repository has of another server. Nothing mends that.
+    Apart,
     /// Anything else that the server says: try again, seldom; somebody has to do something.
     Refused,
 }
@@ -75,8 +81,18 @@ pub trait Source: Send + Sync + Debug {
     /// Connects for streaming.
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError>;
 
-    /// Connects for looking on while the stream is read.
+    /// Connects for looking on while the stream is read: to the server that the last session was with.
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError>;
+
+    /// True if the WAL may come from more than one server.
+    fn has_others(&self) -> bool {
+        false
+    }
+
+    /// Leaves the server of the last session alone for so long, in favour of others. False if no other is left.
+    fn pass_over(&self, _time: Duration) -> bool {
+        false
+    }
 }
 
 /// A connection that is not streaming.
@@ -90,6 +106,11 @@ pub trait Session: Send + Debug {
 
     /// Finds the slot, or makes it, with its WAL reserved.
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError>;
+
+    /// Drops the slot that was made in this session: the server turned out to be none of ours.
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
 
     /// Begins to stream `timeline` at `start`.
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError>;

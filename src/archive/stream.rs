@@ -5,9 +5,9 @@ use super::echo::Echo;
 use super::line::{Job, Line};
 use super::link::Link;
 use super::resume::Resume;
-use super::source::{Feed, FeedMessage, SourceError, TimelineEnd};
+use super::source::{Feed, FeedMessage, SourceError, SourceErrorKind, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
 use crate::wal::{Lsn, WalRange};
@@ -62,6 +62,8 @@ pub(super) struct Stream<'a> {
     line: Line,
     /// Still to be proven before anything is acknowledged.
     link: Option<Link>,
+    /// Where the timeline is known to end.
+    switch: Option<Lsn>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
     in_flight_bytes: u64,
@@ -96,6 +98,7 @@ impl<'a> Stream<'a> {
             state,
             line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known),
             link,
+            switch: resume.switch,
             queue: VecDeque::new(),
             running: Tasks::default(),
             in_flight_bytes: 0,
@@ -196,6 +199,9 @@ impl<'a> Stream<'a> {
         let now = Instant::now();
         match message {
             FeedMessage::Data { start, server_end, server_micros, bytes } => {
+                if let Some(switch) = self.switch.filter(|switch| start + bytes.len() as u64 > *switch) {
+                    return Ok(Some(Ended::Lost(self.went_on(switch))));
+                }
                 self.saw_server(now, server_end, server_micros);
                 let mut jobs = Vec::new();
                 if let Err(error) = self.line.receive(start, &bytes, &mut jobs) {
@@ -229,6 +235,17 @@ impl<'a> Stream<'a> {
             FeedMessage::EndOfTimeline | FeedMessage::ServerShutdown => {}
         }
         Ok(None)
+    }
+
+    /// The server writes behind the point where the repository knows the timeline to have been left.
+    fn went_on(&self, switch: Lsn) -> SourceError {
+        let timeline = self.line.progress().timeline();
+        let what = format!("the server goes on with timeline {timeline} behind {switch}, where the timeline was left");
+        let error = Error::new(Kind::Diverged, what).hint(
+            "What it writes there is neither stored nor acknowledged. Is this an old primary that came back after a \
+             failover? Stop it, or make it a standby of the promoted server (pg_rewind).",
+        );
+        SourceError::new(SourceErrorKind::OtherPath, error)
     }
 
     /// A requested reply waits until everything received is durable, because a server that shuts down waits for that.
@@ -364,6 +381,12 @@ impl<'a> Stream<'a> {
             Ok(end) => end,
             Err(error) => return Ok(Ended::Lost(error)),
         };
+        if let Some(switch) = self.switch.filter(|switch| *switch != end.switch) {
+            let timeline = self.line.progress().timeline();
+            let what =
+                format!("timeline {timeline} of the server ends at {}, and is known to end at {switch}", end.switch);
+            return Ok(Ended::Lost(SourceError::new(SourceErrorKind::Apart, Error::new(Kind::Diverged, what))));
+        }
         let mut jobs = Vec::new();
         if let Err(error) = self.line.seal(end.switch, &mut jobs) {
             return Ok(Ended::Lost(SourceError::lost(error.to_string())));

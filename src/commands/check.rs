@@ -4,7 +4,7 @@ use super::{parts, print};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, SlotState};
-use crate::repository::{Key, Layout, Repository};
+use crate::repository::{Cluster, Key, Layout, Repository};
 use crate::runtime::Clock;
 use crate::store::{ConditionalWrites, Store, StoreError, probe};
 use crate::wal::SegmentSize;
@@ -184,7 +184,10 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
                 let error = Error::new(Kind::Diverged, message).hint("Give this server another --cluster NAME.");
                 findings.failed("repository", &error);
             }
-            _ => findings.ok("repository", format!("{}, cluster {:?}", store.describe(), settings.cluster)),
+            _ => {
+                findings.ok("repository", format!("{}, cluster {:?}", store.describe(), settings.cluster));
+                check_branches(settings, &store, &cluster, findings).await;
+            }
         },
         Err(error) => {
             findings.failed("repository", &error);
@@ -209,6 +212,32 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
         }
     }
     check_object(store.as_ref(), &name("o"), now, findings).await;
+}
+
+/// WAL of servers that were cut off at a failover is nothing wrong, and good to know of.
+async fn check_branches(settings: &Settings, store: &Arc<dyn Store>, cluster: &Cluster, findings: &mut Findings) {
+    let size = SegmentSize::new(cluster.segment_bytes).unwrap_or(SegmentSize::DEFAULT);
+    let layout = Layout::new(settings.cluster.clone(), size, crate::codec::Codec::Lz4);
+    let repository = Repository { store: store.clone(), layout };
+    let branches = async {
+        let mut branches = Vec::new();
+        for timeline in repository.read_timelines().await? {
+            branches.extend(repository.read_dead_branches(timeline).await?);
+        }
+        Ok::<_, Error>(branches)
+    };
+    match branches.await {
+        Ok(branches) => {
+            for branch in branches {
+                let (start, end, timeline) = (branch.start, branch.end, branch.timeline);
+                let found = format!(
+                    "timeline {timeline} was left at {start}; {start} to {end} is of a server that was cut off"
+                );
+                findings.ok("dead branch", found);
+            }
+        }
+        Err(error) => findings.failed("repository", &error),
+    }
 }
 
 /// Write, look, list, read, delete: one small object under `open/`, the only place where Seawall deletes.

@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::repository::{Catalog, CoverageRun};
 use crate::runtime::Clock;
-use crate::wal::{Lsn, TimelineId};
+use crate::wal::{Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -31,10 +31,16 @@ struct TimelineReport {
 }
 
 #[derive(Serialize)]
-struct GapReport {
+struct RangeReport {
     timeline: TimelineId,
     start: Lsn,
     end: Lsn,
+}
+
+impl RangeReport {
+    fn of(range: WalRange) -> RangeReport {
+        RangeReport { timeline: range.timeline, start: range.start, end: range.end }
+    }
 }
 
 #[derive(Serialize)]
@@ -45,7 +51,8 @@ struct Report {
     backups: Vec<Window>,
     unfinished_backups: Vec<String>,
     wal: Vec<TimelineReport>,
-    lost_wal: Vec<GapReport>,
+    lost_wal: Vec<RangeReport>,
+    dead_branches: Vec<RangeReport>,
     unknown_objects: Vec<String>,
 }
 
@@ -115,6 +122,17 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
         text.push_str(&format!(
             "LOST: {}..{} on timeline {}: no moment in there can be restored\n",
             gap.start, gap.end, gap.timeline
+        ));
+    }
+    for branch in &report.dead_branches {
+        text.push_str(&format!(
+            "note: timeline {} was left at {}; behind it {} are stored, up to {}, of a server that was cut off: --timeline {} \
+             restores them\n",
+            branch.timeline,
+            branch.start,
+            print::size(branch.end - branch.start),
+            branch.end,
+            branch.timeline
         ));
     }
     if !report.unknown_objects.is_empty() {
@@ -192,8 +210,9 @@ async fn read(settings: &Settings) -> Result<Report> {
 fn report(name: &str, catalog: Catalog) -> Report {
     let path = catalog.followed_timeline().map(|timeline| catalog.history(timeline));
     let window = |backup: &crate::repository::BackupDocument| {
-        let history = path.clone().filter(|path| path.passes(backup.timeline));
-        let history = history.unwrap_or_else(|| catalog.history(backup.timeline));
+        // One on a dead branch is of use on its own timeline alone.
+        let history = path.clone().filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
+        let history = history.unwrap_or_else(|| catalog.history(backup.end_timeline));
         let (_, covered) = catalog.covered_until(&history, backup.start_lsn);
         Window {
             backup: backup.id.to_string(),
@@ -223,11 +242,8 @@ fn report(name: &str, catalog: Catalog) -> Report {
             .iter()
             .map(|(timeline, coverage)| TimelineReport { timeline: *timeline, stored: coverage.runs() })
             .collect(),
-        lost_wal: catalog
-            .gaps
-            .iter()
-            .map(|gap| GapReport { timeline: gap.range.timeline, start: gap.range.start, end: gap.range.end })
-            .collect(),
+        lost_wal: catalog.gaps.iter().map(|gap| RangeReport::of(gap.range)).collect(),
+        dead_branches: catalog.dead_branches.iter().copied().map(RangeReport::of).collect(),
         unknown_objects: catalog.unknown.clone(),
     }
 }

@@ -275,9 +275,20 @@ impl ConnInfo {
         self.tls.mode
     }
 
+    /// Each host as [`super::Client::host`] gives it.
+    pub fn host_names(&self) -> Vec<String> {
+        self.hosts.iter().map(Host::to_string).collect()
+    }
+
+    /// The same with those hosts alone that are to be kept, by name; `None` if none is.
+    pub fn with_hosts(&self, keep: impl Fn(&str) -> bool) -> Option<ConnInfo> {
+        let hosts: Vec<Host> = self.hosts.iter().filter(|host| keep(&host.to_string())).cloned().collect();
+        (!hosts.is_empty()).then(|| ConnInfo { hosts, ..self.clone() })
+    }
+
     /// `user@host:port,host:port`, for messages; no secret.
     pub fn describe(&self) -> String {
-        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        let hosts = self.host_names();
         format!("{}@{}", self.user, hosts.join(","))
     }
 }

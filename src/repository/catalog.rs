@@ -132,6 +132,8 @@ pub struct Catalog {
     pub coverage: BTreeMap<TimelineId, Coverage>,
     /// Recorded holes.
     pub gaps: Vec<Gap>,
+    /// WAL behind the point where its timeline was left; by timeline and start.
+    pub dead_branches: Vec<WalRange>,
     /// Proofs of life: time, timeline, flush position; by time.
     pub heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
     /// Base backups, finished or not, by name.
@@ -172,6 +174,7 @@ impl Catalog {
             histories,
             coverage: found.wal.into_iter().map(|(timeline, objects)| (timeline, Coverage::new(objects))).collect(),
             gaps: found.gaps,
+            dead_branches: longest(found.dead_branches),
             heartbeats: found.heartbeats,
             backups,
             unknown: found.unknown,
@@ -188,11 +191,15 @@ impl Catalog {
         self.histories.get(&timeline).cloned().unwrap_or_else(|| History::root(timeline))
     }
 
-    /// The timeline whose WAL was stored last: the line that the archiver follows.
+    /// The line that the archiver follows: that of the timeline whose WAL was stored last, to its youngest descendant. A
+    /// history file comes before the first byte of its timeline, and from then on what its parent has behind the switch
+    /// point is a dead branch, however late that was stored.
     pub fn followed_timeline(&self) -> Option<TimelineId> {
         let newest = |coverage: &Coverage| coverage.objects.iter().map(|object| object.modified).max();
         let by_age = self.coverage.iter().filter_map(|(timeline, coverage)| Some((newest(coverage)?, *timeline)));
-        by_age.max().map(|(_, timeline)| timeline)
+        let (_, last) = by_age.max()?;
+        let descendant = self.histories.values().rev().find(|history| history.passes(last));
+        Some(descendant.map_or(last, |history| history.timeline))
     }
 
     /// Where coverage along `history` that begins at `start` first ends, and on which timeline.
@@ -218,6 +225,7 @@ struct Found {
     wal: BTreeMap<TimelineId, Vec<Stored>>,
     histories: Vec<TimelineId>,
     gaps: Vec<Gap>,
+    dead_branches: Vec<WalRange>,
     heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
     unknown: Vec<String>,
 }
@@ -227,6 +235,7 @@ impl Found {
         match layout.parse(&object.key) {
             Ok(Key::History(timeline)) => self.histories.push(timeline),
             Ok(Key::Gap(range)) => self.gaps.push(Gap { range }),
+            Ok(Key::DeadBranch(range)) => self.dead_branches.push(range),
             Ok(Key::Heartbeat { timeline, time, flush }) => self.heartbeats.push((time, timeline, flush)),
             Ok(Key::Probe(_)) => {}
             _ => match stored(layout, &object) {
@@ -325,6 +334,20 @@ impl Repository {
         Ok(notes)
     }
 
+    /// What is known of a timeline behind the point where it was left, by start.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn read_dead_branches(&self, timeline: TimelineId) -> Result<Vec<WalRange>> {
+        let mut ranges = Vec::new();
+        for object in list_all(self.store.as_ref(), &self.layout.index_prefix(timeline)).await? {
+            if let Ok(Key::DeadBranch(range)) = self.layout.parse(&object.key) {
+                ranges.push(range);
+            }
+        }
+        Ok(longest(ranges))
+    }
+
     /// A history file as PostgreSQL wrote it; `None` if it is not there.
     ///
     /// # Errors
@@ -332,6 +355,13 @@ impl Repository {
     pub async fn read_history_file(&self, timeline: TimelineId) -> Result<Option<Bytes>> {
         get_whole(self.store.as_ref(), &self.layout.name(&Key::History(timeline))).await
     }
+}
+
+/// By timeline and start, and of those with one start the longest: what came later made the branch longer.
+fn longest(mut ranges: Vec<WalRange>) -> Vec<WalRange> {
+    ranges.sort_by_key(|range| (range.timeline, range.start, std::cmp::Reverse(range.end)));
+    ranges.dedup_by_key(|range| (range.timeline, range.start));
+    ranges
 }
 
 async fn read_history(repository: &Repository, timeline: TimelineId) -> Result<History> {

@@ -206,6 +206,21 @@ pub struct GapNote {
     pub reason: String,
 }
 
+/// `index/<timeline>/dead-….json`: the timeline was left at `start`, and what is stored of it from there up to `end` is a
+/// dead branch: the work of a server that was cut off, or the first half of a record that was given up. Its fields follow
+/// from its name, so that whoever stores it stores the same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeadBranchNote {
+    /// [`FORMAT_VERSION`].
+    pub format: u32,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The switch point: the first byte that is not part of any later timeline.
+    pub start: Lsn,
+    /// Behind the last byte that was stored.
+    pub end: Lsn,
+}
+
 impl Serialize for BackupId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())

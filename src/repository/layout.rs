@@ -8,6 +8,7 @@
 //! <cluster>/open/00000001/000000010000000000000003.00002578-00003A00.lz4                      a tail
 //! <cluster>/index/00000001/heartbeat-20261120T140300Z-00000000030025C0.json
 //! <cluster>/index/00000001/gap-0000000003000000-0000000005000000.json
+//! <cluster>/index/00000001/dead-0000000003002578-0000000003005000.json
 //! <cluster>/base/20261120T140300Z/begin.json
 //! <cluster>/base/20261120T140300Z/base.00001.tar.lz4                                          or 16384.00001.tar.lz4
 //! <cluster>/base/20261120T140300Z/backup_manifest.lz4
@@ -113,6 +114,8 @@ pub enum Key {
     },
     /// WAL that is lost for good.
     Gap(WalRange),
+    /// WAL that was stored of a timeline behind the point where it was left: no part of what came after.
+    DeadBranch(WalRange),
     /// A base backup has begun.
     BackupBegin(BackupId),
     /// A base backup exists.
@@ -194,6 +197,9 @@ impl Layout {
             }
             Key::Gap(range) => {
                 format!("{}gap-{:016X}-{:016X}.json", self.index_prefix(range.timeline), range.start.0, range.end.0)
+            }
+            Key::DeadBranch(range) => {
+                format!("{}dead-{:016X}-{:016X}.json", self.index_prefix(range.timeline), range.start.0, range.end.0)
             }
             Key::BackupBegin(id) => format!("{}begin.json", self.backup_prefix(id)),
             Key::BackupEnd(id) => format!("{}backup.json", self.backup_prefix(id)),
@@ -277,9 +283,10 @@ impl Layout {
             "heartbeat" => {
                 Some(Key::Heartbeat { timeline, time: parse_compact(first)?, flush: Lsn(parse_hex(second, 16)?) })
             }
-            "gap" => {
+            "gap" | "dead" => {
                 let (start, end) = (Lsn(parse_hex(first, 16)?), Lsn(parse_hex(second, 16)?));
-                (start < end).then_some(Key::Gap(WalRange { timeline, start, end }))
+                let range = (start < end).then_some(WalRange { timeline, start, end })?;
+                Some(if kind == "gap" { Key::Gap(range) } else { Key::DeadBranch(range) })
             }
             _ => None,
         }
@@ -321,7 +328,7 @@ impl Layout {
         TimelineId::parse_hex(folder.strip_suffix('/')?)
     }
 
-    /// Where timelines' folders of heartbeats and gaps are.
+    /// Where timelines' folders of heartbeats, gaps and dead branches are.
     pub fn index_root(&self) -> String {
         format!("{}/index/", self.cluster)
     }
@@ -336,7 +343,7 @@ impl Layout {
         format!("{}/open/{:08X}/", self.cluster, timeline.0)
     }
 
-    /// Where a timeline's heartbeats and gaps are.
+    /// Where a timeline's heartbeats, gaps and dead branches are.
     pub fn index_prefix(&self, timeline: TimelineId) -> String {
         format!("{}/index/{:08X}/", self.cluster, timeline.0)
     }
@@ -444,6 +451,7 @@ mod tests {
                 Key::History(TimelineId(timeline)),
                 Key::Heartbeat { timeline: TimelineId(timeline), time, flush: Lsn(at) },
                 Key::Gap(WalRange { end: range.start + 1 + (length >> 3), ..range }),
+                Key::DeadBranch(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::BackupBegin(id.clone()),
                 Key::BackupEnd(id.clone()),
                 Key::BackupManifest(id.clone()),

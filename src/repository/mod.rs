@@ -12,8 +12,8 @@ mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
 pub use documents::{
-    BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, Cluster, Continuation, FORMAT_VERSION,
-    GapNote, Heartbeat, WalNeed,
+    BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, Cluster, Continuation, DeadBranchNote,
+    FORMAT_VERSION, GapNote, Heartbeat, WalNeed,
 };
 pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};

@@ -136,7 +136,8 @@ impl<'a> Choice<'a> {
     pub(super) fn last_heartbeat(&self, candidate: &Candidate<'_>) -> Option<Timestamp> {
         let on_path = |timeline: TimelineId, flush: Lsn| {
             self.route.history.passes(timeline)
-                && self.route.history.switch_from(timeline).is_none_or(|switch| flush <= switch)
+                // At the switch point itself it may be that of a server which was cut off, idle, and lived on.
+                && self.route.history.switch_from(timeline).is_none_or(|switch| flush < switch)
         };
         let known = self.catalog.heartbeats.iter().filter(|(_, timeline, flush)| {
             on_path(*timeline, *flush) && *flush <= candidate.covered.until && candidate.backup.start_lsn <= *flush

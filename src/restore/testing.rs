@@ -58,6 +58,7 @@ impl CatalogBuilder {
             histories: BTreeMap::new(),
             coverage: BTreeMap::new(),
             gaps: Vec::new(),
+            dead_branches: Vec::new(),
             heartbeats: Vec::new(),
             backups: Vec::new(),
             unknown: Vec::new(),

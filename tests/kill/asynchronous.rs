@@ -181,7 +181,7 @@ async fn scenario(version: u32) {
     drop(clients);
     // Then the copies have what they should
     assert!(evidence.iter().any(|evidence| evidence.caught_up), "the archiver never stayed caught up for two seconds");
-    let chosen = [evidence.len() - 1, version as usize % evidence.len(), (version as usize + 1) % evidence.len()];
+    let chosen = [evidence.len() - 1, version as usize % evidence.len()];
     for index in BTreeSet::from(chosen) {
         let rows = scene.rows_of(&evidence[index].copy, &format!("copy-{index}")).await;
         evidence[index].judge(&rows);
