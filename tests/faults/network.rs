@@ -2,33 +2,71 @@
 
 use crate::scene::{Archiver, Scene};
 use crate::support::oracle::Oracle;
-use crate::support::postgres::DEBIAN;
+use crate::support::postgres::{DEBIAN, pgbench_tables};
 use crate::support::proxy::{Proxy, Way};
 use crate::support::waiting::{PATIENCE, wait_for};
 use crate::{assert_complete, clients, more_are_told};
 use std::time::Duration;
 
-/// A name, and what does it.
-type Break = (&'static str, fn(&Proxy));
+/// What a network does, until it is healed.
+struct Break {
+    what: &'static str,
+    does: fn(&Proxy),
+    effect: Effect,
+}
 
-/// What networks do, each until it is healed.
-const FAULTS: [Break; 8] = [
-    ("closed", Proxy::cut),
-    ("reset", Proxy::reset),
-    ("late", |proxy| proxy.set(|network| network.delay = Duration::from_millis(300))),
-    ("slow", |proxy| proxy.set(|network| network.bytes_per_second = Some(40_000))),
-    ("half open towards the server", |proxy| proxy.set(|network| network.stalled_up = true)),
-    ("half open towards the client", |proxy| proxy.set(|network| network.stalled_down = true)),
-    ("silent", |proxy| {
-        proxy.set(|network| {
-            network.stalled_up = true;
-            network.stalled_down = true;
-        });
-    }),
-    ("refusing", |proxy| {
-        proxy.set(|network| network.refusing = true);
-        proxy.reset();
-    }),
+/// How it is known that a fault has been felt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Effect {
+    /// It strikes what lives at a moment: again and again, so that it strikes in the middle of something.
+    Strikes,
+    /// Bytes pass all the same.
+    Passes,
+    /// Nothing passes, and the published loss grows.
+    Blocks,
+}
+
+const BREAKS: [Break; 8] = [
+    Break { what: "closed", does: Proxy::cut, effect: Effect::Strikes },
+    Break { what: "reset", does: Proxy::reset, effect: Effect::Strikes },
+    Break {
+        what: "late",
+        does: |proxy| proxy.set(|network| network.delay = Duration::from_millis(300)),
+        effect: Effect::Passes,
+    },
+    Break {
+        what: "slow",
+        does: |proxy| proxy.set(|network| network.bytes_per_second = Some(40_000)),
+        effect: Effect::Passes,
+    },
+    Break {
+        what: "half open towards the server",
+        does: |proxy| proxy.set(|network| network.stalled_up = true),
+        effect: Effect::Blocks,
+    },
+    Break {
+        what: "half open towards the client",
+        does: |proxy| proxy.set(|network| network.stalled_down = true),
+        effect: Effect::Blocks,
+    },
+    Break {
+        what: "silent",
+        does: |proxy| {
+            proxy.set(|network| {
+                network.stalled_up = true;
+                network.stalled_down = true;
+            });
+        },
+        effect: Effect::Blocks,
+    },
+    Break {
+        what: "refusing",
+        does: |proxy| {
+            proxy.set(|network| network.refusing = true);
+            proxy.reset();
+        },
+        effect: Effect::Blocks,
+    },
 ];
 
 /// A scene whose archiver goes through proxies, with a base backup and clients.
@@ -51,6 +89,35 @@ impl Between {
         let archiver = scene.archived().await;
         let clients = clients(&scene);
         Between { scene, archiver, clients, to_server, to_bucket }
+    }
+
+    /// Breaks a way, and waits until that has been felt.
+    async fn strike(&self, proxy: &Proxy, broken: &Break) {
+        let passed = || proxy.bytes(Way::Up) + proxy.bytes(Way::Down);
+        let before = passed();
+        (broken.does)(proxy);
+        match broken.effect {
+            Effect::Strikes => {
+                let mut seen = proxy.connections();
+                for _ in 0..2 {
+                    wait_for("a connection to strike", PATIENCE, async || (proxy.connections() > seen).then_some(()))
+                        .await;
+                    seen = proxy.connections();
+                    more_are_told(&self.clients).await;
+                    (broken.does)(proxy);
+                }
+            }
+            Effect::Passes => {
+                wait_for(broken.what, PATIENCE, async || (passed() > before + 30_000).then_some(())).await;
+            }
+            Effect::Blocks => {
+                wait_for(broken.what, PATIENCE, async || {
+                    let metrics = self.archiver.metrics.scrape().await?;
+                    (metrics.value("seawall_rpo_seconds") > 1.5).then_some(())
+                })
+                .await;
+            }
+        }
     }
 
     /// The process of the server that streams to the archiver.
@@ -80,11 +147,13 @@ async fn whatever_happens_on_the_way_to_the_store_the_stream_lives_and_catches_u
     // Given an archiver under load
     let between = Between::new().await;
     let walsender = between.walsender().await;
-    for (what, break_it) in FAULTS {
+    for broken in &BREAKS {
         // When the network before the store breaks, and commits go on
-        break_it(&between.to_bucket);
+        between.strike(&between.to_bucket, broken).await;
         more_are_told(&between.clients).await;
-        if what == "silent" {
+        if broken.what == "silent" {
+            // and also more than fits into memory
+            pgbench_tables(&between.scene.server, 6).await;
             // Then the server hears from the archiver, for longer than it would bear silence
             between.wait_longer_than_the_timeout().await;
         }
@@ -100,8 +169,8 @@ async fn whatever_happens_on_the_way_to_the_store_the_stream_lives_and_catches_u
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_on_the_way_to_the_server_it_comes_back_and_catches_up() {
     let between = Between::new().await;
-    for (_, break_it) in FAULTS {
-        break_it(&between.to_server);
+    for broken in &BREAKS {
+        between.strike(&between.to_server, broken).await;
         more_are_told(&between.clients).await;
         between.to_server.heal();
         between.scene.settle().await;
@@ -113,11 +182,16 @@ async fn whatever_happens_on_the_way_to_the_server_it_comes_back_and_catches_up(
 async fn both_ways_may_be_bad_at_once() {
     let between = Between::new().await;
     // Given every fault of the one with another of the other
-    for (index, (_, break_store)) in FAULTS.iter().enumerate() {
-        let (_, break_server) = FAULTS[(index * 3 + 1) % FAULTS.len()];
-        break_store(&between.to_bucket);
-        more_are_told(&between.clients).await;
-        break_server(&between.to_server);
+    for (index, of_store) in BREAKS.iter().enumerate() {
+        let of_server = &BREAKS[(index * 3 + 1) % BREAKS.len()];
+        // The first one is felt before the second comes.
+        if index % 2 == 0 {
+            between.strike(&between.to_bucket, of_store).await;
+            (of_server.does)(&between.to_server);
+        } else {
+            between.strike(&between.to_server, of_server).await;
+            (of_store.does)(&between.to_bucket);
+        }
         more_are_told(&between.clients).await;
         // Mended one after the other, either one first
         let (first, second) = match index % 2 {

@@ -92,12 +92,12 @@ async fn a_restore_that_was_killed_cannot_be_started_and_can_be_begun_again() {
     scene.server.kill().await.unwrap();
     // Given restores that take their time, killed at one moment or another
     let mut unfinished = 0;
-    for round in 0..4 {
+    for round in 0..3 {
         scene.bucket.always(Op::Get.at(BASE), Fault::BytesPerSecond(2 << 20));
         let into = scene.places.path().join(format!("killed-{round}"));
         let mut restore = scene.restoring(&into).start();
         wait_for("the restore to begin", PATIENCE, async || into.join("base").exists().then_some(())).await;
-        sleep(Duration::from_millis(round * 500)).await;
+        sleep(Duration::from_millis(round * 600)).await;
         restore.kill();
         scene.bucket.clear();
         // Then what is there is complete, or it cannot be started
