@@ -1,5 +1,6 @@
 //! With the archiver among the synchronous standbys, what a client was told of is in the bucket.
 
+use crate::s3::{Fault, Op};
 use crate::scene::Scene;
 use crate::support::oracle::{Oracle, missing};
 use crate::support::waiting::{PATIENCE, wait_for};
@@ -23,7 +24,9 @@ async fn scenario(version: u32) {
     scene
         .wait("the archiver to be waited for", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'")
         .await;
-    let clients = Oracle::start(&scene.server.conninfo(), 3, Duration::from_millis(5));
+    // A store at some distance: what is told too early is told long before it is stored.
+    scene.bucket.always(Op::Put, Fault::Delay(Duration::from_millis(40)));
+    let clients = Oracle::start(&scene.server.conninfo(), 6, Duration::from_millis(5));
     let more_are_told = async |clients: &Oracle| {
         let goal = clients.count() + COMMITS_A_ROUND;
         let what = format!("commits to be told on PostgreSQL {version}");
