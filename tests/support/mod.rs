@@ -10,6 +10,7 @@
     clippy::disallowed_methods
 )]
 
+pub mod archiver;
 pub mod metrics;
 pub mod oracle;
 pub mod postgres;
