@@ -177,7 +177,7 @@ impl Metrics {
             rpo_seconds: build.gauge(
                 "seawall_rpo_seconds",
                 "How much committed data, in seconds, would be lost if the server vanished now: 0 while nothing is \
-                 outstanding, growing since the last proof while it is unknown.",
+                 outstanding, growing since the last proof while it is unknown, infinite until this process has one.",
             )?,
             rpo_bytes: build.int_gauge(
                 "seawall_rpo_bytes",
@@ -299,9 +299,9 @@ impl Metrics {
         &self.0.definitions
     }
 
-    /// What a disaster would cost now.
-    pub fn set_rpo(&self, length: Duration, bytes: u64) {
-        self.0.rpo_seconds.set(length.as_secs_f64());
+    /// What a disaster would cost now; infinite seconds are possible.
+    pub fn set_rpo(&self, seconds: f64, bytes: u64) {
+        self.0.rpo_seconds.set(seconds);
         self.0.rpo_bytes.set(whole(bytes));
     }
 
@@ -483,7 +483,7 @@ mod tests {
     fn positions_and_counts_are_scraped_with_the_cluster() {
         let metrics = Metrics::new("shop").expect("metrics");
         metrics.set_durable_lsn(Lsn(0x16_B374_D848));
-        metrics.set_rpo(Duration::from_millis(1500), 42);
+        metrics.set_rpo(1.5, 42);
         metrics.store_operation("create", 0.02, 5000, Some("throttled"));
         metrics.count_wal_objects(WalObject::Tail, 1);
         metrics.set_last_backup(Timestamp::UNIX_EPOCH, 7, Duration::from_secs(3));

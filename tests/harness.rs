@@ -12,7 +12,10 @@ use support::postgres::{
     scratch_directory, tool,
 };
 use support::program::Seawall;
+use support::proxy::{Proxy, Way};
 use support::waiting::{PATIENCE, wait_for};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -224,4 +227,109 @@ async fn the_program_is_run_with_nothing_of_our_environment_and_killed_when_drop
     let pid = running.pid();
     drop(running);
     assert!(!process(pid).exists());
+}
+
+/// A server that sends back what it gets, a proxy before it, and a connection through both that has been used.
+async fn through_a_proxy() -> (Proxy, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = connection.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    let proxy = Proxy::start(address).await;
+    let mut connection = TcpStream::connect(proxy.address()).await.unwrap();
+    assert_eq!(echo(&mut connection, b"hello").await.unwrap(), b"hello");
+    (proxy, connection)
+}
+
+/// What comes back, or how the connection ended; the wait is bounded.
+async fn echo(connection: &mut TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let conversation = async {
+        connection.write_all(bytes).await?;
+        let mut back = vec![0; bytes.len()];
+        connection.read_exact(&mut back).await?;
+        Ok(back)
+    };
+    tokio::time::timeout(PATIENCE, conversation).await.expect("an answer or an error")
+}
+
+/// Nothing comes: waits long enough for what would come on a loopback, and no proof of speed.
+async fn nothing_comes(connection: &mut TcpStream) {
+    let mut byte = [0];
+    let waited = tokio::time::timeout(Duration::from_millis(200), connection.read(&mut byte)).await;
+    assert!(waited.is_err(), "something came: {waited:?}");
+}
+
+#[tokio::test]
+async fn the_proxy_closes_or_resets_what_lives_and_lets_new_connections_through() {
+    let (proxy, mut first) = through_a_proxy().await;
+    proxy.cut();
+    assert_eq!(tokio::time::timeout(PATIENCE, first.read(&mut [0])).await.unwrap().unwrap(), 0, "an orderly end");
+    let mut second = TcpStream::connect(proxy.address()).await.unwrap();
+    assert_eq!(echo(&mut second, b"again").await.unwrap(), b"again");
+    proxy.reset();
+    let error = tokio::time::timeout(PATIENCE, second.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    // and while it refuses, nobody comes through
+    proxy.set(|network| network.refusing = true);
+    let mut third = TcpStream::connect(proxy.address()).await.unwrap();
+    assert!(echo(&mut third, b"?").await.is_err());
+    proxy.heal();
+    let mut fourth = TcpStream::connect(proxy.address()).await.unwrap();
+    assert_eq!(echo(&mut fourth, b"better").await.unwrap(), b"better");
+}
+
+#[tokio::test]
+async fn the_proxy_delays_and_throttles_a_connection_that_lives() {
+    let (proxy, mut connection) = through_a_proxy().await;
+    // Late by the same time however much it is: twice there and back
+    proxy.set(|network| network.delay = Duration::from_millis(100));
+    let begun = tokio::time::Instant::now();
+    let bytes: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+    assert_eq!(echo(&mut connection, &bytes[..100]).await.unwrap(), bytes[..100]);
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    // A throttle takes the time of all the bytes
+    proxy.heal();
+    proxy.set(|network| network.bytes_per_second = Some(400_000));
+    let begun = tokio::time::Instant::now();
+    assert_eq!(echo(&mut connection, &bytes).await.unwrap(), bytes);
+    assert!(begun.elapsed() >= Duration::from_millis(450), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn the_proxy_leaves_connections_half_open_and_lets_them_go_on() {
+    let (proxy, mut connection) = through_a_proxy().await;
+    for way in [Way::Up, Way::Down] {
+        // Given a way on which nothing passes any more
+        proxy.set(|network| match way {
+            Way::Up => network.stalled_up = true,
+            Way::Down => network.stalled_down = true,
+        });
+        let before = (proxy.bytes(Way::Up), proxy.bytes(Way::Down));
+        connection.write_all(b"late").await.unwrap();
+        // Then nobody is told, on that way nothing passes, and on the other what is there does
+        nothing_comes(&mut connection).await;
+        assert_eq!(proxy.bytes(Way::Down), before.1);
+        let expected = before.0 + if way == Way::Up { 0 } else { 4 };
+        wait_for("the open way to be used", PATIENCE, async || (proxy.bytes(Way::Up) == expected).then_some(())).await;
+        // and when it is mended, nothing was lost
+        proxy.heal();
+        let mut late = [0; 4];
+        tokio::time::timeout(PATIENCE, connection.read_exact(&mut late)).await.unwrap().unwrap();
+        assert_eq!(&late, b"late");
+    }
+    // A stranded connection stays so, and a new one works
+    proxy.strand();
+    connection.write_all(b"lost").await.unwrap();
+    nothing_comes(&mut connection).await;
+    proxy.heal();
+    nothing_comes(&mut connection).await;
+    let mut new = TcpStream::connect(proxy.address()).await.unwrap();
+    assert_eq!(echo(&mut new, b"new").await.unwrap(), b"new");
+    assert_eq!(proxy.connections(), 2);
 }

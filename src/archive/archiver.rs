@@ -112,7 +112,7 @@ impl Archiver {
         options: ArchiveOptions,
         clock: Clock,
     ) -> Archiver {
-        let (state, _) = watch::channel(ArchiveState::new(Instant::now()));
+        let (state, _) = watch::channel(ArchiveState::new());
         let (cluster, known, garbage) = (cluster.into(), OnceLock::new(), Mutex::default());
         Archiver { source, store, cluster, options, clock, state, known, garbage }
     }
@@ -339,7 +339,6 @@ impl Archiver {
         shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, start) = (resume.timeline, resume.start);
-        let flush_lsn = session.identity().flush_lsn;
         let feed = match session.start(start, timeline).await {
             Ok(Started::Streaming(feed)) => feed,
             Ok(Started::TimelineEnded(end)) => {
@@ -356,7 +355,6 @@ impl Archiver {
             state.rpo.begin_anew();
             // Where nothing comes before the first byte, nothing is outstanding.
             state.rpo.stored(if resume.overlap_end == start && !is_linked { start } else { Lsn::INVALID });
-            state.rpo.saw_server(Instant::now(), flush_lsn);
         });
         // Nothing comes again: the first record has to prove that it follows what is stored.
         let link = match is_linked {

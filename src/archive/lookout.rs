@@ -72,8 +72,9 @@ async fn watch(observer: &mut dyn Observer, state: &StateSender, told: &mut Told
             }
         }
         if is_silent(&state.borrow()) {
+            let asked = Instant::now();
             match observer.flush_lsn().await {
-                Ok(lsn) => state.send_modify(|state| state.rpo.saw_server(Instant::now(), lsn)),
+                Ok(lsn) => state.send_modify(|state| state.rpo.saw_server(asked, lsn)),
                 Err(error) => return error.kind,
             }
         }

@@ -11,6 +11,7 @@ mod archiver;
 mod backup_end;
 mod dead_branch;
 mod divergence;
+mod echo;
 mod gap;
 mod garbage;
 mod line;

@@ -86,9 +86,15 @@ pub struct Counts {
     pub store_failures: u64,
 }
 
+impl Default for ArchiveState {
+    fn default() -> ArchiveState {
+        ArchiveState::new()
+    }
+}
+
 impl ArchiveState {
     /// Nothing known yet.
-    pub fn new(now: Instant) -> ArchiveState {
+    pub fn new() -> ArchiveState {
         ArchiveState {
             phase: Phase::Connecting,
             timeline: None,
@@ -96,7 +102,7 @@ impl ArchiveState {
             received: Lsn::INVALID,
             durable: Lsn::INVALID,
             flushed: Lsn::INVALID,
-            rpo: Rpo::new(now),
+            rpo: Rpo::new(),
             last_message: None,
             is_reading_stopped: false,
             commit_waits: CommitWaits::default(),

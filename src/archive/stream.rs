@@ -2,6 +2,7 @@
 
 use super::ArchiveOptions;
 use super::backup_end;
+use super::echo::Echo;
 use super::garbage::{Failed, Garbage};
 use super::line::{Job, Line};
 use super::link::Link;
@@ -21,9 +22,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How often PostgreSQL hears from us, and is asked to answer.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A connection that says nothing for so long, though asked every second, is dead.
+/// A connection that says nothing for so long, though asked again and again, is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// A server that shuts down waits for its walsenders. If the store takes nothing for this long, we leave, so that the
@@ -99,6 +100,7 @@ pub(super) struct Stream<'a> {
     server_micros: i64,
     pace: Pace,
     last_progress: Instant,
+    echo: Echo,
     /// The server asked for a reply, and not everything received is durable.
     reply_owed: bool,
     /// Since when it asks, and how often it has.
@@ -141,6 +143,7 @@ impl<'a> Stream<'a> {
             server_micros: 0,
             pace: Pace::default(),
             last_progress: now,
+            echo: Echo::new(now),
             reply_owed: false,
             asked: None,
             last_status: now,
@@ -332,6 +335,9 @@ impl<'a> Stream<'a> {
                 self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
             }
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
+                if !reply_requested {
+                    self.echo.answered(server_micros);
+                }
                 self.saw_server(now, server_end, server_micros);
                 if reply_requested {
                     self.be_asked(now);
@@ -389,9 +395,10 @@ impl<'a> Stream<'a> {
     fn saw_server(&mut self, now: Instant, server_end: Lsn, server_micros: i64) {
         self.server_end = self.server_end.max(server_end);
         self.server_micros = server_micros;
+        let sent = self.echo.sent_after(now, server_micros);
         self.state.send_modify(|state| {
             state.last_message = Some(now);
-            state.rpo.saw_server(now, server_end);
+            state.rpo.saw_server(sent, server_end);
         });
     }
 
@@ -486,6 +493,10 @@ impl<'a> Stream<'a> {
             (self.reply_owed, self.asked) = (false, None);
         }
         self.last_status = Instant::now();
+        let ask = ask && self.echo.may_ask();
+        if ask {
+            self.echo.ask(Instant::now());
+        }
         feed.send_status(written, flushed, ask).await?;
         self.state.send_modify(|state| state.flushed = flushed);
         Ok(())

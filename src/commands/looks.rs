@@ -102,7 +102,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     fn streaming() -> (watch::Sender<ArchiveState>, Looks) {
-        let (state, watched) = watch::channel(ArchiveState::new(Instant::now()));
+        let (state, watched) = watch::channel(ArchiveState::new());
         state.send_modify(|state| state.phase = Phase::Streaming);
         (state, Looks::new(watched))
     }

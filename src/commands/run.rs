@@ -12,7 +12,6 @@ use crate::postgres::WalStatus;
 use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::Conditional;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -66,8 +65,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
 
 /// Copies what the archiver shows into the metrics.
 fn show(metrics: &Metrics, state: &ArchiveState) {
-    let seconds = state.rpo.seconds(Instant::now());
-    metrics.set_rpo(Duration::from_secs_f64(seconds), state.rpo.bytes());
+    metrics.set_rpo(state.rpo.seconds(Instant::now()), state.rpo.bytes());
     metrics.set_connected(state.phase == Phase::Streaming);
     metrics.set_hot_spare(state.phase == Phase::HotSpare);
     let waits = state.commit_waits;

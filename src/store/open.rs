@@ -1,12 +1,13 @@
 //! From a URL to a store with everything around it. Uses aws-config for what the environment and `~/.aws` say.
 
+use super::s3::Renewing;
 use super::{FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
 use crate::error::{Error, Kind};
 use crate::runtime::RetryPolicy;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::{AppName, BehaviorVersion, Region};
 use aws_sdk_s3::config::{
-    Builder, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
+    Builder, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -146,7 +147,15 @@ async fn open_s3(bucket: String, prefix: String, options: &S3Options) -> Result<
     let shared = loader.load().await;
     let path_style =
         options.path_style.unwrap_or_else(|| endpoint.as_ref().is_some_and(|endpoint| !is_amazon(endpoint)));
+    let provider = shared.credentials_provider().ok_or_else(|| {
+        Error::new(Kind::Config, "nobody can be asked for AWS credentials")
+            .hint("Are AWS_ACCESS_KEY_ID or a profile set?")
+    })?;
+    let credentials = Renewing::new(provider);
     let mut builder = Builder::from(&shared)
+        .credentials_provider(credentials.clone())
+        // `Renewing` remembers them, and forgets the ones that are refused.
+        .identity_cache(IdentityCache::no_cache())
         .force_path_style(path_style)
         // `RetryingStore` is the only one that tries again, and each request has a limit of its own by its size.
         .retry_config(RetryConfig::disabled())
@@ -159,7 +168,7 @@ async fn open_s3(bucket: String, prefix: String, options: &S3Options) -> Result<
     if let Some(endpoint) = endpoint {
         builder = builder.endpoint_url(endpoint);
     }
-    Ok(S3Store::new(aws_sdk_s3::Client::from_conf(builder.build()), bucket, prefix, options.clone()))
+    Ok(S3Store::new(aws_sdk_s3::Client::from_conf(builder.build()), credentials, bucket, prefix, options.clone()))
 }
 
 /// The region to sign for. Servers other than Amazon's take any, so the machine's metadata service is not asked then:

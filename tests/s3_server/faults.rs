@@ -27,6 +27,17 @@ async fn a_lost_reply_leaves_the_object() {
 }
 
 #[tokio::test]
+async fn only_one_session_token_is_let_in() {
+    let server = S3Server::start();
+    let client = client(&server);
+    server.require_token(Some("new"));
+    assert_eq!(create(&client, "k", "x").await, "ExpiredToken");
+    assert!(server.get("k").is_none());
+    server.require_token(None);
+    assert_eq!(create(&client, "k", "x").await, "Ok");
+}
+
+#[tokio::test]
 async fn a_lost_request_leaves_nothing() {
     let server = S3Server::start();
     let client = client(&server);

@@ -57,4 +57,10 @@ impl Metrics {
         let line = line.unwrap_or_else(|| panic!("{name} is not in\n{}", self.0));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
+    /// The sum of a metric's values with these labels, as they are written; `None` if there is none.
+    pub fn labelled(&self, name: &str, labels: &str) -> Option<f64> {
+        let of_it = |line: &&str| line.starts_with(&format!("{name}{{")) && line.contains(labels);
+        let values = self.0.lines().filter(of_it).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+        values.reduce(|sum, value| sum + value)
+    }
 }

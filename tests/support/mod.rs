@@ -12,6 +12,7 @@
 
 pub mod archiver;
 pub mod metrics;
+pub mod oracle;
 pub mod postgres;
 pub mod program;
 pub mod proxy;

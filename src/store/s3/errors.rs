@@ -2,6 +2,7 @@
 //! reference, and of MinIO where named.
 
 use super::super::{StoreError, StoreErrorKind};
+use super::credentials::Renewing;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -17,6 +18,8 @@ pub(super) struct Subject<'a> {
     pub(super) bucket: &'a str,
     /// The object or prefix, as S3 knows it.
     pub(super) key: Option<String>,
+    /// As whom.
+    pub(super) credentials: &'a Renewing,
 }
 
 impl fmt::Display for Subject<'_> {
@@ -26,9 +29,13 @@ impl fmt::Display for Subject<'_> {
 }
 
 impl Subject<'_> {
-    /// The error of a request.
+    /// The error of a request. If the credentials were refused, the next request asks for new ones.
     pub(super) fn failed(&self, failure: Failure) -> StoreError {
-        StoreError::new(failure.kind(), self.action, self.to_string()).because(failure)
+        let kind = failure.kind();
+        if kind == StoreErrorKind::Credentials {
+            self.credentials.refused();
+        }
+        StoreError::new(kind, self.action, self.to_string()).because(failure)
     }
 
     /// The error of a reply that makes no sense.

@@ -8,10 +8,12 @@
 //! * The SDK retries nothing and validates nothing of its own: `RetryingStore` and this module do.
 
 mod body;
+mod credentials;
 mod errors;
 mod options;
 mod upload;
 
+pub(super) use credentials::Renewing;
 pub use options::{Checksum, Conditional, S3Options, ServerSideEncryption};
 
 use super::{
@@ -51,6 +53,7 @@ pub struct S3Store {
 #[derive(Debug)]
 struct Shared {
     client: Client,
+    credentials: Renewing,
     bucket: String,
     /// Empty, or ends in `/`.
     prefix: String,
@@ -62,10 +65,26 @@ struct Shared {
 
 impl S3Store {
     /// The objects of `bucket` below `prefix`, which is empty or ends in `/`. `client` must not retry and must not
-    /// compute or validate checksums of its own, as `open` configures it.
-    pub(super) fn new(client: Client, bucket: String, prefix: String, options: S3Options) -> S3Store {
+    /// compute or validate checksums of its own, as `open` configures it, and has its `credentials` from there.
+    pub(super) fn new(
+        client: Client,
+        credentials: Renewing,
+        bucket: String,
+        prefix: String,
+        options: S3Options,
+    ) -> S3Store {
         let opened = Clock::system().now();
-        S3Store { shared: Arc::new(Shared { client, bucket, prefix, options, opened, put_ids: AtomicU64::new(0) }) }
+        S3Store {
+            shared: Arc::new(Shared {
+                client,
+                credentials,
+                bucket,
+                prefix,
+                options,
+                opened,
+                put_ids: AtomicU64::new(0),
+            }),
+        }
     }
 
     fn client(&self) -> &Client {
@@ -77,12 +96,14 @@ impl S3Store {
     }
 
     fn object<'a>(&'a self, action: &'static str, key: &str) -> Subject<'a> {
-        Subject { action, bucket: &self.shared.bucket, key: Some(self.key(key)) }
+        let (bucket, credentials) = (&self.shared.bucket, &self.shared.credentials);
+        Subject { action, bucket, key: Some(self.key(key)), credentials }
     }
 
     fn listing<'a>(&'a self, prefix: &str) -> Subject<'a> {
         let key = self.key(prefix);
-        Subject { action: "list", bucket: &self.shared.bucket, key: (!key.is_empty()).then_some(key) }
+        let (bucket, credentials) = (&self.shared.bucket, &self.shared.credentials);
+        Subject { action: "list", bucket, key: (!key.is_empty()).then_some(key), credentials }
     }
 
     /// The facts to send with an object, and the id by which its writer knows it again where that is needed.

@@ -102,6 +102,8 @@ impl Fault {
     pub const SLOW_DOWN: Fault = Fault::Answer(503, "SlowDown");
     /// The session token has run out: 400 at AWS.
     pub const EXPIRED_TOKEN: Fault = Fault::Answer(400, "ExpiredToken");
+    /// 403: the clock of the client is wrong.
+    pub const TIME_TOO_SKEWED: Fault = Fault::Answer(403, "RequestTimeTooSkewed");
     /// 403: these credentials may not.
     pub const ACCESS_DENIED: Fault = Fault::Answer(403, "AccessDenied");
     /// 404: no such bucket.
@@ -125,6 +127,8 @@ struct Rules {
     always: Vec<(Target, Fault)>,
     gates: Vec<(Target, Arc<Gate>)>,
     log: Vec<(Op, String)>,
+    /// The only session token that has not expired.
+    token: Option<String>,
 }
 
 /// Everything scripted, and the log.
@@ -146,6 +150,16 @@ impl Script {
         let mut rules = self.rules.lock().unwrap();
         rules.once.clear();
         rules.always.clear();
+    }
+
+    pub(super) fn require_token(&self, token: Option<&str>) {
+        self.rules.lock().unwrap().token = token.map(str::to_owned);
+    }
+
+    /// True if a request with this session token is answered with "expired".
+    pub(super) fn has_expired(&self, token: Option<&str>) -> bool {
+        let valid = &self.rules.lock().unwrap().token;
+        valid.is_some() && valid.as_deref() != token
     }
 
     pub(super) fn left(&self) -> usize {

@@ -116,6 +116,12 @@ impl S3Server {
         self.script.clear();
     }
 
+    /// From now on only requests with this session token are let in: all others get [`Fault::EXPIRED_TOKEN`]. `None`
+    /// lets in all, as at first.
+    pub fn require_token(&self, token: Option<&str>) {
+        self.script.require_token(token);
+    }
+
     /// Scripted faults that no request has met yet: a test that scripts some asks at its end that none is left.
     pub fn faults_left(&self) -> usize {
         self.script.left()

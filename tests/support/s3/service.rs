@@ -83,7 +83,11 @@ impl Service {
     /// Answers a request. An error breaks the connection.
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Shaped<Body>>, HttpError> {
         let (op, key) = classify(&request);
-        let Fate { faults, gates } = self.script.meet(op, &key);
+        let Fate { mut faults, gates } = self.script.meet(op, &key);
+        let token = request.headers().get("x-amz-security-token").and_then(|token| token.to_str().ok());
+        if self.script.has_expired(token) {
+            faults.push(Fault::EXPIRED_TOKEN);
+        }
         let (mut parts, body) = request.into_parts();
 
         let mut shape = Shape::default();

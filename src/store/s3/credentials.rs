@@ -1,0 +1,144 @@
+//! Credentials as they are used: fetched once, again shortly before they expire, and again when a server refuses them
+//! although they say that they are good: somebody revoked or replaced them, or a clock is wrong. The SDK's own cache keeps
+//! refused ones until they expire by themselves.
+
+use crate::runtime::Clock;
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// So long before they expire, new ones are asked for: a request may be under way for as long as that.
+const AHEAD: Duration = Duration::from_secs(30);
+
+/// A provider that remembers what another one gave. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct Renewing(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    provider: SharedCredentialsProvider,
+    held: Mutex<Option<Credentials>>,
+    refused: AtomicBool,
+}
+
+impl Renewing {
+    /// Remembers what `provider` gives.
+    pub(in crate::store) fn new(provider: SharedCredentialsProvider) -> Renewing {
+        Renewing(Arc::new(Inner { provider, held: Mutex::new(None), refused: AtomicBool::new(false) }))
+    }
+
+    /// The server does not accept what is held: the next request asks for new ones.
+    pub(super) fn refused(&self) {
+        self.0.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// May be dropped at any time: then the next one asks.
+    async fn current(&self) -> provider::Result {
+        let Inner { provider, held, refused } = self.0.as_ref();
+        // Held while they are fetched, so that many requests fetch once.
+        let mut held = held.lock().await;
+        if let Some(credentials) = held.as_ref().filter(|held| is_good_for(held, AHEAD))
+            && !refused.load(Ordering::Relaxed)
+        {
+            return Ok(credentials.clone());
+        }
+        match provider.provide_credentials().await {
+            Ok(credentials) => {
+                refused.store(false, Ordering::Relaxed);
+                *held = Some(credentials.clone());
+                Ok(credentials)
+            }
+            // Not asked for in vain: there is time left, and whoever gives them out may be back by then.
+            Err(error) => match held.as_ref().filter(|held| is_good_for(held, Duration::ZERO)) {
+                Some(credentials) => Ok(credentials.clone()),
+                None => Err(error),
+            },
+        }
+    }
+}
+
+impl ProvideCredentials for Renewing {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.current())
+    }
+}
+
+fn is_good_for(credentials: &Credentials, time: Duration) -> bool {
+    let expiry = credentials.expiry().and_then(|expiry| Timestamp::try_from(expiry).ok());
+    expiry.is_none_or(|expiry| Clock::system().now() + time < expiry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_credential_types::provider::error::CredentialsError;
+    use std::sync::atomic::AtomicU32;
+    use std::time::SystemTime;
+
+    /// Gives numbered ones that last so many seconds; fails when told to.
+    #[derive(Debug)]
+    struct Numbered {
+        given: AtomicU32,
+        lasting_seconds: u64,
+        failing: Arc<AtomicBool>,
+    }
+
+    impl ProvideCredentials for Numbered {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            if self.failing.load(Ordering::Relaxed) {
+                return future::ProvideCredentials::ready(Err(CredentialsError::not_loaded("told to")));
+            }
+            let number = self.given.fetch_add(1, Ordering::Relaxed) + 1;
+            let now: SystemTime = Clock::system().now().into();
+            let expiry = now + Duration::from_secs(self.lasting_seconds);
+            let credentials = Credentials::new(format!("key-{number}"), "secret", None, Some(expiry), "test");
+            future::ProvideCredentials::ready(Ok(credentials))
+        }
+    }
+
+    fn lasting(lasting_seconds: u64) -> (Renewing, Arc<AtomicBool>) {
+        let failing = Arc::new(AtomicBool::new(false));
+        let numbered = Numbered { given: AtomicU32::new(0), lasting_seconds, failing: failing.clone() };
+        (Renewing::new(SharedCredentialsProvider::new(numbered)), failing)
+    }
+
+    async fn key(renewing: &Renewing) -> String {
+        renewing.current().await.unwrap().access_key_id().to_owned()
+    }
+
+    #[tokio::test]
+    async fn they_are_fetched_once_and_again_when_they_are_refused() {
+        let (renewing, failing) = lasting(3600);
+        assert_eq!((key(&renewing).await, key(&renewing).await), ("key-1".into(), "key-1".into()));
+        renewing.refused();
+        assert_eq!((key(&renewing).await, key(&renewing).await), ("key-2".into(), "key-2".into()));
+        // Nobody gives new ones: the ones that are held may still be good, and the next request asks again
+        failing.store(true, Ordering::Relaxed);
+        renewing.refused();
+        assert_eq!(key(&renewing).await, "key-2");
+        failing.store(false, Ordering::Relaxed);
+        assert_eq!(key(&renewing).await, "key-3");
+    }
+
+    #[tokio::test]
+    async fn shortly_before_they_expire_new_ones_are_asked_for() {
+        let (renewing, failing) = lasting(20);
+        assert_eq!((key(&renewing).await, key(&renewing).await), ("key-1".into(), "key-2".into()));
+        failing.store(true, Ordering::Relaxed);
+        assert_eq!(key(&renewing).await, "key-2");
+        let (expired, failing) = lasting(0);
+        key(&expired).await;
+        failing.store(true, Ordering::Relaxed);
+        assert!(expired.current().await.is_err());
+    }
+}
