@@ -9,15 +9,19 @@
 mod ancestry;
 mod archiver;
 mod dead_branch;
+mod divergence;
+mod gap;
 mod line;
 mod link;
 mod progress;
 mod resume;
 mod rpo;
 mod server;
+mod slot;
 mod source;
 mod state;
 mod stream;
+mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
 pub use line::{Job, Line};
@@ -25,7 +29,7 @@ pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;
 pub use source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
+    Started, TimelineEnd,
 };
 pub use state::{ArchiveState, Counts, Phase};

@@ -8,7 +8,8 @@ use crate::{counts::Counts, simulate};
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Started, TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Standing, Started,
+    TimelineEnd,
 };
 use seawall::codec::Codec;
 use seawall::repository::{Key, Layout};
@@ -200,6 +201,10 @@ impl Source for BadSource {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         self.inner.observe().await
     }
+
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        self.inner.peek(timeline, lsn).await
+    }
 }
 
 #[derive(Debug)]
@@ -220,6 +225,18 @@ impl Session for BadSession {
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
         self.inner.take_slot().await
+    }
+
+    async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        self.inner.renew_slot().await
+    }
+
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        self.inner.drop_slot().await
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        self.inner.standing().await
     }
 
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {

@@ -4,7 +4,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Started, TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Standing, Started,
+    TimelineEnd,
 };
 use seawall::store::{Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectStream, Store, StoreError, Upload};
 use seawall::wal::{Lsn, TimelineId};
@@ -94,6 +95,10 @@ impl Source for Gated<Arc<dyn Source>> {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         self.through(self.inner.observe()).await
     }
+
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        self.through(self.inner.peek(timeline, lsn)).await
+    }
 }
 
 #[async_trait]
@@ -110,6 +115,21 @@ impl Session for Gated<Box<dyn Session>> {
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
         self.gate.pass().await;
         self.inner.take_slot().await
+    }
+
+    async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        self.gate.pass().await;
+        self.inner.renew_slot().await
+    }
+
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        self.gate.pass().await;
+        self.inner.drop_slot().await
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        self.gate.pass().await;
+        self.inner.standing().await
     }
 
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {

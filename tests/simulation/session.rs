@@ -6,8 +6,8 @@ use crate::wal::{BranchId, SEGMENT_BYTES};
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
+    Started, TimelineEnd,
 };
 use seawall::error::{Error, Kind};
 use seawall::wal::{Lsn, TimelineId};
@@ -57,6 +57,20 @@ impl Source for Server {
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         Ok(Box::new(SimObserver(self.clone())))
+    }
+
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        let mut inner = self.lock();
+        if inner.chance(2) {
+            return Err(SourceError::lost("peeking"));
+        }
+        let Some((branch, end, _)) = self.end_of(&inner, timeline) else {
+            return Err(refused(SourceErrorKind::NotInHistory, "requested timeline is not in this server's history"));
+        };
+        let is_there = lsn >= inner.removed_before;
+        let end = end.min(lsn + 100).max(lsn);
+        drop(inner);
+        Ok(is_there.then(|| Bytes::from(self.shared.wal.bytes(branch, lsn, end))))
     }
 }
 
@@ -131,6 +145,32 @@ impl Session for SimSession {
         drop(inner);
         self.server.tell_ledger();
         Ok(SlotPosition { restart_lsn: Some(restart).filter(|_| known), created })
+    }
+
+    async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        {
+            let mut inner = self.server.lock();
+            self.check(&inner)?;
+            if !matches!(inner.slot, Slot::At(lsn) if lsn >= inner.removed_before) {
+                self.server.count("slot: renewed");
+                inner.slot = Slot::At(self.server.redo(&mut inner));
+            }
+        }
+        self.take_slot().await
+    }
+
+    async fn drop_slot(&mut self) -> Result<(), SourceError> {
+        let mut inner = self.server.lock();
+        self.check(&inner)?;
+        inner.slot = Slot::Absent;
+        Ok(())
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        let inner = self.server.lock();
+        self.check(&inner)?;
+        let timeline = self.server.shared.wal.timeline(inner.branch);
+        Ok(Standing { timeline, flush_lsn: inner.flush, is_standby: false })
     }
 
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {

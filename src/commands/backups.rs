@@ -1,0 +1,130 @@
+//! What `seawall run` does about base backups while it streams: it keeps their metrics, and answers a hole in the archive
+//! with a new one, because nothing behind the hole can be restored before that.
+
+use super::parts;
+use crate::archive::{ArchiveState, Phase};
+use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, take};
+use crate::config::Settings;
+use crate::error::Result;
+use crate::metrics::Metrics;
+use crate::repository::{BackupDocument, Key, Repository, Writer};
+use crate::runtime::{Backoff, Clock, RetryPolicy};
+use crate::store::Store;
+use crate::wal::WalRange;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How often the repository is looked at when nothing happens: other processes take base backups, too.
+const LOOK: Duration = Duration::from_secs(3600);
+
+/// Between two looks when much happens.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Between a base backup that failed and the next attempt: each costs the server a checkpoint and a pass over its files.
+const PAUSES: RetryPolicy =
+    RetryPolicy { first_pause: Duration::from_secs(10), longest_pause: Duration::from_secs(30 * 60), budget: None };
+
+/// Looks after base backups for as long as `run` does.
+pub(super) struct Backups {
+    pub(super) settings: Settings,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) metrics: Metrics,
+    pub(super) state: watch::Receiver<ArchiveState>,
+    pub(super) clock: Clock,
+}
+
+/// What of the archiver's state makes another look worth while: whether base backups are ours to take, streams begun,
+/// gaps recorded.
+type Occasion = (bool, u64, u64);
+
+fn occasion(state: &ArchiveState) -> Occasion {
+    // A spare leaves base backups to the one that streams, and nobody takes one of a server that may be the wrong one.
+    let is_ours = state.phase == Phase::Streaming && state.is_compared;
+    (is_ours, state.counts.connections, state.counts.gaps)
+}
+
+impl Backups {
+    /// Runs for ever; may be dropped at any time, and what an unfinished backup has stored is then never used.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(PAUSES);
+        let mut told = None;
+        loop {
+            let seen = occasion(&self.state.borrow_and_update());
+            let mut pause = LOOK;
+            // A store that fails shows in its own metrics; the numbers here stay as they were.
+            if let Ok(unanswered) = self.look().await {
+                self.metrics.set_backup_needed(unanswered.is_some());
+                if unanswered.is_none() {
+                    backoff.reset();
+                }
+                if let Some(gap) = unanswered.filter(|gap| told != Some(*gap)) {
+                    tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
+                }
+                told = unanswered;
+                if unanswered.is_some() && seen.0 && self.settings.run.backup_after_gap {
+                    match self.answer().await {
+                        Ok(()) => continue,
+                        Err(error) => {
+                            pause = backoff.next_pause();
+                            let hint = error.hint_text().unwrap_or_default();
+                            tracing::error!(
+                                %error,
+                                hint,
+                                pause_seconds = pause.as_secs_f64(),
+                                "the base backup after the gap failed; trying again"
+                            );
+                            tokio::time::sleep(pause).await;
+                            continue;
+                        }
+                    }
+                }
+            }
+            let mut state = self.state.clone();
+            let changed = state.wait_for(|state| occasion(state) != seen);
+            if let Ok(Err(_)) = tokio::time::timeout(pause, changed).await {
+                return;
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Sets the metrics, and says which hole waits for a base backup.
+    async fn look(&self) -> Result<Option<WalRange>> {
+        let (repository, _) = parts::repository_in(&self.settings, self.store.clone()).await?;
+        let followed = self.state.borrow().timeline;
+        let loss = repository.read_loss(followed).await?;
+        if let Some(begin) = &loss.newest_backup
+            && let Some(backup) = repository.read_document::<BackupDocument>(&Key::BackupEnd(begin.id.clone())).await?
+        {
+            let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
+            self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
+        }
+        self.metrics.set_gaps(loss.gaps.len() as u64);
+        Ok(loss.unanswered)
+    }
+
+    /// Takes a base backup, as `seawall backup` does while `run` has the slot.
+    async fn answer(&self) -> Result<()> {
+        let (repository, cluster) = parts::repository_in(&self.settings, self.store.clone()).await?;
+        let client = parts::connect(&self.settings).await?;
+        tracing::info!("taking a base backup, because WAL was lost");
+        let document = take_for(repository, cluster.system_identifier, client, &self.clock).await?;
+        let seconds = document.ended_at.duration_since(document.started_at).as_secs_f64();
+        tracing::info!(backup = %document.id, seconds, "the base backup after the gap is complete");
+        Ok(())
+    }
+}
+
+async fn take_for(
+    repository: Repository,
+    system_identifier: u64,
+    client: crate::postgres::Client,
+    clock: &Clock,
+) -> Result<BackupDocument> {
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
+    let waiter = RepositoryWaiter::new(repository);
+    let (progress, _) = watch::channel(BackupProgress::default());
+    let options = BackupOptions { label: "seawall, after a gap".to_owned(), ..BackupOptions::default() };
+    Box::pin(take(client, &writer, &options, clock, &waiter, progress)).await
+}
