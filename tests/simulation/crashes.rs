@@ -49,7 +49,10 @@ fn kill_at_every_operation(story: impl AsyncFn(&mut World)) {
     for operation in 1..=operations {
         for crash in [Crash::BeforeReply, Crash::After(operation as usize % 4)] {
             let (_, violations) = simulate(SEED, tell(Some((operation, crash))));
-            assert!(violations.is_empty(), "killed at operation {operation} of {operations}, {crash:?}: {violations:#?}");
+            assert!(
+                violations.is_empty(),
+                "killed at operation {operation} of {operations}, {crash:?}: {violations:#?}"
+            );
             crashes += 1;
         }
     }

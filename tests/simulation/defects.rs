@@ -14,7 +14,8 @@ use seawall::archive::{
 use seawall::codec::Codec;
 use seawall::repository::{Key, Layout};
 use seawall::store::{
-    Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind, Upload,
+    Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
+    Upload,
 };
 use seawall::wal::{Lsn, TimelineId};
 use std::ops::Range;

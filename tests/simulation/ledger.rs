@@ -80,9 +80,11 @@ impl Ledger {
         let stored = inner.objects.get(&timeline).is_some_and(|objects| !objects.is_empty());
         let noted = inner.gaps.contains_key(&timeline);
         // A server that was rolled back goes on with what is stored of its timeline.
-        let before = self.wal.lineage(branch).into_iter().find_map(|(of, _)| {
-            inner.bases.get(&of).copied().filter(|_| self.wal.timeline(of) == timeline)
-        });
+        let before = self
+            .wal
+            .lineage(branch)
+            .into_iter()
+            .find_map(|(of, _)| inner.bases.get(&of).copied().filter(|_| self.wal.timeline(of) == timeline));
         match before {
             Some(base) if stored || noted => inner.bases.insert(branch, base),
             _ => inner.bases.insert(branch, start),
@@ -134,7 +136,10 @@ impl Ledger {
         if let Some(stranger) = inner.kept.stranger
             && self.wal.pieces(writer, start, end).iter().any(|(owner, ..)| *owner == stranger)
         {
-            inner.violate(Invariant::DivergenceIsFoundFirst, format!("{name} was stored of a server that was rolled back"));
+            inner.violate(
+                Invariant::DivergenceIsFoundFirst,
+                format!("{name} was stored of a server that was rolled back"),
+            );
         }
         if timeline.0 > 1 && !inner.histories.contains(&timeline) {
             inner.violate(Invariant::HistoryComesFirst, format!("{name} was stored before its timeline's history"));
@@ -164,7 +169,10 @@ impl Ledger {
         let mut inner = self.lock();
         if inner.movers.contains(&connection) && inner.movers.last() != Some(&connection) {
             let last = inner.movers.last().copied();
-            inner.violate(Invariant::OneMovesTheSlot, format!("connection {connection} moved the slot after {last:?} had"));
+            inner.violate(
+                Invariant::OneMovesTheSlot,
+                format!("connection {connection} moved the slot after {last:?} had"),
+            );
         } else if inner.movers.last() != Some(&connection) {
             inner.movers.push(connection);
         }
@@ -199,7 +207,8 @@ impl Ledger {
         let timeline = self.wal.timeline(branch);
         let objects = inner.objects.get(&timeline).into_iter().flatten();
         let holds = |at: Lsn| move |(start, end, _): &(Lsn, Lsn, bool)| *start <= at && at < *end;
-        let contradicted = objects.clone().any(|(object, writer)| holds(hole)(object) && !self.agree(*writer, branch, *object));
+        let contradicted =
+            objects.clone().any(|(object, writer)| holds(hole)(object) && !self.agree(*writer, branch, *object));
         let last_is_stored = objects.clone().any(|(object, _)| holds(Lsn(flushed.0 - 1))(object));
         let invariant = match () {
             () if contradicted => Invariant::DivergenceIsFoundFirst,
@@ -229,7 +238,8 @@ impl Ledger {
     fn covered(&self, inner: &Inner, branch: BranchId, start: Lsn, end: Lsn, with_gaps: bool) -> Lsn {
         let timeline = self.wal.timeline(branch);
         let gaps = inner.gaps.get(&timeline).into_iter().flatten().filter(|_| with_gaps);
-        let mut ranges: Vec<(Lsn, Lsn, Option<(BranchId, bool)>)> = gaps.map(|(start, end)| (*start, *end, None)).collect();
+        let mut ranges: Vec<(Lsn, Lsn, Option<(BranchId, bool)>)> =
+            gaps.map(|(start, end)| (*start, *end, None)).collect();
         let objects = inner.objects.get(&timeline).into_iter().flatten();
         ranges.extend(objects.map(|((start, end, is_block), writer)| (*start, *end, Some((*writer, *is_block)))));
         ranges.retain(|(from, upto, _)| *upto > start && *from < end);
@@ -239,7 +249,8 @@ impl Ledger {
             if from > position {
                 break;
             }
-            let is_right = object.is_none_or(|(writer, is_block)| self.agree(writer, branch, (from, upto.min(end), is_block)));
+            let is_right =
+                object.is_none_or(|(writer, is_block)| self.agree(writer, branch, (from, upto.min(end), is_block)));
             if is_right {
                 position = position.max(upto);
             }

@@ -56,7 +56,10 @@ pub async fn live_through(life: Life, counts: Arc<Counts>) -> Vec<Violation> {
         let step = life.mostly.filter(|_| random.u32(0..5) == 0).unwrap_or(step);
         if life.is_chatty {
             let (timeline, flush, archivers) = (world.server.timeline(), world.server.flush(), world.processes());
-            println!("{:?} step {step}: the server is at {flush} on {timeline}, {archivers} archivers", world.clock.now());
+            println!(
+                "{:?} step {step}: the server is at {flush} on {timeline}, {archivers} archivers",
+                world.clock.now()
+            );
         }
         match step {
             0..32 => {
@@ -85,7 +88,11 @@ pub async fn live_through(life: Life, counts: Arc<Counts>) -> Vec<Violation> {
             PROMOTIONS..67 => {
                 counts.add("server: promotions in a row");
                 for _ in 0..random.u32(2..4) {
-                    if random.bool() { world.server.promote() } else { world.server.fail_over(random.u64(0..10_000)) }
+                    if random.bool() {
+                        world.server.promote()
+                    } else {
+                        world.server.fail_over(random.u64(0..10_000))
+                    }
                     world.server.write(random.u64(1..segment));
                 }
             }

@@ -146,7 +146,8 @@ pub async fn check(
         }
         // And every backup on the path reaches it
         let on_path = |marker: &&Marker| {
-            ledger.wal.pieces(branch, marker.start, marker.stop) == ledger.wal.pieces(marker.branch, marker.start, marker.stop)
+            ledger.wal.pieces(branch, marker.start, marker.stop)
+                == ledger.wal.pieces(marker.branch, marker.start, marker.stop)
         };
         let of_path: Vec<&Marker> = markers.iter().filter(on_path).collect();
         let mut ends = vec![of_path.first(), of_path.last()];
@@ -215,7 +216,9 @@ async fn reach(reader: &WalReader, catalog: &Catalog, ledger: &Ledger, goal: Goa
         }
         Err(_) if target < marker.stop => {}
         Err(error) => match missing {
-            None => ledger.violate(invariant, format!("a restore {what} is refused, and everything is stored: {error}")),
+            None => {
+                ledger.violate(invariant, format!("a restore {what} is refused, and everything is stored: {error}"))
+            }
             Some(missing) if !error.to_string().contains(&missing.to_string()) => {
                 ledger.violate(
                     Invariant::RefusalNamesWhatIsMissing,
@@ -224,7 +227,10 @@ async fn reach(reader: &WalReader, catalog: &Catalog, ledger: &Ledger, goal: Goa
             }
             // What was acknowledged is missing only where it is recorded as lost.
             Some(missing) if is_promised && !is_lost(ledger, branch, missing) => {
-                ledger.violate(invariant, format!("a restore {what} is refused, and nothing is recorded as lost: {error}"));
+                ledger.violate(
+                    invariant,
+                    format!("a restore {what} is refused, and nothing is recorded as lost: {error}"),
+                );
             }
             Some(_) => {}
         },

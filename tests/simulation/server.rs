@@ -416,7 +416,9 @@ impl Server {
     pub fn promoted_apart(&self) {
         let mut inner = self.lock();
         let of = self.shared.wal.get(inner.branch);
-        let (Some(parent), false) = (of.parent, inner.stranger.is_some() || inner.shutting_down.is_some()) else { return };
+        let (Some(parent), false) = (of.parent, inner.stranger.is_some() || inner.shutting_down.is_some()) else {
+            return;
+        };
         let switch = self.shared.wal.border_before(parent, Lsn(of.begin.0 - 1));
         let is_known = self.shared.ledger.has_history(of.timeline);
         if !is_known || self.shared.wal.timeline(parent) == of.timeline || switch <= self.shared.wal.get(parent).begin {

@@ -166,11 +166,11 @@ impl Wal {
                 let mut chance = self.mix(branch, page);
                 let count = 1 + chance % 4;
                 let first = start + self.header_bytes(page);
-                let share = (end - first) / count & !7;
+                let share = ((end - first) / count) & !7;
                 let mut starts = vec![first];
                 for index in 1..count {
                     chance = chance.rotate_left(17).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-                    let shift = (chance >> 32) % (share - RECORD_BYTES_MIN) & !7;
+                    let shift = ((chance >> 32) % (share - RECORD_BYTES_MIN)) & !7;
                     starts.push(first + (index - 1) * share + RECORD_BYTES_MIN + shift);
                 }
                 starts
@@ -184,8 +184,8 @@ impl Wal {
 
     fn mix(&self, branch: BranchId, page: u64) -> u64 {
         let mixed = (self.seed ^ page.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add((branch.0 as u64) << 40);
-        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed ^ mixed >> 27
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed ^ (mixed >> 27)
     }
 
     fn fill(&self, branches: &[Branch], branch: BranchId, page: u64, bytes: &mut [u8]) {

@@ -243,7 +243,8 @@ impl World {
                 let told = self.ledger.told(self.server.incarnation(), self.server.branch());
                 let is_of_now = state.timeline == Some(self.server.timeline());
                 if !self.store.is_faulty() && is_of_now && told.is_some_and(|told| told < state.received) {
-                    let what = format!("stopped with {} received, {} stored and {told:?} told", state.received, state.durable);
+                    let what =
+                        format!("stopped with {} received, {} stored and {told:?} told", state.received, state.durable);
                     self.ledger.violate(Invariant::StopLeavesNothing, what);
                 }
             }
