@@ -3,6 +3,7 @@
 mod holes;
 
 use super::divergence::{Behind, behind};
+use super::garbage::Garbage;
 use super::link::Link;
 use super::resume::{self, Resume, ResumeError};
 use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, TimelineEnd};
@@ -15,7 +16,7 @@ use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, 
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
 use crate::wal::{Lsn, TimelineId};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -84,6 +85,7 @@ pub struct Archiver {
     pub(super) state: StateSender,
     /// What `cluster.json` says, once it was read: it never changes.
     known: OnceLock<Cluster>,
+    pub(super) garbage: Mutex<Garbage>,
 }
 
 /// What a connection led to.
@@ -112,7 +114,8 @@ impl Archiver {
         clock: Clock,
     ) -> Archiver {
         let (state, _) = watch::channel(ArchiveState::new(Instant::now()));
-        Archiver { source, store, cluster: cluster.into(), options, clock, state, known: OnceLock::new() }
+        let (cluster, known, garbage) = (cluster.into(), OnceLock::new(), Mutex::default());
+        Archiver { source, store, cluster, options, clock, state, known, garbage }
     }
 
     /// What it shows of itself.
@@ -358,7 +361,7 @@ impl Archiver {
             }
             false => None,
         };
-        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &resume, link);
+        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &self.garbage, &resume, link);
         match Box::pin(stream.run(feed, shutdown)).await? {
             Ended::Stopped | Ended::Killed => Ok(Outcome::Done),
             Ended::Timeline(end) => {

@@ -11,12 +11,18 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
 use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// How many neighbouring tails of one level become one of the next.
 const TAILS_PER_MERGE: usize = 16;
 
-/// The level of the tail that replaces all earlier ones after a restart: it is never merged again.
+/// The level of tails from before a restart, and of the one that replaces them: they are never merged.
 const RESTART_LEVEL: u8 = u8::MAX;
+
+/// After a restart, tails within so many bytes are replaced in any case.
+const REPLACED_BYTES_MIN: u64 = 64 << 10;
 
 /// Something to do with the store, whose success confirms `range`.
 #[derive(Clone, Debug)]
@@ -57,13 +63,38 @@ impl Job {
     }
 }
 
+/// A tail that lies inside a larger confirmed object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Garbage {
+    /// Which bytes it has.
+    pub range: WalRange,
+    /// The larger object has been there for at least so long.
+    pub covered_for: Duration,
+}
+
+/// A confirmed object.
+#[derive(Clone, Copy, Debug)]
+struct Cover {
+    range: WalRange,
+    is_block: bool,
+    /// It has been there for at least so long.
+    age: Duration,
+}
+
+impl Cover {
+    /// True if the tail is not needed beside it: readers prefer a block to a tail of the same bytes.
+    fn replaces(&self, tail: WalRange) -> bool {
+        self.range.contains(tail) && (self.is_block || self.range != tail)
+    }
+}
+
 /// A tail of ours or found, that nothing larger has replaced yet.
 #[derive(Clone, Debug)]
 struct Tail {
     range: WalRange,
     level: u8,
     confirmed: bool,
-    /// A merge that holds it is under way.
+    /// A larger one that holds it is under way.
     merging: bool,
 }
 
@@ -78,11 +109,15 @@ pub struct Line {
     unused: Unused,
     /// Objects found at the start that the stream has not passed, latest first.
     known: Vec<Stored>,
+    /// When the youngest of the objects found was stored, by the store's clock, which shows that or more now.
+    found_at: Option<Timestamp>,
+    /// How long the objects have been there that are being compared.
+    ages: BTreeMap<Key, Duration>,
     /// Live tails, by start.
     tails: Vec<Tail>,
     /// Confirmed objects that hold tails which are still being stored.
-    covers: Vec<WalRange>,
-    /// The open block has tails from before this process: the next one replaces them all.
+    covers: Vec<Cover>,
+    /// Tails from before this connection were found in the open block: the next one replaces them.
     replaces_earlier: bool,
 }
 
@@ -90,6 +125,7 @@ impl Line {
     /// A line that begins at `start`, the first byte of a block. `[start, overlap_end)` is covered by `known` objects,
     /// of which there may be more behind.
     pub fn new(size: SegmentSize, timeline: TimelineId, start: Lsn, overlap_end: Lsn, known: &[Stored]) -> Line {
+        let found_at = known.iter().map(|stored| stored.modified).max();
         let mut known: Vec<Stored> = known.iter().filter(|stored| stored.range.start >= start).cloned().collect();
         known.sort_by_key(|stored| std::cmp::Reverse((stored.range.end, stored.range.start)));
         Line {
@@ -99,9 +135,11 @@ impl Line {
             open_start: start,
             unused: Unused::new(start),
             known,
+            found_at,
+            ages: BTreeMap::new(),
             tails: Vec::new(),
             covers: Vec::new(),
-            replaces_earlier: overlap_end > start && overlap_end != size.block_start(overlap_end),
+            replaces_earlier: false,
         }
     }
 
@@ -151,19 +189,26 @@ impl Line {
         Ok(())
     }
 
-    /// Compares the known objects that the stream has passed now.
+    /// Compares the known objects that the stream has passed now. They share one copy of their bytes: after a row of
+    /// restarts many begin with their block.
     fn compare_passed(&mut self, jobs: &mut Vec<Job>) {
-        while let Some(stored) = self.known.last().filter(|stored| stored.range.end <= self.progress.received()) {
+        let received = self.progress.received();
+        let behind = self.known.partition_point(|stored| stored.range.end > received);
+        let mut passed = self.known.split_off(behind);
+        passed.retain(|stored| stored.range.start >= self.open_start);
+        let Some(first) = passed.iter().map(|stored| stored.range.start).min() else { return };
+        let bytes = self.copy(self.range(first, received));
+        for stored in passed.into_iter().rev() {
             let range = stored.range;
             let key = if stored.is_block { Key::Block(range) } else { Key::Tail(range) };
-            if range.start >= self.open_start {
-                let bytes = self.copy(range);
-                if !stored.is_block {
-                    self.tails.push(Tail { range, level: RESTART_LEVEL, confirmed: false, merging: false });
-                }
-                jobs.push(Job::Compare { key, range, bytes });
+            let age = self.found_at.map(|found_at| found_at.duration_since(stored.modified).unsigned_abs());
+            self.ages.insert(key.clone(), age.unwrap_or_default());
+            if !stored.is_block {
+                self.tails.push(Tail { range, level: RESTART_LEVEL, confirmed: false, merging: false });
+                self.replaces_earlier = true;
             }
-            self.known.pop();
+            let bytes = bytes.slice((range.start - first) as usize..(range.end - first) as usize);
+            jobs.push(Job::Compare { key, range, bytes });
         }
     }
 
@@ -189,14 +234,37 @@ impl Line {
             return Ok(());
         }
         let end = self.progress.received();
-        let (start, level) = match self.replaces_earlier {
-            true => (self.open_start, RESTART_LEVEL),
-            false => (self.progress.submitted().max(self.open_start), 0),
-        };
+        let replaced = if self.replaces_earlier { self.replaced_from(end) } else { None };
         self.replaces_earlier = false;
+        let (start, level) = match replaced {
+            Some(start) => (start, RESTART_LEVEL),
+            None => (self.progress.submitted().max(self.open_start), 0),
+        };
+        self.tails.iter_mut().filter(|tail| tail.range.start >= start).for_each(|tail| tail.merging = true);
         let range = self.range(start, end);
         self.store_tail(range, level, jobs);
         self.progress.submit_to(end)
+    }
+
+    /// After a restart one tail replaces all before it, up to `end`; this is where it begins. Left alone is what is larger
+    /// than everything behind it: in a row of restarts the whole block would be stored with each of them. So few are
+    /// left alone (eight, each twice the next), and a byte that is stored again comes into something twice as large.
+    fn replaced_from(&self, end: Lsn) -> Option<Lsn> {
+        let mut position = self.open_start;
+        while let Some(tail) = self.farthest_at(position) {
+            let is_small = tail.end - tail.start <= end - tail.end || end - tail.start <= REPLACED_BYTES_MIN;
+            if is_small {
+                return Some(tail.start);
+            }
+            position = tail.end;
+        }
+        None
+    }
+
+    /// Of the tails that hold the byte at `position`, the one that reaches farthest.
+    fn farthest_at(&self, position: Lsn) -> Option<WalRange> {
+        let ranges = self.tails.iter().map(|tail| tail.range);
+        ranges.filter(|range| range.start <= position && position < range.end).max_by_key(|range| range.end)
     }
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
@@ -230,27 +298,28 @@ impl Line {
     ///
     /// # Errors
     /// If the job was none of this line.
-    pub fn confirm(&mut self, key: &Key, range: WalRange, jobs: &mut Vec<Job>, garbage: &mut Vec<Key>) -> Result<bool> {
+    pub fn confirm(
+        &mut self,
+        key: &Key,
+        range: WalRange,
+        jobs: &mut Vec<Job>,
+        garbage: &mut Vec<Garbage>,
+    ) -> Result<bool> {
         let moved = self.progress.confirm(range)?;
         let is_tail = matches!(key, Key::Tail(_));
-        if is_tail {
-            let mut of_this_name = self.tails.iter_mut().filter(|tail| tail.range == range);
-            if let Some(tail) = of_this_name.next() {
-                tail.confirmed = true;
-            }
+        if is_tail && let Some(tail) = self.tails.iter_mut().find(|tail| tail.range == range && !tail.confirmed) {
+            tail.confirmed = true;
         }
-        self.covers.push(range);
+        self.covers.push(Cover { range, is_block: !is_tail, age: self.ages.remove(key).unwrap_or_default() });
         let covers = &self.covers;
         self.tails.retain(|tail| {
-            let covered = covers.iter().any(|cover| cover.contains(tail.range) && *cover != tail.range)
-                || (!is_tail && range == tail.range);
-            if covered && tail.confirmed {
-                garbage.push(Key::Tail(tail.range));
-            }
-            !(covered && tail.confirmed)
+            let holders = covers.iter().filter(|cover| tail.confirmed && cover.replaces(tail.range));
+            let covered_for = holders.map(|cover| cover.age).max();
+            garbage.extend(covered_for.map(|covered_for| Garbage { range: tail.range, covered_for }));
+            covered_for.is_none()
         });
         let tails = &self.tails;
-        self.covers.retain(|cover| tails.iter().any(|tail| !tail.confirmed && cover.contains(tail.range)));
+        self.covers.retain(|cover| tails.iter().any(|tail| !tail.confirmed && cover.replaces(tail.range)));
         if is_tail {
             self.merge(jobs);
         }
@@ -258,30 +327,30 @@ impl Line {
     }
 
     /// Sixteen neighbouring confirmed tails of one level in the open block become one of the next.
+    ///
+    /// Only from the first of its level on: uploads end in any order, and a tail that its neighbours left behind would
+    /// find nobody to be merged with. What lies before a level is of a higher one, so a sixteen is never torn apart.
     fn merge(&mut self, jobs: &mut Vec<Job>) {
         self.tails.sort_by_key(|tail| (tail.range.start, tail.range.end));
-        let ready = |tail: &Tail, first: &Tail, end: Lsn| {
-            tail.confirmed && !tail.merging && tail.level == first.level && tail.range.start == end
-        };
-        let from = self.tails.partition_point(|tail| tail.range.start < self.open_start);
-        for index in from..self.tails.len() {
-            let first = self.tails[index].clone();
-            if !first.confirmed || first.merging || first.level == RESTART_LEVEL {
-                continue;
-            }
-            let mut end = first.range.end;
-            let mut run = 1;
-            while run < TAILS_PER_MERGE && self.tails.get(index + run).is_some_and(|tail| ready(tail, &first, end)) {
-                end = self.tails[index + run].range.end;
-                run += 1;
-            }
-            if run == TAILS_PER_MERGE {
-                for tail in &mut self.tails[index..index + run] {
-                    tail.merging = true;
-                }
-                self.store_tail(WalRange { end, ..first.range }, first.level + 1, jobs);
-                return;
-            }
+        // Without those that a larger one is about to replace, the tails of the open block follow one another.
+        let is_live = |tail: &Tail| tail.range.start >= self.open_start && !tail.merging;
+        let live: Vec<usize> = (0..self.tails.len()).filter(|&index| is_live(&self.tails[index])).collect();
+        let mut ready = Vec::new();
+        let mut before = None;
+        let are_neighbours = |one: &Tail, next: &Tail| one.level == next.level && one.range.end == next.range.start;
+        for level in live.chunk_by(|&one, &next| are_neighbours(&self.tails[one], &self.tails[next])) {
+            let first = &self.tails[level[0]];
+            let is_mergeable = first.level != RESTART_LEVEL && before.is_none_or(|before| before > first.level);
+            before = Some(first.level);
+            let sixteens = level.chunks_exact(TAILS_PER_MERGE).filter(|_| is_mergeable);
+            ready
+                .extend(sixteens.filter(|of| of.iter().all(|&tail| self.tails[tail].confirmed)).map(<[usize]>::to_vec));
+        }
+        for sixteen in ready {
+            let (first, last) = (&self.tails[sixteen[0]], &self.tails[sixteen[TAILS_PER_MERGE - 1]]);
+            let (range, level) = (WalRange { end: last.range.end, ..first.range }, first.level + 1);
+            sixteen.into_iter().for_each(|tail| self.tails[tail].merging = true);
+            self.store_tail(range, level, jobs);
         }
     }
 
@@ -336,8 +405,8 @@ mod tests {
             }
             let mut garbage = Vec::new();
             line.confirm(job.key(), job.range(), jobs, &mut garbage).unwrap();
-            for key in garbage {
-                assert!(stored.remove(&key).is_some(), "{key:?} was not there to be garbage");
+            for tail in garbage {
+                assert!(stored.remove(&Key::Tail(tail.range)).is_some(), "{tail:?} was not there to be garbage");
             }
         }
         puts
@@ -360,8 +429,8 @@ mod tests {
                 let mut garbage = Vec::new();
                 line.confirm(job.key(), job.range(), &mut jobs, &mut garbage).unwrap();
                 uploaded += jobs[before..].iter().map(|job| job.range().bytes()).sum::<u64>();
-                for key in garbage {
-                    stored.remove(&key);
+                for tail in garbage {
+                    stored.remove(&Key::Tail(tail.range));
                 }
             }
             most = most.max(stored.len());
@@ -406,6 +475,121 @@ mod tests {
         settle(&mut line, &mut jobs, &mut stored);
         assert_eq!(stored.len(), 1, "{:?}", stored.keys());
         assert_eq!(line.progress().flushed(), Lsn(MIB + 200));
+    }
+
+    #[test]
+    fn however_late_one_is_confirmed_no_tail_is_left_behind_by_its_neighbours() {
+        // Given flushes of which every seventh is confirmed only when twelve more have been
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        let (mut jobs, mut late, mut most) = (Vec::new(), std::collections::VecDeque::new(), 0);
+        for (number, at) in (MIB..2 * MIB - 32).step_by(32).enumerate() {
+            line.receive(Lsn(at), &wal(at, at + 32), &mut jobs).unwrap();
+            line.flush(&mut jobs).unwrap();
+            while let Some(job) = jobs.pop() {
+                match number % 7 == 0 {
+                    true => late.push_back((number + 12, job)),
+                    false => line.confirm(job.key(), job.range(), &mut jobs, &mut Vec::new()).map(|_| ()).unwrap(),
+                }
+            }
+            while late.front().is_some_and(|(due, _)| *due <= number) {
+                let (_, job) = late.pop_front().unwrap();
+                line.confirm(job.key(), job.range(), &mut jobs, &mut Vec::new()).unwrap();
+            }
+            most = most.max(line.live_tails());
+        }
+        // Then the bound holds, with a sixteen that waits for its last one here and there
+        assert!(most <= 75 + 32, "{most} tails were live at once");
+    }
+
+    #[test]
+    fn a_late_neighbour_is_waited_for() {
+        // Given twenty flushes
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        let mut jobs = Vec::new();
+        for at in (MIB..MIB + 20 * 32).step_by(32) {
+            line.receive(Lsn(at), &wal(at, at + 32), &mut jobs).unwrap();
+            line.flush(&mut jobs).unwrap();
+        }
+        // When all but the first are confirmed, nothing is merged
+        let (mut merged, mut garbage) = (Vec::new(), Vec::new());
+        for job in &jobs[1..] {
+            line.confirm(job.key(), job.range(), &mut merged, &mut garbage).unwrap();
+        }
+        assert!(merged.is_empty(), "{merged:?}");
+        // And when the first is, the first sixteen are
+        line.confirm(jobs[0].key(), jobs[0].range(), &mut merged, &mut garbage).unwrap();
+        assert_eq!(
+            merged.iter().map(|job| (job.range().start.0, job.range().end.0)).collect::<Vec<_>>(),
+            [(MIB, MIB + 16 * 32)]
+        );
+    }
+
+    #[test]
+    fn after_a_restart_what_is_larger_than_all_behind_it_is_left_alone() {
+        // Given tails from before, each larger than all behind it, but for the third
+        let sizes: [u64; 5] = [500_000, 200_000, 60_000, 70_000, 100];
+        let mut known = Vec::new();
+        let mut end = MIB;
+        for size in sizes {
+            known.push(stored(end, end + size, false));
+            end += size;
+        }
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(end), &known);
+        let mut jobs = Vec::new();
+        line.receive(Lsn(MIB), &wal(MIB, end + 50), &mut jobs).unwrap();
+        let mut stored: BTreeMap<Key, Bytes> = jobs.iter().map(|job| (job.key().clone(), Bytes::new())).collect();
+        settle(&mut line, &mut jobs, &mut stored);
+        // When the next flush comes, it replaces from the first that is not larger than all behind it
+        line.flush(&mut jobs).unwrap();
+        assert_eq!(jobs[0].range().start, Lsn(MIB + 700_000));
+        settle(&mut line, &mut jobs, &mut stored);
+        assert_eq!(stored.len(), 3, "{:?}", stored.keys());
+    }
+
+    #[test]
+    fn tails_of_a_later_block_of_the_segment_are_replaced_after_a_restart_too() {
+        // Given a segment of four blocks, and tails from before in the second
+        let block = crate::wal::BLOCK_BYTES_MAX;
+        let size = SegmentSize::new(4 * block).unwrap();
+        let start = 4 * block;
+        let known = [
+            stored(start, start + block, true),
+            stored(start + block, start + block + 100, false),
+            stored(start + block + 100, start + block + 150, false),
+        ];
+        let mut line = Line::new(size, TimelineId(1), Lsn(start), Lsn(start + block + 150), &known);
+        let mut jobs = Vec::new();
+        line.receive(Lsn(start), &wal(start, start + block + 200), &mut jobs).unwrap();
+        let mut stored: BTreeMap<Key, Bytes> = jobs.iter().map(|job| (job.key().clone(), Bytes::new())).collect();
+        settle(&mut line, &mut jobs, &mut stored);
+        // When the next flush comes
+        line.flush(&mut jobs).unwrap();
+        assert_eq!(jobs[0].range().start, Lsn(start + block));
+        settle(&mut line, &mut jobs, &mut stored);
+        // Then the block before and one tail are left
+        assert_eq!(stored.len(), 2, "{:?}", stored.keys());
+        assert_eq!(line.live_tails(), 1);
+    }
+
+    #[test]
+    fn what_had_long_been_replaced_when_it_was_found_has_been_garbage_for_as_long() {
+        // Given a tail, a larger one stored ten seconds later, and another a hundred seconds later
+        let at = |seconds, found| Stored { modified: Timestamp::from_second(seconds).unwrap(), ..found };
+        let known = [
+            at(1000, stored(MIB, MIB + 10, false)),
+            at(1010, stored(MIB, MIB + 100, false)),
+            at(1110, stored(MIB + 100, MIB + 150, false)),
+        ];
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB + 150), &known);
+        let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
+        line.receive(Lsn(MIB), &wal(MIB, MIB + 150), &mut jobs).unwrap();
+        // When all are compared
+        for job in std::mem::take(&mut jobs) {
+            line.confirm(job.key(), job.range(), &mut jobs, &mut garbage).unwrap();
+        }
+        // Then the first has been garbage for a hundred seconds at least, and the others are not
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(MIB), end: Lsn(MIB + 10) };
+        assert_eq!(garbage, [Garbage { range, covered_for: Duration::from_secs(100) }]);
     }
 
     #[test]

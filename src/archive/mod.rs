@@ -8,9 +8,11 @@
 
 mod ancestry;
 mod archiver;
+mod backup_end;
 mod dead_branch;
 mod divergence;
 mod gap;
+mod garbage;
 mod line;
 mod link;
 mod progress;
@@ -24,7 +26,7 @@ mod stream;
 mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
-pub use line::{Job, Line};
+pub use line::{Garbage, Job, Line};
 pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;

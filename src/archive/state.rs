@@ -69,6 +69,10 @@ pub struct Counts {
     pub compared: u64,
     /// Tails deleted.
     pub deleted: u64,
+    /// Tails that a larger object has replaced and that could not be deleted: they are left to `prune`.
+    pub undeleted: u64,
+    /// Base backups that ended, by whomever they were taken, as the WAL tells it.
+    pub backups_ended: u64,
     /// Heartbeats stored.
     pub heartbeats: u64,
     /// Holes recorded.

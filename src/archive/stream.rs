@@ -1,6 +1,8 @@
 //! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
 
 use super::ArchiveOptions;
+use super::backup_end;
+use super::garbage::{Failed, Garbage};
 use super::line::{Job, Line};
 use super::link::Link;
 use super::resume::Resume;
@@ -9,8 +11,10 @@ use super::state::{ArchiveState, Phase, StateSender};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
+use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, WalRange};
 use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -31,6 +35,9 @@ const SHUTDOWN_REQUESTS: u32 = 5;
 
 /// Replies to requests that bring no news are this far apart: a storm is not answered with a storm.
 const REPLY_PAUSE: Duration = Duration::from_millis(100);
+
+/// So many tails are deleted at a time: as fast as they are stored, and no storm when many are due.
+const DELETIONS_MAX: usize = 8;
 
 /// How long PostgreSQL may take to end a stream when we are done with it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,8 +82,9 @@ pub(super) struct Stream<'a> {
     /// Comparisons that wait or run.
     comparing: usize,
     in_flight_bytes: u64,
-    garbage: VecDeque<(Instant, Key)>,
-    /// Deletions and heartbeats: nothing waits for them.
+    garbage: &'a Mutex<Garbage>,
+    deletions: Tasks<(WalRange, Result<(), StoreErrorKind>)>,
+    /// Heartbeats: nothing waits for them.
     errands: Tasks<()>,
     oldest_unsubmitted: Option<Instant>,
     server_end: Lsn,
@@ -93,11 +101,13 @@ impl<'a> Stream<'a> {
         options: &'a ArchiveOptions,
         clock: &'a Clock,
         state: &'a StateSender,
+        garbage: &'a Mutex<Garbage>,
         resume: &Resume,
         link: Option<Link>,
     ) -> Stream<'a> {
         let size = writer.layout().segment_size();
         let now = Instant::now();
+        lock(garbage).forget_from(resume.timeline, resume.start);
         Stream {
             writer,
             options,
@@ -110,7 +120,8 @@ impl<'a> Stream<'a> {
             running: Tasks::default(),
             comparing: 0,
             in_flight_bytes: 0,
-            garbage: VecDeque::new(),
+            garbage,
+            deletions: Tasks::default(),
             errands: Tasks::default(),
             oldest_unsubmitted: None,
             server_end: Lsn::INVALID,
@@ -169,14 +180,20 @@ impl<'a> Stream<'a> {
                     if let Err(error) = self.send_status(&mut feed, true).await {
                         return Ok(Ended::Lost(error));
                     }
-                    self.run_errands();
+                    self.delete_due();
                     self.heartbeat();
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
                 // 6. Somebody waits for commits now, or no longer does.
                 () = wait_until(&mut watched, |state| options.is_urgent(state) != was_urgent) => {}
-                // 7. More WAL.
+                // 7. A tail is deleted, and the next one may be.
+                Some(deleted) = self.deletions.next(), if !self.deletions.is_empty() => {
+                    let (tail, deleted) = deleted?;
+                    self.deleted(tail, deleted);
+                    self.delete_due();
+                }
+                // 8. More WAL.
                 message = feed.next(), if may_read => {
                     last_message = Instant::now();
                     match message {
@@ -232,6 +249,7 @@ impl<'a> Stream<'a> {
                 }
                 self.saw_server(now, server_end, server_micros);
                 let mut jobs = Vec::new();
+                let submitted = self.line.progress().submitted();
                 if let Err(error) = self.line.receive(start, &bytes, &mut jobs) {
                     return match error.kind() {
                         Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
@@ -246,10 +264,9 @@ impl<'a> Stream<'a> {
                 self.quiet_since = now;
                 self.state.send_modify(|state| state.counts.received_bytes += bytes.len() as u64);
                 self.enqueue(jobs);
-                self.oldest_unsubmitted = match self.line.has_unsubmitted() {
-                    true => Some(self.oldest_unsubmitted.unwrap_or(now)),
-                    false => None,
-                };
+                // A block that became full took along what was older.
+                let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
+                self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
             }
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
                 self.saw_server(now, server_end, server_micros);
@@ -361,8 +378,13 @@ impl<'a> Stream<'a> {
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
         self.enqueue(jobs);
-        let due = Instant::now() + self.options.garbage_age;
-        self.garbage.extend(garbage.into_iter().map(|key| (due, key)));
+        let now = Instant::now();
+        for tail in garbage {
+            let due = now + self.options.garbage_age.saturating_sub(tail.covered_for);
+            if !lock(self.garbage).add(due, tail.range) {
+                self.state.send_modify(|state| state.counts.undeleted += 1);
+            }
+        }
         let durable = self.line.progress().durable();
         self.state.send_modify(|state| {
             match (&key, was_stored) {
@@ -450,20 +472,36 @@ impl<'a> Stream<'a> {
 
     /// Deletes what has been garbage for long enough that no reader is in the middle of it. Best effort: what cannot be
     /// deleted stays for `prune`.
-    fn run_errands(&mut self) {
-        while self.garbage.front().is_some_and(|(due, _)| *due <= Instant::now())
-            && let Some((_, key)) = self.garbage.pop_front()
-        {
-            let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&key));
-            let state = self.state.clone();
-            self.errands.start(async move {
-                if store.delete(&name).await.is_ok() {
-                    state.send_modify(|state| state.counts.deleted += 1);
-                }
-            });
+    fn delete_due(&mut self) {
+        let now = Instant::now();
+        let left = lock(self.garbage).drop_denied(now);
+        if left > 0 {
+            self.state.send_modify(|state| state.counts.undeleted += left);
         }
-        // Collected without waiting: one that hangs must not hold anything up.
-        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.errands.next()) {}
+        while self.deletions.len() < DELETIONS_MAX
+            && let Some(tail) = lock(self.garbage).take_due(now)
+        {
+            let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&Key::Tail(tail)));
+            self.deletions.start(async move { (tail, store.delete(&name).await.map_err(|error| error.kind)) });
+        }
+    }
+
+    fn deleted(&mut self, tail: WalRange, deleted: Result<(), StoreErrorKind>) {
+        let Err(kind) = deleted else {
+            lock(self.garbage).succeeded();
+            self.state.send_modify(|state| state.counts.deleted += 1);
+            return;
+        };
+        if let Failed::Denied { is_news } = lock(self.garbage).failed(tail, kind, Instant::now()) {
+            self.state.send_modify(|state| state.counts.undeleted += 1);
+            if is_news {
+                tracing::warn!(
+                    reason = ?kind,
+                    "the store does not let tails be deleted that larger objects have replaced; they stay, and cost what they \
+                     take up (docs/operations.md has the rights that are needed)"
+                );
+            }
+        }
     }
 
     /// While nothing happens, says now and then in the repository that nothing happened.
@@ -477,8 +515,13 @@ impl<'a> Stream<'a> {
         let (timeline, flush_lsn) = (progress.timeline(), progress.durable());
         let document = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn };
         let key = Key::Heartbeat { timeline, time, flush: flush_lsn };
-        self.quiet_since = Instant::now();
+        // In step, as long as nothing has happened: the moments at which this is asked for are a second apart.
+        let in_step = self.quiet_since + self.options.heartbeat_interval;
+        let is_in_step = in_step.elapsed() < self.options.heartbeat_interval;
+        self.quiet_since = if is_in_step { in_step } else { Instant::now() };
         let (writer, state) = (self.writer.clone(), self.state.clone());
+        // Those before are collected without waiting: one that hangs must not hold anything up.
+        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.errands.next()) {}
         self.errands.start(async move {
             // One that is missing only makes an idle stretch shorter than it was.
             match writer.store_document(&key, &document).await {
@@ -487,6 +530,11 @@ impl<'a> Stream<'a> {
             }
         });
     }
+}
+
+/// Every change under the lock is whole: a panic elsewhere leaves nothing half done.
+fn lock(garbage: &Mutex<Garbage>) -> MutexGuard<'_, Garbage> {
+    garbage.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The state as it is when `condition` holds is of no interest: only that it does.
@@ -508,7 +556,15 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
         match attempt(&writer, &job).await {
             Ok(was_stored) => {
                 let was_compared = matches!(job, Job::Compare { .. });
-                return Ok(Finished { key: job.key().clone(), range: job.range(), was_compared, was_stored });
+                let (key, range) = (job.key().clone(), job.range());
+                if let Job::Store { key: Key::Block(_), bytes, .. } = job
+                    && backup_end::may_be_in(&bytes)
+                {
+                    let size = writer.layout().segment_size();
+                    let has_ended = blocking(move || backup_end::is_in(&bytes, range.start, size)).await?;
+                    state.send_modify(|state| state.counts.backups_ended += u64::from(has_ended));
+                }
+                return Ok(Finished { key, range, was_compared, was_stored });
             }
             Err(error) if matches!(error.kind(), Kind::Store) => {
                 if first {

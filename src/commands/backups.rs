@@ -1,25 +1,23 @@
 //! What `seawall run` does about base backups while it streams: it keeps their metrics, and answers a hole in the archive
 //! with a new one, because nothing behind the hole can be restored before that.
 
+use super::looks::Looks;
 use super::parts;
 use crate::archive::{ArchiveState, Phase};
 use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, take};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::repository::{BackupDocument, Key, Repository, Writer};
+use crate::repository::{BackupDocument, Key, Loss, Repository, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::Store;
-use crate::wal::WalRange;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How often the repository is looked at when nothing happens: other processes take base backups, too.
-const LOOK: Duration = Duration::from_secs(3600);
-
-/// Between two looks when much happens.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// How often the repository is looked at while a hole waits for a base backup, which another process may take, or while
+/// nothing can be read.
+const UNSETTLED: Duration = Duration::from_secs(3600);
 
 /// Between a base backup that failed and the next attempt: each costs the server a checkpoint and a pass over its files.
 const PAUSES: RetryPolicy =
@@ -34,26 +32,22 @@ pub(super) struct Backups {
     pub(super) clock: Clock,
 }
 
-/// What of the archiver's state makes another look worth while: whether base backups are ours to take, streams begun,
-/// gaps recorded.
-type Occasion = (bool, u64, u64);
-
-fn occasion(state: &ArchiveState) -> Occasion {
-    // A spare leaves base backups to the one that streams, and nobody takes one of a server that may be the wrong one.
-    let is_ours = state.phase == Phase::Streaming && state.is_compared;
-    (is_ours, state.counts.connections, state.counts.gaps)
-}
-
 impl Backups {
     /// Runs for ever; may be dropped at any time, and what an unfinished backup has stored is then never used.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
+        let mut looks = Looks::new(self.state.clone());
         let mut backoff = Backoff::new(PAUSES);
-        let mut told = None;
+        let (mut told, mut newest) = (None, None);
         loop {
-            let seen = occasion(&self.state.borrow_and_update());
-            let mut pause = LOOK;
             // A store that fails shows in its own metrics; the numbers here stay as they were.
-            if let Ok(unanswered) = self.look().await {
+            let found = self.look().await.ok();
+            let is_settled = found.as_ref().is_some_and(|found| found.unanswered.is_none());
+            if let Some(found) = found {
+                let unanswered = found.unanswered;
+                if found.newest_backup.is_some() && found.newest_backup != newest {
+                    newest = found.newest_backup;
+                    looks.found_new_backup();
+                }
                 self.metrics.set_backup_needed(unanswered.is_some());
                 if unanswered.is_none() {
                     backoff.reset();
@@ -62,35 +56,40 @@ impl Backups {
                     tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
                 }
                 told = unanswered;
-                if unanswered.is_some() && seen.0 && self.settings.run.backup_after_gap {
-                    match self.answer().await {
-                        Ok(()) => continue,
-                        Err(error) => {
-                            pause = backoff.next_pause();
-                            let hint = error.hint_text().unwrap_or_default();
-                            tracing::error!(
-                                %error,
-                                hint,
-                                pause_seconds = pause.as_secs_f64(),
-                                "the base backup after the gap failed; trying again"
-                            );
-                            tokio::time::sleep(pause).await;
-                            continue;
-                        }
+                if unanswered.is_some() && self.is_ours() && self.settings.run.backup_after_gap {
+                    if let Err(error) = self.answer().await {
+                        let pause = backoff.next_pause();
+                        let hint = error.hint_text().unwrap_or_default();
+                        tracing::error!(
+                            %error,
+                            hint,
+                            pause_seconds = pause.as_secs_f64(),
+                            "the base backup after the gap failed; trying again"
+                        );
+                        tokio::time::sleep(pause).await;
                     }
+                    continue;
                 }
             }
-            let mut state = self.state.clone();
-            let changed = state.wait_for(|state| occasion(state) != seen);
-            if let Ok(Err(_)) = tokio::time::timeout(pause, changed).await {
+            let is_worth_while = match is_settled {
+                true => looks.next().await,
+                false => tokio::time::timeout(UNSETTLED, looks.next()).await.unwrap_or(true),
+            };
+            if !is_worth_while {
                 return;
             }
-            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 
-    /// Sets the metrics, and says which hole waits for a base backup.
-    async fn look(&self) -> Result<Option<WalRange>> {
+    /// True if base backups are ours to take: a spare leaves them to the one that streams, and nobody takes one of a server
+    /// that may be the wrong one.
+    fn is_ours(&self) -> bool {
+        let state = self.state.borrow();
+        state.phase == Phase::Streaming && state.is_compared
+    }
+
+    /// Sets the metrics, and says which base backup is the newest and which hole waits for one.
+    async fn look(&self) -> Result<Loss> {
         let (repository, _) = parts::repository_in(&self.settings, self.store.clone()).await?;
         let followed = self.state.borrow().timeline;
         let loss = repository.read_loss(followed).await?;
@@ -101,7 +100,7 @@ impl Backups {
             self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
         }
         self.metrics.set_gaps(loss.gaps.len() as u64);
-        Ok(loss.unanswered)
+        Ok(loss)
     }
 
     /// Takes a base backup, as `seawall backup` does while `run` has the slot.

@@ -7,6 +7,7 @@ mod completions;
 mod demo;
 pub mod exit;
 mod list;
+mod looks;
 pub mod observer;
 mod parts;
 pub mod print;

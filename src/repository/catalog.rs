@@ -150,7 +150,8 @@ impl Catalog {
     pub async fn read(repository: &Repository, cluster: Cluster) -> Result<Catalog> {
         let (store, layout) = (repository.store.as_ref(), &repository.layout);
         let mut found = Found::default();
-        for prefix in [layout.wal_prefix(), layout.open_root(), layout.index_root()] {
+        // Tails before the blocks that replace them: what vanishes between two listings is in the second.
+        for prefix in [layout.open_root(), layout.wal_prefix(), layout.index_root()] {
             for object in list_all(store, &prefix).await? {
                 found.sort_in(layout, object);
             }
@@ -273,22 +274,21 @@ impl Repository {
         Ok(cluster)
     }
 
-    /// The WAL of one timeline from the segment of `from` on: one listing of the folders, one of each that matters,
-    /// one of the tails.
+    /// The WAL of one timeline from the segment of `from` on: one listing of the tails, one of the folders, one of each
+    /// that matters. The tails come first: of one that a block replaces meanwhile, the block is still seen.
     ///
     /// # Errors
     /// If the store fails.
     pub async fn read_coverage(&self, timeline: TimelineId, from: Lsn) -> Result<Coverage> {
         let (store, layout) = (self.store.as_ref(), &self.layout);
         let from = layout.segment_size().segment_start(from);
-        let mut objects = Vec::new();
+        let mut objects = list_all(store, &layout.open_prefix(timeline)).await?;
         for prefix in store.list_level(&layout.timeline_prefix(timeline)).await?.prefixes {
             let matters = layout.parse_wal_directory(&prefix).is_some_and(|(_, first)| first.0 >> 32 >= from.0 >> 32);
             if matters {
                 objects.extend(list_all(store, &prefix).await?);
             }
         }
-        objects.extend(list_all(store, &layout.open_prefix(timeline)).await?);
         let known = objects.iter().filter_map(|object| stored(layout, object));
         Ok(Coverage::new(known.filter(|stored| stored.range.end > from).collect()))
     }
@@ -299,8 +299,9 @@ impl Repository {
     /// # Errors
     /// If the store fails.
     pub async fn read_timelines(&self) -> Result<Vec<TimelineId>> {
-        let level = self.store.list_level(&self.layout.wal_prefix()).await?;
+        // Tails before the blocks that replace them.
         let open = self.store.list_level(&self.layout.open_root()).await?;
+        let level = self.store.list_level(&self.layout.wal_prefix()).await?;
         let index = self.store.list_level(&self.layout.index_root()).await?;
         let prefixes = level.prefixes.iter().chain(&open.prefixes).chain(&index.prefixes);
         let folders = prefixes.filter_map(|prefix| self.layout.parse_timeline_prefix(prefix));

@@ -1,0 +1,26 @@
+//! Whether somebody has finished a base backup, as the WAL tells it: then, and not every hour, it is worth a listing.
+//!
+//! A base backup of a primary ends with a record that says so and with a switch to the next segment (`xlogbackup.c` and
+//! `xlog.c`, `do_pg_backup_stop`). Only the block in which a segment was left early is looked through, so a stream without
+//! switches costs nothing. One of a standby leaves nothing in the WAL.
+
+use crate::wal::{Lsn, RecordKind, RecordWalker, SegmentSize};
+
+/// A page of WAL, and its short header (`xlog_internal.h`, `XLOG_BLCKSZ`, `SizeOfXLogShortPHD`).
+const PAGE_BYTES: usize = 8192;
+const PAGE_HEADER_BYTES: usize = 24;
+
+/// False if `block` has no end of a base backup in it, because its segment went on. Costs nothing.
+pub(super) fn may_be_in(block: &[u8]) -> bool {
+    let last_page = block.len().checked_sub(PAGE_BYTES - PAGE_HEADER_BYTES).map(|from| &block[from..]);
+    last_page.is_some_and(|page| page.iter().all(|byte| *byte == 0))
+}
+
+/// True if `block`, which begins at `start`, has the end of a base backup in it. CPU work.
+pub(super) fn is_in(block: &[u8], start: Lsn, size: SegmentSize) -> bool {
+    let mut found = false;
+    let mut walker = RecordWalker::new(size, start);
+    // What cannot be read as WAL has no records, and archiving does not depend on them.
+    let _ = walker.push(start, block, &mut |record| found |= matches!(record.kind, RecordKind::BackupEnd { .. }));
+    found
+}
