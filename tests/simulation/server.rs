@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 pub const SYSTEM_IDENTIFIER: u64 = 7_300_000_000_000_000_001;
 
-/// How long an archiver may take to understand whom it has met: a store that fails is asked again and again.
-const MEMORY: Duration = Duration::from_secs(180);
+/// How long an archiver may take to understand whom it has met: a store that fails is asked again and again, and one that
+/// stands still does so for minutes.
+const MEMORY: Duration = Duration::from_secs(600);
 
 /// How long a server that shuts down waits for its archiver before somebody kills it.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(60);
