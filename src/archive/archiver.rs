@@ -347,6 +347,15 @@ impl Archiver {
             }
             Err(error) => return self.judge(error),
         };
+        // The slot is ours only now: until then another archiver may have stored more than the listing shows, and have
+        // acknowledged it. Less than that must not be reported.
+        let resume = match resume::look_again(repository, resume).await {
+            Ok(resume) => resume,
+            Err(error) if error.kind() == Kind::Store => {
+                return Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)));
+            }
+            Err(error) => return Err(error),
+        };
         tracing::info!(%timeline, %start, stored_up_to = %resume.overlap_end, "streaming");
         self.state.send_modify(|state| {
             state.counts.connections += 1;

@@ -95,9 +95,12 @@ impl Archiver {
         };
         let known = repository.read_gaps(range.timeline).await?;
         if !known.iter().any(|gap| gap.start <= range.start && range.end <= gap.end) {
-            let created = writer.store_document(&Key::Gap(range), &note).await?;
-            if created == Created::New {
-                self.state.send_modify(|state| state.counts.gaps += 1);
+            match writer.store_document(&Key::Gap(range), &note).await {
+                Ok(Created::New) => self.state.send_modify(|state| state.counts.gaps += 1),
+                // Another archiver's note, or ours whose reply was lost: only the time and the words differ.
+                Ok(Created::Exists) => {}
+                Err(error) if error.kind() == Kind::Diverged => {}
+                Err(error) => return Err(error),
             }
         }
         tracing::error!(

@@ -155,6 +155,8 @@ fn stored_end(coverage: &Coverage, gaps: &[WalRange], hint: Lsn, begun: Option<L
     let runs = coverage.runs();
     let held = coverage.run_holding(hint).map(|run| run.end);
     let before = runs.iter().rev().find(|run| run.end <= hint).map(|run| run.end);
+    // A hole was recorded where somebody had come so far.
+    let begun = gaps.iter().map(|gap| gap.start).chain(begun).min();
     let begun = begun.filter(|begun| runs.first().is_none_or(|run| *begun < run.start));
     let mut end = held.or(before).or(begun).or(runs.first().map(|run| run.end)).unwrap_or(hint);
     while let Some(gap) = gaps.iter().find(|gap| gap.start <= end && end < gap.end) {
@@ -183,6 +185,20 @@ fn resume_at(
     let usable = |stored: &&Stored| stored.range.start >= start && switch.is_none_or(|x| stored.range.end <= x);
     let known = coverage.objects().iter().filter(usable).cloned().collect();
     Resume { timeline, start, overlap_end, known, history, switch }
+}
+
+/// The same position, with what is stored from there on now.
+///
+/// # Errors
+/// If the store fails.
+pub(super) async fn look_again(repository: &Repository, resume: Resume) -> Result<Resume, Error> {
+    let Resume { start, overlap_end, switch, .. } = resume;
+    let coverage = repository.read_coverage(resume.timeline, start).await?;
+    let end = coverage.run_holding(overlap_end).map_or(overlap_end, |run| run.end);
+    let end = switch.map_or(end, |switch| end.min(switch)).max(overlap_end);
+    let usable = |stored: &&Stored| stored.range.start >= start && switch.is_none_or(|x| stored.range.end <= x);
+    let known = coverage.objects().iter().filter(usable).cloned().collect();
+    Ok(Resume { overlap_end: end, known, ..resume })
 }
 
 /// True if what is stored of the last block before the switch point is permanent: the timeline is finished. An object that
@@ -351,6 +367,13 @@ mod tests {
         assert_eq!(stored_end(&coverage, &[], Lsn(100), None), Lsn(300));
         assert_eq!(stored_end(&coverage, &[], Lsn(250), Some(Lsn(100))), Lsn(300));
         assert_eq!(stored_end(&coverage, &[gap(100, 200)], Lsn(100), Some(Lsn(100))), Lsn(300));
+    }
+
+    #[test]
+    fn behind_a_recorded_hole_with_nothing_stored_a_slot_hides_no_second_one() {
+        let nothing = coverage(&[]);
+        assert_eq!(stored_end(&nothing, &[gap(500, 600)], Lsn(500), Some(Lsn(700))), Lsn(600));
+        assert_eq!(stored_end(&nothing, &[gap(500, 600)], Lsn(700), None), Lsn(600));
     }
 
     #[test]

@@ -1,85 +1,115 @@
-//! A model of a PostgreSQL server: WAL, a slot, timelines, and every way to be difficult that the protocol allows.
+//! A model of a PostgreSQL server: WAL, a slot, timelines, and every way to come to grief. `session.rs` is what it says
+//! to whom it lets in.
 
 use crate::counts::Counts;
-use crate::ledger::Ledger;
-use crate::wal::{SEGMENT_BYTES, Wal, segment_size};
-use async_trait::async_trait;
-use bytes::Bytes;
-use seawall::archive::{
-    CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
-    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
-};
-use seawall::error::{Error, Kind};
+use crate::ledger::{Kept, Ledger};
+use crate::wal::{BranchId, Wal};
 use seawall::runtime::Clock;
-use seawall::wal::{Lsn, TimelineId};
-use std::fmt::Write;
+use seawall::wal::{Lsn, SegmentSize, TimelineId};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::Instant;
 
 pub const SYSTEM_IDENTIFIER: u64 = 7_300_000_000_000_000_001;
 
-/// More connections than this within a minute are a loop without a pause: a hot spare asks once a second.
-const CONNECTIONS_PER_MINUTE_MAX: u32 = 90;
+/// How long an archiver may take to understand whom it has met: a store that fails is asked again and again, and one that
+/// stands still does so for minutes.
+const MEMORY: Duration = Duration::from_secs(600);
 
 /// How long a server that shuts down waits for its archiver before somebody kills it.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub struct Shared {
     inner: Mutex<Inner>,
-    changed: watch::Sender<u64>,
-    wal: Arc<Wal>,
-    ledger: Arc<Ledger>,
-    counts: Arc<Counts>,
-    clock: Clock,
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) wal: Arc<Wal>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) clock: Clock,
+}
+
+/// The slot, as far as versions differ in what a lost one does (protocol, 2.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    Absent,
+    /// Keeps WAL from here on.
+    At(Lsn),
+    /// Keeps nothing. 13 to 15 revive it with the first acknowledgement, 18 refuses it.
+    Lost,
+    /// 16 and 17: shows a position and keeps nothing.
+    Zombie(Lsn),
+}
+
+/// A server that is not the one that it says it is, and the true one that comes back when somebody has noticed.
+#[derive(Clone, Copy, Debug)]
+struct Stranger {
+    heals_to: (BranchId, Lsn, Slot),
+    /// The bytes that nobody may store, if that is certain.
+    branch: Option<BranchId>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    random: fastrand::Rng,
-    is_faulty: bool,
-    tells_restart_lsn: bool,
-    is_synchronous: bool,
+pub struct Inner {
+    pub(crate) random: fastrand::Rng,
+    pub(crate) is_faulty: bool,
+    /// The major version.
+    pub(crate) version: u32,
+    /// 13 and 14 tell where a slot is by SQL alone.
+    pub(crate) allows_sql: bool,
+    pub(crate) is_synchronous: bool,
     /// A thousand bytes a second.
-    dawdles: bool,
-    timeline: TimelineId,
-    flush: Lsn,
+    pub(crate) dawdles: bool,
+    /// A defect of the model: whoever comes may stream through the slot and move it.
+    pub(crate) shares_slot: bool,
+    pub(crate) branch: BranchId,
+    pub(crate) flush: Lsn,
     /// WAL before this is gone.
-    removed_before: Lsn,
-    slot: Option<Lsn>,
+    pub(crate) removed_before: Lsn,
+    pub(crate) slot: Slot,
+    /// The slot as it is on disk.
+    saved_slot: Slot,
     /// The connection that holds the slot.
-    holder: Option<u64>,
-    held_until: Instant,
-    connections: u64,
+    pub(crate) holder: Option<u64>,
+    pub(crate) held_until: Instant,
+    pub(crate) connections: u64,
     /// Raised by a failover: another machine answers.
-    incarnation: u32,
+    pub(crate) incarnation: u32,
     /// Connections up to this one are cut.
-    cut: u64,
-    down_until: Instant,
-    shutting_down: Option<Instant>,
-    rush: (Instant, u32),
+    pub(crate) cut: u64,
+    pub(crate) down_until: Instant,
+    pub(crate) shutting_down: Option<Instant>,
+    pub(crate) rush: (Instant, u32),
+    /// How many archivers there are.
+    pub(crate) clients: u32,
+    stranger: Option<Stranger>,
+    changed_at: Option<Instant>,
 }
 
 impl Server {
     pub fn new(ledger: Arc<Ledger>, counts: Arc<Counts>, clock: Clock, seed: u64) -> Server {
         let mut random = fastrand::Rng::with_seed(seed ^ 0x5E17_E000);
-        let start = Lsn(3 * SEGMENT_BYTES);
+        let wal = ledger.wal.clone();
+        let start = Lsn(3 * wal.size.bytes());
+        let branch = wal.branches()[0];
         let inner = Inner {
             is_faulty: false,
-            tells_restart_lsn: random.u32(0..4) > 0,
+            version: random.u32(13..19),
+            allows_sql: random.bool(),
             is_synchronous: random.u32(0..4) == 0,
             dawdles: false,
-            timeline: TimelineId(1),
-            flush: start + random.u64(1..SEGMENT_BYTES),
+            shares_slot: false,
+            branch,
+            flush: wal.border_after(branch, start + random.u64(1..crate::wal::SEGMENT_BYTES)),
             removed_before: start,
-            slot: None,
+            slot: Slot::Absent,
+            saved_slot: Slot::Absent,
             holder: None,
             held_until: Instant::now(),
             connections: 0,
@@ -88,23 +118,29 @@ impl Server {
             down_until: Instant::now(),
             shutting_down: None,
             rush: (Instant::now(), 0),
+            clients: 0,
+            stranger: None,
+            changed_at: None,
             random,
         };
-        let wal = ledger.wal.clone();
         let shared = Shared { inner: Mutex::new(inner), changed: watch::channel(0).0, wal, ledger, counts, clock };
         Server { shared: Arc::new(shared) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.shared.inner.lock().unwrap()
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.shared.changed.send_modify(|version| *version += 1);
     }
 
-    fn count(&self, what: &'static str) {
+    pub(crate) fn count(&self, what: &'static str) {
         self.shared.counts.add(what);
+    }
+
+    pub(crate) fn size(&self) -> SegmentSize {
+        self.shared.wal.size
     }
 
     pub fn set_faulty(&self, faulty: bool) {
@@ -119,64 +155,140 @@ impl Server {
         self.lock().is_synchronous = synchronous;
     }
 
+    /// A major version, and whether SQL is allowed.
+    pub fn set_version(&self, version: u32, allows_sql: bool) {
+        let mut inner = self.lock();
+        (inner.version, inner.allows_sql) = (version, allows_sql);
+    }
+
+    pub fn share_slot(&self) {
+        self.lock().shares_slot = true;
+    }
+
+    pub fn set_clients(&self, clients: u32) {
+        self.lock().clients = clients;
+    }
+
+    pub fn branch(&self) -> BranchId {
+        self.lock().branch
+    }
+
     pub fn timeline(&self) -> TimelineId {
-        self.lock().timeline
+        self.shared.wal.timeline(self.branch())
     }
 
     pub fn flush(&self) -> Lsn {
         self.lock().flush
     }
 
+    pub fn removed_before(&self) -> Lsn {
+        self.lock().removed_before
+    }
+
     pub fn incarnation(&self) -> u32 {
         self.lock().incarnation
     }
 
-    /// Where the WAL begins, and the segment from which the slot keeps it; the end of all positions where it does not
-    /// say.
-    pub fn kept(&self) -> (Lsn, Lsn) {
+    pub fn is_stranger(&self) -> bool {
+        self.lock().stranger.is_some()
+    }
+
+    /// A stranger is here, or was, or another timeline began: an archiver that met the server before may have compared
+    /// that with what is stored since, and have come to an end only now.
+    pub fn was_another(&self) -> bool {
         let inner = self.lock();
-        let slot = inner.slot.filter(|_| inner.tells_restart_lsn);
-        (inner.removed_before, slot.map_or(Lsn(u64::MAX), |slot| segment_size().segment_start(slot)))
+        inner.stranger.is_some() || inner.changed_at.is_some_and(|at| at.elapsed() < MEMORY)
+    }
+
+    pub fn is_up(&self) -> bool {
+        let inner = self.lock();
+        inner.down_until <= Instant::now() && inner.shutting_down.is_none()
     }
 
     /// The server writes; nothing while it is down.
     pub fn write(&self, bytes: u64) {
-        let mut inner = self.lock();
-        if inner.down_until > Instant::now() || inner.shutting_down.is_some() {
-            return;
+        if self.is_up() {
+            let mut inner = self.lock();
+            inner.flush = inner.flush + bytes;
+            drop(inner);
+            self.wake();
         }
-        inner.flush = inner.flush + bytes;
-        drop(inner);
-        self.wake();
+    }
+
+    /// To the end of the record that it is in.
+    pub fn complete_record(&self) {
+        let flush = self.flush();
+        self.write(self.shared.wal.border_after(self.branch(), flush) - flush);
     }
 
     /// To the end of the segment, as `pg_switch_wal` does.
     pub fn switch_segment(&self) {
         let flush = self.flush();
-        self.write(segment_size().segment_start(flush) + SEGMENT_BYTES - flush);
+        self.write(self.size().segment_start(flush) + self.size().bytes() - flush);
     }
 
-    /// Removes what no slot needs.
+    /// Saves where the slot is, and removes what no slot needs.
     pub fn checkpoint(&self) {
         let mut inner = self.lock();
-        let needed = inner.slot.unwrap_or(inner.removed_before).min(inner.flush);
-        let needed = segment_size().segment_start(needed);
+        inner.saved_slot = inner.slot;
+        // One that was rolled back keeps what it has: behind WAL that is gone as well, nothing could be compared.
+        if inner.stranger.is_some() {
+            return;
+        }
+        let needed = match inner.slot {
+            Slot::At(lsn) => lsn.min(inner.flush),
+            Slot::Absent => inner.removed_before,
+            Slot::Lost | Slot::Zombie(_) => inner.flush,
+        };
+        let needed = self.size().segment_start(needed);
         if needed > inner.removed_before {
             inner.removed_before = needed;
             drop(inner);
             self.count("server: WAL removed");
+            self.tell_ledger();
         }
     }
 
     /// `max_slot_wal_keep_size`: the slot is lost, and with it WAL that nobody has archived.
     pub fn lose_slot(&self) {
         let mut inner = self.lock();
-        inner.slot = None;
-        inner.cut = inner.connections;
-        inner.removed_before = segment_size().segment_start(inner.flush);
+        if inner.stranger.is_some() || inner.slot == Slot::Absent {
+            return;
+        }
+        self.invalidate(&mut inner);
+        inner.removed_before = self.size().segment_start(inner.flush);
         drop(inner);
         self.count("server: slot lost");
+        self.tell_ledger();
         self.wake();
+    }
+
+    /// The walsender that holds the slot goes with it.
+    pub(crate) fn invalidate(&self, inner: &mut Inner) {
+        (inner.slot, inner.saved_slot) = (Slot::Lost, Slot::Lost);
+        inner.cut = inner.connections;
+    }
+
+    /// Somebody drops the slot; as Patroni does, it may be made again ahead of where it was.
+    pub fn drop_slot(&self, makes_again: bool) {
+        let mut inner = self.lock();
+        if inner.stranger.is_some() {
+            return;
+        }
+        inner.cut = inner.connections;
+        inner.holder = None;
+        inner.slot = if makes_again { Slot::At(self.redo(&mut inner)) } else { Slot::Absent };
+        inner.saved_slot = inner.slot;
+        drop(inner);
+        self.count(if makes_again { "server: slot made again ahead" } else { "server: slot dropped" });
+        self.tell_ledger();
+        self.wake();
+    }
+
+    /// Where a slot that is made now begins.
+    pub(crate) fn redo(&self, inner: &mut Inner) -> Lsn {
+        let back = inner.random.u64(0..crate::wal::SEGMENT_BYTES / 2);
+        Lsn(inner.flush.0.saturating_sub(back)).max(inner.removed_before)
     }
 
     /// Cuts every connection.
@@ -187,42 +299,153 @@ impl Server {
         self.wake();
     }
 
-    /// Ends this timeline here and begins the next one, on the same machine and with the same slot.
+    /// The archiver's host went silent: the server has waited for `wal_sender_timeout` and lets its walsender go.
+    pub fn give_up_on_client(&self) {
+        let mut inner = self.lock();
+        inner.cut = inner.connections;
+        inner.holder = None;
+        drop(inner);
+        self.wake();
+    }
+
+    /// Ends this timeline at its last whole record and begins the next one, on the same machine and with the same slot.
+    /// What was sent of a record that is not whole is sent no more.
     pub fn promote(&self) {
-        let flush = self.flush();
-        self.begin_timeline(flush);
-        self.count("server: promoted");
+        let mut inner = self.lock();
+        if inner.stranger.is_some() {
+            return;
+        }
+        let begun = self.shared.wal.get(inner.branch).begin;
+        let whole = self.shared.wal.border_before(inner.branch, inner.flush).max(begun);
+        self.count(if whole < inner.flush { "server: promoted before what was sent" } else { "server: promoted" });
+        self.begin_timeline(&mut inner, whole);
+        drop(inner);
+        self.tell_ledger();
         self.wake();
     }
 
     /// A standby that had less takes over: another machine, without the slot or with an older one.
     pub fn fail_over(&self, lost_bytes: u64) {
         let mut inner = self.lock();
-        let begun = self.shared.wal.branches()[&inner.timeline].begin;
-        let floor = inner.removed_before.max(begun) + 1;
-        let switch = Lsn(inner.flush.0.saturating_sub(lost_bytes)).max(floor).min(inner.flush);
-        inner.flush = switch;
-        inner.incarnation += 1;
-        inner.cut = inner.connections;
-        inner.holder = None;
-        inner.shutting_down = None;
-        inner.slot = match inner.random.bool() {
-            true => None,
-            false => inner.slot.map(|slot| slot.min(switch)),
+        if inner.stranger.is_some() {
+            return;
+        }
+        let switch = self.earlier_border(&inner, lost_bytes);
+        self.become_another(&mut inner);
+        let has_slot = inner.random.bool();
+        inner.slot = match inner.slot {
+            Slot::At(slot) if has_slot => Slot::At(slot.min(switch)),
+            _ => Slot::Absent,
         };
+        inner.saved_slot = inner.slot;
+        self.begin_timeline(&mut inner, switch);
         drop(inner);
-        self.begin_timeline(switch);
         self.count("server: failed over");
+        self.tell_ledger();
         self.wake();
     }
 
-    fn begin_timeline(&self, switch: Lsn) {
-        let mut inner = self.lock();
-        let (parent, child) = (inner.timeline, TimelineId(inner.timeline.0 + 1));
-        inner.timeline = child;
+    fn earlier_border(&self, inner: &Inner, lost_bytes: u64) -> Lsn {
+        let wal = &self.shared.wal;
+        let floor = inner.removed_before.max(wal.get(inner.branch).begin) + 1;
+        let switch = wal.border_before(inner.branch, Lsn(inner.flush.0.saturating_sub(lost_bytes)));
+        switch.max(wal.border_after(inner.branch, floor)).min(wal.border_before(inner.branch, inner.flush))
+    }
+
+    fn become_another(&self, inner: &mut Inner) {
+        inner.incarnation += 1;
+        inner.changed_at = Some(Instant::now());
+        inner.cut = inner.connections;
+        inner.holder = None;
+        inner.shutting_down = None;
+    }
+
+    fn begin_timeline(&self, inner: &mut Inner, switch: Lsn) {
+        inner.changed_at = Some(Instant::now());
+        let timeline = TimelineId(self.shared.wal.timeline(inner.branch).0 + 1);
+        inner.branch = self.shared.wal.branch(timeline, Some(inner.branch), switch);
         // The first thing that a new primary does: its end-of-recovery record.
-        inner.flush = switch + 42;
-        self.shared.wal.branch(child, Some(parent), switch);
+        inner.flush = self.shared.wal.border_after(inner.branch, switch + 1);
+    }
+
+    /// Comes back in an older state, from before what was acknowledged, and goes its own way from there. Not if nothing
+    /// could tell the difference.
+    pub fn roll_back(&self, lost_bytes: u64) {
+        let mut inner = self.lock();
+        let to = self.earlier_border(&inner, lost_bytes);
+        let told = self.shared.ledger.highest_told(inner.branch);
+        let is_plain = inner.stranger.is_none() && inner.shutting_down.is_none();
+        if !is_plain || to < self.shared.wal.get(inner.branch).begin || told.is_none_or(|told| told <= to + 8192) {
+            return;
+        }
+        let heals_to = (inner.branch, inner.flush, inner.slot);
+        self.become_another(&mut inner);
+        let timeline = self.shared.wal.timeline(inner.branch);
+        inner.branch = self.shared.wal.branch(timeline, Some(inner.branch), to);
+        inner.flush = to;
+        if let Slot::At(lsn) = inner.slot {
+            inner.slot = Slot::At(lsn.min(to));
+        }
+        inner.stranger = Some(Stranger { heals_to, branch: Some(inner.branch) });
+        drop(inner);
+        self.count("server: rolled back");
+        self.tell_ledger();
+        self.wake();
+    }
+
+    /// The server of the timeline before, which nobody had stopped, is reached instead of the promoted one.
+    pub fn old_primary_returns(&self) {
+        let mut inner = self.lock();
+        let timeline = self.shared.wal.timeline(inner.branch);
+        let Some(parent) = self.shared.wal.get(inner.branch).parent else { return };
+        if inner.stranger.is_some() || inner.shutting_down.is_some() || !self.shared.ledger.has_history(timeline) {
+            return;
+        }
+        let heals_to = (inner.branch, inner.flush, inner.slot);
+        let begin = self.shared.wal.get(inner.branch).begin;
+        self.become_another(&mut inner);
+        inner.branch = parent;
+        inner.flush = inner.flush.max(begin + 50_000);
+        inner.stranger = Some(Stranger { heals_to, branch: None });
+        drop(inner);
+        self.count("server: old primary came back");
+        self.tell_ledger();
+        self.wake();
+    }
+
+    /// A second standby was promoted to the same timeline from another point, and is reached instead of the first.
+    pub fn promoted_apart(&self) {
+        let mut inner = self.lock();
+        let of = self.shared.wal.get(inner.branch);
+        let (Some(parent), false) = (of.parent, inner.stranger.is_some() || inner.shutting_down.is_some()) else {
+            return;
+        };
+        let switch = self.shared.wal.border_before(parent, Lsn(of.begin.0 - 1));
+        let is_known = self.shared.ledger.has_history(of.timeline);
+        if !is_known || self.shared.wal.timeline(parent) == of.timeline || switch <= self.shared.wal.get(parent).begin {
+            return;
+        }
+        let heals_to = (inner.branch, inner.flush, inner.slot);
+        self.become_another(&mut inner);
+        inner.branch = self.shared.wal.branch(of.timeline, Some(parent), switch);
+        inner.flush = switch + 100_000;
+        inner.stranger = Some(Stranger { heals_to, branch: Some(inner.branch) });
+        drop(inner);
+        self.count("server: two promoted apart");
+        self.tell_ledger();
+        self.wake();
+    }
+
+    /// Somebody has noticed: the true server is back.
+    pub fn heal(&self) {
+        let mut inner = self.lock();
+        let Some(stranger) = inner.stranger.take() else { return };
+        self.become_another(&mut inner);
+        (inner.branch, inner.flush, inner.slot) = stranger.heals_to;
+        inner.saved_slot = inner.slot;
+        drop(inner);
+        self.tell_ledger();
+        self.wake();
     }
 
     /// An orderly shutdown, which waits until everything is acknowledged; then some seconds of absence.
@@ -232,368 +455,77 @@ impl Server {
         self.wake();
     }
 
+    /// `pg_ctl restart -m immediate`, or a crash: the slot is where the last checkpoint saved it.
+    pub fn crash(&self) {
+        let mut inner = self.lock();
+        inner.go_down(false);
+        let removed_before = inner.removed_before;
+        inner.slot = match inner.saved_slot {
+            Slot::At(lsn) => Slot::At(lsn.max(removed_before)),
+            Slot::Absent if inner.slot != Slot::Absent => inner.slot,
+            slot => slot,
+        };
+        drop(inner);
+        self.count("server: crashed");
+        self.tell_ledger();
+        self.wake();
+    }
+
     /// For the time that nobody looks: a shutdown that nobody waits for ends.
     pub fn settle(&self) {
         let mut inner = self.lock();
         let Some(since) = inner.shutting_down else { return };
         if inner.holder.is_none() || since.elapsed() > SHUTDOWN_MAX {
-            inner.go_down();
+            inner.go_down(true);
             drop(inner);
             self.wake();
         }
     }
 
-    /// The bounds of a timeline as this server has them: its end where another one follows.
-    fn end_of(&self, inner: &Inner, timeline: TimelineId) -> Option<(Lsn, Option<TimelineId>)> {
-        if timeline == inner.timeline {
-            return Some((inner.flush, None));
+    /// Where the WAL begins, and the segment from which the slot keeps it; the end of all positions where it keeps nothing
+    /// or does not say.
+    pub fn tell_ledger(&self) {
+        let inner = self.lock();
+        let kept_from = match inner.slot {
+            Slot::At(lsn) if inner.tells_slot() => self.size().segment_start(lsn),
+            _ => Lsn(u64::MAX),
+        };
+        let stranger = inner.stranger.and_then(|stranger| stranger.branch);
+        self.shared.ledger.server_keeps(Kept { removed_before: inner.removed_before, kept_from, stranger });
+    }
+
+    /// The branch that this server has of a timeline, and where it ends where another one follows.
+    pub(crate) fn end_of(&self, inner: &Inner, timeline: TimelineId) -> Option<(BranchId, Lsn, Option<TimelineId>)> {
+        let lineage = self.shared.wal.lineage(inner.branch);
+        let index = lineage.iter().position(|(_, branch)| branch.timeline == timeline)?;
+        let branch = lineage[index].0;
+        match index.checked_sub(1).map(|index| lineage[index].1) {
+            None => Some((branch, inner.flush, None)),
+            Some(child) => Some((branch, child.begin, Some(child.timeline))),
         }
-        let lineage = self.shared.wal.lineage(inner.timeline);
-        let child = lineage.iter().find(|(_, branch)| branch.parent == Some(timeline))?;
-        Some((child.1.begin, Some(child.0)))
     }
 }
 
 impl Inner {
-    fn go_down(&mut self) {
+    pub(crate) fn go_down(&mut self, orderly: bool) {
+        if orderly {
+            self.saved_slot = self.slot;
+        }
         self.shutting_down = None;
         self.holder = None;
         self.cut = self.connections;
         self.down_until = Instant::now() + Duration::from_secs(self.random.u64(1..20));
     }
 
-    fn chance(&mut self, percent: u32) -> bool {
+    pub(crate) fn tells_slot(&self) -> bool {
+        self.version >= 15 || self.allows_sql
+    }
+
+    pub(crate) fn chance(&mut self, percent: u32) -> bool {
         self.is_faulty && self.random.u32(0..1000) < 10 * percent
     }
 
-    fn rare(&mut self, per_mille: u32) -> bool {
+    pub(crate) fn rare(&mut self, per_mille: u32) -> bool {
         self.is_faulty && self.random.u32(0..1000) < per_mille
-    }
-}
-
-fn refused(kind: SourceErrorKind, what: &str) -> SourceError {
-    SourceError::new(kind, Error::new(Kind::Postgres, what))
-}
-
-#[async_trait]
-impl Source for Server {
-    async fn connect(&self) -> Result<Box<dyn Session>, SourceError> {
-        let pause = self.lock().random.u64(1..20);
-        sleep(Duration::from_millis(pause)).await;
-        let mut inner = self.lock();
-        let (since, count) = inner.rush;
-        inner.rush = if since.elapsed() > Duration::from_secs(60) { (Instant::now(), 1) } else { (since, count + 1) };
-        if count > CONNECTIONS_PER_MINUTE_MAX {
-            self.shared.ledger.violate(format!("{count} connections in a minute: a loop without a pause"));
-            return Err(refused(SourceErrorKind::Leaving, "too many connections"));
-        }
-        if inner.down_until > Instant::now() || inner.shutting_down.is_some() {
-            return Err(refused(SourceErrorKind::Leaving, "the database system is shutting down"));
-        }
-        if inner.chance(5) {
-            self.count("server: connection refused");
-            return Err(SourceError::lost("connection refused"));
-        }
-        inner.connections += 1;
-        let identity = ServerIdentity {
-            system_identifier: SYSTEM_IDENTIFIER,
-            timeline: inner.timeline,
-            flush_lsn: inner.flush,
-            segment_size: segment_size(),
-            version: 170_000,
-        };
-        Ok(Box::new(SimSession { server: self.clone(), identity, number: inner.connections }))
-    }
-
-    async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
-        Ok(Box::new(SimObserver(self.clone())))
-    }
-
-    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
-        let mut inner = self.lock();
-        if inner.chance(2) {
-            return Err(SourceError::lost("peeking"));
-        }
-        let Some((end, _)) = self.end_of(&inner, timeline) else {
-            return Err(refused(SourceErrorKind::NotInHistory, "requested timeline is not in this server's history"));
-        };
-        let is_there = lsn >= inner.removed_before;
-        let end = end.min(lsn + 100).max(lsn);
-        drop(inner);
-        Ok(is_there.then(|| Bytes::from(self.shared.wal.bytes(timeline, lsn, end))))
-    }
-}
-
-#[derive(Debug)]
-struct SimObserver(Server);
-
-#[async_trait]
-impl Observer for SimObserver {
-    async fn flush_lsn(&mut self) -> Result<Lsn, SourceError> {
-        let mut inner = self.0.lock();
-        if inner.chance(2) { Err(SourceError::lost("looking on")) } else { Ok(inner.flush) }
-    }
-
-    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError> {
-        let is_synchronous = self.0.lock().is_synchronous;
-        let synchronous = if is_synchronous { Synchronous::Named } else { Synchronous::No };
-        Ok(CommitWaits { synchronous, ..CommitWaits::default() })
-    }
-}
-
-#[derive(Debug)]
-struct SimSession {
-    server: Server,
-    identity: ServerIdentity,
-    number: u64,
-}
-
-impl SimSession {
-    fn check(&self, inner: &Inner) -> Result<(), SourceError> {
-        if inner.cut >= self.number { Err(SourceError::lost("the connection is cut")) } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl Session for SimSession {
-    fn identity(&self) -> ServerIdentity {
-        self.identity
-    }
-
-    async fn history_file(&mut self, timeline: TimelineId) -> Result<Bytes, SourceError> {
-        self.check(&self.server.lock())?;
-        let mut lines = Vec::new();
-        for (_, branch) in self.server.shared.wal.lineage(timeline) {
-            if let Some(parent) = branch.parent {
-                lines.push(format!("{parent}\t{}\tno recovery target specified\n", branch.begin));
-            }
-        }
-        let mut text = String::new();
-        lines.iter().rev().for_each(|line| write!(text, "{line}").unwrap());
-        Ok(Bytes::from(text))
-    }
-
-    async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
-        let mut inner = self.server.lock();
-        self.check(&inner)?;
-        let created = inner.slot.is_none();
-        let redo = Lsn(inner.flush.0 - inner.random.u64(0..SEGMENT_BYTES / 2)).max(inner.removed_before);
-        let restart = *inner.slot.get_or_insert(redo);
-        Ok(SlotPosition { restart_lsn: Some(restart).filter(|_| inner.tells_restart_lsn), created })
-    }
-
-    async fn standing(&mut self) -> Result<Standing, SourceError> {
-        let inner = self.server.lock();
-        self.check(&inner)?;
-        Ok(Standing { timeline: inner.timeline, flush_lsn: inner.flush, is_standby: false })
-    }
-
-    async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
-        let pause = self.server.lock().random.u64(1..20);
-        sleep(Duration::from_millis(pause)).await;
-        let server = self.server.clone();
-        let mut inner = server.lock();
-        self.check(&inner)?;
-        let Some((end, next)) = server.end_of(&inner, timeline) else {
-            return Err(refused(SourceErrorKind::NotInHistory, "requested timeline is not in this server's history"));
-        };
-        if inner.held_until > Instant::now() || inner.holder.is_some_and(|holder| holder > inner.cut) {
-            server.count("server: slot busy");
-            return Err(refused(SourceErrorKind::SlotBusy, "replication slot is active"));
-        }
-        if let Some(next) = next {
-            if start > end {
-                return Err(refused(SourceErrorKind::NotInHistory, "requested starting point is not in the history"));
-            }
-            if start == end {
-                return Ok(Started::TimelineEnded(TimelineEnd { next, switch: end }));
-            }
-        }
-        inner.holder = Some(self.number);
-        server.shared.ledger.began(timeline, start);
-        let (changed, now) = (server.shared.changed.subscribe(), Instant::now());
-        let is_ahead = start > end;
-        drop(inner);
-        Ok(Started::Streaming(Box::new(SimFeed {
-            server,
-            number: self.number,
-            timeline,
-            sent: start,
-            changed,
-            ready_at: now,
-            keepalive_at: now + Duration::from_secs(5),
-            owes_keepalive: false,
-            flushed: Lsn::INVALID,
-            is_broken: is_ahead,
-        })))
-    }
-}
-
-#[derive(Debug)]
-struct SimFeed {
-    server: Server,
-    number: u64,
-    timeline: TimelineId,
-    sent: Lsn,
-    changed: watch::Receiver<u64>,
-    /// Nothing comes before: the network takes its time.
-    ready_at: Instant,
-    keepalive_at: Instant,
-    owes_keepalive: bool,
-    flushed: Lsn,
-    is_broken: bool,
-}
-
-impl Drop for SimFeed {
-    fn drop(&mut self) {
-        let mut inner = self.server.lock();
-        if inner.holder == Some(self.number) {
-            inner.holder = None;
-            // The server may notice late that its client has gone.
-            if inner.chance(15) {
-                inner.held_until = Instant::now() + Duration::from_secs(inner.random.u64(1..15));
-            }
-        }
-    }
-}
-
-impl SimFeed {
-    fn message(&mut self) -> Result<Option<FeedMessage>, SourceError> {
-        let server = self.server.clone();
-        let mut inner = server.lock();
-        if self.is_broken || inner.cut >= self.number {
-            return Err(SourceError::lost("the connection is cut"));
-        }
-        let Some((end, next)) = server.end_of(&inner, self.timeline) else {
-            return Err(SourceError::lost("the server took another way"));
-        };
-        let server_micros = server.shared.clock.now_postgres_micros();
-        if self.sent < inner.removed_before {
-            return Err(refused(SourceErrorKind::WalRemoved, "requested WAL segment has already been removed"));
-        }
-        if self.owes_keepalive {
-            self.owes_keepalive = false;
-            return Ok(Some(FeedMessage::Keepalive { server_end: end, server_micros, reply_requested: false }));
-        }
-        if self.sent < end {
-            if inner.rare(10) {
-                self.is_broken = true;
-                server.count("stream: broken off");
-                return Err(SourceError::lost("connection reset by peer"));
-            }
-            let most = match inner.random.u32(0..4) {
-                _ if inner.dawdles => 1_000,
-                0 => 40,
-                1 => 8_192,
-                _ => 3 * SEGMENT_BYTES / 2,
-            };
-            let bytes = inner.random.u64(1..=most.min(end - self.sent));
-            let mut start = self.sent;
-            let mut stop = start + bytes;
-            if inner.rare(4) && start.0 > inner.removed_before.0 + 100 {
-                start = Lsn(start.0 - inner.random.u64(1..100));
-                server.count("stream: sent again");
-            } else if inner.rare(4) && bytes > 100 {
-                start = start + inner.random.u64(1..100);
-                server.count("stream: left out");
-            } else {
-                self.sent = stop;
-            }
-            stop = stop.max(start + 1);
-            if inner.dawdles {
-                self.ready_at = Instant::now() + Duration::from_secs(1);
-            } else if inner.random.u32(0..3) == 0 {
-                self.ready_at = Instant::now() + Duration::from_millis(inner.random.u64(1..200));
-            }
-            drop(inner);
-            let bytes = Bytes::from(server.shared.wal.bytes(self.timeline, start, stop));
-            return Ok(Some(FeedMessage::Data { start, server_end: end, server_micros, bytes }));
-        }
-        if next.is_some() {
-            return Ok(Some(FeedMessage::EndOfTimeline));
-        }
-        if let Some(since) = inner.shutting_down {
-            if self.flushed >= end || since.elapsed() > SHUTDOWN_MAX {
-                inner.go_down();
-                return Ok(Some(FeedMessage::ServerShutdown));
-            }
-            // It asks and asks.
-            self.ready_at = Instant::now() + Duration::from_millis(10);
-            return Ok(Some(FeedMessage::Keepalive { server_end: end, server_micros, reply_requested: true }));
-        }
-        if self.keepalive_at <= Instant::now() {
-            self.keepalive_at = Instant::now() + Duration::from_millis(inner.random.u64(1_000..20_000));
-            let reply_requested = inner.random.bool();
-            server.count(if reply_requested { "stream: reply requested" } else { "stream: keepalive" });
-            return Ok(Some(FeedMessage::Keepalive { server_end: end, server_micros, reply_requested }));
-        }
-        Ok(None)
-    }
-}
-
-#[async_trait]
-impl Feed for SimFeed {
-    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
-        loop {
-            sleep_until(self.ready_at).await;
-            self.changed.mark_unchanged();
-            if let Some(message) = self.message()? {
-                return Ok(message);
-            }
-            tokio::select! {
-                biased;
-                _ = self.changed.changed() => {}
-                () = sleep_until(self.keepalive_at) => {}
-            }
-        }
-    }
-
-    async fn send_status(&mut self, _: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {
-        let mut inner = self.server.lock();
-        let is_lost = inner.rare(5);
-        if is_lost && inner.random.bool() {
-            self.is_broken = true;
-            self.server.count("stream: status lost");
-            return Err(SourceError::lost("broken pipe"));
-        }
-        // What a cut connection was told, nobody heard.
-        if inner.cut < self.number && !self.is_broken {
-            let incarnation = inner.incarnation;
-            if flushed.is_valid() {
-                inner.slot = inner.slot.map(|_| flushed);
-                self.flushed = flushed;
-            }
-            self.owes_keepalive |= reply_requested;
-            drop(inner);
-            self.server.shared.ledger.acknowledged(incarnation, self.timeline, flushed);
-        } else {
-            drop(inner);
-        }
-        if is_lost {
-            self.is_broken = true;
-            self.server.count("stream: broken off after a status");
-            return Err(SourceError::lost("broken pipe"));
-        }
-        if reply_requested {
-            self.server.wake();
-        }
-        Ok(())
-    }
-
-    async fn end(self: Box<Self>) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn finish_timeline(self: Box<Self>) -> Result<TimelineEnd, SourceError> {
-        let mut inner = self.server.lock();
-        if inner.chance(10) {
-            self.server.count("stream: broken off at a timeline's end");
-            drop(inner);
-            return Err(SourceError::lost("connection reset by peer"));
-        }
-        match self.server.end_of(&inner, self.timeline) {
-            Some((switch, Some(next))) => Ok(TimelineEnd { next, switch }),
-            _ => Err(SourceError::lost("the server took another way")),
-        }
     }
 }

@@ -3,11 +3,14 @@
 use crate::counts::Counts;
 use crate::ledger::Ledger;
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use seawall::store::{
-    Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
-    Upload,
+    Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectInfo, ObjectStream, Store, StoreError,
+    StoreErrorKind, Upload,
 };
-use seawall::wal::Lsn;
+use seawall::wal::SegmentSize;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,13 +21,14 @@ use tokio::time::{Instant, sleep};
 /// Where to crash, relative to one operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Crash {
-    /// It never reached the store.
-    Before,
     /// It happened, and its reply never came.
     BeforeReply,
     /// Its reply came, and so many turns of the scheduler passed.
     After(usize),
 }
+
+/// A listing may still show what was deleted so long ago.
+const GHOST_AGE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub struct SimStore {
@@ -38,18 +42,20 @@ struct Shared {
     counts: Arc<Counts>,
     random: Mutex<fastrand::Rng>,
     is_faulty: Mutex<bool>,
+    denies_deletes: Mutex<bool>,
     outage_until: Mutex<Instant>,
     operations: AtomicU64,
     crash: Mutex<Option<(u64, Crash)>>,
     crashed: Notify,
-    /// What the server has now: what it has not may be noted as lost.
-    kept: Mutex<(Lsn, Lsn)>,
+    deleted: Mutex<VecDeque<(Instant, ObjectInfo)>>,
 }
 
 /// What becomes of one operation.
 enum Fate {
     Fine,
     LostReply,
+    /// A read breaks off somewhere in the body.
+    Cut,
     /// The caller hears of a failure, and it happens nevertheless, some time later.
     Late(Duration),
     NoReply,
@@ -63,11 +69,12 @@ impl SimStore {
             counts,
             random: Mutex::new(fastrand::Rng::with_seed(seed ^ 0x5707_E000)),
             is_faulty: Mutex::new(false),
+            denies_deletes: Mutex::new(false),
             outage_until: Mutex::new(Instant::now()),
             operations: AtomicU64::new(0),
             crash: Mutex::new(None),
             crashed: Notify::new(),
-            kept: Mutex::default(),
+            deleted: Mutex::default(),
         };
         SimStore { memory, shared: Arc::new(shared) }
     }
@@ -75,6 +82,11 @@ impl SimStore {
     pub fn set_faulty(&self, faulty: bool) {
         *self.shared.is_faulty.lock().unwrap() = faulty;
         *self.shared.outage_until.lock().unwrap() = Instant::now();
+    }
+
+    /// The archiver may not delete, from the beginning to the end.
+    pub fn deny_deletes(&self) {
+        *self.shared.denies_deletes.lock().unwrap() = true;
     }
 
     pub fn fail_for(&self, time: Duration) {
@@ -93,8 +105,20 @@ impl SimStore {
         self.shared.crashed.notified().await;
     }
 
-    pub fn set_kept(&self, kept: (Lsn, Lsn)) {
-        *self.shared.kept.lock().unwrap() = kept;
+    pub fn segment_size(&self) -> SegmentSize {
+        self.shared.ledger.wal.size
+    }
+
+    pub fn is_faulty(&self) -> bool {
+        *self.shared.is_faulty.lock().unwrap()
+    }
+
+    fn draw(&self, range: Range<u64>) -> u64 {
+        self.shared.random.lock().unwrap().u64(range)
+    }
+
+    fn count(&self, what: &'static str) {
+        self.shared.counts.add(what);
     }
 
     fn crash_for(&self, operation: u64) -> Option<Crash> {
@@ -109,48 +133,49 @@ impl SimStore {
     }
 
     /// Time passes, and the fate of the operation is drawn. An error is its end.
-    async fn begin(&self, action: &'static str, key: &str, may_be_late: bool) -> Result<Fate, StoreError> {
+    async fn begin(&self, action: &'static str, key: &str) -> Result<Fate, StoreError> {
         let operation = self.shared.operations.fetch_add(1, Ordering::Relaxed) + 1;
         let crash = self.crash_for(operation);
         let failed = |kind| Err(StoreError::new(kind, action, key.to_owned()).because("as the simulation wants it"));
-        let (mut pause, draw, late) = {
-            let mut random = self.shared.random.lock().unwrap();
-            (Duration::from_millis(random.u64(1..40)), random.u32(0..100), Duration::from_millis(random.u64(1..60_000)))
-        };
+        let mut pause = Duration::from_millis(self.draw(1..40));
+        let (draw, late) = (self.draw(0..100), Duration::from_millis(self.draw(1..60_000)));
         if let Some(crash) = crash {
             return match crash {
-                Crash::Before => self.hang().await,
                 Crash::BeforeReply => Ok(Fate::NoReply),
                 Crash::After(turns) => Ok(Fate::CrashAfter(turns)),
             };
         }
         let outage = *self.shared.outage_until.lock().unwrap() > Instant::now();
-        let draw = if *self.shared.is_faulty.lock().unwrap() { draw } else { 100 };
-        let count = |what| self.shared.counts.add(what);
+        let draw = if self.is_faulty() { draw } else { 100 };
         let fate = match draw {
             _ if outage => {
-                count("store: outage");
+                self.count("store: outage");
                 failed(StoreErrorKind::Transient)
             }
-            0..4 => {
-                count("store: rejected");
+            0..3 => {
+                self.count("store: rejected");
                 failed(StoreErrorKind::Transient)
             }
-            4..7 => {
-                count("store: throttled");
+            3..5 if action == "store" => {
+                self.count("store: request cut");
+                failed(StoreErrorKind::Transient)
+            }
+            3..6 if action == "read" => Ok(Fate::Cut),
+            6..8 => {
+                self.count("store: throttled");
                 failed(StoreErrorKind::Throttled)
             }
-            7..11 => {
-                count("store: reply lost");
+            8..11 => {
+                self.count("store: reply lost");
                 Ok(Fate::LostReply)
             }
             11..17 => {
-                count("store: slow");
+                self.count("store: answers late");
                 pause = late / 3;
                 Ok(Fate::Fine)
             }
-            17..21 if may_be_late => {
-                count("store: given up and stored later");
+            17..21 if action == "store" => {
+                self.count("store: given up and stored later");
                 Ok(Fate::Late(late))
             }
             _ => Ok(Fate::Fine),
@@ -162,7 +187,7 @@ impl SimStore {
     /// Delivers the reply, or does not.
     async fn end<T>(&self, fate: Fate, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match fate {
-            Fate::Fine => result,
+            Fate::Fine | Fate::Cut => result,
             Fate::NoReply => self.hang().await,
             Fate::CrashAfter(turns) => {
                 let shared = self.shared.clone();
@@ -186,19 +211,46 @@ impl SimStore {
         std::future::pending().await
     }
 
-    async fn create_now(&self, key: &str, body: &Body, metadata: &Metadata) -> Result<Created, StoreError> {
+    pub async fn create_now(&self, key: &str, body: &Body, metadata: &Metadata) -> Result<Created, StoreError> {
         let created = self.memory.create(key, body.clone(), metadata.clone()).await?;
         if created == Created::New {
-            self.shared.ledger.stored(key, &body.pieces().concat(), *self.shared.kept.lock().unwrap());
+            self.shared.ledger.stored(key, &body.pieces().concat());
         }
         Ok(created)
+    }
+
+    pub async fn delete_now(&self, key: &str) -> Result<(), StoreError> {
+        if let Ok(head) = self.memory.head(key).await {
+            self.memory.delete(key).await?;
+            self.count("tails deleted");
+            self.shared.ledger.deleted(key);
+            self.shared.deleted.lock().unwrap().push_back((Instant::now(), head.info));
+        }
+        Ok(())
+    }
+
+    /// What was deleted while the listing was made, or shortly before, may still be on it.
+    fn add_ghosts(&self, prefix: &str, objects: &mut Vec<ObjectInfo>) {
+        let mut deleted = self.shared.deleted.lock().unwrap();
+        while deleted.front().is_some_and(|(at, _)| at.elapsed() > GHOST_AGE) {
+            deleted.pop_front();
+        }
+        if !self.is_faulty() || self.draw(0..4) > 0 {
+            return;
+        }
+        for (_, info) in deleted.iter().filter(|(_, info)| info.key.starts_with(prefix)) {
+            if objects.iter().all(|object| object.key != info.key) {
+                self.count("store: stale listing");
+                objects.push(info.clone());
+            }
+        }
     }
 }
 
 #[async_trait]
 impl Store for SimStore {
     async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
-        let fate = self.begin("store", key, true).await?;
+        let fate = self.begin("store", key).await?;
         if let Fate::Late(time) = fate {
             let (store, key) = (self.clone(), key.to_owned());
             tokio::spawn(async move {
@@ -212,46 +264,60 @@ impl Store for SimStore {
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
-        let fate = self.begin("read", key, false).await?;
-        let read = self.memory.get(key, range).await;
+        let fate = self.begin("read", key).await?;
+        let mut read = self.memory.get(key, range).await;
+        if let (Fate::Cut, Ok(stream)) = (&fate, &mut read) {
+            self.count("store: reply cut");
+            let bytes: Vec<Bytes> = std::mem::replace(&mut stream.bytes, stream::empty().boxed())
+                .filter_map(|piece| async { piece.ok() })
+                .collect()
+                .await;
+            let whole = Bytes::from(bytes.concat());
+            let kept = whole.slice(..self.draw(0..whole.len() as u64 + 1) as usize);
+            let error = StoreError::new(StoreErrorKind::Transient, "read", key).because("connection reset by peer");
+            stream.bytes = stream::iter([Ok(kept), Err(error)]).boxed();
+        }
         self.end(fate, read).await
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
-        let fate = self.begin("look at", key, false).await?;
+        let fate = self.begin("look at", key).await?;
         let mut head = self.memory.head(key).await;
         if let Ok(head) = &mut head
-            && *self.shared.is_faulty.lock().unwrap()
-            && self.shared.random.lock().unwrap().u32(0..10) == 0
+            && self.is_faulty()
+            && self.draw(0..10) == 0
         {
-            self.shared.counts.add("store: metadata lost");
+            self.count("store: metadata lost");
             head.metadata.clear();
         }
         self.end(fate, head).await
     }
 
     async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError> {
-        self.shared.counts.add("listings");
-        let fate = self.begin("list", prefix, false).await?;
+        self.count("listings");
+        // As it was when it was asked for: what comes while it is under way is not on it.
         let page = self.memory.list_page(prefix, token).await;
-        self.end(fate, page).await
+        let fate = self.begin("list", prefix).await?;
+        let mut page = page?;
+        self.add_ghosts(prefix, &mut page.objects);
+        self.end(fate, Ok(page)).await
     }
 
     async fn list_level(&self, prefix: &str) -> Result<Level, StoreError> {
-        self.shared.counts.add("listings");
-        let fate = self.begin("list", prefix, false).await?;
+        self.count("listings");
         let level = self.memory.list_level(prefix).await;
+        let fate = self.begin("list", prefix).await?;
         self.end(fate, level).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let fate = self.begin("delete", key, false).await?;
-        if self.memory.head(key).await.is_ok() {
-            self.memory.delete(key).await?;
-            self.shared.counts.add("tails deleted");
-            self.shared.ledger.deleted(key);
+        let fate = self.begin("delete", key).await?;
+        if *self.shared.denies_deletes.lock().unwrap() {
+            self.count("store: delete denied");
+            return Err(StoreError::new(StoreErrorKind::Denied, "delete", key));
         }
-        self.end(fate, Ok(())).await
+        let deleted = self.delete_now(key).await;
+        self.end(fate, deleted).await
     }
 
     async fn begin_upload(&self, _: &str, _: Metadata) -> Result<Box<dyn Upload>, StoreError> {

@@ -27,7 +27,7 @@ fn an_idle_server_costs_four_heartbeats_an_hour_and_no_listing() {
         assert_eq!(counts.get("listings"), listings, "an idle server was listed");
         assert_eq!(world.store.operations() - operations, heartbeats);
         world.finish().await;
-        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.assert_clean();
     });
 }
 
@@ -55,7 +55,7 @@ fn a_block_that_trickles_full_over_a_day_has_few_live_tails_and_only_those_are_d
         world.server.write(SEGMENT_BYTES);
         world.live(Duration::from_secs(300)).await;
         world.finish().await;
-        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.assert_clean();
     });
 }
 
@@ -78,7 +78,7 @@ fn after_an_hour_without_a_store_what_waits_goes_together() {
         let tails = world.state().counts.tails - tails;
         assert!(tails < 20, "{tails} tails were stored for an hour that waited");
         world.finish().await;
-        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.assert_clean();
     });
 }
 
@@ -98,10 +98,10 @@ fn a_stop_while_a_stored_stretch_comes_again_ends() {
         assert!(world.state().received > world.state().durable, "the tail has not come again in whole");
         world.stop().await;
         // Then it does
-        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.assert_clean();
         world.server.set_dawdling(false);
         world.start();
         world.finish().await;
-        assert_eq!(world.ledger.violations(), Vec::<String>::new());
+        world.assert_clean();
     });
 }

@@ -1,17 +1,21 @@
-//! One simulated world: a server, a store, and an archiver that is started, stopped and killed.
+//! One simulated world: a server, a store, and archivers that are started, frozen, stopped and killed.
 
 use crate::counts::Counts;
+use crate::defects::Defect;
+use crate::gate::{Gate, Gated};
+use crate::invariant::Invariant;
 use crate::ledger::{CLUSTER, Ledger};
-use crate::server::{SYSTEM_IDENTIFIER, Server};
+use crate::promises::{self, Marker};
+use crate::server::Server;
 use crate::store::SimStore;
 use crate::wal::Wal;
 use jiff::Timestamp;
-use seawall::archive::{ArchiveOptions, ArchiveState, Archiver};
+use seawall::archive::{ArchiveOptions, ArchiveState, Archiver, Source};
 use seawall::error::{Error, Kind};
-use seawall::repository::{Repository, WalReader};
+use seawall::repository::BackupId;
 use seawall::runtime::{Clock, RetryPolicy, Shutdown};
 use seawall::store::{MemoryStore, RetryingStore, Store};
-use seawall::wal::Lsn;
+use seawall::wal::{Lsn, SegmentSize};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -30,10 +34,19 @@ pub struct World {
     pub clock: Clock,
     /// As the program has it: one layer that tries again. Without it the archiver sees every failure itself.
     pub retries: bool,
-    process: Option<Process>,
+    /// What is wrong on purpose.
+    pub defect: Option<Defect>,
+    pub markers: Vec<Marker>,
+    /// Begun so far.
+    backups: u32,
+    /// A backup that is under way.
+    pending: Option<Marker>,
+    processes: Vec<Process>,
+    random: fastrand::Rng,
 }
 
 struct Process {
+    gate: Gate,
     shutdown: Shutdown,
     state: watch::Receiver<ArchiveState>,
     task: JoinHandle<Result<(), Error>>,
@@ -41,31 +54,71 @@ struct Process {
 
 impl World {
     pub fn new(seed: u64, counts: Arc<Counts>) -> World {
+        World::with_segments(seed, counts, crate::wal::SEGMENT_BYTES)
+    }
+
+    pub fn with_segments(seed: u64, counts: Arc<Counts>, segment_bytes: u64) -> World {
         let clock = Clock::simulated(Timestamp::from_second(1_800_000_000).unwrap());
-        let ledger = Arc::new(Ledger::new(Arc::new(Wal::new(seed))));
+        let size = SegmentSize::new(segment_bytes).unwrap();
+        let ledger = Arc::new(Ledger::new(Arc::new(Wal::new(seed, size))));
         let memory = MemoryStore::with_clock(clock.clone());
         let store = SimStore::new(memory, ledger.clone(), counts.clone(), seed);
         let server = Server::new(ledger.clone(), counts.clone(), clock.clone(), seed);
-        let options = ArchiveOptions::default();
-        World { server, store, ledger, counts, options, clock, retries: true, process: None }
+        World {
+            server,
+            store,
+            ledger,
+            counts,
+            options: ArchiveOptions::default(),
+            clock,
+            retries: true,
+            defect: None,
+            markers: Vec::new(),
+            backups: 0,
+            pending: None,
+            processes: Vec::new(),
+            random: fastrand::Rng::with_seed(seed ^ 0x0123_4567),
+        }
     }
 
+    pub fn assert_clean(&self) {
+        let violations = self.ledger.violations();
+        assert!(violations.is_empty(), "{violations:#?}");
+    }
+
+    pub fn processes(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Starts an archiver: the first, the next after another, or one beside another.
     pub fn start(&mut self) {
+        let gate = Gate::new();
         let mut store: Arc<dyn Store> = Arc::new(self.store.clone());
+        let mut source: Arc<dyn Source> = Arc::new(self.server.clone());
+        if let Some(defect) = self.defect {
+            (store, source) = defect.build(&self.store, source);
+        }
+        store = Arc::new(Gated { inner: store, gate: gate.clone() });
+        source = Arc::new(Gated { inner: source, gate: gate.clone() });
         if self.retries {
             store = Arc::new(RetryingStore::new(store, RetryPolicy::STORE));
         }
-        let source = Arc::new(self.server.clone());
         let archiver = Archiver::new(source, store, CLUSTER, self.options.clone(), self.clock.clone());
         let (shutdown, state) = (Shutdown::default(), archiver.state());
         let token = shutdown.clone();
         let task = tokio::spawn(async move { archiver.run(&token).await });
-        self.process = Some(Process { shutdown, state, task });
+        self.processes.push(Process { gate, shutdown, state, task });
+        self.server.set_clients(self.processes.len() as u32);
     }
 
-    /// As `kill -9`.
+    fn pick(&mut self) -> Option<usize> {
+        (!self.processes.is_empty()).then(|| self.random.usize(0..self.processes.len()))
+    }
+
+    /// `kill -9` for one of them.
     pub async fn crash(&mut self) {
-        if let Some(process) = self.process.take() {
+        if let Some(index) = self.pick() {
+            let process = self.processes.remove(index);
             process.task.abort();
             if let Err(error) = process.task.await
                 && error.is_panic()
@@ -75,23 +128,93 @@ impl World {
         }
     }
 
+    pub async fn crash_all(&mut self) {
+        while !self.processes.is_empty() {
+            self.crash().await;
+        }
+    }
+
+    /// One of them stands still, or goes on.
+    pub fn freeze(&mut self) {
+        if let Some(index) = self.pick() {
+            let gate = &self.processes[index].gate;
+            self.counts.add(if gate.is_open() { "archiver: frozen" } else { "archiver: thawed" });
+            gate.set_open(!gate.is_open());
+        }
+    }
+
+    fn thaw_all(&self) {
+        for process in &self.processes {
+            if !process.gate.is_open() {
+                self.counts.add("archiver: thawed");
+            }
+            process.gate.set_open(true);
+        }
+    }
+
+    /// A base backup begins: its end is a little later, and it exists when all the WAL that it needs is stored.
+    pub async fn begin_backup(&mut self) {
+        if self.server.is_stranger() || !self.server.is_up() {
+            return;
+        }
+        let (branch, flush, wal) = (self.server.branch(), self.server.flush(), self.ledger.wal.clone());
+        let begun = wal.get(branch).begin.max(self.server.removed_before());
+        let back = self.random.u64(0..100_000);
+        let start = wal.border_before(branch, Lsn(flush.0.saturating_sub(back)).max(begun)).max(begun);
+        let start = wal.border_after(branch, start);
+        let bytes = self.random.u64(1..50_000);
+        self.server.write(bytes);
+        self.server.complete_record();
+        let stop = self.server.flush();
+        let started_at = self.clock.now();
+        let id = BackupId::at(started_at, self.backups);
+        self.backups += 1;
+        let marker = Marker { id, branch, start, stop, started_at };
+        if start < stop {
+            marker.begin(Arc::new(self.store.memory.clone()), &self.ledger).await;
+            self.counts.add("backup: begun");
+            self.pending = Some(marker);
+        }
+    }
+
     /// Somebody starts an archiver again that gave up because the store or the server did not answer at its start.
     pub async fn keep_alive(&mut self) {
-        self.store.set_kept(self.server.kept());
         self.server.settle();
-        if self.process.as_ref().is_some_and(|process| process.task.is_finished()) {
-            let process = self.process.take().unwrap();
-            match process.task.await {
-                Ok(Ok(())) => self.ledger.violate("the archiver ended without being told to".to_owned()),
-                Ok(Err(error)) if matches!(error.kind(), Kind::Store | Kind::Postgres) => {
-                    self.counts.add("archiver: gave up at its start");
-                    // As systemd and Kubernetes do.
-                    sleep(Duration::from_secs(3)).await;
-                }
-                Ok(Err(error)) => self.ledger.violate(format!("the archiver gave up: {error}: {error:?}")),
-                Err(error) => self.ledger.violate(format!("the archiver panicked: {error}")),
+        if let Some(marker) = &self.pending
+            && marker.is_covered(&self.ledger)
+            // Covered alone is not enough: `archive::resume` trusts that nothing is missing before a finished backup, and
+            // one that lies in an island, stored behind a hole, would hide that (seed 5238 without this line).
+            && self.ledger.highest_told(marker.branch).is_some_and(|told| told >= marker.stop)
+        {
+            // Its server is another one now: it was cut, and there is no such backup.
+            if marker.branch == self.server.branch() {
+                marker.end(Arc::new(self.store.memory.clone()), &self.ledger, self.clock.now()).await;
+                self.counts.add("backup: finished");
+                self.markers.extend(self.pending.clone());
             }
+            self.pending = None;
+        }
+        while let Some(index) = self.processes.iter().position(|process| process.task.is_finished()) {
+            let process = self.processes.remove(index);
+            match process.task.await {
+                Ok(Ok(())) => self.ledger.violate(Invariant::GoesOn, "the archiver ended without being told to"),
+                Ok(Err(error)) => self.judge_end(&error),
+                Err(error) => self.ledger.violate(Invariant::GoesOn, format!("the archiver panicked: {error}")),
+            }
+            // As systemd and Kubernetes do.
+            sleep(Duration::from_secs(3)).await;
             self.start();
+        }
+    }
+
+    fn judge_end(&self, error: &Error) {
+        match error.kind() {
+            Kind::Store | Kind::Postgres => self.counts.add("archiver: gave up at its start"),
+            Kind::Diverged if self.server.was_another() => {
+                self.counts.add("archiver: refused a server that went its own way");
+                self.server.heal();
+            }
+            _ => self.ledger.violate(Invariant::GoesOn, format!("the archiver gave up: {error}: {error:?}")),
         }
     }
 
@@ -105,12 +228,14 @@ impl World {
         self.keep_alive().await;
     }
 
-    /// SIGTERM: what was received is stored before the archiver goes, and says so.
+    /// SIGTERM: what was received is stored before an archiver goes, and says so.
     pub async fn stop(&mut self) {
-        let Some(mut process) = self.process.take() else { return };
+        let Some(index) = self.pick() else { return };
+        let mut process = self.processes.remove(index);
+        process.gate.set_open(true);
         process.shutdown.begin_stop();
         let Ok(ended) = timeout(PATIENCE, &mut process.task).await else {
-            self.ledger.violate(format!("a stop does not end: {:?}", process.state.borrow()));
+            self.ledger.violate(Invariant::GoesOn, format!("a stop does not end: {:?}", process.state.borrow()));
             process.task.abort();
             return;
         };
@@ -118,23 +243,27 @@ impl World {
             Ok(Ok(())) => {
                 let state = process.state.borrow();
                 self.counts.add("archiver: stopped");
-                if state.phase == seawall::archive::Phase::Stopping && state.durable < state.received {
-                    // Within the overlap what was received again is stored already.
-                    self.counts.add("archiver: stopped within the overlap");
-                    let durable = self.ledger.told(self.server.incarnation(), self.server.timeline());
-                    if durable.is_some_and(|durable| durable < state.received) {
-                        self.ledger.violate(format!("stopped with {} of {} stored", state.durable, state.received));
-                    }
+                let told = self.ledger.told(self.server.incarnation(), self.server.branch());
+                let is_of_now = state.timeline == Some(self.server.timeline());
+                if !self.store.is_faulty() && is_of_now && told.is_some_and(|told| told < state.received) {
+                    let what =
+                        format!("stopped with {} received, {} stored and {told:?} told", state.received, state.durable);
+                    self.ledger.violate(Invariant::StopLeavesNothing, what);
                 }
             }
-            Ok(Err(error)) if matches!(error.kind(), Kind::Store | Kind::Postgres) => {}
-            Ok(Err(error)) => self.ledger.violate(format!("the archiver gave up: {error}: {error:?}")),
-            Err(error) => self.ledger.violate(format!("the archiver panicked: {error}")),
+            Ok(Err(error)) => self.judge_end(&error),
+            Err(error) => self.ledger.violate(Invariant::GoesOn, format!("the archiver panicked: {error}")),
+        }
+    }
+
+    pub async fn stop_all(&mut self) {
+        while !self.processes.is_empty() {
+            self.stop().await;
         }
     }
 
     pub fn state(&self) -> ArchiveState {
-        self.process.as_ref().expect("an archiver runs").state.borrow().clone()
+        self.processes.first().expect("an archiver runs").state.borrow().clone()
     }
 
     /// Waits until the server was told that everything it has is safe.
@@ -142,17 +271,15 @@ impl World {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.keep_alive().await;
-            let told = self.ledger.told(self.server.incarnation(), self.server.timeline());
-            if told.is_some_and(|told| told >= self.server.flush()) || !self.ledger.violations().is_empty() {
+            let told = self.ledger.told(self.server.incarnation(), self.server.branch());
+            if told.is_some_and(|told| told >= self.server.flush()) || !self.ledger.is_clean() {
                 return;
             }
             if Instant::now() > deadline {
-                self.ledger.violate(format!(
-                    "stuck: the server is at {} on {}, it was told {told:?}; {:?}",
-                    self.server.flush(),
-                    self.server.timeline(),
-                    self.process.as_ref().map(|process| process.state.borrow().clone())
-                ));
+                let states: Vec<_> = self.processes.iter().map(|process| process.state.borrow().clone()).collect();
+                let (flush, timeline) = (self.server.flush(), self.server.timeline());
+                let what = format!("stuck: the server is at {flush} on {timeline}, it was told {told:?}; {states:?}");
+                self.ledger.violate(Invariant::GoesOn, what);
                 return;
             }
             sleep(Duration::from_millis(100)).await;
@@ -163,34 +290,31 @@ impl World {
     pub async fn finish(&mut self) {
         self.store.set_faulty(false);
         self.server.set_faulty(false);
+        self.server.heal();
+        self.thaw_all();
+        if self.processes.is_empty() {
+            self.start();
+        }
         // A server whose end is the first byte of a segment may have nothing that could be acknowledged again.
         self.live(Duration::from_secs(90)).await;
         self.server.write(100);
         self.catch_up().await;
-        if self.ledger.violations().is_empty() {
-            self.stop().await;
-            self.read_back().await;
+        // What has just come, and nobody has stored yet
+        self.server.write(3_000);
+        sleep(Duration::from_millis(150)).await;
+        self.stop_all().await;
+        if self.ledger.is_clean() {
+            self.check_promises().await;
         }
-        self.crash().await;
+        self.crash_all().await;
     }
 
-    async fn read_back(&self) {
-        let store: Arc<dyn Store> = Arc::new(self.store.memory.clone());
-        let reader = WalReader::new(Repository { store, layout: self.ledger.layout.clone() }, SYSTEM_IDENTIFIER);
-        for range in self.ledger.promised() {
-            match reader.read_range(range).await {
-                Ok(window) => {
-                    let read = window.pieces.concat();
-                    if window.end != range.end || read != self.ledger.wal.bytes(range.timeline, range.start, range.end)
-                    {
-                        self.ledger
-                            .violate(format!("{range} was promised and reads differently, up to {}", window.end));
-                    }
-                    self.counts.add("ranges read back");
-                }
-                Err(error) => self.ledger.violate(format!("{range} was promised and cannot be read: {error}")),
-            }
-        }
-        assert!(Lsn::INVALID < self.server.flush());
+    /// Reads back everything that was acknowledged, in the middle of whatever happens, and plans restores to it.
+    pub async fn check_promises(&mut self) {
+        let span = self.ledger.wal.size.bytes() * 4;
+        let flush = self.server.flush();
+        let others = [flush + 10_000, Lsn(flush.0.saturating_sub(self.random.u64(0..span)))];
+        let (store, counts) = (Arc::new(self.store.memory.clone()), self.counts.clone());
+        promises::check(store, &self.ledger, &self.markers, &others, self.clock.now(), |what| counts.add(what)).await;
     }
 }
