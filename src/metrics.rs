@@ -19,6 +19,9 @@ use std::time::Duration;
 /// From a store on the same machine to one that is about to time out.
 const STORE_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// `pg_replication_slots.wal_status`.
+const SLOT_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
 /// What was stored of the WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalObject {
@@ -69,6 +72,9 @@ struct Inner {
     durable_lsn: IntGauge,
     reconnects: IntCounter,
     gaps: IntGauge,
+    slot_status: GaugeVec,
+    slot_safe_bytes: GaugeVec,
+    slot_retained_bytes: GaugeVec,
 
     wal_objects: IntCounterVec,
     buffered_bytes: IntGauge,
@@ -80,6 +86,7 @@ struct Inner {
     store_bytes: IntCounterVec,
     conditional_writes_emulated: IntGauge,
 
+    backup_needed: IntGauge,
     last_backup_timestamp: Gauge,
     last_backup_size: IntGauge,
     last_backup_duration: Gauge,
@@ -132,7 +139,8 @@ impl Builder {
         self.add(definition, IntCounterVec::new(Opts::new(name, help), labels))
     }
 
-    fn info(&mut self, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Result<GaugeVec> {
+    /// Absent until they are set.
+    fn gauges(&mut self, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Result<GaugeVec> {
         let definition = Definition { name, kind: "gauge", labels, help };
         self.add(definition, GaugeVec::new(Opts::new(name, help), labels))
     }
@@ -160,7 +168,7 @@ impl Metrics {
             .map_err(|error| Error::new(Kind::Internal, "cannot make a metrics registry").because(error))?;
         let mut build = Builder { registry, definitions: Vec::new() };
         let build_info =
-            build.info("seawall_build_info", &["version"], "Always 1; the label says which version this is.")?;
+            build.gauges("seawall_build_info", &["version"], "Always 1; the label says which version this is.")?;
         let inner = Inner {
             rpo_seconds: build.gauge(
                 "seawall_rpo_seconds",
@@ -181,6 +189,23 @@ impl Metrics {
             )?,
             reconnects: build.counter("seawall_reconnects_total", "Times the stream was lost and begun again.")?,
             gaps: build.int_gauge("seawall_gaps", "Holes in the archived WAL: moments in them cannot be restored.")?,
+            slot_status: build.gauges(
+                "seawall_slot_wal_status",
+                &["status"],
+                "1 for what PostgreSQL says of our slot's WAL (`reserved`, `extended`, `unreserved`, `lost`), 0 for the \
+                 rest; absent where the role may not look.",
+            )?,
+            slot_safe_bytes: build.gauges(
+                "seawall_slot_safe_wal_bytes",
+                &[],
+                "WAL that may still be written before our slot loses some; absent without `max_slot_wal_keep_size` or \
+                 where the role may not look.",
+            )?,
+            slot_retained_bytes: build.gauges(
+                "seawall_slot_retained_bytes",
+                &[],
+                "WAL that the server keeps for our slot; absent where the role may not look.",
+            )?,
             wal_objects: build.counters(
                 "seawall_wal_objects_total",
                 &["object"],
@@ -216,6 +241,10 @@ impl Metrics {
             conditional_writes_emulated: build.int_gauge(
                 "seawall_conditional_writes_emulated",
                 "1 if the store ignores If-None-Match and `conditional_writes = \"head\"` stands in for it, else 0.",
+            )?,
+            backup_needed: build.int_gauge(
+                "seawall_backup_needed",
+                "1 while WAL was lost and no base backup behind the gap is finished: nothing behind it can be restored.",
             )?,
             last_backup_timestamp: build.gauge(
                 "seawall_last_backup_timestamp_seconds",
@@ -283,6 +312,29 @@ impl Metrics {
     /// Holes that the repository has.
     pub fn set_gaps(&self, count: u64) {
         self.0.gaps.set(whole(count));
+    }
+
+    /// Our slot as the server shows it; what is not known is not shown.
+    pub fn set_slot(&self, status: Option<&'static str>, safe_wal_bytes: Option<i64>, retained_bytes: Option<u64>) {
+        match status {
+            None => self.0.slot_status.reset(),
+            Some(now) => {
+                for status in SLOT_STATUSES {
+                    self.0.slot_status.with_label_values(&[status]).set(f64::from(u8::from(status == now)));
+                }
+            }
+        }
+        let show = |gauge: &GaugeVec, value: Option<f64>| match value {
+            Some(value) => gauge.with_label_values::<&str>(&[]).set(value),
+            None => gauge.reset(),
+        };
+        show(&self.0.slot_safe_bytes, safe_wal_bytes.map(|bytes| bytes as f64));
+        show(&self.0.slot_retained_bytes, retained_bytes.map(|bytes| bytes as f64));
+    }
+
+    /// A hole waits for a base backup that begins behind it.
+    pub fn set_backup_needed(&self, needed: bool) {
+        self.0.backup_needed.set(needed.into());
     }
 
     /// Times the stream was lost and begun again, since the start of the process.
@@ -375,7 +427,10 @@ pub fn document() -> Result<String> {
          | nobody measures | `absent(seawall_rpo_seconds) or up{job=\"seawall\"} == 0` |\n\
          | no base backup for two days | `time() - seawall_last_backup_timestamp_seconds > 2 * 86400` |\n\
          | moments that cannot be restored | `seawall_gaps > 0` |\n\
-         | two clusters under one name | `increase(seawall_divergences_total[1h]) > 0` |\n\
+         | nothing new can be restored | `seawall_backup_needed > 0` |\n\
+         | WAL is about to be lost | `seawall_slot_wal_status{status=\"unreserved\"} == 1 or \
+         seawall_slot_safe_wal_bytes < 5e9` |\n\
+         | two clusters under one name: `run` ends (exit code 8) | `up{job=\"seawall\"} == 0` |\n\
          | the store fails | `rate(seawall_store_failures_total[5m]) > 0.1` |\n",
     );
     Ok(text)

@@ -164,6 +164,22 @@ async fn a_store_that_fails_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_altered_on_their_way_to_the_store_are_waited_out() {
+    // Given something in the way that alters what is sent, for longer than the store is tried at a time
+    let scene = Scene::new().await;
+    let mut running = scene.run("100ms").await;
+    scene.bucket.always(Op::Put, Fault::BAD_DIGEST);
+    let lsn = scene.write().await;
+    running.wait_for_text("WAL is not stored yet").await;
+    assert!(running.stderr().contains("is there a proxy"), "{}", running.stderr());
+    // When it is mended, then everything is stored: nothing was damaged
+    scene.bucket.clear();
+    scene.wait_position("flush", &lsn).await;
+    assert!(running.terminate().await.success());
+    scene.assert_without_hole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_breaks_is_bridged_on_both_sides() {
     // Given proxies before the server and before the bucket
     let options = ServerOptions { listen_tcp: true, ..ServerOptions::default() };

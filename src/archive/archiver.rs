@@ -2,6 +2,7 @@
 
 mod holes;
 
+use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
 use super::resume::{self, Resume, ResumeError};
@@ -10,6 +11,7 @@ use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
+use crate::postgres::{SlotHealth, WalStatus};
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
@@ -75,15 +77,15 @@ impl ArchiveOptions {
 /// Streams one cluster into one folder of a store.
 #[derive(Debug)]
 pub struct Archiver {
-    source: Arc<dyn Source>,
+    pub(super) source: Arc<dyn Source>,
     store: Arc<dyn Store>,
     cluster: String,
-    options: ArchiveOptions,
-    clock: Clock,
-    state: StateSender,
+    pub(super) options: ArchiveOptions,
+    pub(super) clock: Clock,
+    pub(super) state: StateSender,
     /// What `cluster.json` says, once it was read: it never changes.
     known: OnceLock<Cluster>,
-    garbage: Mutex<Garbage>,
+    pub(super) garbage: Mutex<Garbage>,
 }
 
 /// What a connection led to.
@@ -94,7 +96,7 @@ enum Outcome {
     Next(TimelineId, TimelineEnd),
     /// The server was promoted apart: ask the others, and if none will do, that is the end.
     Elsewhere(Error),
-    /// Come back at once, and ask for this position itself: what is before it was stored, and the server has it no more.
+    /// Come back at once, and ask from this position on: what is before it was stored, and the server has it no more.
     AgainAt(TimelineId, Lsn),
     /// Come back after a pause.
     Pause(SourceError),
@@ -153,6 +155,7 @@ impl Archiver {
             self.state.send_modify(|state| {
                 state.rpo.lost();
                 state.phase = Phase::Connecting;
+                state.is_compared = false;
             });
             let error = match outcome {
                 Outcome::Done => return Ok(()),
@@ -245,8 +248,10 @@ impl Archiver {
             Ok((writer, repository, mut resume)) => {
                 *apart = None;
                 let is_linked = removed_before == Some((resume.timeline, resume.overlap_end));
-                if is_linked {
-                    resume.skip_overlap();
+                if let Some((timeline, lsn)) = removed_before
+                    && timeline == resume.timeline
+                {
+                    resume.begin_at(lsn);
                 }
                 self.stream_from(session, &writer, &repository, resume, is_linked, shutdown).await
             }
@@ -296,7 +301,11 @@ impl Archiver {
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing
         // else keeps it, also while the store is away.
         let slot = session.take_slot().await?;
-        match resume::find(session, &writer, &repository, slot.restart_lsn).await {
+        let found = match resume::find(session, &writer, &repository, slot.restart_lsn).await {
+            Ok(resume) => check_standing(session, resume).await,
+            Err(error) => Err(error),
+        };
+        match found {
             Ok(resume) => Ok((writer, repository, resume)),
             Err(ResumeError::Source(error)) if slot.created && error.error.kind() == Kind::Diverged => {
                 // Nobody would ever move it, and the server's disk would fill.
@@ -355,7 +364,7 @@ impl Archiver {
                 Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Leaving, error)))
             }
             Ended::Lost(error) if error.kind == SourceErrorKind::WalRemoved => {
-                self.pass_over_removed(writer, repository, &resume, error).await
+                self.pass_over_removed(writer, repository, &resume, error, shutdown).await
             }
             Ended::Lost(error) if error.kind == SourceErrorKind::Apart => self.judge(error),
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
@@ -381,6 +390,8 @@ impl Archiver {
                         state.is_synchronous = synchronous;
                         changed
                     });
+                    let Ok(slot) = observer.slot().await else { break };
+                    self.show_slot(slot);
                 }
                 let is_silent = {
                     let state = self.state.borrow();
@@ -393,14 +404,53 @@ impl Archiver {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
+            self.show_slot(None);
             tokio::time::sleep(PAUSE_WITHOUT).await;
         }
+    }
+
+    /// Publishes how the slot is, and says it when it comes into danger.
+    fn show_slot(&self, slot: Option<SlotHealth>) {
+        let before = self.state.borrow().slot.as_ref().and_then(|slot| slot.status);
+        let now = slot.as_ref().and_then(|slot| slot.status);
+        if now >= Some(WalStatus::Unreserved) && now != before {
+            tracing::error!(
+                wal_status = now.map(WalStatus::name),
+                "the slot holds back more WAL than the server keeps for it (max_slot_wal_keep_size): what is not stored \
+                 soon is lost"
+            );
+        }
+        self.state.send_if_modified(|state| {
+            let changed = state.slot != slot;
+            state.slot = slot;
+            changed
+        });
     }
 
     async fn wait_for_stream(&self) {
         let mut state = self.state.subscribe();
         if state.wait_for(|state| state.counts.connections > 0).await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A server that is behind what is stored is a standby that lags, or has lost WAL.
+async fn check_standing(session: &mut dyn Session, resume: Resume) -> Result<Resume, ResumeError> {
+    let identity = session.identity();
+    let standing = session.standing().await?;
+    match behind(identity, standing, &resume) {
+        Behind::No => Ok(resume),
+        Behind::Changed(error) => Err(error.into()),
+        // Another of several hosts may be the right one.
+        Behind::Diverged(error) => Err(SourceError::new(SourceErrorKind::Apart, error).into()),
+        Behind::Standby { flush, stored } if flush < resume.start => {
+            let identity = ServerIdentity { flush_lsn: flush, ..identity };
+            Err(resume::behind(identity, resume.timeline, stored).into())
+        }
+        Behind::Standby { flush, stored } => {
+            tracing::warn!(%flush, %stored, "this standby is behind what is stored; nothing is acknowledged until it is proven equal");
+            Ok(resume)
         }
     }
 }

@@ -6,6 +6,7 @@
 //! switch (10).
 
 use super::progress::Progress;
+use super::unused::Unused;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
@@ -105,6 +106,7 @@ pub struct Line {
     /// The block that is not full yet, from its first byte.
     open: BytesMut,
     open_start: Lsn,
+    unused: Unused,
     /// Objects found at the start that the stream has not passed, latest first.
     known: Vec<Stored>,
     /// When the youngest of the objects found was stored, by the store's clock, which shows that or more now.
@@ -131,6 +133,7 @@ impl Line {
             progress: Progress::new(timeline, start, overlap_end),
             open: BytesMut::new(),
             open_start: start,
+            unused: Unused::new(start),
             known,
             found_at,
             ages: BTreeMap::new(),
@@ -175,6 +178,7 @@ impl Line {
             let room = self.size.block_bytes() as usize - self.open.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.open.extend_from_slice(now);
+            self.unused.clear(self.size, self.open_start, &mut self.open);
             rest = later;
             self.progress.receive_to(self.open_start + self.open.len() as u64)?;
             self.compare_passed(jobs);
@@ -595,6 +599,32 @@ mod tests {
         let mut jobs = Vec::new();
         line.receive(Lsn(MIB), &wal(MIB, 2 * MIB), &mut jobs).unwrap();
         assert!(matches!(jobs[..], [Job::Compare { .. }]), "{jobs:?}");
+    }
+
+    /// What a line that has received up to 2 MiB + 700 seals at `switch`.
+    fn sealed(switch: u64) -> Vec<(u64, u64)> {
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        let (mut jobs, mut stored) = (Vec::new(), BTreeMap::new());
+        line.receive(Lsn(MIB), &wal(MIB, 2 * MIB + 700), &mut jobs).unwrap();
+        line.flush(&mut jobs).unwrap();
+        settle(&mut line, &mut jobs, &mut stored);
+        line.seal(Lsn(switch), &mut jobs).unwrap();
+        assert!(jobs.iter().all(|job| matches!(job, Job::Store { key: Key::Block(_), .. })), "{jobs:?}");
+        let sealed = jobs.iter().map(|job| (job.range().start.0, job.range().end.0)).collect();
+        settle(&mut line, &mut jobs, &mut stored);
+        assert_eq!(line.progress().durable(), Lsn(2 * MIB + 700));
+        sealed
+    }
+
+    #[test]
+    fn a_timeline_is_sealed_where_it_was_left_and_what_came_behind_to_its_own_end() {
+        assert_eq!(sealed(2 * MIB + 700), [(2 * MIB, 2 * MIB + 700)]);
+        assert_eq!(sealed(2 * MIB + 300), [(2 * MIB, 2 * MIB + 300), (2 * MIB, 2 * MIB + 700)]);
+        // At the border of a block there is nothing of the next one to be sealed.
+        assert_eq!(sealed(2 * MIB), [(2 * MIB, 2 * MIB + 700)]);
+        assert_eq!(sealed(2 * MIB - 300), [(2 * MIB, 2 * MIB + 700)], "the block before is not in memory any more");
+        let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
+        assert!(line.seal(Lsn(MIB + 1), &mut Vec::new()).is_err(), "the server must have sent all of it");
     }
 
     #[test]

@@ -41,16 +41,20 @@ impl Link {
         let (border, mut crossed) = (self.border, false);
         let walked = self.walker.push(start, bytes, &mut |record| crossed |= record.end > border);
         match walked {
+            // A stream has no end of WAL in it: zeros where a record should begin are no continuation of anything.
+            Ok(()) if self.walker.end_of_wal().is_some() && !crossed => Err(self.broken()),
             Ok(()) => Ok(crossed),
-            Err(error) => Err(Error::new(
-                Kind::Diverged,
-                format!("the server's WAL from {border} on does not follow what is stored before it"),
-            )
-            .because(error)
-            .hint(
-                "Nothing was acknowledged. Was the server rolled back to a snapshot, or made anew from a backup? Give a \
-                 cluster that went its own way another --cluster name, and take a new base backup.",
-            )),
+            Err(error) => Err(self.broken().because(error)),
         }
+    }
+
+    fn broken(&self) -> Error {
+        let border = self.border;
+        Error::new(Kind::Diverged, format!("the server's WAL from {border} on does not follow what is stored before it"))
+            .hint(
+                "Nothing was stored and nothing acknowledged. Was the server rolled back to a snapshot, made anew from a \
+                 backup, or reset (pg_resetwal)? Give a cluster that went its own way another --cluster name, and take a \
+                 new base backup.",
+            )
     }
 }

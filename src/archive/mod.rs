@@ -10,6 +10,8 @@ mod ancestry;
 mod archiver;
 mod backup_end;
 mod dead_branch;
+mod divergence;
+mod gap;
 mod garbage;
 mod line;
 mod link;
@@ -17,9 +19,11 @@ mod progress;
 mod resume;
 mod rpo;
 mod server;
+mod slot;
 mod source;
 mod state;
 mod stream;
+mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
 pub use line::{Garbage, Job, Line};
@@ -27,7 +31,7 @@ pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;
 pub use source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
+    Started, TimelineEnd,
 };
 pub use state::{ArchiveState, Counts, Phase};

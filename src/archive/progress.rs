@@ -66,6 +66,11 @@ impl Progress {
         if self.durable >= self.overlap_end && self.durable > self.start { self.durable } else { Lsn::INVALID }
     }
 
+    /// All that was stored before this process has come again.
+    pub fn is_past_overlap(&self) -> bool {
+        self.received >= self.overlap_end
+    }
+
     /// Everything received is durable.
     pub fn is_settled(&self) -> bool {
         self.durable >= self.received

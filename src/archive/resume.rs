@@ -4,9 +4,12 @@
 use super::source::{ServerIdentity, Session, SourceError, SourceErrorKind};
 use super::{ancestry, dead_branch};
 use crate::error::{Error, Kind};
-use crate::repository::{BackupBegin, Coverage, Key, Repository, Stored, Writer};
-use crate::store::StoreErrorKind;
+use crate::repository::{Coverage, Repository, Stored, Writer};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
+
+/// So much has to be equal to show that a server's past is the repository's. Less may be equal by chance, if two servers
+/// that went apart in an earlier segment have begun this one alike: with a checkpoint, say.
+const OVERLAP_BYTES_MIN: u64 = 1 << 20;
 
 /// Where the stream goes on, and what is stored from there on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,11 +30,13 @@ pub(super) struct Resume {
 }
 
 impl Resume {
-    /// Begins where the stored bytes end, which is the first byte of a segment: the server has the one before no more,
-    /// because exactly this position was acknowledged to it.
-    pub(super) fn skip_overlap(&mut self) {
-        self.start = self.overlap_end;
-        self.known.retain(|stored| stored.range.start >= self.start);
+    /// Begins later within the overlap, or at its end, with the first byte of a segment: the server has those before no
+    /// more. Where that is the end, exactly this position was acknowledged to it.
+    pub(super) fn begin_at(&mut self, lsn: Lsn) {
+        if self.start < lsn && lsn <= self.overlap_end {
+            self.start = lsn;
+            self.known.retain(|stored| stored.range.start >= lsn);
+        }
     }
 }
 
@@ -99,10 +104,13 @@ async fn locate(
         let first = size.segment_start(begin);
         // Where a finished backup starts, everything before was stored. A slot proves nothing of the kind: it may be
         // newer than what is missing.
-        let from = newest_backup_start(repository, timeline, switch).await?.unwrap_or(first).max(first);
+        let backup = repository.newest_backup(Some((timeline, switch))).await?;
+        let from = backup.map_or(first, |backup| backup.start_lsn.max(first));
         let restart_lsn = restart_lsn.filter(|lsn| switch.is_none() && *lsn >= first);
         let hint = restart_lsn.map_or(from, |restart_lsn| restart_lsn.min(from));
-        let mut coverage = repository.read_coverage(timeline, hint).await?;
+        // One segment more, which may have to be compared.
+        let listed_from = Lsn(hint.0.saturating_sub(size.bytes())).max(first);
+        let mut coverage = repository.read_coverage(timeline, listed_from).await?;
         if coverage.run_holding(hint).is_none() && hint > first {
             coverage = repository.read_coverage(timeline, first).await?;
         }
@@ -129,14 +137,10 @@ async fn locate(
             };
         }
         let end = switch.map_or(end, |switch| end.min(switch));
-        let resume = resume_at(size, timeline, end, &coverage, history.clone(), switch);
-        if timeline == history.timeline && identity.flush_lsn < resume.start {
-            return Err(behind(identity, timeline, end).into());
-        }
-        return Ok(resume);
+        return Ok(resume_at(size, timeline, end, &coverage, history.clone(), switch));
     }
     // Nothing is stored on the server's path: begin where the slot does, or where the server is now.
-    let from = restart_lsn.unwrap_or(identity.flush_lsn);
+    let from = restart_lsn.unwrap_or(identity.flush_lsn).min(identity.flush_lsn);
     let timeline = history.timeline_at(from);
     let start = size.segment_start(from);
     let left_at = ancestry.left_at.filter(|_| timeline == history.timeline);
@@ -170,7 +174,11 @@ fn resume_at(
     // The segment that holds the last stored byte comes again, so that it can be compared. Behind a recorded hole there
     // is no such byte, and the server has nothing of that segment.
     let is_stored = coverage.run_holding(end).is_some_and(|run| run.start < end);
-    let start = size.segment_start(if is_stored { Lsn(end.0.saturating_sub(1)) } else { end });
+    let last = size.segment_start(if is_stored { Lsn(end.0.saturating_sub(1)) } else { end });
+    // A few bytes may be equal by chance: where there are no more in it, the segment before comes again as well.
+    let before = Lsn(last.0.saturating_sub(size.bytes()));
+    let is_little = is_stored && end - last < OVERLAP_BYTES_MIN && before < last;
+    let start = if is_little && coverage.chain(before, last).is_ok() { before } else { last };
     let overlap_end = coverage.chain(start, end).map_or_else(|hole| hole, |_| end);
     let usable = |stored: &&Stored| stored.range.start >= start && switch.is_none_or(|x| stored.range.end <= x);
     let known = coverage.objects().iter().filter(usable).cloned().collect();
@@ -227,7 +235,7 @@ async fn enter(
 }
 
 /// The server has nothing that is not stored: a standby that lags, or a server that has lost WAL.
-fn behind(identity: ServerIdentity, timeline: TimelineId, end: Lsn) -> SourceError {
+pub(super) fn behind(identity: ServerIdentity, timeline: TimelineId, end: Lsn) -> SourceError {
     let what = format!(
         "the server is on timeline {} at {}, and everything up to {end} of timeline {timeline} is stored already",
         identity.timeline, identity.flush_lsn
@@ -250,30 +258,6 @@ async fn has_stored_parent(
     let Some(parent) = parent else { return Ok(false) };
     let coverage = repository.read_coverage(parent.parent, Lsn(begin.0.saturating_sub(1))).await?;
     Ok(!coverage.objects().is_empty())
-}
-
-/// The start of the newest backup that is finished and began before the timeline was left.
-async fn newest_backup_start(
-    repository: &Repository,
-    timeline: TimelineId,
-    switch: Option<Lsn>,
-) -> Result<Option<Lsn>, ResumeError> {
-    let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
-    let mut ids: Vec<_> =
-        level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
-    ids.sort();
-    for id in ids.into_iter().rev() {
-        let begin: Option<BackupBegin> = repository.read_document(&Key::BackupBegin(id.clone())).await?;
-        let is_on_path =
-            |begin: &BackupBegin| begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch);
-        let Some(begin) = begin.filter(is_on_path) else { continue };
-        match repository.store.head(&repository.layout.name(&Key::BackupEnd(id))).await {
-            Ok(_) => return Ok(Some(begin.start_lsn)),
-            Err(error) if error.kind == StoreErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -324,6 +308,42 @@ mod tests {
     }
 
     #[test]
+    fn what_reaches_over_the_switch_point_does_not_finish_a_timeline() {
+        let size = SegmentSize::new(MIB).unwrap();
+        let blocks = |ranges: &[(u64, u64)]| {
+            let stored = coverage(ranges);
+            Coverage::new(stored.objects().iter().map(|it| Stored { is_block: true, ..it.clone() }).collect())
+        };
+        let switch = Lsn(MIB + 100);
+        assert!(!is_sealed(&blocks(&[(MIB, 2 * MIB)]), size, switch), "the old primary's word alone");
+        assert!(is_sealed(&blocks(&[(MIB, 2 * MIB), (MIB, MIB + 100)]), size, switch));
+        // At the border of a block.
+        assert!(is_sealed(&blocks(&[(MIB, 2 * MIB), (2 * MIB, 3 * MIB)]), size, Lsn(2 * MIB)));
+        let resume = |end| {
+            let stored = blocks(&[(MIB, 2 * MIB), (2 * MIB, 3 * MIB)]);
+            resume_at(size, TimelineId(1), Lsn(end), &stored, History::root(TimelineId(1)), Some(Lsn(end)))
+        };
+        let inside = resume(2 * MIB + 100);
+        assert_eq!((inside.start, inside.overlap_end, inside.known.len()), (Lsn(2 * MIB), Lsn(2 * MIB + 100), 0));
+    }
+
+    #[tokio::test]
+    async fn a_timeline_without_a_byte_of_its_own_is_passed_over() {
+        let layout = crate::repository::Layout::new("main", SegmentSize::new(MIB).unwrap(), crate::codec::Codec::Lz4);
+        let repository = Repository { store: std::sync::Arc::new(crate::store::MemoryStore::new()), layout };
+        let entered = async |text: &str| {
+            let history = History::parse(TimelineId(3), text.as_bytes()).unwrap();
+            let size = SegmentSize::new(MIB).unwrap();
+            let resume = enter(&repository, &history, TimelineId(2), size).await.unwrap();
+            (resume.timeline, resume.start)
+        };
+        // Left where it began, at a segment's first byte; within a segment it repeats its parent's bytes.
+        assert_eq!(entered("1\t0/300000\tx\n2\t0/300000\tx\n").await, (TimelineId(3), Lsn(3 * MIB)));
+        assert_eq!(entered("1\t0/300100\tx\n2\t0/300100\tx\n").await, (TimelineId(2), Lsn(3 * MIB)));
+        assert_eq!(entered("1\t0/300000\tx\n2\t0/300028\tx\n").await, (TimelineId(2), Lsn(3 * MIB)));
+    }
+
+    #[test]
     fn an_island_is_not_the_beginning_of_what_was_begun_before_it() {
         let coverage = coverage(&[(200, 300)]);
         assert_eq!(stored_end(&coverage, &[], Lsn(100), Some(Lsn(100))), Lsn(100));
@@ -340,15 +360,33 @@ mod tests {
 
     #[test]
     fn the_segment_of_the_last_stored_byte_comes_again() {
-        let size = SegmentSize::new(MIB).unwrap();
-        let coverage = coverage(&[(MIB, 2 * MIB), (2 * MIB, 2 * MIB + 10), (3 * MIB, 3 * MIB + 5)]);
-        let resume = |end| resume_at(size, TimelineId(1), Lsn(end), &coverage, History::root(TimelineId(1)), None);
-        let in_the_middle = resume(2 * MIB + 10);
-        assert_eq!((in_the_middle.start, in_the_middle.overlap_end), (Lsn(2 * MIB), Lsn(2 * MIB + 10)));
+        let size = SegmentSize::new(2 * MIB).unwrap();
+        let stored = [(2 * MIB, 4 * MIB), (4 * MIB, 5 * MIB + 10), (8 * MIB, 8 * MIB + 5)];
+        let resume =
+            |end| resume_at(size, TimelineId(1), Lsn(end), &coverage(&stored), History::root(TimelineId(1)), None);
+        let in_the_middle = resume(5 * MIB + 10);
+        assert_eq!((in_the_middle.start, in_the_middle.overlap_end), (Lsn(4 * MIB), Lsn(5 * MIB + 10)));
         assert_eq!(in_the_middle.known.len(), 2, "the island behind is compared as well");
-        let behind_a_hole = resume(5 * MIB);
-        assert_eq!((behind_a_hole.start, behind_a_hole.overlap_end), (Lsn(5 * MIB), Lsn(5 * MIB)));
-        let at_a_border = resume(2 * MIB);
-        assert_eq!((at_a_border.start, at_a_border.overlap_end), (Lsn(MIB), Lsn(2 * MIB)));
+        let behind_a_hole = resume(10 * MIB);
+        assert_eq!((behind_a_hole.start, behind_a_hole.overlap_end), (Lsn(10 * MIB), Lsn(10 * MIB)));
+        let at_a_border = resume(4 * MIB);
+        assert_eq!((at_a_border.start, at_a_border.overlap_end), (Lsn(2 * MIB), Lsn(4 * MIB)));
+    }
+
+    #[test]
+    fn where_little_is_stored_of_the_last_segment_the_one_before_comes_again_too() {
+        let size = SegmentSize::new(2 * MIB).unwrap();
+        let resume = |stored: &[(u64, u64)], end| {
+            resume_at(size, TimelineId(1), Lsn(end), &coverage(stored), History::root(TimelineId(1)), None)
+        };
+        let mut with_it = resume(&[(2 * MIB, 4 * MIB), (4 * MIB, 4 * MIB + 10)], 4 * MIB + 10);
+        assert_eq!((with_it.start, with_it.overlap_end, with_it.known.len()), (Lsn(2 * MIB), Lsn(4 * MIB + 10), 2));
+        let without = resume(&[(3 * MIB, 4 * MIB), (4 * MIB, 4 * MIB + 10)], 4 * MIB + 10);
+        assert_eq!((without.start, without.overlap_end), (Lsn(4 * MIB), Lsn(4 * MIB + 10)), "not all of it is stored");
+        // A server that has it no more is asked from the last segment on.
+        with_it.begin_at(Lsn(4 * MIB));
+        assert_eq!((with_it.start, with_it.overlap_end, with_it.known.len()), (Lsn(4 * MIB), Lsn(4 * MIB + 10), 1));
+        with_it.begin_at(Lsn(2 * MIB));
+        assert_eq!(with_it.start, Lsn(4 * MIB), "never back");
     }
 }

@@ -1,11 +1,11 @@
 //! A real PostgreSQL server as a source.
 
+use super::slot;
 use super::source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
+    Started, TimelineEnd,
 };
-use crate::error::{Error, Kind};
-use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotState, StatusUpdate, Streaming, WalMessage, WalStream};
+use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotHealth, StatusUpdate, Streaming, WalMessage, WalStream};
 use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
@@ -15,11 +15,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long a server may take to say whether it has a piece of WAL.
+const PEEK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// So much of it is enough to see what it is: the long header of a page and the header of a record.
+const PEEK_BYTES: usize = 256;
+
 /// A cluster reached by a connection string, through a slot.
 #[derive(Clone, Debug)]
 pub struct PostgresSource {
     info: ConnInfo,
-    slot: String,
+    /// `None`: WAL is taken as far as it happens to be there.
+    slot: Option<String>,
     clock: Clock,
     hosts: Arc<Mutex<Hosts>>,
 }
@@ -36,7 +43,7 @@ struct Hosts {
 impl PostgresSource {
     /// Streams through `slot`, which is made where it is missing.
     pub fn new(info: ConnInfo, slot: impl Into<String>, clock: Clock) -> PostgresSource {
-        PostgresSource { info, slot: slot.into(), clock, hosts: Arc::default() }
+        PostgresSource { info, slot: Some(slot.into()), clock, hosts: Arc::default() }
     }
 
     fn hosts(&self) -> MutexGuard<'_, Hosts> {
@@ -50,21 +57,15 @@ impl PostgresSource {
         self.info.with_hosts(|host| !hosts.passed_over.contains_key(host)).unwrap_or_else(|| self.info.clone())
     }
 
+    /// The server of the last session. Not any other: it may be one that is not followed.
+    fn last_host(&self) -> ConnInfo {
+        let last = self.hosts().last.clone();
+        last.map_or_else(|| self.info.clone(), |host| self.at(&host))
+    }
+
     /// One server of the list.
     fn at(&self, host: &str) -> ConnInfo {
         self.info.with_hosts(|name| name == host).unwrap_or_else(|| self.info.clone())
-    }
-
-    /// On 13 and 14 only SQL knows where a slot is, and the role may not be let in for that: then nobody knows.
-    async fn slot_state(&self, client: &mut Client) -> Result<SlotState, PgError> {
-        let state = client.read_slot(&self.slot).await?;
-        if state != SlotState::Unknown {
-            return Ok(state);
-        }
-        match Client::connect(&self.at(client.host()), Mode::Database, &[]).await {
-            Ok(mut sql) => sql.read_slot(&self.slot).await,
-            Err(_) => Ok(SlotState::Unknown),
-        }
     }
 }
 
@@ -86,12 +87,37 @@ impl Source for PostgresSource {
     }
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
-        // Not any other: it may be one that is not followed.
-        let last = self.hosts().last.clone();
-        let info = last.map_or_else(|| self.info.clone(), |host| self.at(&host));
-        let client = Client::connect(&info, Mode::Physical, &[]).await?;
+        let info = self.last_host();
+        // One connection that may also ask by SQL, where the role is let in for that.
+        let client = match Client::connect_for_sql(&info, Mode::Database).await {
+            Ok(client) => client,
+            Err(_) => Client::connect(&info, Mode::Physical, &[]).await?,
+        };
         let name = self.info.application_name().to_owned();
-        Ok(Box::new(PostgresObserver { client, name }))
+        Ok(Box::new(PostgresObserver { client, name, slot: self.slot.clone() }))
+    }
+
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        let asking = async {
+            let client = Client::connect(&self.last_host(), Mode::Physical, &[]).await?;
+            let Streaming::Wal(mut stream) = client.start_replication(None, lsn, timeline).await? else {
+                return Ok(Some(Bytes::new()));
+            };
+            loop {
+                match stream.next().await {
+                    // A copy: the bytes are a slice of a read buffer.
+                    Ok(WalMessage::Data { bytes, .. }) => {
+                        return Ok(Some(Bytes::copy_from_slice(&bytes[..bytes.len().min(PEEK_BYTES)])));
+                    }
+                    Ok(WalMessage::Keepalive { .. }) => {}
+                    Ok(WalMessage::EndOfTimeline | WalMessage::ServerShutdown) => return Ok(Some(Bytes::new())),
+                    Err(error) if error.is_wal_removed() => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let asked = tokio::time::timeout(PEEK_TIMEOUT, asking).await;
+        asked.unwrap_or_else(|_| Err(SourceError::lost(format!("the server does not say whether it has WAL at {lsn}"))))
     }
 
     fn has_others(&self) -> bool {
@@ -127,57 +153,82 @@ impl Session for PostgresSession {
     }
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
-        /// `duplicate_object`: the slot is there.
-        const DUPLICATE_OBJECT: &str = "42710";
-        let name = &self.source.slot;
-        match self.source.slot_state(&mut self.client).await? {
-            SlotState::Present { restart_lsn: Some(lsn), .. } => {
-                return Ok(SlotPosition { restart_lsn: Some(lsn), created: false });
-            }
-            // It keeps nothing, or has lost what it kept: a new one keeps what is still there.
-            SlotState::Present { restart_lsn: None, .. } => self.client.drop_slot(name).await?,
-            SlotState::NotPhysical => {
-                let error = Error::new(Kind::Config, format!("the slot {name} is a logical one"))
-                    .hint("Choose another name with --slot.");
-                return Err(SourceError::new(SourceErrorKind::Refused, error));
-            }
-            SlotState::Absent | SlotState::Unknown => {}
-        }
-        match self.client.create_slot(name).await {
-            Ok(()) => {}
-            Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => {
-                return Ok(SlotPosition { restart_lsn: None, created: false });
-            }
-            Err(error) => return Err(error.into()),
-        }
-        tracing::info!(slot = %name, "made the replication slot");
-        match self.source.slot_state(&mut self.client).await? {
-            SlotState::Present { restart_lsn, .. } => Ok(SlotPosition { restart_lsn, created: true }),
-            _ => Ok(SlotPosition { restart_lsn: None, created: true }),
+        let info = self.info();
+        match &self.source.slot {
+            Some(name) => slot::take(&mut self.client, &info, name).await,
+            None => Ok(SlotPosition { restart_lsn: None, created: false }),
         }
     }
 
+    async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        let info = self.info();
+        match &self.source.slot {
+            Some(name) => slot::renew(&mut self.client, &info, name).await,
+            None => Ok(SlotPosition { restart_lsn: None, created: false }),
+        }
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        // First what it is, then where: a standby that is promoted in between shows by its timeline.
+        let is_standby = match self.client.parameter("in_hot_standby") {
+            Some(value) => value == "on",
+            // 13 does not report it.
+            None => self.client.show("transaction_read_only").await? == "on",
+        };
+        let system = self.client.identify_system().await?;
+        Ok(Standing { timeline: system.timeline, flush_lsn: system.flush_lsn, is_standby })
+    }
+
+    fn others(&self) -> Vec<Arc<dyn Source>> {
+        let (all, own) = (&self.source.info, self.client.host());
+        let names = all.host_names().into_iter().filter(|name| name != own);
+        let other = |name: String| {
+            let info = all.with_hosts(|host| host == name)?.with_any_session();
+            let source = PostgresSource { info, slot: None, clock: self.source.clock.clone(), hosts: Arc::default() };
+            Some(Arc::new(source) as Arc<dyn Source>)
+        };
+        names.filter_map(other).collect()
+    }
+
     async fn drop_slot(&mut self) -> Result<(), SourceError> {
-        Ok(self.client.drop_slot(&self.source.slot).await?)
+        match &self.source.slot {
+            Some(name) => Ok(self.client.drop_slot(name).await?),
+            None => Ok(()),
+        }
     }
 
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
         /// `internal_error`: no code of its own for a position that is not in the server's history, as when it was
         /// promoted since it was asked (`walsender.c`, `StartReplication`).
         const INTERNAL_ERROR: &str = "XX000";
-        let started = self.client.start_replication(Some(&self.source.slot), start, timeline).await;
-        let started = started.map_err(|error| match error.sqlstate() {
-            Some(INTERNAL_ERROR) if !error.is_wal_removed() => {
-                SourceError::new(SourceErrorKind::NotInHistory, error.into())
+        let (version, info) = (self.client.server_version(), self.info());
+        let PostgresSession { client, source, .. } = *self;
+        let error = match client.start_replication(source.slot.as_deref(), start, timeline).await {
+            Ok(Streaming::Wal(stream)) => {
+                return Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: source.clock })));
             }
-            _ => error.into(),
-        });
-        match started? {
-            Streaming::Wal(stream) => {
-                Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: self.source.clock })))
+            Ok(Streaming::TimelineEnded { next, switch, .. }) => {
+                return Ok(Started::TimelineEnded(TimelineEnd { next, switch }));
             }
-            Streaming::TimelineEnded { next, switch, .. } => Ok(Started::TimelineEnded(TimelineEnd { next, switch })),
+            Err(error) => error,
+        };
+        match (&source.slot, error.sqlstate()) {
+            (Some(name), _) if slot::is_refused_as_dead(version, &error) => {
+                slot::replace_dead(&info, name).await?;
+                Err(SourceError::new(SourceErrorKind::Lost, error.into()))
+            }
+            (_, Some(INTERNAL_ERROR)) if !error.is_wal_removed() => {
+                Err(SourceError::new(SourceErrorKind::NotInHistory, error.into()))
+            }
+            _ => Err(error.into()),
         }
+    }
+}
+
+impl PostgresSession {
+    /// This server alone.
+    fn info(&self) -> ConnInfo {
+        self.source.at(self.client.host())
     }
 }
 
@@ -223,6 +274,7 @@ impl Feed for PostgresFeed {
 struct PostgresObserver {
     client: Client,
     name: String,
+    slot: Option<String>,
 }
 
 #[async_trait]
@@ -234,6 +286,13 @@ impl Observer for PostgresObserver {
     async fn is_synchronous(&mut self) -> Result<bool, SourceError> {
         let names = self.client.show("synchronous_standby_names").await?;
         Ok(names_standby(&names, &self.name))
+    }
+
+    async fn slot(&mut self) -> Result<Option<SlotHealth>, SourceError> {
+        match &self.slot {
+            Some(name) if self.client.mode() == Mode::Database => Ok(self.client.slot_health(name).await?),
+            _ => Ok(None),
+        }
     }
 }
 

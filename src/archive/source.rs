@@ -1,10 +1,12 @@
 //! What the archiver needs of a PostgreSQL server: a trait, so that a simulation can be one. `server.rs` is the real one.
 
 use crate::error::{Error, Kind};
+use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the archiver does about an error of a source.
@@ -66,6 +68,17 @@ pub struct ServerIdentity {
     pub version: u32,
 }
 
+/// Where a server is at this moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// The timeline it is on.
+    pub timeline: TimelineId,
+    /// The end of its WAL on disk.
+    pub flush_lsn: Lsn,
+    /// It is in recovery, and may be behind others; a primary has everything that it ever sent.
+    pub is_standby: bool,
+}
+
 /// The slot as we found or made it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlotPosition {
@@ -83,6 +96,10 @@ pub trait Source: Send + Sync + Debug {
 
     /// Connects for looking on while the stream is read: to the server that the last session was with.
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError>;
+
+    /// Asks for WAL of `timeline` from `lsn` on, without a slot: the first bytes of what comes (some, where the server has
+    /// no more of it yet), or `None` if the server has removed them. Only the server knows what it still has.
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError>;
 
     /// True if the WAL may come from more than one server.
     fn has_others(&self) -> bool {
@@ -106,6 +123,20 @@ pub trait Session: Send + Debug {
 
     /// Finds the slot, or makes it, with its WAL reserved.
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError>;
+
+    /// WAL was removed although there is a slot: makes it anew, unless the server shows that it is alive.
+    async fn renew_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        self.take_slot().await
+    }
+
+    /// Where the server is now, which [`Session::identity`] only was when we came.
+    async fn standing(&mut self) -> Result<Standing, SourceError>;
+
+    /// The other servers of this cluster that are configured, to be read without a slot: they may still have what this
+    /// one has removed.
+    fn others(&self) -> Vec<Arc<dyn Source>> {
+        Vec::new()
+    }
 
     /// Drops the slot that was made in this session: the server turned out to be none of ours.
     async fn drop_slot(&mut self) -> Result<(), SourceError> {
@@ -188,4 +219,9 @@ pub trait Observer: Send + Debug {
 
     /// True if commits wait for us: our name is among the synchronous standbys.
     async fn is_synchronous(&mut self) -> Result<bool, SourceError>;
+
+    /// What the server shows of our slot; `None` where we may not look.
+    async fn slot(&mut self) -> Result<Option<SlotHealth>, SourceError> {
+        Ok(None)
+    }
 }

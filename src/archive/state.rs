@@ -1,6 +1,7 @@
 //! What the archiver shows of itself while it runs. Read through a `watch`, by metrics, health and `backup`.
 
 use super::rpo::Rpo;
+use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, TimelineId};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -25,6 +26,8 @@ pub struct ArchiveState {
     pub phase: Phase,
     /// The timeline that is streamed.
     pub timeline: Option<TimelineId>,
+    /// What was stored before this stream has come again and been found equal: it is the right server.
+    pub is_compared: bool,
     /// The end of what was read.
     pub received: Lsn,
     /// The end of the gap-free stored bytes.
@@ -39,6 +42,8 @@ pub struct ArchiveState {
     pub is_reading_stopped: bool,
     /// Commits wait for us.
     pub is_synchronous: bool,
+    /// Our slot as the server shows it, every few seconds; `None` where we may not look.
+    pub slot: Option<SlotHealth>,
     /// Bytes that are on their way into the store.
     pub in_flight_bytes: u64,
     /// Tails that nothing larger has replaced yet.
@@ -82,6 +87,7 @@ impl ArchiveState {
         ArchiveState {
             phase: Phase::Connecting,
             timeline: None,
+            is_compared: false,
             received: Lsn::INVALID,
             durable: Lsn::INVALID,
             flushed: Lsn::INVALID,
@@ -89,6 +95,7 @@ impl ArchiveState {
             last_message: None,
             is_reading_stopped: false,
             is_synchronous: false,
+            slot: None,
             in_flight_bytes: 0,
             live_tails: 0,
             counts: Counts::default(),

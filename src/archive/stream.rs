@@ -58,7 +58,14 @@ pub(super) enum Ended {
 }
 
 /// What a job became.
-type Done = Result<(Key, WalRange, bool)>;
+type Done = Result<Finished>;
+
+struct Finished {
+    key: Key,
+    range: WalRange,
+    was_compared: bool,
+    was_stored: bool,
+}
 
 pub(super) struct Stream<'a> {
     pub(super) writer: &'a Writer,
@@ -72,6 +79,8 @@ pub(super) struct Stream<'a> {
     switch: Option<Lsn>,
     queue: VecDeque<Job>,
     running: Tasks<Done>,
+    /// Comparisons that wait or run.
+    comparing: usize,
     in_flight_bytes: u64,
     garbage: &'a Mutex<Garbage>,
     deletions: Tasks<(WalRange, Result<(), StoreErrorKind>)>,
@@ -109,6 +118,7 @@ impl<'a> Stream<'a> {
             switch: resume.switch,
             queue: VecDeque::new(),
             running: Tasks::default(),
+            comparing: 0,
             in_flight_bytes: 0,
             garbage,
             deletions: Tasks::default(),
@@ -206,7 +216,28 @@ impl<'a> Stream<'a> {
     /// not confirmed, and waiting does not help.
     fn has_nothing_to_store(&self) -> bool {
         let idle = self.queue.is_empty() && self.running.is_empty() && !self.line.has_unsubmitted();
-        idle || self.line.progress().is_settled()
+        let is_held = self.running.is_empty() && !self.queue.iter().any(|job| self.may_start(job));
+        idle || self.line.progress().is_settled() || (is_held && !self.queue.is_empty())
+    }
+
+    /// Everything that was stored before has come again and been compared.
+    fn is_compared(&self) -> bool {
+        self.line.progress().is_past_overlap() && self.comparing == 0
+    }
+
+    /// Nothing of a server that is not proven to be the right one gets into the repository: what it sends may be another
+    /// history, and a whole block of that would hide the right tails from every reader.
+    fn may_start(&self, job: &Job) -> bool {
+        match job {
+            Job::Compare { .. } => true,
+            // Compared already, piece by piece.
+            Job::Store { range, .. } if range.end <= self.line.progress().durable() => true,
+            // A first record that is longer than the memory would wait for ever.
+            Job::Store { .. } => {
+                let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+                self.is_compared() && (self.link.is_none() || is_full)
+            }
+        }
     }
 
     async fn take(&mut self, message: FeedMessage, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
@@ -326,20 +357,23 @@ impl<'a> Stream<'a> {
     fn enqueue(&mut self, jobs: Vec<Job>) {
         for job in jobs {
             self.in_flight_bytes += job.range().bytes();
+            self.comparing += usize::from(matches!(job, Job::Compare { .. }));
             self.queue.push_back(job);
         }
     }
 
     fn start_jobs(&mut self) {
         while self.running.len() < self.options.uploads_max
-            && let Some(job) = self.queue.pop_front()
+            && let Some(next) = self.queue.iter().position(|job| self.may_start(job))
+            && let Some(job) = self.queue.remove(next)
         {
             self.running.start(perform(self.writer.clone(), job, self.state.clone()));
         }
     }
 
     /// True if PostgreSQL can be told something new.
-    fn confirm(&mut self, (key, range, was_stored): (Key, WalRange, bool)) -> Result<bool> {
+    fn confirm(&mut self, Finished { key, range, was_compared, was_stored }: Finished) -> Result<bool> {
+        self.comparing -= usize::from(was_compared);
         self.in_flight_bytes -= range.bytes();
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
@@ -403,6 +437,8 @@ impl<'a> Stream<'a> {
             return Ok(Ended::Lost(SourceError::lost(error.to_string())));
         }
         self.enqueue(jobs);
+        // Had there been a record that does not link back, the server's own history would not lead here.
+        self.link = None;
         while !self.line.progress().is_settled() || !self.queue.is_empty() || !self.running.is_empty() {
             self.start_jobs();
             self.publish(false);
@@ -419,6 +455,7 @@ impl<'a> Stream<'a> {
     fn publish(&self, stopping: bool) {
         let progress = self.line.progress();
         let is_reading_stopped = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+        let is_compared = self.is_compared();
         self.state.send_if_modified(|state| {
             state.phase = if stopping { Phase::Stopping } else { Phase::Streaming };
             state.timeline = Some(progress.timeline());
@@ -426,7 +463,8 @@ impl<'a> Stream<'a> {
             state.in_flight_bytes = self.in_flight_bytes;
             state.live_tails = self.line.live_tails() as u64;
             state.is_reading_stopped = is_reading_stopped;
-            let moved = state.durable != progress.durable();
+            let moved = state.durable != progress.durable() || state.is_compared != is_compared;
+            state.is_compared = is_compared;
             state.durable = progress.durable();
             moved
         });
@@ -517,6 +555,7 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
     loop {
         match attempt(&writer, &job).await {
             Ok(was_stored) => {
+                let was_compared = matches!(job, Job::Compare { .. });
                 let (key, range) = (job.key().clone(), job.range());
                 if let Job::Store { key: Key::Block(_), bytes, .. } = job
                     && backup_end::may_be_in(&bytes)
@@ -525,7 +564,7 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
                     let has_ended = blocking(move || backup_end::is_in(&bytes, range.start, size)).await?;
                     state.send_modify(|state| state.counts.backups_ended += u64::from(has_ended));
                 }
-                return Ok((key, range, was_stored));
+                return Ok(Finished { key, range, was_compared, was_stored });
             }
             Err(error) if matches!(error.kind(), Kind::Store) => {
                 if first {

@@ -1,7 +1,7 @@
 //! `seawall backup`: one base backup now, beside `run` or alone.
 
 use super::{parts, print, signals};
-use crate::archive::{ArchiveOptions, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
+use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
 use crate::cli::BackupArgs;
 use crate::codec::Codec;
@@ -46,8 +46,13 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
     let archiving = Shutdown::default();
     let mut state = archiver.state();
     let work = async {
-        // The slot is held, here or there, before the backup begins: from then on no WAL gets lost.
-        let held = state.wait_for(|state| matches!(state.phase, Phase::Streaming | Phase::HotSpare)).await;
+        // The slot is held, here or there, before the backup begins: from then on no WAL gets lost. And it is the right
+        // server: what is stored of it is equal.
+        let is_held = |state: &ArchiveState| match state.phase {
+            Phase::Streaming => state.is_compared,
+            phase => phase == Phase::HotSpare,
+        };
+        let held = state.wait_for(is_held).await;
         let is_spare = held.map_err(|_| lost_archiver())?.phase == Phase::HotSpare;
         if is_spare {
             archiving.begin_stop();
@@ -69,25 +74,24 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         archiving.begin_stop();
         document
     };
-    let (archived, document) =
-        tokio::join!(Box::pin(archiver.run(&archiving)), Box::pin(guard(work, archiver.state())));
-    let document = match (archived, document) {
-        (Err(error), Err(_)) => return Err(error),
-        (_, document) => document?,
+    let mut archived = Box::pin(archiver.run(&archiving));
+    let mut work = Box::pin(work);
+    let document = tokio::select! {
+        biased;
+        document = &mut work => {
+            archiving.begin_stop();
+            match (archived.await, document) {
+                (Err(error), Err(_)) => return Err(error),
+                (_, document) => document?,
+            }
+        }
+        // Told to, because another archiver has the slot; or it cannot go on, and neither can the backup.
+        ended = &mut archived => {
+            ended?;
+            work.await?
+        }
     };
     report(&document, args.json.json)
-}
-
-/// An archiver that ends before the backup has begun must not leave it waiting for ever.
-async fn guard<T>(
-    work: impl Future<Output = Result<T>>,
-    mut state: watch::Receiver<crate::archive::ArchiveState>,
-) -> Result<T> {
-    tokio::select! {
-        biased;
-        done = work => done,
-        () = async { while state.changed().await.is_ok() {} } => Err(lost_archiver()),
-    }
 }
 
 fn lost_archiver() -> Error {

@@ -3,7 +3,7 @@
 use super::{parts, print};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::{Client, SlotState};
+use crate::postgres::{Client, Mode, SlotHealth, SlotState, WalStatus};
 use crate::repository::{Cluster, Key, Layout, Repository};
 use crate::runtime::Clock;
 use crate::store::{ConditionalWrites, Store, StoreError, probe};
@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 /// Walsenders that Seawall takes: the stream, a look on, a base backup.
 const WALSENDERS: u32 = 3;
+
+/// What becomes of a slot that keeps nothing.
+const SLOT_LOST: &str = "`seawall run` makes it anew; if WAL was lost, it takes a new base backup.";
 
 /// A store's clock may be so far from ours, in seconds: signatures expire at five minutes.
 const CLOCK_DRIFT_MAX: i64 = 60;
@@ -62,7 +65,7 @@ impl Findings {
 pub(super) async fn check(as_json: bool, settings: Settings) -> Result<()> {
     let mut findings = Findings::default();
     let system = match parts::connect(&settings).await {
-        Ok(client) => check_server(client, &settings.slot, &mut findings).await,
+        Ok(client) => check_server(client, &settings, &mut findings).await,
         Err(error) => {
             findings.failed("server", &error);
             None
@@ -96,7 +99,7 @@ pub(super) async fn check(as_json: bool, settings: Settings) -> Result<()> {
     }
 }
 
-async fn check_server(mut client: Client, slot: &str, findings: &mut Findings) -> Option<u64> {
+async fn check_server(mut client: Client, settings: &Settings, findings: &mut Findings) -> Option<u64> {
     let version = client.server_version();
     let system = match client.identify_system().await {
         Ok(system) => system,
@@ -138,27 +141,32 @@ async fn check_server(mut client: Client, slot: &str, findings: &mut Findings) -
         Ok(setting) => findings.ok("full_page_writes", setting),
         Err(error) => findings.failed("full_page_writes", &error.into()),
     }
-    check_slot(&mut client, slot, findings).await;
+    check_slot(&mut client, settings, findings).await;
     Some(system.system_identifier)
 }
 
-async fn check_slot(client: &mut Client, slot: &str, findings: &mut Findings) {
+async fn check_slot(client: &mut Client, settings: &Settings, findings: &mut Findings) {
+    let slot = settings.slot.as_str();
+    let health = slot_health(settings).await;
     match client.read_slot(slot).await {
-        Ok(SlotState::Unknown) => findings.ok("slot", format!("{slot}: this server does not tell a replication role")),
-        Ok(SlotState::Absent) => findings.ok("slot", format!("{slot} will be made by `seawall run`")),
-        Ok(SlotState::Present { restart_lsn: Some(lsn), .. }) => {
-            findings.ok("slot", format!("{slot} keeps WAL from {lsn}"))
-        }
-        Ok(SlotState::Present { restart_lsn: None, .. }) => findings.warning(
-            "slot",
-            format!("{slot} keeps nothing, or has lost what it kept"),
-            "`seawall run` makes it anew; if WAL was lost, a new base backup is needed.",
-        ),
         Ok(SlotState::NotPhysical) => {
             let error =
                 Error::new(Kind::Config, format!("{slot} is a logical slot")).hint("Choose another name with --slot.");
             findings.failed("slot", &error);
         }
+        Ok(state) => match (health, state) {
+            (Ok(Some(health)), _) => check_health(slot, &health, findings),
+            (Ok(None), _) | (_, SlotState::Absent) => {
+                findings.ok("slot", format!("{slot} will be made by `seawall run`"));
+            }
+            (Err(_), SlotState::Present { restart_lsn: Some(lsn), .. }) => {
+                findings.ok("slot", format!("{slot} keeps WAL from {lsn}"));
+            }
+            (Err(_), SlotState::Present { restart_lsn: None, .. }) => {
+                findings.warning("slot", format!("{slot} keeps nothing, or has lost what it kept"), SLOT_LOST);
+            }
+            (Err(_), _) => findings.ok("slot", format!("{slot}: this server does not tell a replication role")),
+        },
         Err(error) => findings.failed("slot", &error.into()),
     }
     match client.show("max_slot_wal_keep_size").await {
@@ -172,23 +180,50 @@ async fn check_slot(client: &mut Client, slot: &str, findings: &mut Findings) {
     }
 }
 
+/// What SQL tells of the slot, if the role is let in for that.
+async fn slot_health(settings: &Settings) -> Result<Option<SlotHealth>> {
+    let mut sql = Client::connect_for_sql(&parts::connection(settings)?, Mode::Sql).await?;
+    Ok(sql.slot_health(&settings.slot).await?)
+}
+
+fn check_health(slot: &str, health: &SlotHealth, findings: &mut Findings) {
+    let kept = health.restart_lsn.map_or_else(|| "nothing".to_owned(), |lsn| format!("WAL from {lsn}"));
+    let left = health.safe_wal_bytes.map(|bytes| format!(", {bytes} bytes from its limit")).unwrap_or_default();
+    if health.is_lost() || health.restart_lsn.is_none() {
+        let why = health.invalidation.as_deref().unwrap_or("it has no position");
+        findings.warning("slot", format!("{slot} keeps nothing: {why}"), SLOT_LOST);
+    } else if health.status == Some(WalStatus::Unreserved) {
+        findings.warning(
+            "slot",
+            format!("{slot} wants {kept}, more than max_slot_wal_keep_size: the next checkpoint may remove it"),
+            "Start `seawall run`, or see why it does not keep up; raise max_slot_wal_keep_size if the disk can spare it.",
+        );
+    } else {
+        let status = health.status.map_or("unknown", WalStatus::name);
+        findings.ok("slot", format!("{slot} keeps {kept} ({status}{left})"));
+    }
+}
+
 async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<u64>, findings: &mut Findings) {
     let clock = Clock::system();
     match Repository::read_cluster(store.as_ref(), &settings.cluster).await {
         Ok(None) => findings.ok("repository", format!("{}: no cluster {:?} yet", store.describe(), settings.cluster)),
-        Ok(Some(cluster)) => match system {
-            Some(system) if system != cluster.system_identifier => {
-                let found = cluster.system_identifier;
-                let message =
-                    format!("the folder {:?} belongs to the cluster {found}, the server is {system}", settings.cluster);
-                let error = Error::new(Kind::Diverged, message).hint("Give this server another --cluster NAME.");
-                findings.failed("repository", &error);
+        Ok(Some(cluster)) => {
+            match system {
+                Some(system) if system != cluster.system_identifier => {
+                    let found = cluster.system_identifier;
+                    let message = format!(
+                        "the folder {:?} belongs to the cluster {found}, the server is {system}",
+                        settings.cluster
+                    );
+                    let error = Error::new(Kind::Diverged, message).hint("Give this server another --cluster NAME.");
+                    findings.failed("repository", &error);
+                }
+                _ => findings.ok("repository", format!("{}, cluster {:?}", store.describe(), settings.cluster)),
             }
-            _ => {
-                findings.ok("repository", format!("{}, cluster {:?}", store.describe(), settings.cluster));
-                check_branches(settings, &store, &cluster, findings).await;
-            }
-        },
+            check_branches(settings, &store, &cluster, findings).await;
+            check_gaps(settings, store.clone(), cluster, findings).await;
+        }
         Err(error) => {
             findings.failed("repository", &error);
             return;
@@ -212,6 +247,25 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
         }
     }
     check_object(store.as_ref(), &name("o"), now, findings).await;
+}
+
+/// Holes that were recorded, and whether a base backup answers them.
+async fn check_gaps(settings: &Settings, store: Arc<dyn Store>, cluster: Cluster, findings: &mut Findings) {
+    let Some(size) = SegmentSize::new(cluster.segment_bytes) else { return };
+    let layout = Layout::new(settings.cluster.clone(), size, crate::codec::Codec::Lz4);
+    let loss = match (Repository { store, layout }).read_loss(None).await {
+        Ok(loss) => loss,
+        Err(error) => return findings.failed("lost WAL", &error),
+    };
+    match (loss.gaps.len(), loss.unanswered) {
+        (0, _) => findings.ok("lost WAL", "none"),
+        (gaps, None) => findings.ok("lost WAL", format!("{gaps} gaps, with a base backup behind the last")),
+        (gaps, Some(last)) => findings.warning(
+            "lost WAL",
+            format!("{gaps} gaps, the last from {} to {}, and no base backup behind it", last.start, last.end),
+            "Nothing behind it can be restored: run `seawall backup` if `seawall run` does not do it by itself.",
+        ),
+    }
 }
 
 /// WAL of servers that were cut off at a failover is nothing wrong, and good to know of.

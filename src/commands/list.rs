@@ -10,6 +10,10 @@ use crate::wal::{Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
 use serde::Serialize;
 
+/// Where that is so.
+const BACKUP_NEEDED: &str =
+    "no base backup was taken behind the last gap: nothing behind it can be restored; run `seawall backup`";
+
 /// What can be restored from one base backup.
 #[derive(Serialize)]
 struct Window {
@@ -52,6 +56,8 @@ struct Report {
     unfinished_backups: Vec<String>,
     wal: Vec<TimelineReport>,
     lost_wal: Vec<RangeReport>,
+    /// WAL was lost, and no base backup behind it is finished.
+    backup_needed: bool,
     dead_branches: Vec<RangeReport>,
     unknown_objects: Vec<String>,
 }
@@ -124,6 +130,9 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
             gap.start, gap.end, gap.timeline
         ));
     }
+    if report.backup_needed {
+        text.push_str(&format!("{BACKUP_NEEDED}\n"));
+    }
     for branch in &report.dead_branches {
         text.push_str(&format!(
             "note: timeline {} was left at {}; behind it {} are stored, up to {}, of a server that was cut off: --timeline {} \
@@ -153,6 +162,7 @@ struct Status {
     server_error: Option<String>,
     behind_bytes: Option<u64>,
     holes: usize,
+    backup_needed: bool,
 }
 
 /// Prints how the archive stands against the server.
@@ -178,6 +188,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         server_error: server.as_ref().err().map(ToString::to_string),
         behind_bytes: server_lsn.zip(stored_to).map(|(server, stored)| server - stored),
         holes: report.lost_wal.len(),
+        backup_needed: report.backup_needed,
     };
     if as_json {
         return print::stdout(&print::json(&status)?);
@@ -197,7 +208,11 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n",
         status.cluster,
         shown(status.restorable_to),
-        if status.holes == 0 { "none".to_owned() } else { format!("{} holes: see `seawall list`", status.holes) },
+        match (status.holes, status.backup_needed) {
+            (0, _) => "none".to_owned(),
+            (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
+            (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
+        },
     ))
 }
 
@@ -243,6 +258,7 @@ fn report(name: &str, catalog: Catalog) -> Report {
             .map(|(timeline, coverage)| TimelineReport { timeline: *timeline, stored: coverage.runs() })
             .collect(),
         lost_wal: catalog.gaps.iter().map(|gap| RangeReport::of(gap.range)).collect(),
+        backup_needed: catalog.unanswered_gap().is_some(),
         dead_branches: catalog.dead_branches.iter().copied().map(RangeReport::of).collect(),
         unknown_objects: catalog.unknown.clone(),
     }

@@ -1,6 +1,7 @@
 //! One workflow a command: build the parts, run, print. May import everything.
 
 mod backup;
+mod backups;
 mod check;
 mod completions;
 mod demo;

@@ -1,6 +1,6 @@
 //! `seawall run`: streams, stores, acknowledges, and shows how it is doing.
 
-use super::looks::Looks;
+use super::backups::Backups;
 use super::observer::StoreMetrics;
 use super::{parts, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource};
@@ -8,9 +8,9 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::http::{self, Health};
 use crate::metrics::{Metrics, WalObject};
-use crate::repository::{BackupDocument, Key, Repository};
+use crate::postgres::WalStatus;
 use crate::runtime::{Clock, Shutdown, Tasks};
-use crate::store::{Conditional, Store};
+use crate::store::Conditional;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -40,12 +40,13 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     }
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
     let options = ArchiveOptions { flush_interval: settings.run.flush_interval, ..ArchiveOptions::default() };
-    let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock);
+    let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
 
     let mut services: Tasks<()> = Tasks::default();
     let (health, is_healthy) = watch::channel(health_of(&archiver.state().borrow()));
     services.start(follow_health(archiver.state(), health));
-    services.start(follow_backups(settings.clone(), store, metrics.clone(), Looks::new(archiver.state())));
+    let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
+    services.start(Box::pin(backups.run()));
     if let Some(listener) = listener {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
         tracing::info!(%address, "metrics at /metrics, health at /healthz and /readyz");
@@ -77,11 +78,21 @@ fn show(metrics: &Metrics, state: &ArchiveState) {
     metrics.count_wal_objects(WalObject::Block, state.counts.blocks);
     metrics.count_wal_objects(WalObject::Tail, state.counts.tails);
     metrics.set_buffered_bytes(state.in_flight_bytes);
+    let slot = state.slot.as_ref();
+    let server = Some(state.rpo.server_lsn()).filter(|lsn| lsn.is_valid());
+    metrics.set_slot(
+        slot.and_then(|slot| slot.status).map(WalStatus::name),
+        slot.and_then(|slot| slot.safe_wal_bytes),
+        slot.and_then(|slot| slot.restart_lsn).zip(server).map(|(restart, server)| server - restart),
+    );
     metrics.set_tails_live(usize::try_from(state.live_tails).unwrap_or(usize::MAX));
 }
 
 fn health_of(state: &ArchiveState) -> Health {
     let (ready, reason) = match state.phase {
+        Phase::Streaming if !state.is_compared => {
+            (false, "comparing what is stored with what the server has".to_owned())
+        }
         Phase::Streaming => (true, format!("streaming, durable up to {}", state.durable)),
         Phase::HotSpare => (true, "hot spare: another archiver holds the slot".to_owned()),
         Phase::Stopping => (false, "stopping".to_owned()),
@@ -102,49 +113,4 @@ async fn follow_health(mut state: watch::Receiver<ArchiveState>, health: watch::
             changed
         });
     }
-}
-
-/// Keeps the metrics of the newest base backup and of recorded holes up to date.
-async fn follow_backups(settings: Settings, store: Arc<dyn Store>, metrics: Metrics, mut looks: Looks) {
-    let mut newest = None;
-    loop {
-        // A store that fails shows in its own metrics; the numbers here stay as they were.
-        if let Ok((repository, _)) = parts::repository_in(&settings, store.clone()).await {
-            if let Ok(Some(backup)) = newest_backup(&repository).await {
-                let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
-                metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
-                if newest.replace(backup.id.clone()) != Some(backup.id) {
-                    looks.found_new_backup();
-                }
-            }
-            if let Ok(gaps) = count_gaps(&repository).await {
-                metrics.set_gaps(gaps);
-            }
-        }
-        if !looks.next().await {
-            return;
-        }
-    }
-}
-
-/// Lists the index alone: the WAL itself may be years of objects.
-async fn count_gaps(repository: &Repository) -> Result<u64> {
-    let mut gaps = 0;
-    for timeline in repository.read_timelines().await? {
-        gaps += repository.read_gaps(timeline).await?.len() as u64;
-    }
-    Ok(gaps)
-}
-
-async fn newest_backup(repository: &Repository) -> Result<Option<BackupDocument>> {
-    let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
-    let mut ids: Vec<_> =
-        level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
-    ids.sort();
-    for id in ids.into_iter().rev() {
-        if let Some(document) = repository.read_document(&Key::BackupEnd(id)).await? {
-            return Ok(Some(document));
-        }
-    }
-    Ok(None)
 }

@@ -164,6 +164,22 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "run.backup_after_gap",
+        flag: None,
+        variable: None,
+        written: Written::Boolean,
+        default: Some("true"),
+        example: "false",
+        about: "When WAL was lost (the server removed it before it was stored), nothing behind the gap can be restored \
+                until a base backup is taken. `run` then takes one by itself, one at a time, again and again until one \
+                is finished. `false` leaves that to you: `seawall_backup_needed` is 1 until it is done.",
+        set: |settings, text| {
+            settings.run.backup_after_gap =
+                text.parse().map_err(|_| format!("cannot be {text:?}: it is true or false"))?;
+            Ok(())
+        },
+    },
+    Key {
         name: "s3.region",
         flag: None,
         variable: None,

@@ -50,6 +50,8 @@ pub struct RunSettings {
     pub flush_interval: Duration,
     /// Where the HTTP endpoint listens; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+    /// A hole in the archive is answered with a base backup.
+    pub backup_after_gap: bool,
 }
 
 impl fmt::Debug for Settings {
@@ -117,7 +119,7 @@ impl Settings {
             repo: None,
             slot: String::new(),
             log_format: LogFormat::default(),
-            run: RunSettings { flush_interval: Duration::ZERO, listen: None },
+            run: RunSettings { flush_interval: Duration::ZERO, listen: None, backup_after_gap: false },
             store: StoreOptions::default(),
         };
         for key in KEYS {

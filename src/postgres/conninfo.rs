@@ -265,6 +265,16 @@ impl ConnInfo {
         &self.application_name
     }
 
+    /// The same with another database.
+    pub fn with_database(&self, name: &str) -> ConnInfo {
+        ConnInfo { dbname: name.to_owned(), ..self.clone() }
+    }
+
+    /// The same for whatever kind of server it is.
+    pub fn with_any_session(&self) -> ConnInfo {
+        ConnInfo { target_session_attrs: TargetSessionAttrs::Any, ..self.clone() }
+    }
+
     /// The role.
     pub fn user(&self) -> &str {
         &self.user

@@ -15,6 +15,7 @@ mod conninfo_text;
 mod error;
 mod message;
 mod passfile;
+mod slot;
 mod streaming;
 mod tls;
 mod tls_verify;
@@ -23,4 +24,5 @@ pub use base_backup::{BackupEvent, BackupStart, BackupStream, BaseBackupOptions,
 pub use client::{Client, Mode, Rows, SlotState, SystemIdentity};
 pub use conninfo::{ChannelBinding, ConnInfo, SslMode, TargetSessionAttrs};
 pub use error::{HostFailure, PgError, ServerMessage};
+pub use slot::{SlotHealth, WalStatus};
 pub use streaming::{StatusUpdate, Streaming, WalMessage, WalStream};

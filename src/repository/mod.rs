@@ -5,6 +5,7 @@ mod documents;
 mod file_path;
 mod identity;
 mod layout;
+mod loss;
 pub mod manifest;
 mod reader;
 pub mod tar;
@@ -18,6 +19,7 @@ pub use documents::{
 pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
+pub use loss::Loss;
 pub use reader::{WalReader, Window};
 pub use writer::{Stamp, StoredFrames, Writer};
 pub(crate) use writer::{hex, same};

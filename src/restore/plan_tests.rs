@@ -270,6 +270,28 @@ fn the_path_is_the_line_that_the_archiver_last_followed_or_the_one_asked_for() {
 }
 
 #[test]
+fn from_its_history_on_a_timeline_is_followed_however_late_its_parents_dead_branch_was_stored() {
+    // Given a dead branch whose last bytes came after those of the timeline that is followed
+    let mut catalog = CatalogBuilder::new()
+        .wal(2, 4 * MIB, 9 * MIB)
+        .wal(1, MIB, 8 * MIB)
+        .history(2, "1\t0/480000\tno recovery target specified\n")
+        .backup(1, 100, MIB + 40, MIB + 1000)
+        .build()
+        .catalog;
+    let records: Vec<Record> = (0..20).map(|n| other(2 * MIB + n * (MIB / 4))).collect();
+    let followed = plan(&catalog, &request(Target::End), &records).unwrap();
+    assert_eq!((followed.timeline, followed.path.len()), (TimelineId(2), 2));
+    // and of which nothing but the history is stored: then the branch ends at the switch point
+    catalog.coverage.remove(&TimelineId(2));
+    let followed = plan(&catalog, &request(Target::End), &records).unwrap();
+    assert_eq!(followed.timeline, TimelineId(1));
+    assert!(followed.end_lsn <= Lsn(0x48_0000), "{followed}");
+    let asked = plan(&catalog, &Request { timeline: Some(TimelineId(1)), ..request(Target::End) }, &records).unwrap();
+    assert!(asked.end_lsn > Lsn(0x48_0000), "{asked}");
+}
+
+#[test]
 fn names_that_are_not_known_are_refused_with_those_that_are() {
     let catalog = forked();
     let text = refused(&catalog, &Request { timeline: Some(TimelineId(9)), ..request(Target::End) }, &[]);

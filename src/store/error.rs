@@ -39,6 +39,9 @@ impl StoreErrorKind {
     }
 }
 
+/// The action that stores.
+const STORE: &str = "store";
+
 /// An operation on a store failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {target}")]
@@ -84,12 +87,17 @@ impl From<StoreError> for Error {
                 "The store asks to slow down: is something else using the same prefix heavily?"
             }
             StoreErrorKind::Transient => "Is the store up, and can this machine reach its endpoint?",
+            StoreErrorKind::Corrupt if error.action == STORE => {
+                "The bytes were altered on the way, and the store refused them: is there a proxy or a faulty network card \
+                 between here and the store?"
+            }
             StoreErrorKind::Corrupt => "The bytes were altered on the way or in the store.",
             StoreErrorKind::NotFound => "Was it deleted by somebody or by a lifecycle rule?",
             StoreErrorKind::Range | StoreErrorKind::Unsupported | StoreErrorKind::Permanent => "",
         };
         let kind = match error.kind {
-            StoreErrorKind::Corrupt => Kind::Damaged,
+            // What was refused is not stored: nothing is damaged, and the way to the store may be mended.
+            StoreErrorKind::Corrupt if error.action != STORE => Kind::Damaged,
             _ => Kind::Store,
         };
         let outer = Error::new(kind, format!("cannot {} {}", error.action, error.target));
@@ -98,5 +106,18 @@ impl From<StoreError> for Error {
             None => outer,
         };
         if hint.is_empty() { outer } else { outer.hint(hint) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_altered_on_its_way_into_the_store_is_the_ways_fault_and_what_comes_out_altered_is_damaged() {
+        let error = |action| Error::from(StoreError::new(StoreErrorKind::Corrupt, action, "s3://b/x"));
+        assert_eq!(error("store").kind(), Kind::Store);
+        assert!(error("store").hint_text().unwrap_or_default().contains("proxy"));
+        assert_eq!(error("read").kind(), Kind::Damaged);
     }
 }

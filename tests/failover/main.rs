@@ -6,6 +6,7 @@
 mod s3;
 #[path = "../support/s3_store.rs"]
 mod s3_store;
+mod scripted;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;
@@ -85,14 +86,19 @@ async fn what_an_old_primary_wrote_behind_the_fork_is_kept_apart() {
 
 async fn old_primary(version: u32) {
     let stage = Stage::new(version).await;
-    let mut old = Node::primary(version, None).await;
+    // Given segments of every kind: of one block, of a small one, and of four, of which the second holds the fork
+    let wal_segment_mib = [(14, 1), (16, 64)].into_iter().find(|(of, _)| *of == version).map(|(_, mib)| mib);
+    let mut old = Node::primary(version, wal_segment_mib).await;
+    if wal_segment_mib == Some(64) {
+        old.value("SELECT pg_logical_emit_message(false, 'seawall', repeat('x', 20000000))").await;
+    }
     let [new] = old.standbys().await;
     let archiver = stage.archive(&hosts(&[&old, &new], "primary"));
     archiver.settled(&old).await;
     stage.backup(&old).await;
     old.mark("shared").await;
     new.replayed(old.lsn().await).await;
-    // Given a standby that was promoted behind the back of its primary, which goes on, archived
+    // and a standby that was promoted behind the back of its primary, which goes on, archived
     let switch = new.promote().await;
     old.mark("lost").await;
     let lost = old.time().await;
@@ -159,7 +165,7 @@ async fn half_a_record(version: u32) {
     let stage = Stage::new(version).await;
     let mut old = Node::primary(version, Some(1)).await;
     let [new] = old.standbys().await;
-    let archiver = stage.archive(&hosts(&[&new], "any"));
+    let mut archiver = stage.archive(&hosts(&[&new], "any"));
     old.mark("first").await;
     archiver.acknowledged(ONE, old.lsn().await).await;
     stage.backup(&old).await;
@@ -172,8 +178,8 @@ async fn half_a_record(version: u32) {
         let writing = tokio::spawn(async move {
             session.sql("SELECT pg_logical_emit_message(false, 'seawall', repeat('x', 200000000))").await
         });
-        let mut state = archiver.state.clone();
-        state.wait_for(|state| state.received.0 > begun.0 + (2 << 20)).await.unwrap();
+        let state = archiver.state.clone();
+        archiver.received(Lsn(begun.0 + (2 << 20))).await;
         let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
         // The last segment that was finished has come.
@@ -311,7 +317,7 @@ async fn promoted_apart(version: u32) {
     ours.mark("ours").await;
     theirs.mark("theirs").await;
     for n in 0..20 {
-        twin.mark(&format!("the twin's, {n}")).await;
+        twin.mark(&format!("of the twin, {n}")).await;
     }
     archiver.settled(&ours).await;
     archiver.stop().await;
@@ -361,5 +367,4 @@ async fn an_old_primary_that_had_nothing_more_is_not_followed_past_the_fork() {
     // Then nothing of that is stored
     assert_eq!(error.kind(), Kind::Diverged, "{error:?}");
     assert_eq!(stage.bucket.snapshot().keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
-    let _ = switch;
 }

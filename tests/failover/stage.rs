@@ -290,13 +290,14 @@ impl Running {
         self.acknowledged(timeline, lsn).await;
     }
 
-    pub async fn wait_for_error(&self, text: &str) {
-        wait_for(&format!("the archiver to say {text:?}"), PATIENCE, async || {
-            let state = self.state.borrow().clone();
-            assert!(!self.task.is_finished(), "the archiver ended, at {state:?}");
-            state.last_error.is_some_and(|error| error.contains(text)).then_some(())
-        })
-        .await;
+    /// Waits, without a pause, until so much has come.
+    pub async fn received(&mut self, lsn: Lsn) {
+        let mut state = self.state.clone();
+        let enough = state.wait_for(|state| state.received > lsn);
+        tokio::select! {
+            enough = tokio::time::timeout(PATIENCE, enough) => { enough.expect("WAL comes").unwrap(); }
+            ended = &mut self.task => panic!("the archiver ended: {ended:?}"),
+        }
     }
 
     pub async fn stop(mut self) {
@@ -309,12 +310,6 @@ impl Running {
     pub async fn gives_up(mut self) -> Error {
         let ended = tokio::time::timeout(PATIENCE, &mut self.task).await.expect("the archiver gives up");
         ended.unwrap().unwrap_err()
-    }
-
-    /// As `kill -9`.
-    pub async fn kill(mut self) {
-        self.task.abort();
-        let _ = (&mut self.task).await;
     }
 }
 

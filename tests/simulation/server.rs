@@ -6,8 +6,8 @@ use crate::wal::{SEGMENT_BYTES, Wal, segment_size};
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
+    Started, TimelineEnd,
 };
 use seawall::error::{Error, Kind};
 use seawall::runtime::Clock;
@@ -308,6 +308,20 @@ impl Source for Server {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         Ok(Box::new(SimObserver(self.clone())))
     }
+
+    async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        let mut inner = self.lock();
+        if inner.chance(2) {
+            return Err(SourceError::lost("peeking"));
+        }
+        let Some((end, _)) = self.end_of(&inner, timeline) else {
+            return Err(refused(SourceErrorKind::NotInHistory, "requested timeline is not in this server's history"));
+        };
+        let is_there = lsn >= inner.removed_before;
+        let end = end.min(lsn + 100).max(lsn);
+        drop(inner);
+        Ok(is_there.then(|| Bytes::from(self.shared.wal.bytes(timeline, lsn, end))))
+    }
 }
 
 #[derive(Debug)]
@@ -364,6 +378,12 @@ impl Session for SimSession {
         let redo = Lsn(inner.flush.0 - inner.random.u64(0..SEGMENT_BYTES / 2)).max(inner.removed_before);
         let restart = *inner.slot.get_or_insert(redo);
         Ok(SlotPosition { restart_lsn: Some(restart).filter(|_| inner.tells_restart_lsn), created })
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        let inner = self.server.lock();
+        self.check(&inner)?;
+        Ok(Standing { timeline: inner.timeline, flush_lsn: inner.flush, is_standby: false })
     }
 
     async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {

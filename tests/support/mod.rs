@@ -10,6 +10,7 @@
     clippy::disallowed_methods
 )]
 
+pub mod archiver;
 pub mod postgres;
 pub mod program;
 pub mod proxy;

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Started,
-    TimelineEnd,
+    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
+    Started, TimelineEnd,
 };
 use seawall::error::{Error, Kind};
 use seawall::runtime::Clock;
@@ -115,6 +115,11 @@ impl Source for Server {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         Ok(Box::new(Connection { server: self.clone(), number: u64::MAX }))
     }
+
+    async fn peek(&self, _: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        let end = self.flush().min(lsn + 100).max(lsn);
+        Ok(Some(Bytes::from(wal(lsn, end))))
+    }
 }
 
 #[derive(Debug)]
@@ -144,6 +149,10 @@ impl Session for Connection {
         let created = inner.slot.is_none();
         let restart_lsn = Some(*inner.slot.get_or_insert(self.server.flush()));
         Ok(SlotPosition { restart_lsn, created })
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        Ok(Standing { timeline: TIMELINE, flush_lsn: self.server.flush(), is_standby: false })
     }
 
     async fn start(self: Box<Self>, start: Lsn, _: TimelineId) -> Result<Started, SourceError> {

@@ -1,11 +1,12 @@
 //! WAL that the server no longer has: what can be had from the repository instead, and what is lost.
 
 use super::{Archiver, Outcome};
+use crate::archive::gap::Missing;
 use crate::archive::resume::{self, Resume};
 use crate::archive::source::{SourceError, SourceErrorKind};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FORMAT_VERSION, GapNote, Key, Repository, WalReader, Writer};
-use crate::store::Created;
+use crate::repository::{Key, Repository, WalReader, Writer};
+use crate::runtime::Shutdown;
 use crate::wal::{Lsn, TimelineId, WalRange};
 
 impl Archiver {
@@ -17,8 +18,14 @@ impl Archiver {
         repository: &Repository,
         resume: &Resume,
         error: SourceError,
+        shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, size, end) = (resume.timeline, writer.layout().segment_size(), resume.overlap_end);
+        let last = size.segment_start(Lsn(end.0.saturating_sub(1)));
+        if resume.start < last {
+            // That much was asked for only to compare more.
+            return Ok(Outcome::AgainAt(timeline, last));
+        }
         if resume.switch == Some(end) {
             // Complete, but not all of it permanent: that much can be had from what is stored.
             return match self.seal_from_repository(writer, repository, timeline, end).await {
@@ -32,7 +39,15 @@ impl Archiver {
         if resume.start < end && size.segment_start(end) == end {
             return Ok(Outcome::AgainAt(timeline, end));
         }
-        self.record_gap(writer, repository, resume, error).await
+        let settling = self.settle_missing(writer, repository, resume, error, shutdown);
+        match Box::pin(settling).await {
+            Ok(Missing::Settled) => Ok(Outcome::Again),
+            Ok(Missing::Unclear(error)) => Ok(Outcome::Pause(error)),
+            Err(error) if error.kind() == Kind::Store => {
+                Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the last block of a finished timeline permanent from its stored tails.
@@ -54,58 +69,5 @@ impl Archiver {
         }
         writer.store_wal(&Key::Block(range), range, window.pieces.concat().into()).await?;
         Ok(())
-    }
-
-    /// The server no longer has what comes next. What is lost is written down, so that nothing passes over it unseen.
-    async fn record_gap(
-        &self,
-        writer: &Writer,
-        repository: &Repository,
-        resume: &Resume,
-        error: SourceError,
-    ) -> Result<Outcome> {
-        let size = writer.layout().segment_size();
-        let from = resume.overlap_end;
-        // A new look at the slot: what it keeps from is what the server still has.
-        let mut session = match self.source.connect().await {
-            Ok(session) => session,
-            Err(error) => return Ok(Outcome::Pause(error)),
-        };
-        let kept = match session.take_slot().await {
-            Ok(slot) => slot.restart_lsn.unwrap_or(session.identity().flush_lsn),
-            Err(error) => return Ok(Outcome::Pause(error)),
-        };
-        let mut to = size.segment_start(kept);
-        if to <= from {
-            // The slot claims to keep what the server has removed (a lost slot, on 13 to 17): begin where it is now.
-            to = size.segment_start(session.identity().flush_lsn);
-        }
-        // What comes behind the switch point is another timeline's.
-        let to = resume.switch.map_or(to, |switch| to.min(switch));
-        if to <= from {
-            return Ok(Outcome::Pause(error));
-        }
-        let range = WalRange { timeline: resume.timeline, start: from, end: to };
-        let note = GapNote {
-            format: FORMAT_VERSION,
-            timeline: range.timeline,
-            start: range.start,
-            end: range.end,
-            found_at: self.clock.now(),
-            reason: error.to_string(),
-        };
-        let known = repository.read_gaps(range.timeline).await?;
-        if !known.iter().any(|gap| gap.start <= range.start && range.end <= gap.end) {
-            let created = writer.store_document(&Key::Gap(range), &note).await?;
-            if created == Created::New {
-                self.state.send_modify(|state| state.counts.gaps += 1);
-            }
-        }
-        tracing::error!(
-            lost = %range,
-            "WAL is lost: the server removed it before it was archived; restores from earlier backups end before it, and a \
-             new base backup is needed"
-        );
-        Ok(Outcome::Again)
     }
 }

@@ -4,6 +4,7 @@
 //! `src/include/access/xlogrecord.h` and the headers named at each kind, in little-endian order: WAL of a big-endian
 //! server is refused by its page magic.
 
+mod beginning;
 mod main_data;
 mod page;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 mod transaction;
 mod walker;
 
+pub use beginning::begins_anew;
 pub use walker::{RecordWalker, WalkError};
 
 use super::{Lsn, TimelineId};

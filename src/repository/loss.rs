@@ -1,0 +1,135 @@
+//! Recorded holes and the base backups that answer them. Nothing behind a hole can be restored until a base backup that
+//! begins behind it is finished.
+
+use super::documents::BackupBegin;
+use super::layout::Key;
+use super::{Catalog, Repository};
+use crate::error::Result;
+use crate::store::StoreErrorKind;
+use crate::wal::{History, Lsn, TimelineId, WalRange};
+
+/// The last hole on the way of `history` behind which no base backup begins; `backups` are where the finished ones do.
+fn unanswered_gap(
+    history: &History,
+    gaps: impl IntoIterator<Item = WalRange>,
+    backups: impl IntoIterator<Item = (TimelineId, Lsn)>,
+) -> Option<WalRange> {
+    let is_on_path = |timeline: TimelineId, lsn: Lsn| {
+        history.passes(timeline) && history.switch_from(timeline).is_none_or(|switch| lsn < switch)
+    };
+    let gaps = gaps.into_iter().filter(|gap| is_on_path(gap.timeline, gap.start));
+    let last = gaps.max_by_key(|gap| (gap.timeline, gap.end))?;
+    // On a path, a later timeline is a later position.
+    let answers = |(timeline, start): (TimelineId, Lsn)| {
+        is_on_path(timeline, start) && timeline >= last.timeline && start >= last.end
+    };
+    (!backups.into_iter().any(answers)).then_some(last)
+}
+
+/// Lost WAL, and the base backup that would answer it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Loss {
+    /// The newest finished base backup, as it began.
+    pub newest_backup: Option<BackupBegin>,
+    /// Recorded holes, of all timelines.
+    pub gaps: Vec<WalRange>,
+    /// The last hole, if no base backup begins behind it.
+    pub unanswered: Option<WalRange>,
+}
+
+impl Catalog {
+    /// As [`unanswered_gap`], on the way to the timeline that was archived last.
+    pub fn unanswered_gap(&self) -> Option<WalRange> {
+        let in_gaps = self.gaps.iter().map(|gap| gap.range.timeline).max();
+        let history = self.history(self.followed_timeline().max(in_gaps)?);
+        let backups = self.finished_backups().map(|backup| (backup.timeline, backup.start_lsn));
+        unanswered_gap(&history, self.gaps.iter().map(|gap| gap.range), backups)
+    }
+}
+
+impl Repository {
+    /// What the newest finished base backup said at its beginning: of all, or of those that began on a timeline before it
+    /// was left.
+    ///
+    /// # Errors
+    /// If the store fails or the document is unreadable.
+    pub async fn newest_backup(&self, before: Option<(TimelineId, Option<Lsn>)>) -> Result<Option<BackupBegin>> {
+        let level = self.store.list_level(&self.layout.base_prefix()).await?;
+        let mut ids: Vec<_> =
+            level.prefixes.iter().filter_map(|prefix| self.layout.parse_backup_prefix(prefix)).collect();
+        ids.sort();
+        for id in ids.into_iter().rev() {
+            let begin: Option<BackupBegin> = self.read_document(&Key::BackupBegin(id.clone())).await?;
+            let is_wanted = |begin: &BackupBegin| {
+                before.is_none_or(|(timeline, switch)| {
+                    begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch)
+                })
+            };
+            let Some(begin) = begin.filter(is_wanted) else { continue };
+            match self.store.head(&self.layout.name(&Key::BackupEnd(id))).await {
+                Ok(_) => return Ok(Some(begin)),
+                Err(error) if error.kind == StoreErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What was lost, and what was done about it: on the way to `followed`, or to the newest timeline that is stored.
+    /// Lists the index and the backups alone: the WAL itself may be years of objects.
+    ///
+    /// # Errors
+    /// If the store fails or a document is unreadable.
+    pub async fn read_loss(&self, followed: Option<TimelineId>) -> Result<Loss> {
+        let newest_backup = self.newest_backup(None).await?;
+        let timelines = self.read_timelines().await?;
+        let mut gaps = Vec::new();
+        for &timeline in &timelines {
+            let notes = self.read_gaps(timeline).await?;
+            gaps.extend(notes.iter().map(|note| WalRange { timeline, start: note.start, end: note.end }));
+        }
+        let unanswered = match followed.or(timelines.last().copied()) {
+            Some(timeline) if !gaps.is_empty() => {
+                let text = self.read_history_file(timeline).await?;
+                let path = text.and_then(|text| History::parse(timeline, &text).ok());
+                let path = path.unwrap_or_else(|| History::root(timeline));
+                let backup = newest_backup.as_ref().map(|begin| (begin.timeline, begin.start_lsn));
+                unanswered_gap(&path, gaps.iter().copied(), backup)
+            }
+            _ => None,
+        };
+        Ok(Loss { newest_backup, gaps, unanswered })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap(timeline: u32, start: u64, end: u64) -> WalRange {
+        WalRange { timeline: TimelineId(timeline), start: Lsn(start), end: Lsn(end) }
+    }
+
+    #[test]
+    fn a_hole_is_answered_by_a_backup_that_begins_behind_it() {
+        let history = History::root(TimelineId(1));
+        let gaps = [gap(1, 100, 200), gap(1, 300, 400)];
+        let unanswered =
+            |starts: &[u64]| unanswered_gap(&history, gaps, starts.iter().map(|start| (TimelineId(1), Lsn(*start))));
+        assert_eq!(unanswered(&[]), Some(gap(1, 300, 400)));
+        assert_eq!(unanswered(&[50, 250]), Some(gap(1, 300, 400)), "the last one is what counts");
+        assert_eq!(unanswered(&[399]), Some(gap(1, 300, 400)), "one that begins inside needs what is lost");
+        assert_eq!(unanswered(&[50, 400]), None);
+        assert_eq!(unanswered_gap(&history, [], []), None);
+    }
+
+    #[test]
+    fn only_what_is_on_the_path_counts() {
+        let history = History::parse(TimelineId(2), b"1\t0/100\tx\n").unwrap();
+        let backup = |timeline, start| Some((TimelineId(timeline), Lsn(start)));
+        assert_eq!(unanswered_gap(&history, [gap(1, 0x200, 0x300)], []), None, "a dead branch");
+        assert_eq!(unanswered_gap(&history, [gap(1, 0x50, 0x100)], backup(1, 0x40)), Some(gap(1, 0x50, 0x100)));
+        assert_eq!(unanswered_gap(&history, [gap(1, 0x50, 0x100)], backup(2, 0x110)), None);
+        assert_eq!(unanswered_gap(&history, [gap(2, 0x150, 0x200)], backup(1, 0x300)), Some(gap(2, 0x150, 0x200)));
+    }
+}
