@@ -323,8 +323,9 @@ mod tests {
             let stored = blocks(&[(MIB, 2 * MIB), (2 * MIB, 3 * MIB)]);
             resume_at(size, TimelineId(1), Lsn(end), &stored, History::root(TimelineId(1)), Some(Lsn(end)))
         };
+        // So little of the last segment that the one before comes again; the block that reaches over is not compared.
         let inside = resume(2 * MIB + 100);
-        assert_eq!((inside.start, inside.overlap_end, inside.known.len()), (Lsn(2 * MIB), Lsn(2 * MIB + 100), 0));
+        assert_eq!((inside.start, inside.overlap_end, inside.known.len()), (Lsn(MIB), Lsn(2 * MIB + 100), 1));
     }
 
     #[tokio::test]

@@ -1,26 +1,23 @@
 //! What `seawall run` does about base backups while it streams: it keeps their metrics, and answers a hole in the archive
 //! with a new one, because nothing behind the hole can be restored before that.
 
-use super::looks::{self, Looks};
+use super::looks::Looks;
 use super::parts;
-use crate::archive::ArchiveState;
+use crate::archive::{ArchiveState, Phase};
 use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, take};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::repository::{BackupDocument, BackupId, Key, Repository, Writer};
+use crate::repository::{BackupDocument, Key, Loss, Repository, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::Store;
-use crate::wal::WalRange;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Until the next look after one that failed.
-const FAILED_PAUSE: Duration = Duration::from_secs(60);
-
-/// Until the next look while a hole waits for a base backup, which may be one that the WAL says nothing of.
-const UNANSWERED_PAUSE: Duration = Duration::from_secs(3600);
+/// How often the repository is looked at while a hole waits for a base backup, which another process may take, or while
+/// nothing can be read.
+const UNSETTLED: Duration = Duration::from_secs(3600);
 
 /// Between a base backup that failed and the next attempt: each costs the server a checkpoint and a pass over its files.
 const PAUSES: RetryPolicy =
@@ -38,16 +35,18 @@ pub(super) struct Backups {
 impl Backups {
     /// Runs for ever; may be dropped at any time, and what an unfinished backup has stored is then never used.
     pub(super) async fn run(self) {
-        let mut backoff = Backoff::new(PAUSES);
         let mut looks = Looks::new(self.state.clone());
+        let mut backoff = Backoff::new(PAUSES);
         let (mut told, mut newest) = (None, None);
         loop {
-            let is_ours = looks::is_ours(&self.state.borrow());
             // A store that fails shows in its own metrics; the numbers here stay as they were.
-            if let Ok((unanswered, backup)) = self.look().await {
-                if newest != backup {
+            let found = self.look().await.ok();
+            let is_settled = found.as_ref().is_some_and(|found| found.unanswered.is_none());
+            if let Some(found) = found {
+                let unanswered = found.unanswered;
+                if found.newest_backup.is_some() && found.newest_backup != newest {
+                    newest = found.newest_backup;
                     looks.found_new_backup();
-                    newest = backup;
                 }
                 self.metrics.set_backup_needed(unanswered.is_some());
                 if unanswered.is_none() {
@@ -57,37 +56,40 @@ impl Backups {
                     tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
                 }
                 told = unanswered;
-                if unanswered.is_some() {
-                    looks.again_after(UNANSWERED_PAUSE);
-                }
-                if unanswered.is_some() && is_ours && self.settings.run.backup_after_gap {
-                    match self.answer().await {
-                        Ok(()) => continue,
-                        Err(error) => {
-                            let pause = backoff.next_pause();
-                            let hint = error.hint_text().unwrap_or_default();
-                            tracing::error!(
-                                %error,
-                                hint,
-                                pause_seconds = pause.as_secs_f64(),
-                                "the base backup after the gap failed; trying again"
-                            );
-                            tokio::time::sleep(pause).await;
-                            continue;
-                        }
+                if unanswered.is_some() && self.is_ours() && self.settings.run.backup_after_gap {
+                    if let Err(error) = self.answer().await {
+                        let pause = backoff.next_pause();
+                        let hint = error.hint_text().unwrap_or_default();
+                        tracing::error!(
+                            %error,
+                            hint,
+                            pause_seconds = pause.as_secs_f64(),
+                            "the base backup after the gap failed; trying again"
+                        );
+                        tokio::time::sleep(pause).await;
                     }
+                    continue;
                 }
-            } else {
-                looks.again_after(FAILED_PAUSE);
             }
-            if !looks.next().await {
+            let is_worth_while = match is_settled {
+                true => looks.next().await,
+                false => tokio::time::timeout(UNSETTLED, looks.next()).await.unwrap_or(true),
+            };
+            if !is_worth_while {
                 return;
             }
         }
     }
 
-    /// Sets the metrics, and says which hole waits for a base backup, and which base backup is the newest.
-    async fn look(&self) -> Result<(Option<WalRange>, Option<BackupId>)> {
+    /// True if base backups are ours to take: a spare leaves them to the one that streams, and nobody takes one of a server
+    /// that may be the wrong one.
+    fn is_ours(&self) -> bool {
+        let state = self.state.borrow();
+        state.phase == Phase::Streaming && state.is_compared
+    }
+
+    /// Sets the metrics, and says which base backup is the newest and which hole waits for one.
+    async fn look(&self) -> Result<Loss> {
         let (repository, _) = parts::repository_in(&self.settings, self.store.clone()).await?;
         let followed = self.state.borrow().timeline;
         let loss = repository.read_loss(followed).await?;
@@ -98,7 +100,7 @@ impl Backups {
             self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
         }
         self.metrics.set_gaps(loss.gaps.len() as u64);
-        Ok((loss.unanswered, loss.newest_backup.map(|begin| begin.id)))
+        Ok(loss)
     }
 
     /// Takes a base backup, as `seawall backup` does while `run` has the slot.

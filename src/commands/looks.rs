@@ -21,16 +21,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// WAL came, and for so long nobody looked.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// What makes a look worth while at once: whether base backups are ours to take, streams begun, gaps recorded.
-type Occasion = (bool, u64, u64);
+/// What makes a look worth while at once.
+type Occasion = (Phase, bool, u64, u64);
 
 fn occasion(state: &ArchiveState) -> Occasion {
-    (is_ours(state), state.counts.connections, state.counts.gaps)
-}
-
-/// A spare leaves base backups to the one that streams, and nobody takes one of a server that may be the wrong one.
-pub(super) fn is_ours(state: &ArchiveState) -> bool {
-    state.phase == Phase::Streaming && state.is_compared
+    (state.phase, state.is_compared, state.counts.connections, state.counts.gaps)
 }
 
 /// The moments at which to look.
@@ -39,7 +34,7 @@ pub(super) struct Looks {
     state: watch::Receiver<ArchiveState>,
     seen: Occasion,
     backups_ended: u64,
-    /// A backup has ended that was not found yet, or a look has left something open.
+    /// A backup has ended that was not found yet.
     due: VecDeque<Instant>,
     last: Instant,
     received_then: Lsn,
@@ -58,13 +53,6 @@ impl Looks {
     /// The last look found a base backup that it had not seen before.
     pub(super) fn found_new_backup(&mut self) {
         self.due.clear();
-    }
-
-    /// The last look has left something open.
-    pub(super) fn again_after(&mut self, pause: Duration) {
-        let due = Instant::now() + pause;
-        let at = self.due.partition_point(|other| *other <= due);
-        self.due.insert(at, due);
     }
 
     /// Waits until the next look is worth while. False if the archiver is gone. May be dropped.
@@ -115,7 +103,7 @@ mod tests {
 
     fn streaming() -> (watch::Sender<ArchiveState>, Looks) {
         let (state, watched) = watch::channel(ArchiveState::new(Instant::now()));
-        state.send_modify(|state| (state.phase, state.is_compared) = (Phase::Streaming, true));
+        state.send_modify(|state| state.phase = Phase::Streaming);
         (state, Looks::new(watched))
     }
 
@@ -154,8 +142,6 @@ mod tests {
         assert!(timeout(DAY, looks.next()).await.unwrap());
         looks.found_new_backup();
         assert_eq!(count(&mut looks, DAY / 2).await, 0);
-        looks.again_after(DAY / 4);
-        assert_eq!(count(&mut looks, DAY / 2).await, 1);
     }
 
     #[tokio::test(start_paused = true)]

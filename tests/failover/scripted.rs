@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
     ArchiveOptions, ArchiveState, Archiver, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source,
-    SourceError, Started, TimelineEnd,
+    SourceError, Standing, Started, TimelineEnd,
 };
 use seawall::codec::Codec;
 use seawall::repository::{Key, Layout, Repository, Writer};
@@ -50,6 +50,10 @@ impl Source for Stuck {
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         Err(SourceError::lost("nobody looks on"))
     }
+
+    async fn peek(&self, _: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
+        Ok(Some(wal(lsn, SWITCH.max(lsn))))
+    }
 }
 
 #[async_trait]
@@ -70,6 +74,10 @@ impl Session for Stuck {
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
         Ok(SlotPosition { restart_lsn: Some(Lsn(3 * MIB)), created: false })
+    }
+
+    async fn standing(&mut self) -> Result<Standing, SourceError> {
+        Ok(Standing { timeline: TimelineId(1), flush_lsn: SWITCH, is_standby: true })
     }
 
     async fn start(self: Box<Self>, start: Lsn, _: TimelineId) -> Result<Started, SourceError> {

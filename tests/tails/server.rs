@@ -117,8 +117,7 @@ impl Source for Server {
     }
 
     async fn peek(&self, _: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
-        let end = self.flush().min(lsn + 100).max(lsn);
-        Ok(Some(Bytes::from(wal(lsn, end))))
+        Ok(Some(Bytes::from(wal(lsn, self.flush().min(lsn + 100).max(lsn)))))
     }
 }
 
