@@ -95,6 +95,9 @@ pub struct RunArgs {
     /// Store what was received after at most this time; 0 stores every byte at once [default: 500ms]
     #[arg(long, value_name = "DURATION")]
     pub flush_interval: Option<String>,
+    /// Report what is stored as applied, too: for synchronous_commit = remote_apply
+    #[arg(long)]
+    pub treat_archived_as_applied: bool,
     /// Address of /metrics, /healthz and /readyz, or "off" [default: 127.0.0.1:8432]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,

@@ -66,6 +66,10 @@ struct Inner {
     rpo_seconds: Gauge,
     rpo_bytes: IntGauge,
     connected: IntGauge,
+    hot_spare: IntGauge,
+    synchronous: IntGauge,
+    captured: IntGauge,
+    remote_apply: IntGauge,
     timeline: IntGauge,
     server_lsn: IntGauge,
     received_lsn: IntGauge,
@@ -180,6 +184,23 @@ impl Metrics {
                 "The same in bytes of WAL: the server's last known position less the durable one.",
             )?,
             connected: build.int_gauge("seawall_connected", "1 while WAL is streaming from the server, else 0.")?,
+            hot_spare: build.int_gauge(
+                "seawall_hot_spare",
+                "1 while another archiver holds the slot and this one waits to take over, else 0.",
+            )?,
+            synchronous: build.int_gauge(
+                "seawall_synchronous",
+                "1 while commits wait for this archiver: synchronous_standby_names has its name, or `*`; else 0.",
+            )?,
+            captured: build.int_gauge(
+                "seawall_synchronous_captured",
+                "1 while they do because of the `*` alone, which nobody may have meant, else 0.",
+            )?,
+            remote_apply: build.int_gauge(
+                "seawall_remote_apply",
+                "1 while commits that wait for this archiver wait for ever: the server, a role or a database has \
+                 synchronous_commit = remote_apply; else 0.",
+            )?,
             timeline: build.int_gauge("seawall_timeline", "The timeline that is being archived; 0: not known yet.")?,
             server_lsn: build.int_gauge("seawall_server_lsn", "The server's last known WAL position, in bytes.")?,
             received_lsn: build.int_gauge("seawall_received_lsn", "WAL was received up to this position, in bytes.")?,
@@ -287,6 +308,22 @@ impl Metrics {
     /// Whether WAL is streaming.
     pub fn set_connected(&self, connected: bool) {
         self.0.connected.set(connected.into());
+    }
+
+    /// Whether another archiver holds the slot.
+    pub fn set_hot_spare(&self, spare: bool) {
+        self.0.hot_spare.set(spare.into());
+    }
+
+    /// Whether commits wait for this archiver, and whether only because everybody is waited for.
+    pub fn set_synchronous(&self, synchronous: bool, captured: bool) {
+        self.0.synchronous.set(synchronous.into());
+        self.0.captured.set(captured.into());
+    }
+
+    /// Whether some of them wait for what an archiver never does.
+    pub fn set_remote_apply(&self, waits: bool) {
+        self.0.remote_apply.set(waits.into());
     }
 
     /// The timeline that is being archived.
@@ -423,7 +460,9 @@ pub fn document() -> Result<String> {
     text.push_str(
         "\n## Worth an alarm\n\n\
          | when | expression |\n|---|---|\n\
-         | more would be lost than was promised | `seawall_rpo_seconds > 60` |\n\
+         | more would be lost than was promised | `seawall_rpo_seconds > 60 unless seawall_hot_spare == 1` |\n\
+         | commits wait for the archive, unasked | `seawall_synchronous_captured > 0` |\n\
+         | commits wait for ever | `seawall_remote_apply > 0` |\n\
          | nobody measures | `absent(seawall_rpo_seconds) or up{job=\"seawall\"} == 0` |\n\
          | no base backup for two days | `time() - seawall_last_backup_timestamp_seconds > 2 * 86400` |\n\
          | moments that cannot be restored | `seawall_gaps > 0` |\n\

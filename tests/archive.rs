@@ -179,7 +179,8 @@ async fn a_fast_shutdown_is_not_held_up() {
     let stopped = tokio::time::timeout(Duration::from_secs(20), server.stop(StopMode::Fast)).await;
     stopped.expect("the server stops while the archiver is attached").unwrap();
     // Then it got everything acknowledged first
-    assert!(state.borrow().durable > lsn, "the shutdown checkpoint is stored as well");
+    wait_for("the shutdown checkpoint to be stored", PATIENCE, async || (state.borrow().durable > lsn).then_some(()))
+        .await;
     archiver.stop().await.unwrap();
 }
 

@@ -24,14 +24,13 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Scene {
-        let settings = vec![("wal_sender_timeout".to_owned(), format!("{SENDER_TIMEOUT}s"))];
-        let server = Postgres::create(DEBIAN, ServerOptions { settings, ..ServerOptions::default() }).await;
-        Scene { server, bucket: S3Server::start() }
+        Scene { server: Postgres::create(DEBIAN, ServerOptions::default()).await, bucket: S3Server::start() }
     }
 
     fn seawall(&self, arguments: &[&str]) -> Seawall {
         let repository = format!("s3://{}/backups", S3Server::BUCKET);
-        let seawall = Seawall::new(arguments).env("SEAWALL_PG", self.server.conninfo()).env("SEAWALL_REPO", repository);
+        let conninfo = format!("{} options='-c wal_sender_timeout={SENDER_TIMEOUT}s'", self.server.conninfo());
+        let seawall = Seawall::new(arguments).env("SEAWALL_PG", conninfo).env("SEAWALL_REPO", repository);
         self.bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value))
     }
 

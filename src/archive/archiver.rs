@@ -5,13 +5,15 @@ mod holes;
 use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
+use super::lookout;
 use super::resume::{self, Resume, ResumeError};
-use super::source::{ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, TimelineEnd};
+use super::source::{
+    SPARE_PAUSE, ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, Synchronous, TimelineEnd,
+};
 use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::{SlotHealth, WalStatus};
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
@@ -22,17 +24,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// A server that ends the stream is left alone for so long: coming back at once would find it still shutting down, and
-/// hold that up.
-const LEAVING_PAUSE: Duration = Duration::from_secs(10);
+/// hold that up. A restart takes about as long, and commits that wait for us wait through it.
+const LEAVING_PAUSE: Duration = Duration::from_secs(5);
 
 /// A server whose past is not the repository's is left alone for so long in favour of others.
 const OTHER_PATH_PAUSE: Duration = Duration::from_secs(30);
 
 /// With several servers to choose from, they are asked at least so often: commits may wait for us on a new primary.
 const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(3);
-
-/// How often a hot spare asks whether the slot is free.
-const SPARE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A stream that has lasted so long was healthy: the next pause is the first one again.
 const HEALTHY: Duration = Duration::from_secs(10);
@@ -70,7 +69,7 @@ impl Default for ArchiveOptions {
 impl ArchiveOptions {
     /// True if whatever comes is to be stored at once.
     pub(super) fn is_urgent(&self, state: &ArchiveState) -> bool {
-        state.is_synchronous || self.flush_interval.is_zero()
+        state.commit_waits.synchronous != Synchronous::No || self.flush_interval.is_zero()
     }
 }
 
@@ -129,7 +128,7 @@ impl Archiver {
     /// What waiting cannot mend: before the first stream whatever the server refuses, later only a divergence, a
     /// damaged repository, or a defect.
     pub async fn run(&self, shutdown: &Shutdown) -> Result<()> {
-        let looking_on = self.look_on();
+        let looking_on = lookout::look_on(self.source.as_ref(), &self.state);
         let streaming = self.run_connections(shutdown);
         tokio::pin!(looking_on, streaming);
         tokio::select! {
@@ -183,7 +182,10 @@ impl Archiver {
             let pause = self.pause_after(error.kind, &mut backoff);
             let text = error.to_string();
             if error.kind == SourceErrorKind::SlotBusy {
-                self.state.send_modify(|state| state.phase = Phase::HotSpare);
+                self.state.send_modify(|state| {
+                    state.phase = Phase::HotSpare;
+                    state.counts.spare += 1;
+                });
             }
             // What goes on unchanged is said once.
             let is_news = last_told.as_ref() != Some(&text);
@@ -197,10 +199,17 @@ impl Archiver {
             last_told = Some(text);
             tokio::select! {
                 () = shutdown.stop.cancelled() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = self.wait(error.kind, pause) => {}
             }
         }
         Ok(())
+    }
+
+    /// A hot spare waits for the slot, without a request to the store; everybody else for a while.
+    async fn wait(&self, kind: SourceErrorKind, pause: Duration) {
+        if kind != SourceErrorKind::SlotBusy || self.source.wait_for_slot().await.is_err() {
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// How long to wait before the next connection. Another server, where there is one, need not be waited for.
@@ -257,7 +266,7 @@ impl Archiver {
             }
             Err(ResumeError::Source(error)) => self.judge(error),
             // The store is waited for like the server, once it has answered at all.
-            Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_streamed() => {
+            Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_begun() => {
                 Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
             }
             Err(ResumeError::Other(error)) => Err(error),
@@ -269,8 +278,8 @@ impl Archiver {
     fn judge(&self, error: SourceError) -> Result<Outcome> {
         let is_wrong = error.error.kind() == Kind::Diverged;
         match error.kind {
-            SourceErrorKind::Refused if !self.has_streamed() => Err(error.error),
-            SourceErrorKind::OtherPath if is_wrong && !self.source.has_others() && !self.has_streamed() => {
+            SourceErrorKind::Refused if !self.has_begun() => Err(error.error),
+            SourceErrorKind::OtherPath if is_wrong && !self.source.has_others() && !self.has_begun() => {
                 Err(error.error)
             }
             SourceErrorKind::Apart if self.source.pass_over(OTHER_PATH_PAUSE) => Ok(Outcome::Elsewhere(error.error)),
@@ -279,8 +288,10 @@ impl Archiver {
         }
     }
 
-    fn has_streamed(&self) -> bool {
-        self.state.borrow().counts.connections > 0
+    /// It has streamed, or waited for another one to leave: everything was right once.
+    fn has_begun(&self) -> bool {
+        let state = self.state.borrow();
+        state.counts.connections > 0 || state.counts.spare > 0
     }
 
     async fn prepare(
@@ -341,7 +352,10 @@ impl Archiver {
         self.state.send_modify(|state| {
             state.counts.connections += 1;
             state.last_error = None;
+            state.is_server_leaving = false;
             state.rpo.begin_anew();
+            // Where nothing comes before the first byte, nothing is outstanding.
+            state.rpo.stored(if resume.overlap_end == start && !is_linked { start } else { Lsn::INVALID });
             state.rpo.saw_server(Instant::now(), flush_lsn);
         });
         // Nothing comes again: the first record has to prove that it follows what is stored.
@@ -368,69 +382,6 @@ impl Archiver {
             }
             Ended::Lost(error) if error.kind == SourceErrorKind::Apart => self.judge(error),
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
-        }
-    }
-
-    /// On a second connection: whether commits wait for us, and where the server is while the stream does not say.
-    async fn look_on(&self) -> std::convert::Infallible {
-        const PAUSE: Duration = Duration::from_secs(1);
-        const PAUSE_WITHOUT: Duration = Duration::from_secs(10);
-        const ROUNDS_PER_SETTING: u32 = 3;
-        loop {
-            self.wait_for_stream().await;
-            let Ok(mut observer) = self.source.observe().await else {
-                tokio::time::sleep(PAUSE_WITHOUT).await;
-                continue;
-            };
-            for round in 0u32.. {
-                if round.is_multiple_of(ROUNDS_PER_SETTING) {
-                    let Ok(synchronous) = observer.is_synchronous().await else { break };
-                    self.state.send_if_modified(|state| {
-                        let changed = state.is_synchronous != synchronous;
-                        state.is_synchronous = synchronous;
-                        changed
-                    });
-                    let Ok(slot) = observer.slot().await else { break };
-                    self.show_slot(slot);
-                }
-                let is_silent = {
-                    let state = self.state.borrow();
-                    let silent = state.last_message.is_none_or(|last| last.elapsed() > 2 * PAUSE);
-                    silent || state.is_reading_stopped
-                };
-                if is_silent {
-                    let Ok(lsn) = observer.flush_lsn().await else { break };
-                    self.state.send_modify(|state| state.rpo.saw_server(Instant::now(), lsn));
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-            self.show_slot(None);
-            tokio::time::sleep(PAUSE_WITHOUT).await;
-        }
-    }
-
-    /// Publishes how the slot is, and says it when it comes into danger.
-    fn show_slot(&self, slot: Option<SlotHealth>) {
-        let before = self.state.borrow().slot.as_ref().and_then(|slot| slot.status);
-        let now = slot.as_ref().and_then(|slot| slot.status);
-        if now >= Some(WalStatus::Unreserved) && now != before {
-            tracing::error!(
-                wal_status = now.map(WalStatus::name),
-                "the slot holds back more WAL than the server keeps for it (max_slot_wal_keep_size): what is not stored \
-                 soon is lost"
-            );
-        }
-        self.state.send_if_modified(|state| {
-            let changed = state.slot != slot;
-            state.slot = slot;
-            changed
-        });
-    }
-
-    async fn wait_for_stream(&self) {
-        let mut state = self.state.subscribe();
-        if state.wait_for(|state| state.counts.connections > 0).await.is_err() {
-            std::future::pending::<()>().await;
         }
     }
 }

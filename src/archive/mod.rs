@@ -15,6 +15,8 @@ mod gap;
 mod garbage;
 mod line;
 mod link;
+mod lookout;
+mod pace;
 mod progress;
 mod resume;
 mod rpo;
@@ -31,7 +33,7 @@ pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;
 pub use source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
-    Started, TimelineEnd,
+    CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
+    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
 };
 pub use state::{ArchiveState, Counts, Phase};

@@ -2,19 +2,32 @@
 
 use super::slot;
 use super::source::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
-    Started, TimelineEnd,
+    CommitWaits, Feed, FeedMessage, Observer, SPARE_PAUSE, ServerIdentity, Session, SlotPosition, Source, SourceError,
+    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
 };
 use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotHealth, StatusUpdate, Streaming, WalMessage, WalStream};
 use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// A server whose archiver says nothing for so long takes the slot from it, so that a hot spare can go on: its host has
+/// gone silent. We say something every second; ten times nothing is no accident.
+const SENDER_TIMEOUT: (&str, &str) = ("wal_sender_timeout", "10s");
+
+/// What a server answers without having to do anything for it.
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Making a slot syncs files, and the start of a stream may wait for locks and read histories: on a busy server that
+/// takes its time.
+const WORK_PATIENCE: Duration = Duration::from_secs(300);
+
+/// `object_in_use`: another connection holds the slot.
+const OBJECT_IN_USE: &str = "55006";
 /// How long a server may take to say whether it has a piece of WAL.
 const PEEK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -28,6 +41,9 @@ pub struct PostgresSource {
     /// `None`: WAL is taken as far as it happens to be there.
     slot: Option<String>,
     clock: Clock,
+    treats_archived_as_applied: bool,
+    /// For what is answered at once, and for what may be work.
+    patience: (Duration, Duration),
     hosts: Arc<Mutex<Hosts>>,
 }
 
@@ -43,7 +59,41 @@ struct Hosts {
 impl PostgresSource {
     /// Streams through `slot`, which is made where it is missing.
     pub fn new(info: ConnInfo, slot: impl Into<String>, clock: Clock) -> PostgresSource {
-        PostgresSource { info, slot: Some(slot.into()), clock, hosts: Arc::default() }
+        let patience = (ANSWER_PATIENCE, WORK_PATIENCE);
+        PostgresSource {
+            info,
+            slot: Some(slot.into()),
+            clock,
+            treats_archived_as_applied: false,
+            patience,
+            hosts: Arc::default(),
+        }
+    }
+
+    /// Reports what is stored as applied, too: `synchronous_commit = remote_apply` then waits for the store and no
+    /// longer for ever.
+    pub fn treat_archived_as_applied(mut self, treats: bool) -> PostgresSource {
+        self.treats_archived_as_applied = treats;
+        self
+    }
+
+    /// Waits for an answer this long where the server has nothing to do for it, and that long where it may have; beyond
+    /// that the connection counts as lost.
+    pub fn with_patience(mut self, answer: Duration, work: Duration) -> PostgresSource {
+        self.patience = (answer, work);
+        self
+    }
+
+    async fn connect_to(&self, info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
+        let mut client = Client::connect(info, mode, settings).await?;
+        client.set_patience(self.patience.0);
+        Ok(client)
+    }
+
+    async fn connect_for_sql(&self, info: &ConnInfo, mode: Mode) -> Result<Client, PgError> {
+        let mut client = Client::connect_for_sql(info, mode).await?;
+        client.set_patience(self.patience.0);
+        Ok(client)
     }
 
     fn hosts(&self) -> MutexGuard<'_, Hosts> {
@@ -72,7 +122,8 @@ impl PostgresSource {
 #[async_trait]
 impl Source for PostgresSource {
     async fn connect(&self) -> Result<Box<dyn Session>, SourceError> {
-        let mut client = Client::connect(&self.eligible(), Mode::Physical, &[]).await?;
+        let settings: &[_] = if self.info.sets(SENDER_TIMEOUT.0) { &[] } else { &[SENDER_TIMEOUT] };
+        let mut client = self.connect_to(&self.eligible(), Mode::Physical, settings).await?;
         self.hosts().last = Some(client.host().to_owned());
         let system = client.identify_system().await?;
         let segment_size = client.wal_segment_size().await?;
@@ -88,18 +139,40 @@ impl Source for PostgresSource {
 
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError> {
         let info = self.last_host();
-        // One connection that may also ask by SQL, where the role is let in for that.
-        let client = match Client::connect_for_sql(&info, Mode::Database).await {
+        // One that may also ask by SQL, where the role is let in for that.
+        let client = match self.connect_for_sql(&info, Mode::Database).await {
             Ok(client) => client,
-            Err(_) => Client::connect(&info, Mode::Physical, &[]).await?,
+            Err(_) => self.connect_to(&info, Mode::Physical, &[]).await?,
         };
-        let name = self.info.application_name().to_owned();
-        Ok(Box::new(PostgresObserver { client, name, slot: self.slot.clone() }))
+        Ok(Box::new(PostgresObserver { client, source: self.clone(), waiting: BTreeSet::new() }))
+    }
+
+    /// With SQL, quietly. Where the role may not have that, by asking for a stream from the end of all positions: a slot
+    /// that is held is said to be, and a free one is let go again because there is no such WAL.
+    async fn wait_for_slot(&self) -> Result<(), SourceError> {
+        let Some(slot) = &self.slot else { return Ok(()) };
+        let info = self.last_host();
+        if let Ok(mut sql) = self.connect_for_sql(&info, Mode::Sql).await {
+            loop {
+                tokio::time::sleep(SPARE_PAUSE).await;
+                if !sql.is_slot_active(slot).await? {
+                    return Ok(());
+                }
+            }
+        }
+        let mut client = self.connect_to(&info, Mode::Physical, &[]).await?;
+        loop {
+            tokio::time::sleep(SPARE_PAUSE).await;
+            match client.ask_for_no_stream(slot).await {
+                Err(error) if error.sqlstate() == Some(OBJECT_IN_USE) => {}
+                _ => return Ok(()),
+            }
+        }
     }
 
     async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {
         let asking = async {
-            let client = Client::connect(&self.last_host(), Mode::Physical, &[]).await?;
+            let client = self.connect_to(&self.last_host(), Mode::Physical, &[]).await?;
             let Streaming::Wal(mut stream) = client.start_replication(None, lsn, timeline).await? else {
                 return Ok(Some(Bytes::new()));
             };
@@ -153,6 +226,7 @@ impl Session for PostgresSession {
     }
 
     async fn take_slot(&mut self) -> Result<SlotPosition, SourceError> {
+        self.client.set_patience(self.source.patience.1);
         let info = self.info();
         match &self.source.slot {
             Some(name) => slot::take(&mut self.client, &info, name).await,
@@ -170,11 +244,7 @@ impl Session for PostgresSession {
 
     async fn standing(&mut self) -> Result<Standing, SourceError> {
         // First what it is, then where: a standby that is promoted in between shows by its timeline.
-        let is_standby = match self.client.parameter("in_hot_standby") {
-            Some(value) => value == "on",
-            // 13 does not report it.
-            None => self.client.show("transaction_read_only").await? == "on",
-        };
+        let is_standby = is_standby(&mut self.client).await?;
         let system = self.client.identify_system().await?;
         Ok(Standing { timeline: system.timeline, flush_lsn: system.flush_lsn, is_standby })
     }
@@ -184,7 +254,7 @@ impl Session for PostgresSession {
         let names = all.host_names().into_iter().filter(|name| name != own);
         let other = |name: String| {
             let info = all.with_hosts(|host| host == name)?.with_any_session();
-            let source = PostgresSource { info, slot: None, clock: self.source.clock.clone(), hosts: Arc::default() };
+            let source = PostgresSource { info, slot: None, hosts: Arc::default(), ..self.source.clone() };
             Some(Arc::new(source) as Arc<dyn Source>)
         };
         names.filter_map(other).collect()
@@ -197,15 +267,16 @@ impl Session for PostgresSession {
         }
     }
 
-    async fn start(self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
+    async fn start(mut self: Box<Self>, start: Lsn, timeline: TimelineId) -> Result<Started, SourceError> {
         /// `internal_error`: no code of its own for a position that is not in the server's history, as when it was
         /// promoted since it was asked (`walsender.c`, `StartReplication`).
         const INTERNAL_ERROR: &str = "XX000";
+        self.client.set_patience(self.source.patience.1);
         let (version, info) = (self.client.server_version(), self.info());
         let PostgresSession { client, source, .. } = *self;
         let error = match client.start_replication(source.slot.as_deref(), start, timeline).await {
             Ok(Streaming::Wal(stream)) => {
-                return Ok(Started::Streaming(Box::new(PostgresFeed { stream, clock: source.clock })));
+                return Ok(Started::Streaming(Box::new(PostgresFeed { stream, source })));
             }
             Ok(Streaming::TimelineEnded { next, switch, .. }) => {
                 return Ok(Started::TimelineEnded(TimelineEnd { next, switch }));
@@ -235,7 +306,7 @@ impl PostgresSession {
 #[derive(Debug)]
 struct PostgresFeed {
     stream: WalStream,
-    clock: Clock,
+    source: PostgresSource,
 }
 
 #[async_trait]
@@ -254,8 +325,9 @@ impl Feed for PostgresFeed {
     }
 
     async fn send_status(&mut self, written: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {
-        let status = StatusUpdate { written, flushed, applied: Lsn::INVALID, reply_requested };
-        Ok(self.stream.send_status(status, self.clock.now_postgres_micros()).await?)
+        let applied = if self.source.treats_archived_as_applied { flushed } else { Lsn::INVALID };
+        let status = StatusUpdate { written, flushed, applied, reply_requested };
+        Ok(self.stream.send_status(status, self.source.clock.now_postgres_micros()).await?)
     }
 
     async fn end(self: Box<Self>) -> Result<(), SourceError> {
@@ -270,11 +342,33 @@ impl Feed for PostgresFeed {
     }
 }
 
+async fn is_standby(client: &mut Client) -> Result<bool, PgError> {
+    match client.parameter("in_hot_standby") {
+        Some(value) => Ok(value == "on"),
+        // 13 does not report it.
+        None => Ok(client.show("transaction_read_only").await? == "on"),
+    }
+}
+
 #[derive(Debug)]
 struct PostgresObserver {
     client: Client,
-    name: String,
-    slot: Option<String>,
+    source: PostgresSource,
+    /// Sessions that waited for synchronous replication at the last look.
+    waiting: BTreeSet<String>,
+}
+
+impl PostgresObserver {
+    /// What SQL tells: whether a role or database waits until WAL is applied, and who waits. Nothing, without SQL.
+    async fn look_with_sql(&mut self) -> Result<(bool, u64), PgError> {
+        if self.client.mode() == Mode::Physical {
+            return Ok((false, 0));
+        }
+        let (remote_apply, waiting) = self.client.commit_waits().await?;
+        let hanging = waiting.intersection(&self.waiting).count() as u64;
+        self.waiting = waiting;
+        Ok((remote_apply, hanging))
+    }
 }
 
 #[async_trait]
@@ -283,39 +377,59 @@ impl Observer for PostgresObserver {
         Ok(self.client.identify_system().await?.flush_lsn)
     }
 
-    async fn is_synchronous(&mut self) -> Result<bool, SourceError> {
+    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError> {
         let names = self.client.show("synchronous_standby_names").await?;
-        Ok(names_standby(&names, &self.name))
+        let synchronous = place_in(&names, self.source.info.application_name());
+        // In recovery nobody commits, whatever the settings say (`syncrep.c`, `SyncRepGetStandbyPriority`).
+        if synchronous == Synchronous::No || is_standby(&mut self.client).await? {
+            self.waiting.clear();
+            return Ok(CommitWaits::default());
+        }
+        let by_default = self.client.show("synchronous_commit").await? == "remote_apply";
+        let (by_setting, hanging) = self.look_with_sql().await?;
+        let remote_apply = (by_default || by_setting) && !self.source.treats_archived_as_applied;
+        Ok(CommitWaits { synchronous, remote_apply, hanging })
     }
 
     async fn slot(&mut self) -> Result<Option<SlotHealth>, SourceError> {
-        match &self.slot {
+        match &self.source.slot {
             Some(name) if self.client.mode() == Mode::Database => Ok(self.client.slot_health(name).await?),
             _ => Ok(None),
         }
     }
 }
 
-/// True if `synchronous_standby_names` holds `name`, as PostgreSQL compares them: without regard to case, `*` for all
+/// How `synchronous_standby_names` holds `name`, as PostgreSQL compares them: without regard to case, `*` for all
 /// (`src/backend/replication/syncrep.c`, `SyncRepGetStandbyPriority`; the grammar is `syncrep_gram.y`).
-fn names_standby(setting: &str, name: &str) -> bool {
-    let list = match setting.split_once('(') {
-        Some((_, list)) => list.trim_end().trim_end_matches(')'),
-        None => setting,
-    };
-    list.split(',').map(str::trim).any(|entry| {
-        let entry = match entry.strip_prefix('"').and_then(|entry| entry.strip_suffix('"')) {
-            Some(quoted) => quoted.replace("\"\"", "\""),
-            None => entry.to_owned(),
-        };
-        entry == "*" || entry.eq_ignore_ascii_case(name)
-    })
+fn place_in(setting: &str, name: &str) -> Synchronous {
+    let (mut names, mut word, mut is_quoted) = (Vec::new(), String::new(), false);
+    let mut letters = setting.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if is_quoted && letters.peek() == Some(&'"') => word.extend(letters.next()),
+            '"' => is_quoted = !is_quoted,
+            _ if is_quoted => word.push(letter),
+            // What comes before is the method and the number.
+            '(' => word.clear(),
+            ',' | ')' => names.push(std::mem::take(&mut word)),
+            _ if letter.is_whitespace() => {}
+            _ => word.push(letter),
+        }
+    }
+    names.push(word);
+    if names.iter().any(|entry| entry.eq_ignore_ascii_case(name)) {
+        Synchronous::Named
+    } else if names.iter().any(|entry| entry == "*") {
+        Synchronous::Captured
+    } else {
+        Synchronous::No
+    }
 }
 
 impl From<PgError> for SourceError {
     fn from(error: PgError) -> SourceError {
         let kind = match error.sqlstate() {
-            Some("55006") => SourceErrorKind::SlotBusy,
+            Some(OBJECT_IN_USE) => SourceErrorKind::SlotBusy,
             _ if error.is_wal_removed() => SourceErrorKind::WalRemoved,
             // One of several servers that is starting or leaving does not hold up the search for another.
             _ if matches!(&error, PgError::Hosts(hosts) if hosts.len() > 1) && error.is_transient() => {
@@ -331,15 +445,33 @@ impl From<PgError> for SourceError {
 
 #[cfg(test)]
 mod tests {
-    use super::names_standby;
+    use super::Synchronous::{Captured, Named, No};
+    use super::place_in;
 
     #[test]
     fn synchronous_standbys_are_found_as_postgresql_finds_them() {
-        for setting in ["seawall", "*", "a, Seawall", "FIRST 1 (b, seawall)", "ANY 2 (\"seawall\", b)", "2 (seawall)"] {
-            assert!(names_standby(setting, "seawall"), "{setting} names seawall");
+        let cases = [
+            ("seawall", Named),
+            ("a, Seawall", Named),
+            ("FIRST 1 (b, seawall)", Named),
+            ("ANY 2 (\"seawall\", b)", Named),
+            ("2 (seawall)", Named),
+            ("FIRST 1 (\"a (b, c)\", SEAWALL)", Named),
+            ("*, seawall", Named),
+            ("*", Captured),
+            ("ANY 1 (standby1, *)", Captured),
+            ("\"*\"", Captured),
+            ("", No),
+            ("a", No),
+            ("FIRST 1 (a, b)", No),
+            ("seawall2", No),
+            ("\"sea wall\"", No),
+            ("\"x, seawall\"", No),
+            ("\"sea\"\"wall\"", No),
+        ];
+        for (setting, expected) in cases {
+            assert_eq!(place_in(setting, "seawall"), expected, "{setting}");
         }
-        for setting in ["", "a", "FIRST 1 (a, b)", "seawall2", "\"sea wall\""] {
-            assert!(!names_standby(setting, "seawall"), "{setting} does not name seawall");
-        }
+        assert_eq!(place_in("\"a \"\"b\"\"\"", "a \"b\""), Named);
     }
 }

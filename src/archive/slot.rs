@@ -7,6 +7,7 @@
 //!
 //! `info` is always this one server, of however many are configured.
 
+use super::server::ANSWER_PATIENCE;
 use super::source::{SlotPosition, SourceError, SourceErrorKind};
 use crate::error::{Error, Kind};
 use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotHealth, SlotState};
@@ -95,6 +96,7 @@ async fn look(client: &mut Client, info: &ConnInfo, name: &str) -> Result<(SlotS
     let Ok(mut sql) = Client::connect_for_sql(info, Mode::Sql).await else {
         return Ok((state, None));
     };
+    sql.set_patience(ANSWER_PATIENCE);
     let state = match state {
         SlotState::Unknown => sql.read_slot(name).await?,
         known => known,

@@ -9,6 +9,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often a hot spare asks whether the slot is free.
+pub(super) const SPARE_PAUSE: Duration = Duration::from_secs(1);
+
 /// What the archiver does about an error of a source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SourceErrorKind {
@@ -96,6 +99,12 @@ pub trait Source: Send + Sync + Debug {
 
     /// Connects for looking on while the stream is read: to the server that the last session was with.
     async fn observe(&self) -> Result<Box<dyn Observer>, SourceError>;
+
+    /// Waits until another archiver has let go of the slot, or may have. May be dropped.
+    async fn wait_for_slot(&self) -> Result<(), SourceError> {
+        tokio::time::sleep(SPARE_PAUSE).await;
+        Ok(())
+    }
 
     /// Asks for WAL of `timeline` from `lsn` on, without a slot: the first bytes of what comes (some, where the server has
     /// no more of it yet), or `None` if the server has removed them. Only the server knows what it still has.
@@ -217,11 +226,35 @@ pub trait Observer: Send + Debug {
     /// The end of the server's WAL on disk.
     async fn flush_lsn(&mut self) -> Result<Lsn, SourceError>;
 
-    /// True if commits wait for us: our name is among the synchronous standbys.
-    async fn is_synchronous(&mut self) -> Result<bool, SourceError>;
+    /// Which commits wait for us.
+    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError>;
 
     /// What the server shows of our slot; `None` where we may not look.
     async fn slot(&mut self) -> Result<Option<SlotHealth>, SourceError> {
         Ok(None)
     }
+}
+
+/// Why commits on the server wait for us, if they do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Synchronous {
+    /// They do not.
+    #[default]
+    No,
+    /// Our name is in `synchronous_standby_names`.
+    Named,
+    /// `synchronous_standby_names` holds `*`, which is everybody, and not our name.
+    Captured,
+}
+
+/// What the server says of commits that wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CommitWaits {
+    /// For us, and why.
+    pub synchronous: Synchronous,
+    /// Some wait for us to apply their WAL, which an archiver does not do: `synchronous_commit = remote_apply` is the
+    /// server's default, or that of a role or database.
+    pub remote_apply: bool,
+    /// So many sessions have waited since the last look, as far as the role may see that.
+    pub hanging: u64,
 }

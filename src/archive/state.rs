@@ -1,6 +1,7 @@
 //! What the archiver shows of itself while it runs. Read through a `watch`, by metrics, health and `backup`.
 
 use super::rpo::Rpo;
+use super::source::CommitWaits;
 use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, TimelineId};
 use tokio::sync::watch;
@@ -40,8 +41,10 @@ pub struct ArchiveState {
     pub last_message: Option<Instant>,
     /// Reading has stopped because the store is slow.
     pub is_reading_stopped: bool,
-    /// Commits wait for us.
-    pub is_synchronous: bool,
+    /// Which commits wait for us.
+    pub commit_waits: CommitWaits,
+    /// The server has turned another connection away because it shuts down.
+    pub is_server_leaving: bool,
     /// Our slot as the server shows it, every few seconds; `None` where we may not look.
     pub slot: Option<SlotHealth>,
     /// Bytes that are on their way into the store.
@@ -59,6 +62,8 @@ pub struct ArchiveState {
 pub struct Counts {
     /// Connections that became a stream.
     pub connections: u64,
+    /// Times that another archiver held the slot.
+    pub spare: u64,
     /// Bytes of WAL read.
     pub received_bytes: u64,
     /// Tails stored, merged ones included.
@@ -94,7 +99,8 @@ impl ArchiveState {
             rpo: Rpo::new(now),
             last_message: None,
             is_reading_stopped: false,
-            is_synchronous: false,
+            commit_waits: CommitWaits::default(),
+            is_server_leaving: false,
             slot: None,
             in_flight_bytes: 0,
             live_tails: 0,

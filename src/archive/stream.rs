@@ -5,6 +5,7 @@ use super::backup_end;
 use super::garbage::{Failed, Garbage};
 use super::line::{Job, Line};
 use super::link::Link;
+use super::pace::Pace;
 use super::resume::Resume;
 use super::source::{Feed, FeedMessage, SourceError, SourceErrorKind, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
@@ -25,19 +26,26 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection that says nothing for so long, though asked every second, is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// A server that shuts down asks without pause until everything is flushed. If the store cannot take it within this
-/// time, we leave, so that the server can: the slot keeps the WAL.
+/// A server that shuts down waits for its walsenders. If the store takes nothing for this long, we leave, so that the
+/// server can: the slot keeps the WAL.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_millis(1000);
 
-/// So many requests for a reply within [`SHUTDOWN_PATIENCE`] are a shutdown: in peace there is one in half a
-/// `wal_sender_timeout`, at most.
+/// So many requests for a reply within [`SHUTDOWN_PATIENCE`] are a shutdown. A server asks once we have been silent for
+/// half a `wal_sender_timeout`, and during a shutdown after each of our messages (`walsender.c`, `WalSndDone`); once
+/// asked we are never silent for longer than [`REPLY_PAUSE`].
 const SHUTDOWN_REQUESTS: u32 = 5;
 
-/// Replies to requests that bring no news are this far apart: a storm is not answered with a storm.
+/// Replies to requests are this far apart: a storm is not answered with a storm.
 const REPLY_PAUSE: Duration = Duration::from_millis(100);
 
 /// So many tails are deleted at a time: as fast as they are stored, and no storm when many are due.
 const DELETIONS_MAX: usize = 8;
+
+/// While somebody waits, what has arrived already goes along with what came before it, for no longer than this.
+const GATHER_MAX: Duration = Duration::from_millis(1);
+
+/// What a lost connection brought is stored before the next one is begun; a store that hangs is not waited for longer.
+const KEEP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long PostgreSQL may take to end a stream when we are done with it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,9 +97,14 @@ pub(super) struct Stream<'a> {
     oldest_unsubmitted: Option<Instant>,
     server_end: Lsn,
     server_micros: i64,
+    pace: Pace,
+    last_progress: Instant,
+    /// The server asked for a reply, and not everything received is durable.
     reply_owed: bool,
-    last_reply: Instant,
-    requests: (Instant, u32),
+    /// Since when it asks, and how often it has.
+    asked: Option<(Instant, u32)>,
+    last_status: Instant,
+    next_status: Instant,
     quiet_since: Instant,
 }
 
@@ -126,33 +139,58 @@ impl<'a> Stream<'a> {
             oldest_unsubmitted: None,
             server_end: Lsn::INVALID,
             server_micros: 0,
+            pace: Pace::default(),
+            last_progress: now,
             reply_owed: false,
-            last_reply: now,
-            requests: (now, 0),
+            asked: None,
+            last_status: now,
+            next_status: now,
             quiet_since: now,
         }
     }
 
-    /// Runs until the stream ends. Dropping the future drops what is being stored: nothing of that was acknowledged.
+    /// Runs until the stream ends, and everything it brought is stored as far as the store allows. Dropping the future
+    /// drops what is being stored: nothing of that was acknowledged.
     ///
     /// # Errors
     /// Only for what must stop the archiver: a divergence, a damaged repository, a defect.
-    pub(super) async fn run(mut self, mut feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
+    pub(super) async fn run(mut self, feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
+        // By the end of it the connection is closed: a server that shuts down does not wait for what comes now.
+        let ended = Box::pin(self.follow(feed, shutdown)).await?;
+        let keeps = match &ended {
+            Ended::ServerShutdown => true,
+            // Of a server that is not the right one nothing more is kept.
+            Ended::Lost(error) => matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Leaving),
+            _ => false,
+        };
+        if keeps {
+            self.keep_received(shutdown).await?;
+        }
+        Ok(ended)
+    }
+
+    async fn follow(&mut self, mut feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
         let mut stopping = false;
-        let mut next_status = Instant::now();
         let mut last_message = Instant::now();
         let mut watched = self.state.subscribe();
         let options = self.options;
         loop {
             self.publish(stopping);
-            self.flush_if_due()?;
             self.start_jobs();
             if stopping && self.has_nothing_to_store() {
                 return Ok(self.end(feed).await);
             }
             let flush_deadline = self.flush_deadline();
-            let was_urgent = options.is_urgent(&self.state.borrow());
-            let may_read = !stopping && self.in_flight_bytes < self.options.in_flight_bytes_max;
+            let urgent_deadline = self.urgent_deadline();
+            if urgent_deadline.is_some_and(|due| due.elapsed() > GATHER_MAX) {
+                self.flush()?;
+                continue;
+            }
+            let (was_urgent, was_leaving) = {
+                let state = self.state.borrow();
+                (options.is_urgent(&state), state.is_server_leaving)
+            };
+            let may_read = !stopping && self.in_flight_bytes < options.in_flight_bytes_max;
             if !may_read {
                 last_message = Instant::now();
             }
@@ -172,12 +210,14 @@ impl<'a> Stream<'a> {
                     self.flush()?;
                 }
                 // 4. Signs of life, both ways, whatever the store does.
-                () = tokio::time::sleep_until(next_status) => {
-                    next_status = Instant::now() + STATUS_INTERVAL;
+                () = tokio::time::sleep_until(self.next_status) => {
                     if last_message.elapsed() > SILENCE_MAX {
                         return Ok(Ended::Lost(SourceError::lost(format!("the server has said nothing for {} s", SILENCE_MAX.as_secs()))));
                     }
-                    if let Err(error) = self.send_status(&mut feed, true).await {
+                    // Whoever asks is there, and need not be asked.
+                    let ask = self.asked.is_none();
+                    self.next_status = Instant::now() + if ask { STATUS_INTERVAL } else { REPLY_PAUSE };
+                    if let Err(error) = self.send_status(&mut feed, ask).await {
                         return Ok(Ended::Lost(error));
                     }
                     self.delete_due();
@@ -185,8 +225,10 @@ impl<'a> Stream<'a> {
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
-                // 6. Somebody waits for commits now, or no longer does.
-                () = wait_until(&mut watched, |state| options.is_urgent(state) != was_urgent) => {}
+                // 6. Somebody waits for commits now, or no longer does; or the server turns others away.
+                () = wait_until(&mut watched, |state| {
+                    options.is_urgent(state) != was_urgent || state.is_server_leaving != was_leaving
+                }) => {}
                 // 7. A tail is deleted, and the next one may be.
                 Some(deleted) = self.deletions.next(), if !self.deletions.is_empty() => {
                     let (tail, deleted) = deleted?;
@@ -199,12 +241,14 @@ impl<'a> Stream<'a> {
                     match message {
                         Ok(FeedMessage::EndOfTimeline) => return self.finish_timeline(feed, shutdown).await,
                         Ok(FeedMessage::ServerShutdown) => return Ok(Ended::ServerShutdown),
-                        Ok(message) => if let Some(ended) = self.take(message, &mut feed).await? {
+                        Ok(message) => if let Some(ended) = self.take(message)? {
                             return Ok(ended);
                         },
                         Err(error) => return Ok(Ended::Lost(error)),
                     }
                 }
+                // 8. Somebody waits, and nothing more has come that could go along.
+                () = until_some(urgent_deadline), if urgent_deadline.is_some() => self.flush()?,
             }
             if self.is_server_leaving() {
                 return Ok(Ended::ServerShutdown);
@@ -240,7 +284,26 @@ impl<'a> Stream<'a> {
         }
     }
 
-    async fn take(&mut self, message: FeedMessage, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
+    /// The connection is gone, and what it brought may be nowhere else any more: stores that before anything else.
+    async fn keep_received(&mut self, shutdown: &Shutdown) -> Result<()> {
+        self.flush()?;
+        let until = Instant::now() + KEEP_PATIENCE;
+        while !self.has_nothing_to_store() {
+            self.start_jobs();
+            self.publish(shutdown.stop.is_cancelled());
+            tokio::select! {
+                biased;
+                () = shutdown.kill.cancelled() => return Ok(()),
+                Some(done) = self.running.next() => { self.confirm(done??)?; }
+                // Told to stop, we have time: nothing waits for the next connection.
+                () = tokio::time::sleep_until(until), if !shutdown.stop.is_cancelled() => return Ok(()),
+            }
+        }
+        self.publish(shutdown.stop.is_cancelled());
+        Ok(())
+    }
+
+    fn take(&mut self, message: FeedMessage) -> Result<Option<Ended>> {
         let now = Instant::now();
         match message {
             FeedMessage::Data { start, server_end, server_micros, bytes } => {
@@ -271,7 +334,7 @@ impl<'a> Stream<'a> {
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
                 self.saw_server(now, server_end, server_micros);
                 if reply_requested {
-                    return self.answer(now, feed).await;
+                    self.be_asked(now);
                 }
             }
             FeedMessage::EndOfTimeline | FeedMessage::ServerShutdown => {}
@@ -290,31 +353,37 @@ impl<'a> Stream<'a> {
         SourceError::new(SourceErrorKind::OtherPath, error)
     }
 
-    /// A requested reply waits until everything received is durable, because a server that shuts down waits for that.
-    async fn answer(&mut self, now: Instant, feed: &mut Box<dyn Feed>) -> Result<Option<Ended>> {
-        self.reply_owed = true;
-        self.flush_if_due()?;
-        let (since, count) = self.requests;
-        self.requests = match now.duration_since(since) > 2 * SHUTDOWN_PATIENCE {
-            true => (now, 1),
-            false => (since, count + 1),
-        };
-        if self.line.progress().is_settled()
-            && now.duration_since(self.last_reply) >= REPLY_PAUSE
-            && let Err(error) = self.send_status(feed, false).await
-        {
-            return Ok(Some(Ended::Lost(error)));
+    /// A server that shuts down asks until everything it sent is flushed: that is made so first, and told at once. Until
+    /// then it hears the same again at short intervals, so that [`Stream::is_server_leaving`] can tell a shutdown from a
+    /// server that merely has not heard from us.
+    fn be_asked(&mut self, now: Instant) {
+        self.reply_owed = !self.line.progress().is_settled();
+        if self.reply_owed {
+            let (since, requests) = self.asked.unwrap_or((now, 0));
+            self.asked = Some((since, requests + 1));
         }
-        Ok(None)
+        self.next_status = self.next_status.min(self.last_status + REPLY_PAUSE);
     }
 
-    /// The server asks and asks, and the store does not answer.
-    fn is_server_leaving(&self) -> bool {
-        let (since, count) = self.requests;
-        let waited = since.elapsed();
-        !self.line.progress().is_settled()
-            && count >= SHUTDOWN_REQUESTS
-            && (SHUTDOWN_PATIENCE..2 * SHUTDOWN_PATIENCE).contains(&waited)
+    /// The server waits for us in order to shut down, and the store takes nothing.
+    fn is_server_leaving(&mut self) -> bool {
+        if self.line.progress().is_settled() {
+            self.asked = None;
+            return false;
+        }
+        let asks = match self.asked {
+            Some((since, requests)) if since.elapsed() >= SHUTDOWN_PATIENCE => {
+                // Too few: it had not heard from us, and now it has.
+                if requests < SHUTDOWN_REQUESTS && since.elapsed() >= 2 * SHUTDOWN_PATIENCE {
+                    self.asked = None;
+                }
+                requests >= SHUTDOWN_REQUESTS
+            }
+            _ => false,
+        };
+        // While nothing is read, it cannot ask; but others hear that it shuts down.
+        let leaves = asks || self.state.borrow().is_server_leaving;
+        leaves && self.last_progress.elapsed() >= SHUTDOWN_PATIENCE
     }
 
     fn saw_server(&mut self, now: Instant, server_end: Lsn, server_micros: i64) {
@@ -337,20 +406,24 @@ impl<'a> Stream<'a> {
         self.running.len() + self.queue.len() < self.options.uploads_max
     }
 
-    /// With somebody waiting, whatever came is stored as soon as a place is free.
-    fn flush_if_due(&mut self) -> Result<()> {
+    /// With somebody waiting, when what came is stored: at once while the store is idle, at even intervals while it is not.
+    fn urgent_deadline(&self) -> Option<Instant> {
         let urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
-        if urgent && self.has_free_place() {
-            self.flush()?;
-        }
-        Ok(())
+        self.pace.next(self.oldest_unsubmitted.filter(|_| urgent)?)
     }
 
+    /// Goes before the blocks and merged tails in the queue, which are large and nobody waits for alone, and has a place of
+    /// its own beside them.
     fn flush(&mut self) -> Result<()> {
         let mut jobs = Vec::new();
         self.line.flush(&mut jobs)?;
         self.oldest_unsubmitted = None;
-        self.enqueue(jobs);
+        for job in jobs {
+            self.in_flight_bytes += job.range().bytes();
+            self.pace.begin(job.range().end, Instant::now());
+            let compared = self.queue.iter().rposition(|job| matches!(job, Job::Compare { .. }));
+            self.queue.insert(compared.map_or(0, |last| last + 1), job);
+        }
         Ok(())
     }
 
@@ -363,7 +436,7 @@ impl<'a> Stream<'a> {
     }
 
     fn start_jobs(&mut self) {
-        while self.running.len() < self.options.uploads_max
+        while self.running.len() < self.options.uploads_max + self.pace.under_way()
             && let Some(next) = self.queue.iter().position(|job| self.may_start(job))
             && let Some(job) = self.queue.remove(next)
         {
@@ -373,12 +446,18 @@ impl<'a> Stream<'a> {
 
     /// True if PostgreSQL can be told something new.
     fn confirm(&mut self, Finished { key, range, was_compared, was_stored }: Finished) -> Result<bool> {
+        let now = Instant::now();
         self.comparing -= usize::from(was_compared);
         self.in_flight_bytes -= range.bytes();
+        if matches!(key, Key::Tail(_)) {
+            self.pace.end(range.end, now);
+        }
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
         self.enqueue(jobs);
-        let now = Instant::now();
+        if moved {
+            self.last_progress = now;
+        }
         for tail in garbage {
             let due = now + self.options.garbage_age.saturating_sub(tail.covered_for);
             if !lock(self.garbage).add(due, tail.range) {
@@ -399,19 +478,21 @@ impl<'a> Stream<'a> {
 
     async fn send_status(&mut self, feed: &mut Box<dyn Feed>, ask: bool) -> Result<(), SourceError> {
         let progress = self.line.progress();
-        let received = progress.received();
         let flushed = if self.link.is_some() { Lsn::INVALID } else { progress.flushed() };
+        // Where nothing is flushed, a server that shuts down takes what is written for it (`walsender.c`, `WalSndDone`).
+        let is_awaited = self.reply_owed && !progress.is_settled() && !flushed.is_valid();
+        let written = if is_awaited { Lsn::INVALID } else { progress.received() };
         if progress.is_settled() {
-            self.reply_owed = false;
+            (self.reply_owed, self.asked) = (false, None);
         }
-        self.last_reply = Instant::now();
-        feed.send_status(received, flushed, ask).await?;
+        self.last_status = Instant::now();
+        feed.send_status(written, flushed, ask).await?;
         self.state.send_modify(|state| state.flushed = flushed);
         Ok(())
     }
 
     /// Everything received is durable: says so, and ends the stream.
-    async fn end(mut self, mut feed: Box<dyn Feed>) -> Ended {
+    async fn end(&mut self, mut feed: Box<dyn Feed>) -> Ended {
         if let Err(error) = self.send_status(&mut feed, false).await {
             return Ended::Lost(error);
         }
@@ -421,7 +502,7 @@ impl<'a> Stream<'a> {
     }
 
     /// The server has sent this timeline to its end: seals it, and waits until all of it is permanent.
-    async fn finish_timeline(mut self, feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
+    async fn finish_timeline(&mut self, feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
         let end = match feed.finish_timeline().await {
             Ok(end) => end,
             Err(error) => return Ok(Ended::Lost(error)),
@@ -540,6 +621,13 @@ fn lock(garbage: &Mutex<Garbage>) -> MutexGuard<'_, Garbage> {
 /// The state as it is when `condition` holds is of no interest: only that it does.
 async fn wait_until(watched: &mut watch::Receiver<ArchiveState>, condition: impl FnMut(&ArchiveState) -> bool) {
     let _ = watched.wait_for(condition).await;
+}
+
+/// At once for what is due: a timer takes up to a millisecond even then.
+async fn until_some(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline.filter(|deadline| *deadline > Instant::now()) {
+        tokio::time::sleep_until(deadline).await;
+    }
 }
 
 async fn sleep_until_some(deadline: Option<Instant>) {

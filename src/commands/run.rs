@@ -3,7 +3,7 @@
 use super::backups::Backups;
 use super::observer::StoreMetrics;
 use super::{parts, signals};
-use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource};
+use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, Synchronous};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::http::{self, Health};
@@ -38,7 +38,8 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     if is_emulated {
         tracing::warn!("conditional_writes = \"head\": two archivers at once could overwrite each other's objects");
     }
-    let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
+    let source = PostgresSource::new(info, &settings.slot, clock.clone());
+    let source = Arc::new(source.treat_archived_as_applied(settings.run.treat_archived_as_applied));
     let options = ArchiveOptions { flush_interval: settings.run.flush_interval, ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
 
@@ -68,6 +69,11 @@ fn show(metrics: &Metrics, state: &ArchiveState) {
     let seconds = state.rpo.seconds(Instant::now());
     metrics.set_rpo(Duration::from_secs_f64(seconds), state.rpo.bytes());
     metrics.set_connected(state.phase == Phase::Streaming);
+    metrics.set_hot_spare(state.phase == Phase::HotSpare);
+    let waits = state.commit_waits;
+    let is_synchronous = waits.synchronous != Synchronous::No;
+    metrics.set_synchronous(is_synchronous, waits.synchronous == Synchronous::Captured);
+    metrics.set_remote_apply(is_synchronous && waits.remote_apply);
     if let Some(timeline) = state.timeline {
         metrics.set_timeline(timeline);
     }

@@ -141,6 +141,23 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "run.treat_archived_as_applied",
+        flag: Some("--treat-archived-as-applied"),
+        variable: None,
+        written: Written::Boolean,
+        default: Some("false"),
+        example: "true",
+        about: "Reports to PostgreSQL as applied what is stored. An archiver applies nothing, so without this a commit with \
+                `synchronous_commit = remote_apply` that waits for it waits for ever; with this it returns when its WAL is \
+                stored, and says nothing of what can be read where. For those who cannot change the setting of a role, \
+                database or application.",
+        set: |settings, text| {
+            settings.run.treat_archived_as_applied =
+                text.parse().map_err(|_| format!("cannot be {text:?}: it is true or false"))?;
+            Ok(())
+        },
+    },
+    Key {
         name: "run.listen",
         flag: Some("--listen"),
         variable: None,

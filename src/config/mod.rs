@@ -48,6 +48,8 @@ pub struct Settings {
 pub struct RunSettings {
     /// How old the oldest byte that is not stored may get.
     pub flush_interval: Duration,
+    /// Whether what is stored is reported as applied.
+    pub treat_archived_as_applied: bool,
     /// Where the HTTP endpoint listens; `None`: nowhere.
     pub listen: Option<SocketAddr>,
     /// A hole in the archive is answered with a base backup.
@@ -119,7 +121,12 @@ impl Settings {
             repo: None,
             slot: String::new(),
             log_format: LogFormat::default(),
-            run: RunSettings { flush_interval: Duration::ZERO, listen: None, backup_after_gap: false },
+            run: RunSettings {
+                flush_interval: Duration::ZERO,
+                treat_archived_as_applied: false,
+                listen: None,
+                backup_after_gap: false,
+            },
             store: StoreOptions::default(),
         };
         for key in KEYS {
@@ -183,9 +190,12 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         Command::Check(args) => args.slot.name.as_deref(),
         _ => None,
     };
-    let (flush_interval, listen) = match &cli.command {
-        Command::Run(args) => (args.flush_interval.as_deref(), args.listen.as_deref()),
-        _ => (None, None),
+    let (flush_interval, as_applied, listen) = match &cli.command {
+        Command::Run(args) => {
+            let as_applied = args.treat_archived_as_applied.then_some("true");
+            (args.flush_interval.as_deref(), as_applied, args.listen.as_deref())
+        }
+        _ => (None, None, None),
     };
     let all = [
         ("--cluster", cli.common.cluster.as_deref()),
@@ -194,6 +204,7 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         ("--slot", slot),
         ("--log-format", cli.common.log_format.map(LogFormat::name)),
         ("--flush-interval", flush_interval),
+        ("--treat-archived-as-applied", as_applied),
         ("--listen", listen),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()

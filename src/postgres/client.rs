@@ -11,6 +11,9 @@ use super::streaming::{self, Streaming};
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use bytes::Bytes;
 use postgres_protocol::message::frontend;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +40,8 @@ pub struct Client {
     server_version: u32,
     /// An answer is still coming.
     unanswered: bool,
+    /// Bounds every command, if given.
+    patience: Option<Duration>,
 }
 
 /// A result: text by row and column name. Of several results, the last.
@@ -124,7 +129,7 @@ impl Client {
 
     pub(super) fn new(connection: Connection, host: String, mode: Mode) -> Client {
         let server_version = connection.parameter("server_version").map_or(0, parse_version);
-        Client { connection, host, mode, server_version, unanswered: false }
+        Client { connection, host, mode, server_version, unanswered: false, patience: None }
     }
 
     /// The last value that the server reported for one of the parameters that it reports (`server_version`,
@@ -143,6 +148,28 @@ impl Client {
         &self.host
     }
 
+    /// From now on a command that is not answered whole within `patience` fails with [`PgError::NoAnswer`]: a server that
+    /// has vanished says nothing, and TCP notices late, or never behind a proxy. It does not bound a base backup, nor a
+    /// stream between its beginning and its end.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = Some(patience);
+    }
+
+    /// Waits for an answer for as long as it may take.
+    pub(super) async fn in_time<T>(
+        patience: Option<Duration>,
+        answer: impl Future<Output = Result<T, PgError>>,
+    ) -> Result<T, PgError> {
+        match patience {
+            None => answer.await,
+            Some(limit) => tokio::time::timeout(limit, answer).await.unwrap_or(Err(PgError::NoAnswer(limit.as_secs()))),
+        }
+    }
+
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+
     /// What the connection is for.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -153,6 +180,10 @@ impl Client {
     /// # Errors
     /// What the server says; the connection can be used further unless the error is about the connection itself.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Rows, PgError> {
+        Client::in_time(self.patience, self.ask_and_read(sql)).await
+    }
+
+    async fn ask_and_read(&mut self, sql: &str) -> Result<Rows, PgError> {
         self.ask(sql).await?;
         let mut rows = Rows::default();
         let mut size = 0;
@@ -306,6 +337,43 @@ impl Client {
             Some("physical") => slot_state(&rows, None),
             Some(_) => Ok(SlotState::NotPhysical),
         }
+    }
+
+    /// True if somebody holds the slot; false for one that is not there. Needs SQL. May be dropped.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn is_slot_active(&mut self, name: &str) -> Result<bool, PgError> {
+        let query =
+            format!("SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_name = {}", quote_literal(name));
+        Ok(self.simple_query(&query).await?.get(0, "active") == Some("t"))
+    }
+
+    /// Asks for a stream through the slot from the end of all positions. Always fails: with 55006 if somebody holds the
+    /// slot, with something else if it is free, and it stays so. The connection can be used further after 55006 alone.
+    ///
+    /// # Errors
+    /// Always.
+    pub async fn ask_for_no_stream(&mut self, slot: &str) -> Result<(), PgError> {
+        let command = format!("START_REPLICATION SLOT {} PHYSICAL FFFFFFFF/FFFFFFFF", quote_name(slot));
+        self.simple_query(&command).await.map(|_| ())
+    }
+
+    /// Whether `remote_apply` is the `synchronous_commit` of a role or database, and each session that waits for
+    /// synchronous replication, as far as the role may see that. Needs SQL. May be dropped.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn commit_waits(&mut self) -> Result<(bool, BTreeSet<String>), PgError> {
+        let settings = "SELECT count(*) AS count FROM pg_catalog.pg_db_role_setting \
+                        WHERE 'synchronous_commit=remote_apply' = ANY (setconfig)";
+        let count: u64 = self.simple_query(settings).await?.read("count", |text| text.parse().ok())?;
+        // A statement that still waits has the same process and the same beginning.
+        let sessions = "SELECT pid || ' ' || extract(epoch FROM query_start) AS session \
+                        FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let rows = self.simple_query(sessions).await?;
+        let waiting = (0..rows.len()).filter_map(|row| rows.get(row, "session").map(str::to_owned)).collect();
+        Ok((count > 0, waiting))
     }
 
     /// The bytes of a timeline's history file. May be dropped.

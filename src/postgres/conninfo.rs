@@ -280,6 +280,11 @@ impl ConnInfo {
         &self.user
     }
 
+    /// True if the user has chosen a value for this setting of the session, with `options=-c name=value`.
+    pub fn sets(&self, setting: &str) -> bool {
+        self.options.as_deref().is_some_and(|options| options.contains(setting))
+    }
+
     /// How far TLS goes.
     pub fn ssl_mode(&self) -> SslMode {
         self.tls.mode

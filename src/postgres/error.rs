@@ -50,6 +50,9 @@ pub enum PgError {
     /// The server did not finish the connection in time.
     #[error("no connection within {0} s")]
     Timeout(u64),
+    /// The server did not answer a command in time: it is gone without a word, or hangs.
+    #[error("no answer within {0} s")]
+    NoAnswer(u64),
     /// TLS cannot be had or the server's certificate is not to be trusted.
     #[error("TLS: {message}")]
     Tls {
@@ -107,9 +110,12 @@ impl PgError {
     /// down or starting, a walsender or the slot is not free yet. Of several servers, one such is enough.
     pub fn is_transient(&self) -> bool {
         match self {
-            PgError::Connect(_) | PgError::Timeout(_) | PgError::Closed | PgError::Io(_) | PgError::Session { .. } => {
-                true
-            }
+            PgError::Connect(_)
+            | PgError::Timeout(_)
+            | PgError::NoAnswer(_)
+            | PgError::Closed
+            | PgError::Io(_)
+            | PgError::Session { .. } => true,
             PgError::Tls { .. } | PgError::Auth { .. } | PgError::Protocol(_) => false,
             PgError::Server(message) => {
                 let class = message.sqlstate.get(..2).unwrap_or_default();
@@ -175,6 +181,9 @@ impl PgError {
             },
             PgError::Timeout(_) => {
                 "Is the server reachable from here (network, firewall)? connect_timeout says how long to wait."
+            }
+            PgError::NoAnswer(_) => {
+                "Is the way to the server cut without anybody saying so (firewall, host gone), or does the server hang?"
             }
             PgError::Session { .. } => "Is another host missing from the list, or has there been a failover?",
             PgError::Protocol(_) => {
@@ -246,7 +255,7 @@ impl From<PgError> for Error {
             PgError::Tls { .. } | PgError::Auth { .. } => "cannot log in to PostgreSQL",
             PgError::Server(_) => "PostgreSQL refuses",
             PgError::Protocol(_) => "PostgreSQL cannot be understood",
-            PgError::Closed | PgError::Io(_) => "the connection to PostgreSQL ended",
+            PgError::Closed | PgError::Io(_) | PgError::NoAnswer(_) => "the connection to PostgreSQL ended",
         };
         let hint = error.hint();
         let shown = Error::new(kind, what).because(error);

@@ -79,11 +79,15 @@ pub struct StatusUpdate {
 }
 
 pub(super) async fn start(
-    mut client: Client,
+    client: Client,
     slot: Option<&str>,
     start: Lsn,
     timeline: TimelineId,
 ) -> Result<Streaming, PgError> {
+    Client::in_time(client.patience(), begin(client, slot, start, timeline)).await
+}
+
+async fn begin(mut client: Client, slot: Option<&str>, start: Lsn, timeline: TimelineId) -> Result<Streaming, PgError> {
     let slot = slot.map(|name| format!("SLOT {} ", quote_name(name))).unwrap_or_default();
     client.ask(&format!("START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}")).await?;
     let mut refusal = None;
@@ -154,6 +158,10 @@ impl WalStream {
     /// # Errors
     /// What the server says; [`PgError::Closed`] if it shut down meanwhile.
     pub async fn end(self) -> Result<Client, PgError> {
+        Client::in_time(self.client.patience(), self.say_and_hear_the_end()).await
+    }
+
+    async fn say_and_hear_the_end(self) -> Result<Client, PgError> {
         let mut client = self.send_copy_done().await?;
         let mut refusal = None;
         loop {
@@ -179,8 +187,11 @@ impl WalStream {
         if !self.server_done {
             return Err(PgError::protocol("the timeline has not ended"));
         }
-        let client = self.send_copy_done().await?;
-        read_next_timeline(client, None).await
+        Client::in_time(self.client.patience(), async {
+            let client = self.send_copy_done().await?;
+            read_next_timeline(client, None).await
+        })
+        .await
     }
 
     async fn send_copy_done(self) -> Result<Client, PgError> {

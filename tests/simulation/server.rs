@@ -6,8 +6,8 @@ use crate::wal::{SEGMENT_BYTES, Wal, segment_size};
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
-    Started, TimelineEnd,
+    CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
+    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
 };
 use seawall::error::{Error, Kind};
 use seawall::runtime::Clock;
@@ -334,8 +334,10 @@ impl Observer for SimObserver {
         if inner.chance(2) { Err(SourceError::lost("looking on")) } else { Ok(inner.flush) }
     }
 
-    async fn is_synchronous(&mut self) -> Result<bool, SourceError> {
-        Ok(self.0.lock().is_synchronous)
+    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError> {
+        let is_synchronous = self.0.lock().is_synchronous;
+        let synchronous = if is_synchronous { Synchronous::Named } else { Synchronous::No };
+        Ok(CommitWaits { synchronous, ..CommitWaits::default() })
     }
 }
 

@@ -11,6 +11,7 @@
 )]
 
 pub mod archiver;
+pub mod metrics;
 pub mod postgres;
 pub mod program;
 pub mod proxy;

@@ -37,6 +37,8 @@ pub enum Step {
     Send(Vec<u8>),
     /// The server says this, so many bytes at a time.
     SendInPieces(Vec<u8>, usize),
+    /// The server takes its time.
+    Pause(Duration),
     /// TLS begins.
     Tls(Arc<ServerConfig>),
     /// The client logs in with SCRAM-SHA-256; with a certificate hash, with SCRAM-SHA-256-PLUS.
@@ -159,6 +161,10 @@ fn play_step(wire: &mut dyn Wire, step: Step) -> Result<(), String> {
             for piece in bytes.chunks(size) {
                 wire.write_all(piece).and_then(|()| wire.flush()).map_err(|error| error.to_string())?;
             }
+            Ok(())
+        }
+        Step::Pause(time) => {
+            std::thread::sleep(time);
             Ok(())
         }
         Step::Scram { password, end_point, forged } => scram(wire, password, end_point.as_deref(), forged),

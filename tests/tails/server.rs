@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use seawall::archive::{
-    Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, SourceErrorKind, Standing,
-    Started, TimelineEnd,
+    CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
+    SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
 };
 use seawall::error::{Error, Kind};
 use seawall::runtime::Clock;
@@ -166,8 +166,10 @@ impl Observer for Connection {
         Ok(self.server.flush())
     }
 
-    async fn is_synchronous(&mut self) -> Result<bool, SourceError> {
-        Ok(self.server.0.inner.lock().unwrap().is_synchronous)
+    async fn commit_waits(&mut self) -> Result<CommitWaits, SourceError> {
+        let is_synchronous = self.server.0.inner.lock().unwrap().is_synchronous;
+        let synchronous = if is_synchronous { Synchronous::Named } else { Synchronous::No };
+        Ok(CommitWaits { synchronous, ..CommitWaits::default() })
     }
 }
 
