@@ -3,6 +3,7 @@
 
 use crate::wal::Lsn;
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ const GRAIN: Duration = Duration::from_millis(50);
 const SIGHTINGS_MAX: usize = 4096;
 
 /// Follows the server's position and ours.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Rpo {
     /// Where the server was, and when we knew, as far as that is not durable yet.
     sightings: VecDeque<(Instant, Lsn)>,
@@ -27,6 +28,14 @@ pub struct Rpo {
     /// At this time nothing that the server had was un-stored. None is known to a process that has just begun: how long
     /// nobody has archived before it, nobody knows.
     proven: Option<Instant>,
+}
+
+impl fmt::Debug for Rpo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rpo { sightings, server, durable, last_word, proven } = self;
+        let count = sightings.len();
+        write!(f, "Rpo {{ server: {server}, durable: {durable}, {count} sightings, {last_word:?}, {proven:?} }}")
+    }
 }
 
 impl Default for Rpo {

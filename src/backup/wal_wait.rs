@@ -1,7 +1,7 @@
 //! Waits until the WAL that a base backup needs is in the repository. Without it the backup is of no use.
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Repository, WalNeed};
+use crate::repository::{Coverage, GapNote, Repository, WalNeed};
 use crate::runtime::{Backoff, RetryPolicy};
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
@@ -31,6 +31,9 @@ impl RepositoryWaiter {
         RetryPolicy { first_pause: Duration::from_millis(500), longest_pause: Duration::from_secs(10), budget: None };
     /// How often the log says what is missing.
     const REMINDER: Duration = Duration::from_secs(60);
+    /// An archiver stores objects side by side, so one may be there while an earlier one is not: never farther behind the
+    /// hole than this, which is several times what it holds in memory.
+    const REACH_BYTES: u64 = 128 << 20;
     /// A store that fails for longer fails the backup. Each look has its own retries already.
     const STORE_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -39,13 +42,15 @@ impl RepositoryWaiter {
         RepositoryWaiter { repository }
     }
 
-    /// The first position of `need` that is not stored; `None` if all of it is.
+    /// The first position of `need` that is not stored, or of a hole before it; `None` if all of it is and there is none.
     async fn missing(&self, need: WalNeed) -> Result<Option<Lsn>> {
-        let coverage = self.repository.read_coverage(need.timeline, need.start).await?;
+        let reach = Lsn(need.start.0.saturating_sub(RepositoryWaiter::REACH_BYTES));
+        let coverage = self.repository.read_coverage(need.timeline, reach).await?;
+        let gaps = self.repository.read_gaps(need.timeline).await?;
         let Err(hole) = coverage.chain(need.start, need.end) else {
-            return Ok(None);
+            return Ok(hole_before(&coverage, &gaps, need.start));
         };
-        for gap in self.repository.read_gaps(need.timeline).await? {
+        for gap in gaps {
             if gap.start < need.end && need.start < gap.end {
                 let WalNeed { timeline, start, end } = need;
                 return Err(Error::new(
@@ -60,6 +65,18 @@ impl RepositoryWaiter {
         }
         Ok(Some(hole))
     }
+}
+
+/// The first byte of a hole before `start` that nobody recorded. Where a finished base backup begins, everything before is
+/// taken to be stored: in an island behind a hole it would hide that hole for good.
+fn hole_before(coverage: &Coverage, gaps: &[GapNote], start: Lsn) -> Option<Lsn> {
+    let run = coverage.run_holding(start)?;
+    let before = coverage.runs().into_iter().rfind(|before| before.end < run.start)?;
+    let mut hole = before.end;
+    while let Some(gap) = gaps.iter().find(|gap| gap.start <= hole && hole < gap.end) {
+        hole = gap.end;
+    }
+    (hole < run.start).then_some(hole)
 }
 
 #[async_trait]
@@ -108,7 +125,7 @@ fn remind(timeline: TimelineId, hole: Lsn, end: Lsn) {
 mod tests {
     use super::*;
     use crate::codec::Codec;
-    use crate::repository::{FORMAT_VERSION, GapNote, Key, Layout, Writer};
+    use crate::repository::{FORMAT_VERSION, Key, Layout, Writer};
     use crate::store::MemoryStore;
     use crate::wal::{SegmentSize, WalRange};
     use bytes::Bytes;
@@ -175,6 +192,33 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(300), waiting).await.is_err(),
             "a gap behind the backup counted"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backup_in_an_island_waits_for_the_hole_before_it() {
+        // Given a stored block, a hole, and all that the backup needs
+        let (repository, writer) = repository();
+        store(&writer, MIB, 2 * MIB).await;
+        store(&writer, 3 * MIB, 4 * MIB).await;
+        store(&writer, 4 * MIB, 5 * MIB).await;
+        let waiter = RepositoryWaiter::new(repository);
+        let ranges = [need(3 * MIB + 0x28, 5 * MIB)];
+        let mut waiting = Box::pin(waiter.wait_covered(&ranges));
+        assert!(tokio::time::timeout(Duration::from_secs(300), &mut waiting).await.is_err(), "it did not wait");
+        // When one part of the hole is stored and the other recorded as lost, then it ends
+        store(&writer, 2 * MIB, 2 * MIB + 100).await;
+        assert!(tokio::time::timeout(Duration::from_secs(300), &mut waiting).await.is_err(), "half a hole is a hole");
+        let note = GapNote {
+            format: FORMAT_VERSION,
+            timeline: TimelineId(1),
+            start: Lsn(2 * MIB + 100),
+            end: Lsn(3 * MIB),
+            found_at: Timestamp::UNIX_EPOCH,
+            reason: "the slot was lost".into(),
+        };
+        let range = WalRange { timeline: note.timeline, start: note.start, end: note.end };
+        writer.store_document(&Key::Gap(range), &note).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(300), waiting).await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

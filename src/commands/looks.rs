@@ -22,10 +22,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// What makes a look worth while at once.
-type Occasion = (Phase, bool, u64, u64);
+type Occasion = (bool, bool, u64, u64);
 
 fn occasion(state: &ArchiveState) -> Occasion {
-    (state.phase, state.is_compared, state.counts.connections, state.counts.gaps)
+    (state.phase == Phase::Streaming, state.is_compared, state.counts.connections, state.counts.gaps)
 }
 
 /// The moments at which to look.

@@ -77,7 +77,7 @@ impl Ledger {
     pub fn began(&self, branch: BranchId, start: Lsn) {
         let mut inner = self.lock();
         let timeline = self.wal.timeline(branch);
-        let stored = inner.objects.get(&timeline).is_some_and(|objects| !objects.is_empty());
+        let first = inner.objects.get(&timeline).and_then(|objects| objects.keys().map(|(start, ..)| *start).min());
         let noted = inner.gaps.contains_key(&timeline);
         // A server that was rolled back goes on with what is stored of its timeline.
         let before = self
@@ -85,10 +85,15 @@ impl Ledger {
             .lineage(branch)
             .into_iter()
             .find_map(|(of, _)| inner.bases.get(&of).copied().filter(|_| self.wal.timeline(of) == timeline));
-        match before {
-            Some(base) if stored || noted => inner.bases.insert(branch, base),
-            _ => inner.bases.insert(branch, start),
+        // Nothing was acknowledged of what was begun, and the slot was made anew behind it: nobody was promised that.
+        let is_forgotten = |base| inner.highest_told(branch).is_none() && inner.kept.kept_from > base && !noted;
+        let base = match (before, first) {
+            (Some(base), Some(first)) if is_forgotten(base) => base.max(first.min(start)),
+            (Some(base), Some(_)) => base,
+            (Some(base), None) if noted => base,
+            _ => start,
         };
+        inner.bases.insert(branch, base);
     }
 
     /// What the server has now: what it has not may be recorded as lost.

@@ -5,15 +5,17 @@ use crate::ledger::{CLUSTER, Ledger};
 use crate::server::SYSTEM_IDENTIFIER;
 use crate::wal::{BranchId, Wal};
 use jiff::Timestamp;
+use seawall::backup::{RepositoryWaiter, WalWaiter};
 use seawall::error::Kind;
 use seawall::repository::{
-    BackupBegin, BackupDocument, BackupId, Catalog, FORMAT_VERSION, Key, Repository, WalReader, Writer,
+    BackupBegin, BackupDocument, BackupId, Catalog, FORMAT_VERSION, Key, Repository, WalNeed, WalReader, Writer,
 };
 use seawall::restore::{Plan, Request, Target, TargetAction, plan};
 use seawall::store::Store;
 use seawall::wal::{Lsn, TimelineId, WalRange};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A base backup, as far as WAL is concerned: where it begins and where it is consistent.
 #[derive(Clone, Debug)]
@@ -68,10 +70,15 @@ impl Marker {
         writer.store_document(&Key::BackupEnd(self.id.clone()), &document).await.unwrap();
     }
 
-    /// True if all that it needs to become consistent is stored.
-    pub fn is_covered(&self, ledger: &Ledger) -> bool {
+    /// True if all that it needs to become consistent is stored, and what waits for that sees it.
+    pub async fn is_covered(&self, store: Arc<dyn Store>, ledger: &Ledger) -> bool {
         let start = ledger.wal.size.segment_start(self.start);
-        ledger.stored_from(self.branch, start, self.stop) >= self.stop
+        let timeline = ledger.wal.timeline(self.branch);
+        let waiter = RepositoryWaiter::new(Repository { store, layout: ledger.layout.clone() });
+        let needs = [WalNeed { timeline, start, end: self.stop }];
+        let waiting = waiter.wait_covered(&needs);
+        let is_seen = tokio::time::timeout(Duration::from_millis(1), waiting).await.is_ok_and(|seen| seen.is_ok());
+        is_seen && ledger.stored_from(self.branch, start, self.stop) >= self.stop
     }
 }
 
