@@ -1,101 +1,165 @@
 //! Light load, commit by commit: how long until the commit is durable in S3, and how long a client waits that asks for
 //! that with `synchronous_standby_names`.
 
-use crate::s3::{Fault, Op, S3Server};
-use crate::{Fixture, s3_store};
+use crate::Scale;
+use crate::fixture::Fixture;
+use crate::s3_process::{Behaviour, S3Process};
+use crate::s3_store;
 use seawall::scratch::Session;
 use seawall::store::{Body, Metadata};
-use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::block_in_place;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// Commits a second, together.
-const COMMITS: u32 = 100;
-/// Left out at the start of each measurement.
-const WARM_UP: Duration = Duration::from_secs(5);
-/// Measured for so long.
-const MEASURED: Duration = Duration::from_secs(20);
 /// Between two looks at what is acknowledged: the figures are that coarse.
 const LOOK: Duration = Duration::from_millis(1);
-/// What a PUT takes longer than on the loopback: a small object at S3 takes some tens of milliseconds.
-pub const PUT_DELAY: Duration = Duration::from_millis(20);
-/// So many single PUTs of so many bytes are timed.
-const PUTS: usize = 100;
-const PUT_BYTES: usize = 8 << 10;
+/// What a PUT takes longer than on the loopback: a small object takes some tens of milliseconds at S3.
+const PUT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100)];
+/// As many bytes as a commit or a few have, their object's identity included.
+const PUT_BYTES: usize = 1 << 10;
+/// Commits a second of those that wait for the archive.
+const SYNCHRONOUS_COMMITS: u32 = 100;
 
-/// Of many waits.
+/// Of many waits, in seconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Percentiles {
-    pub p50: f64,
-    pub p99: f64,
-    pub count: usize,
+struct Percentiles {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    count: usize,
 }
 
 impl Percentiles {
     fn of(mut seconds: Vec<f64>) -> Percentiles {
-        assert!(seconds.len() >= 100, "only {} waits were measured", seconds.len());
+        assert!(!seconds.is_empty(), "nothing was measured");
         seconds.sort_by(f64::total_cmp);
         let at = |share: f64| seconds[((seconds.len() as f64 * share).ceil() as usize).clamp(1, seconds.len()) - 1];
-        Percentiles { p50: at(0.5), p99: at(0.99), count: seconds.len() }
+        Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), count: seconds.len() }
     }
 }
 
-/// A server whose PUTs take [`PUT_DELAY`] longer.
-pub fn slow_server(directory: &std::path::Path) -> S3Server {
-    let server = S3Server::on_disk(directory);
-    server.always(Op::Put, Fault::Delay(PUT_DELAY));
-    server
+impl std::fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = |seconds: f64| seconds * 1e3;
+        write!(f, "{:.1} | {:.1} | {:.1} | {}", ms(self.p50), ms(self.p90), ms(self.p99), self.count)
+    }
+}
+
+/// From the return of a commit until the server knows that the archive has it.
+pub async fn commits(scale: &Scale, fixture: &Fixture) {
+    println!("\n## From a commit to its being durable\n");
+    println!("| flush interval | PUT delayed by | commits a second | p50 ms | p90 ms | p99 ms | measured |");
+    println!("|---|---|---|---|---|---|---|");
+    for (flush, shown) in [("500ms", "500 ms (default)"), ("0", "0")] {
+        for delay in PUT_DELAYS {
+            let directory = fixture.empty_directory();
+            let store = S3Process::start(directory.path(), Behaviour::Delay(delay));
+            let slot = format!("flush_{flush}_{}", delay.as_millis());
+            let archiver = fixture.archiver(&store, &["--slot", &slot, "--flush-interval", flush]).await;
+            for rate in [1, 100, 1000] {
+                let measured = if rate == 1 { scale.measured_rare } else { scale.measured };
+                let waits = commit_to_durable(fixture, rate, scale.warm_up, measured).await;
+                println!("| {shown} | {} ms | {rate} | {waits} |", delay.as_millis());
+            }
+            block_in_place(|| archiver.terminate(0.0));
+            fixture.drop_slot(&slot).await;
+        }
+    }
+}
+
+/// What a client waits for a commit that waits for the archive, and what one PUT alone takes.
+pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
+    println!("\n## Commits that wait for the archive\n");
+    println!("{SYNCHRONOUS_COMMITS} a second, with `synchronous_standby_names = 'seawall'`.\n");
+    println!("| PUT delayed by | what | p50 ms | p90 ms | p99 ms | measured | p99 by the PUT's |");
+    println!("|---|---|---|---|---|---|---|");
+    let unwaited = synchronous_commits(fixture, scale).await;
+    println!("| | commit, nobody waits for the archive | {unwaited} | |");
+    for delay in PUT_DELAYS {
+        let directory = fixture.empty_directory();
+        let store = S3Process::start(directory.path(), Behaviour::Delay(delay));
+        let shown = delay.as_millis();
+        let slot = format!("synchronous_{shown}");
+        let archiver = fixture.archiver(&store, &["--slot", &slot]).await;
+        let put = puts(&store, scale.puts).await;
+        fixture.set_synchronous("seawall").await;
+        let waits = synchronous_commits(fixture, scale).await;
+        fixture.set_synchronous("").await;
+        block_in_place(|| archiver.terminate(0.0));
+        fixture.drop_slot(&slot).await;
+        println!("| {shown} ms | one PUT of {PUT_BYTES} bytes, alone | {put} | |");
+        println!("| {shown} ms | commit | {waits} | {:.2} |", waits.p99 / put.p99);
+    }
 }
 
 /// One PUT after the other, through the store that the program uses.
-pub async fn puts(server: &S3Server) -> Percentiles {
-    let store = s3_store::store(s3_store::options(server)).await;
+async fn puts(server: &S3Process, count: usize) -> Percentiles {
+    const WARM_UP: usize = 10;
+    let store = s3_store::store(s3_store::options_at(server.endpoint().to_owned())).await;
     let mut seconds = Vec::new();
-    for i in 0..PUTS + 10 {
+    for i in 0..count + WARM_UP {
         let started = Instant::now();
         let body = Body::from(bytes::Bytes::from(vec![i as u8; PUT_BYTES]));
         store.create(&format!("put/{i}"), body, Metadata::default()).await.unwrap();
-        if i >= 10 {
+        if i >= WARM_UP {
             seconds.push(started.elapsed().as_secs_f64());
         }
     }
     Percentiles::of(seconds)
 }
 
-/// From the return of the commit until the server knows that the archive has it.
-pub async fn commit_to_durable(fixture: &Fixture) -> Percentiles {
-    let waiting = Mutex::new(VecDeque::new());
-    let seconds = Mutex::new(Vec::new());
-    let stop = AtomicBool::new(false);
+/// `rate` times a second by `clients`, evenly apart as far as they keep up: calls `commit`, and says if it is measured.
+async fn at_rate(
+    fixture: &Fixture,
+    rate: u32,
+    clients: u32,
+    warm_up: Duration,
+    measured: Duration,
+    commit: impl AsyncFn(&Session, bool),
+) {
     let begun = Instant::now();
-    let commit = async {
+    let client = async |i: u32| {
         let session = fixture.server.connect("postgres").await.unwrap();
-        let mut tick = interval(Duration::from_secs(1) / COMMITS);
+        sleep(Duration::from_secs(1) * i / rate).await;
+        let mut tick = interval(Duration::from_secs(1) * clients / rate);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        while begun.elapsed() < WARM_UP + MEASURED {
+        while begun.elapsed() < warm_up + measured {
             tick.tick().await;
+            commit(&session, begun.elapsed() > warm_up).await;
+        }
+    };
+    futures_util::future::join_all((0..clients).map(client)).await;
+}
+
+async fn commit_to_durable(fixture: &Fixture, rate: u32, warm_up: Duration, measured: Duration) -> Percentiles {
+    let clients = rate.div_ceil(200);
+    let waiting = Mutex::new(Vec::new());
+    let seconds = Mutex::new(Vec::new());
+    let still = AtomicU32::new(1);
+    let commit = async {
+        at_rate(fixture, rate, clients, warm_up, measured, async |session, counts| {
             session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
             let returned = Instant::now();
-            // Nobody else writes: this is the end of the commit.
-            let lsn = lsn(&session, "SELECT pg_current_wal_flush_lsn()").await.expect("a position");
-            if begun.elapsed() > WARM_UP {
-                waiting.lock().unwrap().push_back((lsn, returned));
+            // The end of the commit, or of a slightly later one.
+            let lsn = lsn(session, "SELECT pg_current_wal_flush_lsn()").await.expect("a position");
+            if counts {
+                waiting.lock().unwrap().push((lsn, returned));
             }
-        }
-        stop.store(true, Ordering::Relaxed);
+        })
+        .await;
+        still.store(0, Ordering::Relaxed);
     };
     let look = async {
         let session = fixture.server.connect("postgres").await.unwrap();
-        while !(stop.load(Ordering::Relaxed) && waiting.lock().unwrap().is_empty()) {
+        while still.load(Ordering::Relaxed) > 0 || !waiting.lock().unwrap().is_empty() {
             let flushed = lsn(&session, FLUSHED).await.expect("`seawall run` streams");
             let now = Instant::now();
-            // A lock for each step: none is held while this sleeps.
-            let next = || waiting.lock().unwrap().pop_front_if(|(lsn, _)| *lsn <= flushed);
-            while let Some((_, returned)) = next() {
-                seconds.lock().unwrap().push(now.saturating_duration_since(returned).as_secs_f64());
-            }
+            let durable: Vec<(_, Instant)> =
+                waiting.lock().unwrap().extract_if(.., |(lsn, _)| *lsn <= flushed).collect();
+            let waits = durable.iter().map(|(_, returned)| now.saturating_duration_since(*returned).as_secs_f64());
+            seconds.lock().unwrap().extend(waits);
             sleep(LOOK).await;
         }
     };
@@ -103,34 +167,19 @@ pub async fn commit_to_durable(fixture: &Fixture) -> Percentiles {
     Percentiles::of(seconds.into_inner().unwrap())
 }
 
-/// How long a commit takes, by several clients whose commits add up to [`COMMITS`] a second.
-pub async fn commits(fixture: &Fixture) -> Percentiles {
-    const CLIENTS: u32 = 5;
-    let begun = Instant::now();
-    let client = async || {
-        let session = fixture.server.connect("postgres").await.unwrap();
-        let mut tick = interval(Duration::from_secs(1) * CLIENTS / COMMITS);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut seconds = Vec::new();
-        while begun.elapsed() < WARM_UP + MEASURED {
-            tick.tick().await;
-            let asked = Instant::now();
-            session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
-            if begun.elapsed() > WARM_UP {
-                seconds.push(asked.elapsed().as_secs_f64());
-            }
+async fn synchronous_commits(fixture: &Fixture, scale: &Scale) -> Percentiles {
+    // So many that a tenth of a second for each commit does not hold them back.
+    const CLIENTS: u32 = 20;
+    let seconds = Mutex::new(Vec::new());
+    at_rate(fixture, SYNCHRONOUS_COMMITS, CLIENTS, scale.warm_up, scale.measured, async |session, counts| {
+        let asked = Instant::now();
+        session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
+        if counts {
+            seconds.lock().unwrap().push(asked.elapsed().as_secs_f64());
         }
-        seconds
-    };
-    let clients = (0..CLIENTS).map(|i| {
-        let client = &client;
-        async move {
-            // Evenly apart, as far as they keep it.
-            sleep(Duration::from_secs(1) * i / COMMITS).await;
-            client().await
-        }
-    });
-    Percentiles::of(futures_util::future::join_all(clients).await.concat())
+    })
+    .await;
+    Percentiles::of(seconds.into_inner().unwrap())
 }
 
 /// What the archiver has acknowledged.

@@ -1,5 +1,6 @@
 //! What one process costs: seconds on the clock, CPU seconds, memory at its highest. From `/proc`, so Linux only.
 
+use crate::s3_process::S3Process;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,15 +21,14 @@ pub struct Cost {
     pub cpu_seconds: f64,
     /// Highest resident memory.
     pub rss_bytes: u64,
-    /// CPU of the bench process in that time: the S3 server, and a little for looking.
-    pub bench_cpu_seconds: f64,
+    /// CPU of the S3 server meanwhile, if there is one.
+    pub store_cpu_seconds: f64,
 }
 
 /// A process that is being measured. Killed when dropped.
 pub struct Measured {
     child: Child,
     started: Instant,
-    own_before: f64,
     children_before: f64,
     ended: Arc<AtomicBool>,
     watcher: Option<JoinHandle<u64>>,
@@ -37,7 +37,7 @@ pub struct Measured {
 impl Measured {
     /// Starts `command`; no other child may be started or end before this one has.
     pub fn start(mut command: Command) -> Measured {
-        let (own_before, children_before) = cpu_seconds();
+        let children_before = children_cpu_seconds();
         let started = Instant::now();
         let child = command.stdin(Stdio::null()).spawn().expect("start the program that is measured");
         let ended = Arc::new(AtomicBool::new(false));
@@ -52,7 +52,7 @@ impl Measured {
                 highest
             }
         });
-        Measured { child, started, own_before, children_before, ended, watcher: Some(watcher) }
+        Measured { child, started, children_before, ended, watcher: Some(watcher) }
     }
 
     /// Seconds since its start.
@@ -73,6 +73,13 @@ impl Measured {
         self.cost(seconds)
     }
 
+    /// As [`Measured::wait`], for a program that stores in `store`.
+    pub fn wait_with(self, store: &S3Process) -> Cost {
+        let before = store.cpu_seconds();
+        let cost = self.wait();
+        Cost { store_cpu_seconds: store.cpu_seconds() - before, ..cost }
+    }
+
     /// Tells it to stop, and waits for its good end. The work was done `seconds` after the start.
     pub fn terminate(mut self, seconds: f64) -> Cost {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"));
@@ -82,12 +89,19 @@ impl Measured {
         self.cost(seconds)
     }
 
+    /// Kills it.
+    pub fn kill(mut self) -> Cost {
+        let seconds = self.seconds();
+        self.child.kill().expect("kill a child");
+        self.child.wait().expect("wait for a child");
+        self.cost(seconds)
+    }
+
     fn cost(&mut self, seconds: f64) -> Cost {
         self.ended.store(true, Ordering::Relaxed);
         let rss_bytes = self.watcher.take().map_or(0, |watcher| watcher.join().expect("the watcher"));
-        let (own, children) = cpu_seconds();
-        let cpu_seconds = children - self.children_before;
-        Cost { seconds, cpu_seconds, rss_bytes, bench_cpu_seconds: own - self.own_before }
+        let cpu_seconds = children_cpu_seconds() - self.children_before;
+        Cost { seconds, cpu_seconds, rss_bytes, store_cpu_seconds: 0.0 }
     }
 }
 
@@ -100,14 +114,27 @@ impl Drop for Measured {
     }
 }
 
-/// CPU seconds of this process, and of its children that have been waited for.
-fn cpu_seconds() -> (f64, f64) {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+/// CPU seconds of a process.
+pub struct CpuSeconds {
+    /// Of itself.
+    pub own: f64,
+    /// Of its children that it has waited for.
+    pub children: f64,
+}
+
+/// What `/proc` says of a process; `None` if there is none.
+pub fn cpu_seconds(pid: u32) -> Option<CpuSeconds> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses, which may hold anything.
-    let (_, behind) = stat.rsplit_once(')').expect("a name");
+    let (_, behind) = stat.rsplit_once(')')?;
     let fields: Vec<f64> = behind.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
     // Fields 14 to 17 of `man 5 proc`; the first here is the third there.
-    ((fields[11] + fields[12]) / TICKS_PER_SECOND, (fields[13] + fields[14]) / TICKS_PER_SECOND)
+    let sum = |first: usize| (fields[first] + fields[first + 1]) / TICKS_PER_SECOND;
+    Some(CpuSeconds { own: sum(11), children: sum(13) })
+}
+
+fn children_cpu_seconds() -> f64 {
+    cpu_seconds(std::process::id()).expect("Linux").children
 }
 
 fn resident_high_water(pid: u32) -> Option<u64> {

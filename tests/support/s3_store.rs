@@ -18,9 +18,14 @@ pub fn credentials(access_key: &str, secret_key: &str) -> SharedCredentialsProvi
 
 /// Options that reach `server`, whatever the environment says.
 pub fn options(server: &S3Server) -> StoreOptions {
+    options_at(server.endpoint())
+}
+
+/// As [`options`], for a server in another process.
+pub fn options_at(endpoint: String) -> StoreOptions {
     let s3 = S3Options {
         region: Some(S3Server::REGION.into()),
-        endpoint: Some(server.endpoint()),
+        endpoint: Some(endpoint),
         credentials: Some(credentials(S3Server::ACCESS_KEY, S3Server::SECRET_KEY)),
         ..S3Options::default()
     };

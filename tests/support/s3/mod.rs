@@ -89,8 +89,13 @@ impl S3Server {
 
     /// The environment with which a child process finds this server, and nothing of the machine's own AWS set-up.
     pub fn env(&self) -> Vec<(&'static str, String)> {
+        S3Server::env_at(&self.endpoint())
+    }
+
+    /// As [`S3Server::env`], for a server in another process.
+    pub fn env_at(endpoint: &str) -> Vec<(&'static str, String)> {
         vec![
-            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_ENDPOINT_URL", endpoint.to_owned()),
             ("AWS_ACCESS_KEY_ID", S3Server::ACCESS_KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", S3Server::SECRET_KEY.to_owned()),
             ("AWS_REGION", S3Server::REGION.to_owned()),

@@ -1,0 +1,153 @@
+//! What is measured against: a server with a filled database and waiting WAL, empty directories, our program.
+
+use crate::latency::{FLUSHED, lsn};
+use crate::process::Measured;
+use crate::s3_process::S3Process;
+use crate::s3_store;
+use crate::support::postgres::{DEBIAN, Postgres, pgbench_tables, scratch_directory, tool};
+use crate::support::program::path_for_server;
+use crate::support::waiting::{PATIENCE, wait_for};
+use seawall::scratch::ServerOptions;
+use seawall::wal::Lsn;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// The slot that keeps the load's WAL. What is measured gets copies of it.
+const HELD: &str = "held";
+
+/// A server with a filled database, and the load's WAL waiting behind a slot.
+pub struct Fixture {
+    pub server: Postgres,
+    directory: TempDir,
+    /// Where the waiting WAL begins, and the last segment's end.
+    pub waiting: (Lsn, Lsn),
+    pub segment_bytes: u64,
+    pub database_bytes: u64,
+    /// Our program, where the servers' user can run it.
+    program: PathBuf,
+}
+
+impl Fixture {
+    /// `pgbench_scale`: 15 MB of tables each, and about as much WAL.
+    pub async fn create(pgbench_scale: u32, segment_mib: u32) -> Fixture {
+        let settings = [
+            // One checkpoint, ours: otherwise the server's own work falls into one run and not into another.
+            ("max_wal_size", "16GB"),
+            ("checkpoint_timeout", "1d"),
+            ("autovacuum", "off"),
+            ("shared_buffers", "256MB"),
+            ("max_replication_slots", "64"),
+            ("max_wal_senders", "20"),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let options = ServerOptions { settings, wal_segment_mib: Some(segment_mib), ..ServerOptions::default() };
+        let server = Postgres::create(DEBIAN, options).await;
+        server.sql(&format!("SELECT pg_create_physical_replication_slot('{HELD}', true)")).await.unwrap();
+        pgbench_tables(&server, pgbench_scale).await;
+        server.sql("CREATE TABLE tick (at timestamptz DEFAULT clock_timestamp())").await.unwrap();
+        server.sql("CHECKPOINT").await.unwrap();
+        server.sql("SELECT pg_switch_wal()").await.unwrap();
+        let segment_bytes = u64::from(segment_mib) << 20;
+        let start = format!("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = '{HELD}'");
+        let start: Lsn = server.value(&start).await.parse().unwrap();
+        let end: Lsn = server.value("SELECT pg_current_wal_lsn()").await.parse().unwrap();
+        // Whole segments on both sides, for that is what either tool begins and ends with.
+        let waiting = (Lsn(start.0 / segment_bytes * segment_bytes), Lsn(end.0 / segment_bytes * segment_bytes));
+        let database_bytes = server.value("SELECT sum(pg_database_size(oid))::bigint FROM pg_database").await;
+        let database_bytes = database_bytes.parse().unwrap();
+        let directory = scratch_directory();
+        let program = path_for_server(directory.path());
+        Fixture { server, directory, waiting, segment_bytes, database_bytes, program }
+    }
+
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting.1 - self.waiting.0
+    }
+
+    /// An empty directory on the measured disk.
+    pub fn empty_directory(&self) -> TempDir {
+        let directory = TempDir::new_in(self.directory.path()).unwrap();
+        self.server.user().create_directory(directory.path()).unwrap();
+        directory
+    }
+
+    /// `seawall` against this server and `store`, as the user that the other tools run as.
+    pub fn seawall(&self, store: &S3Process, arguments: &[&str]) -> Command {
+        let mut command = self.server.user().command(&self.program);
+        for (name, _) in std::env::vars_os() {
+            if ["SEAWALL_", "PG", "AWS_", "RUST_LOG"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
+        command.args(arguments).args(["--pg", &self.server.conninfo(), "--repo", &s3_store::url()]);
+        let said = File::options().create(true).append(true).open(self.directory.path().join("said")).unwrap();
+        command.envs(crate::s3::S3Server::env_at(store.endpoint())).current_dir("/");
+        command.stdout(Stdio::null()).stderr(said);
+        command
+    }
+
+    /// What `seawall` has written to standard error.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("said")).unwrap_or_default()
+    }
+
+    /// `seawall run` that streams into `store`.
+    pub async fn archiver(&self, store: &S3Process, arguments: &[&str]) -> Measured {
+        let arguments = [&["run", "--listen", "off"], arguments].concat();
+        let mut running = Measured::start(self.seawall(store, &arguments));
+        let session = self.server.connect("postgres").await.unwrap();
+        wait_for("`seawall run` to stream", PATIENCE, async || {
+            self.check_runs(&mut running);
+            lsn(&session, FLUSHED).await
+        })
+        .await;
+        running
+    }
+
+    /// Fails with what it said if it has ended.
+    pub fn check_runs(&self, running: &mut Measured) {
+        assert!(running.exited().is_none(), "`seawall run` ended:\n{}", self.said());
+    }
+
+    /// A tool of PostgreSQL, as the same user.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = tool(name);
+        command.args(arguments).args(["-d", &self.server.conninfo()]).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// A new slot that begins where the waiting WAL does.
+    pub async fn copy_slot(&self, name: &str) {
+        let copy = format!("SELECT pg_copy_physical_replication_slot('{HELD}', '{name}')");
+        self.server.sql(&copy).await.unwrap();
+    }
+
+    pub async fn drop_slot(&self, name: &str) {
+        let drop = format!("SELECT pg_drop_replication_slot('{name}')");
+        wait_for("the slot to be free", PATIENCE, async || self.server.sql(&drop).await.ok()).await;
+    }
+
+    pub async fn set_synchronous(&self, names: &str) {
+        self.server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await.unwrap();
+        self.server.sql("SELECT pg_reload_conf()").await.unwrap();
+        let shown = async || (self.server.value("SHOW synchronous_standby_names").await == names).then_some(());
+        wait_for("the setting", PATIENCE, shown).await;
+    }
+}
+
+/// The sizes of all files below a directory.
+pub fn bytes_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    let bytes = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => bytes_below(&entry.path()),
+        false => entry.metadata().unwrap().len(),
+    });
+    bytes.sum()
+}
+
+/// Writes out what earlier runs left in memory: the next one is not to pay for it.
+pub fn settle() {
+    assert!(Command::new("sync").status().unwrap().success());
+}
