@@ -5,12 +5,13 @@
 //! never cross a block (3), merged by sixteens (5), garbage when covered (7), the overlap is compared (9), sealed at a
 //! switch (10).
 
+use super::open_block::OpenBlock;
 use super::progress::Progress;
 use super::unused::Unused;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,8 +34,8 @@ pub enum Job {
         key: Key,
         /// Which bytes they are.
         range: WalRange,
-        /// They.
-        bytes: Bytes,
+        /// They, in pieces of one frame but for the last.
+        pieces: Vec<Bytes>,
     },
     /// Compare these bytes, which came again, with an object that is there.
     Compare {
@@ -103,8 +104,8 @@ struct Tail {
 pub struct Line {
     size: SegmentSize,
     progress: Progress,
-    /// The block that is not full yet, from its first byte.
-    open: BytesMut,
+    /// The block that is not full yet.
+    open: OpenBlock,
     open_start: Lsn,
     unused: Unused,
     /// Objects found at the start that the stream has not passed, latest first.
@@ -131,7 +132,7 @@ impl Line {
         Line {
             size,
             progress: Progress::new(timeline, start, overlap_end),
-            open: BytesMut::new(),
+            open: OpenBlock::new(size.block_bytes()),
             open_start: start,
             unused: Unused::new(start),
             known,
@@ -151,6 +152,16 @@ impl Line {
     /// Bytes of the open block, which are in memory.
     pub fn open_bytes(&self) -> usize {
         self.open.len()
+    }
+
+    /// False while so much is being compressed that no more is to be read.
+    pub fn has_room(&self) -> bool {
+        self.open.has_room()
+    }
+
+    /// Waits until some of it is compressed. May be dropped.
+    pub async fn wait_for_room(&self) {
+        self.open.wait_for_room().await;
     }
 
     /// Live tails of the open block and of blocks that are being stored.
@@ -177,7 +188,7 @@ impl Line {
         while !rest.is_empty() {
             let room = self.size.block_bytes() as usize - self.open.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
-            self.open.extend_from_slice(now);
+            self.open.extend(now);
             self.unused.clear(self.size, self.open_start, &mut self.open);
             rest = later;
             self.progress.receive_to(self.open_start + self.open.len() as u64)?;
@@ -214,13 +225,13 @@ impl Line {
 
     fn close_block(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
         let range = self.whole(self.open_start + self.size.block_bytes());
-        let bytes = self.open.split().freeze();
+        let pieces = self.open.take();
         self.open_start = range.end;
         self.replaces_earlier = false;
         self.progress.submit_to(range.end)?;
         let compared = jobs.iter().any(|job| *job.key() == Key::Block(range));
         if !compared {
-            jobs.push(Job::Store { key: Key::Block(range), range, bytes });
+            jobs.push(Job::Store { key: Key::Block(range), range, pieces });
         }
         Ok(())
     }
@@ -268,9 +279,9 @@ impl Line {
     }
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
-        let bytes = self.copy(range);
+        let pieces = vec![self.copy(range)];
         self.tails.push(Tail { range, level, confirmed: false, merging: false });
-        jobs.push(Job::Store { key: Key::Tail(range), range, bytes });
+        jobs.push(Job::Store { key: Key::Tail(range), range, pieces });
     }
 
     /// The timeline ends at `switch`: what its last block has is permanent. What was received behind it is a dead branch, a
@@ -288,7 +299,7 @@ impl Line {
         ends.dedup();
         for end in ends.into_iter().filter(|end| *end > self.open_start) {
             let range = self.range(self.open_start, end);
-            jobs.push(Job::Store { key: Key::Block(range), range, bytes: self.copy(range) });
+            jobs.push(Job::Store { key: Key::Block(range), range, pieces: vec![self.copy(range)] });
         }
         self.progress.submit_to(received)
     }
@@ -365,7 +376,7 @@ impl Line {
     /// Bytes of the open block. Copied: the block goes on growing, and a copy is a fraction of what storing costs.
     fn copy(&self, range: WalRange) -> Bytes {
         let (from, to) = ((range.start - self.open_start) as usize, (range.end - self.open_start) as usize);
-        Bytes::copy_from_slice(&self.open[from..to])
+        self.open.copy(from, to)
     }
 }
 
@@ -399,8 +410,8 @@ mod tests {
     fn settle(line: &mut Line, jobs: &mut Vec<Job>, stored: &mut BTreeMap<Key, Bytes>) -> usize {
         let mut puts = 0;
         while let Some(job) = jobs.pop() {
-            if let Job::Store { key, bytes, .. } = &job {
-                stored.insert(key.clone(), bytes.clone());
+            if let Job::Store { key, pieces, .. } = &job {
+                stored.insert(key.clone(), pieces.concat().into());
                 puts += 1;
             }
             let mut garbage = Vec::new();

@@ -17,6 +17,7 @@ mod garbage;
 mod line;
 mod link;
 mod lookout;
+mod open_block;
 mod pace;
 mod progress;
 mod resume;

@@ -193,7 +193,8 @@ impl<'a> Stream<'a> {
                 let state = self.state.borrow();
                 (options.is_urgent(&state), state.is_server_leaving)
             };
-            let may_read = !stopping && self.in_flight_bytes < options.in_flight_bytes_max;
+            let has_place = self.in_flight_bytes < options.in_flight_bytes_max && self.line.has_room();
+            let may_read = !stopping && has_place;
             if !may_read {
                 last_message = Instant::now();
             }
@@ -250,7 +251,9 @@ impl<'a> Stream<'a> {
                         Err(error) => return Ok(Ended::Lost(error)),
                     }
                 }
-                // 8. Somebody waits, and nothing more has come that could go along.
+                // 9. There may be room to read again.
+                () = self.line.wait_for_room(), if !has_place => {}
+                // 10. Somebody waits, and nothing more has come that could go along.
                 () = until_some(urgent_deadline), if urgent_deadline.is_some() => self.flush()?,
             }
             if self.is_server_leaving() {
@@ -281,7 +284,7 @@ impl<'a> Stream<'a> {
             Job::Store { range, .. } if range.end <= self.line.progress().durable() => true,
             // A first record that is longer than the memory would wait for ever.
             Job::Store { .. } => {
-                let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+                let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max || !self.line.has_room();
                 self.is_compared() && (self.link.is_none() || is_full)
             }
         }
@@ -328,7 +331,10 @@ impl<'a> Stream<'a> {
                     self.link = None;
                 }
                 self.quiet_since = now;
-                self.state.send_modify(|state| state.counts.received_bytes += bytes.len() as u64);
+                self.state.send_if_modified(|state| {
+                    state.counts.received_bytes += bytes.len() as u64;
+                    false
+                });
                 self.enqueue(jobs);
                 // A block that became full took along what was older.
                 let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
@@ -396,9 +402,11 @@ impl<'a> Stream<'a> {
         self.server_end = self.server_end.max(server_end);
         self.server_micros = server_micros;
         let sent = self.echo.sent_after(now, server_micros);
-        self.state.send_modify(|state| {
+        // Nobody is to wake for each message: whoever looks sees it.
+        self.state.send_if_modified(|state| {
             state.last_message = Some(now);
             state.rpo.saw_server(sent, server_end);
+            false
         });
     }
 
@@ -649,22 +657,43 @@ async fn sleep_until_some(deadline: Option<Instant>) {
 
 /// Does a job, for as long as it takes: a store that is down is waited for. Gives up only where waiting cannot help.
 async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
+    let (key, range) = (job.key().clone(), job.range());
+    let was_compared = matches!(job, Job::Compare { .. });
+    let mut backup_ended = false;
+    let wal = match job {
+        Job::Store { pieces, .. } => {
+            if matches!(key, Key::Block(_)) && backup_end::may_be_in(&pieces) {
+                let (size, pieces) = (writer.layout().segment_size(), pieces.clone());
+                backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await?;
+            }
+            writer.encode_wal(range, pieces).await?
+        }
+        Job::Compare { bytes, .. } => {
+            let name = writer.layout().name(&key);
+            if let Some(stored) = persist(&state, || writer.stamp_of(&name, range)).await? {
+                let ours = blocking(move || Stamp::of(range, &bytes)).await?;
+                crate::repository::same(&name, &stored, &ours)?;
+                return Ok(Finished { key, range, was_compared, was_stored: false });
+            }
+            // Deleted since it was listed: what came again is stored again, equal by definition.
+            writer.encode_wal(range, vec![bytes]).await?
+        }
+    };
+    // From here on it is held as it is stored, and no longer as it came.
+    persist(&state, || writer.store_encoded(&key, &wal)).await?;
+    state.send_if_modified(|state| {
+        state.counts.backups_ended += u64::from(backup_ended);
+        backup_ended
+    });
+    Ok(Finished { key, range, was_compared, was_stored: true })
+}
+
+/// Makes attempts until the store does its part.
+async fn persist<T, F: Future<Output = Result<T>>>(state: &StateSender, attempt: impl Fn() -> F) -> Result<T> {
     let mut backoff = Backoff::new(RetryPolicy::RECONNECT);
     let mut first = true;
     loop {
-        match attempt(&writer, &job).await {
-            Ok(was_stored) => {
-                let was_compared = matches!(job, Job::Compare { .. });
-                let (key, range) = (job.key().clone(), job.range());
-                if let Job::Store { key: Key::Block(_), bytes, .. } = job
-                    && backup_end::may_be_in(&bytes)
-                {
-                    let size = writer.layout().segment_size();
-                    let has_ended = blocking(move || backup_end::is_in(&bytes, range.start, size)).await?;
-                    state.send_modify(|state| state.counts.backups_ended += u64::from(has_ended));
-                }
-                return Ok(Finished { key, range, was_compared, was_stored });
-            }
+        match attempt().await {
             Err(error) if matches!(error.kind(), Kind::Store) => {
                 if first {
                     state.send_modify(|state| state.counts.store_failures += 1);
@@ -674,29 +703,7 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
                 tracing::warn!(%error, hint, "WAL is not stored yet, and not acknowledged; trying again");
                 tokio::time::sleep(backoff.next_pause()).await;
             }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// True if the object was stored, false if it was there and is equal.
-async fn attempt(writer: &Writer, job: &Job) -> Result<bool> {
-    match job {
-        Job::Store { key, range, bytes } => {
-            writer.store_wal(key, *range, bytes.clone()).await?;
-            Ok(true)
-        }
-        Job::Compare { key, range, bytes } => {
-            let name = writer.layout().name(key);
-            let Some(stored) = writer.stamp_of(&name, *range).await? else {
-                // Deleted since it was listed: what came again is stored again, equal by definition.
-                writer.store_wal(key, *range, bytes.clone()).await?;
-                return Ok(true);
-            };
-            let (range, bytes) = (*range, bytes.clone());
-            let ours = blocking(move || Stamp::of(range, &bytes)).await?;
-            crate::repository::same(&name, &stored, &ours)?;
-            Ok(false)
+            ended => return ended,
         }
     }
 }

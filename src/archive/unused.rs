@@ -5,6 +5,7 @@
 //! yet (`walsender.c`, `GetStandbyFlushRecPtr`), so that one sees pages from before the file was recycled. Bytes of one
 //! range must be the same whoever sent them.
 
+use super::open_block::OpenBlock;
 use crate::wal::{Lsn, RecordKind, RecordWalker, SegmentSize};
 
 /// PostgreSQL's `XLOG_BLCKSZ`. A server that was built with another is not recognised, and its WAL stays as it is.
@@ -30,7 +31,7 @@ impl Unused {
 
     /// Takes a block, of which the bytes from `start` on are here, and clears those that came since the last call and are
     /// unused. What cannot be recognised is left alone.
-    pub(super) fn clear(&mut self, size: SegmentSize, start: Lsn, block: &mut [u8]) {
+    pub(super) fn clear(&mut self, size: SegmentSize, start: Lsn, block: &mut OpenBlock) {
         let end = start + block.len() as u64;
         let at = |lsn: Lsn| (lsn - start) as usize;
         loop {
@@ -40,18 +41,16 @@ impl Unused {
             }
             let unused = self.until.min(end);
             if self.seen < unused {
-                block[at(self.seen)..at(unused)].fill(0);
+                block.clear(at(self.seen), at(unused));
                 self.seen = unused;
             }
             let page = Lsn(self.seen.0.next_multiple_of(PAGE_BYTES));
             if page + ADDRESS.end as u64 > end {
                 return;
             }
-            let header = &block[at(page)..at(page) + ADDRESS.end];
-            let is_of_its_place = header[ADDRESS] == page.0.to_le_bytes() || header.iter().all(|byte| *byte == 0);
-            self.seen = match is_of_its_place {
+            self.seen = match is_of_its_place(page, block.slices(at(page), at(page) + ADDRESS.end)) {
                 true => page + 1,
-                false if is_behind_switch(size, start, &block[..at(page)]) => {
+                false if is_behind_switch(size, start, block.slices(0, at(page))) => {
                     self.until = size.segment_start(page) + size.bytes();
                     page
                 }
@@ -62,12 +61,22 @@ impl Unused {
     }
 }
 
-/// True if the last record that begins in `bytes` is a switch to the next segment.
-fn is_behind_switch(size: SegmentSize, start: Lsn, bytes: &[u8]) -> bool {
-    let mut last = None;
-    let walked = RecordWalker::new(size, start).push(start, bytes, &mut |record| last = Some(record));
-    let end = start + bytes.len() as u64;
-    walked.is_ok() && last.is_some_and(|record| record.kind == RecordKind::Switch && record.end > end)
+/// True if the beginning of a page's header says so, or is zeros. A page lies in one piece of a block.
+fn is_of_its_place<'a>(page: Lsn, mut header: impl Iterator<Item = &'a [u8]>) -> bool {
+    let is_one = |header: &[u8]| header[ADDRESS] == page.0.to_le_bytes() || header.iter().all(|byte| *byte == 0);
+    header.all(|header| header.len() < ADDRESS.end || is_one(header))
+}
+
+/// True if the last record that begins in the `bytes` from `start` on is a switch to the next segment.
+fn is_behind_switch<'a>(size: SegmentSize, start: Lsn, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (mut walker, mut end, mut last) = (RecordWalker::new(size, start), start, None);
+    for bytes in bytes {
+        if walker.push(end, bytes, &mut |record| last = Some(record)).is_err() {
+            return false;
+        }
+        end = end + bytes.len() as u64;
+    }
+    last.is_some_and(|record| record.kind == RecordKind::Switch && record.end > end)
 }
 
 #[cfg(test)]
@@ -112,18 +121,18 @@ mod tests {
 
     fn clear(bytes: &[u8], pieces: &[usize]) -> Vec<u8> {
         let size = SegmentSize::new(SEGMENT_BYTES).unwrap();
-        let (mut unused, mut block) = (Unused::new(START), Vec::new());
+        let (mut unused, mut block) = (Unused::new(START), OpenBlock::new(SEGMENT_BYTES));
         let mut rest = bytes;
         for piece in pieces.iter().cycle() {
             if rest.is_empty() {
                 break;
             }
             let (now, later) = rest.split_at((*piece).min(rest.len()));
-            block.extend_from_slice(now);
+            block.extend(now);
             unused.clear(size, START, &mut block);
             rest = later;
         }
-        block
+        block.take().concat()
     }
 
     proptest! {

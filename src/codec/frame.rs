@@ -31,20 +31,39 @@ impl FrameEncoder {
     /// One whole frame with `plain` in it, independent of every other. Give it at most [`super::FRAME_BYTES`]: more
     /// makes a valid frame, but one that only one core can decompress and that our readers refuse.
     pub fn encode(&mut self, plain: &[u8]) -> Bytes {
-        self.frame.clear();
-        FrameHeader::write(plain.len(), &mut self.frame);
-        for block in plain.chunks(BLOCK_BYTES) {
-            // A block that does not shrink, or would not fit the buffer, is stored as it is.
-            let compressed = compress_into_with_table(block, &mut self.block, &mut self.table).ok();
-            let compressed = compressed.and_then(|bytes| self.block.get(..bytes)).filter(|it| it.len() < block.len());
-            let stored = compressed.unwrap_or(block);
-            let field = BlockHeader::Block { bytes: stored.len(), compressed: compressed.is_some() };
-            self.frame.extend_from_slice(&field.field());
-            self.frame.extend_from_slice(stored);
-        }
+        self.begin(plain.len(), true);
+        plain.chunks(BLOCK_BYTES).for_each(|block| self.push(block));
         self.frame.extend_from_slice(&BlockHeader::End.field());
         self.frame.extend_from_slice(&header::checksum(plain).to_le_bytes());
         Bytes::copy_from_slice(&self.frame)
+    }
+
+    /// As [`FrameEncoder::encode`], for bytes that are hashed by the caller, and without a checksum of its own beside that
+    /// hash. `hash` gets all of `plain` in pieces, each while it is in the processor's cache anyway: a pass of its own
+    /// would fetch everything from memory once more.
+    pub fn encode_hashed(&mut self, plain: &[u8], mut hash: impl FnMut(&[u8])) -> Bytes {
+        self.begin(plain.len(), false);
+        for block in plain.chunks(BLOCK_BYTES) {
+            hash(block);
+            self.push(block);
+        }
+        self.frame.extend_from_slice(&BlockHeader::End.field());
+        Bytes::copy_from_slice(&self.frame)
+    }
+
+    fn begin(&mut self, plain_bytes: usize, content_checksum: bool) {
+        self.frame.clear();
+        FrameHeader::write(plain_bytes, content_checksum, &mut self.frame);
+    }
+
+    fn push(&mut self, block: &[u8]) {
+        // A block that does not shrink, or would not fit the buffer, is stored as it is.
+        let compressed = compress_into_with_table(block, &mut self.block, &mut self.table).ok();
+        let compressed = compressed.and_then(|bytes| self.block.get(..bytes)).filter(|it| it.len() < block.len());
+        let stored = compressed.unwrap_or(block);
+        let field = BlockHeader::Block { bytes: stored.len(), compressed: compressed.is_some() };
+        self.frame.extend_from_slice(&field.field());
+        self.frame.extend_from_slice(stored);
     }
 }
 

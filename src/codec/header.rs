@@ -124,12 +124,13 @@ impl FrameHeader {
         })
     }
 
-    /// Writes the header of a frame of our own: independent blocks, content size, content checksum.
-    pub(super) fn write(content_bytes: usize, into: &mut Vec<u8>) {
+    /// Writes the header of a frame of our own: independent blocks, content size, and if so a content checksum.
+    pub(super) fn write(content_bytes: usize, content_checksum: bool, into: &mut Vec<u8>) {
         let block_size = if content_bytes <= 64 << 10 { 4 } else { 5 };
         into.extend_from_slice(&LZ4_MAGIC.to_le_bytes());
         let described = into.len();
-        into.push(FLAG_VERSION | FLAG_INDEPENDENT | FLAG_CONTENT_SIZE | FLAG_CONTENT_CHECKSUM);
+        let checksum = if content_checksum { FLAG_CONTENT_CHECKSUM } else { 0 };
+        into.push(FLAG_VERSION | FLAG_INDEPENDENT | FLAG_CONTENT_SIZE | checksum);
         into.push(block_size << 4);
         into.extend_from_slice(&(content_bytes as u64).to_le_bytes());
         into.push(header_checksum(&into[described..]));

@@ -57,8 +57,15 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         };
         services.start(http::serve(listener, is_healthy, render, shutdown.kill.clone()));
     }
-    let ended = Box::pin(archiver.run(&shutdown)).await;
-    let state = archiver.state().borrow().clone();
+    // A task: then the thread that waits for the sockets is the one that reads them, and wakes no other for it.
+    let state = archiver.state();
+    let mut archiving = Tasks::default();
+    archiving.start(async move { archiver.run(&shutdown).await });
+    let ended = match archiving.next().await {
+        Some(ended) => ended?,
+        None => Ok(()),
+    };
+    let state = state.borrow().clone();
     tracing::info!(received = %state.received, durable = %state.durable, "stopped");
     ended
 }

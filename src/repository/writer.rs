@@ -30,6 +30,14 @@ impl Stamp {
     }
 }
 
+/// WAL as it is stored: compressed, with its stamp.
+#[derive(Clone, Debug)]
+pub struct EncodedWal {
+    stamp: Stamp,
+    body: Body,
+    metadata: Metadata,
+}
+
 /// How frames were stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredFrames {
@@ -91,41 +99,64 @@ impl Writer {
         self.system_identifier
     }
 
-    /// Stores WAL under `key` ([`Key::Block`] or [`Key::Tail`]), whose bytes these are. When this says yes, the bytes
-    /// are in the store, durably: just now, or equal ones before.
+    /// Hashes and compresses WAL: the bytes of `range`, of which each piece but the last is as long as a frame. Lets go
+    /// of each piece as soon as it can.
     ///
     /// # Errors
-    /// [`Kind::Diverged`] if other bytes have the name; otherwise what the store says.
-    pub async fn store_wal(&self, key: &Key, range: WalRange, bytes: Bytes) -> Result<Stamp> {
+    /// None that the world can cause.
+    pub async fn encode_wal(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
         let (layout, encoders, system_identifier) =
             (self.layout.clone(), self.encoders.clone(), self.system_identifier);
-        let (stamp, identity, body) = runtime::blocking(move || {
-            let stamp = Stamp::of(range, &bytes);
+        runtime::blocking(move || {
+            let mut sha256 = Sha256::new();
+            // A place for the identity, which is known last.
+            let mut frames = vec![Bytes::new()];
+            encoders.with(&layout, |encoder| {
+                for piece in pieces {
+                    let plain = piece.chunks(FRAME_BYTES);
+                    frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| sha256.update(bytes))));
+                }
+            });
+            let sha256 = hex(&sha256.finalize());
             let identity = Identity {
                 format: FORMAT_VERSION,
                 system_identifier,
                 subject: Subject::wal(range),
                 plain_bytes: range.bytes(),
-                sha256: Some(stamp.sha256.clone()),
+                sha256: Some(sha256.clone()),
             };
-            let mut pieces = vec![identity.frame()?];
-            encoders.with(&layout, |encoder| {
-                pieces.extend(bytes.chunks(FRAME_BYTES).map(|chunk| encoder.encode(chunk)));
-            });
-            Ok::<_, Error>((stamp, identity, Body::from(pieces)))
+            frames[0] = identity.frame()?;
+            Ok(EncodedWal { stamp: Stamp { range, sha256 }, body: Body::from(frames), metadata: identity.metadata() })
         })
-        .await??;
+        .await?
+    }
+
+    /// Stores WAL under `key` ([`Key::Block`] or [`Key::Tail`]). When this says yes, the bytes are in the store, durably:
+    /// just now, or equal ones before.
+    ///
+    /// # Errors
+    /// [`Kind::Diverged`] if other bytes have the name; otherwise what the store says.
+    pub async fn store_encoded(&self, key: &Key, wal: &EncodedWal) -> Result<()> {
         let name = self.layout.name(key);
-        match self.store.create(&name, body, identity.metadata()).await? {
-            Created::New => Ok(stamp),
+        match self.store.create(&name, wal.body.clone(), wal.metadata.clone()).await? {
+            Created::New => Ok(()),
             Created::Exists => {
                 // Gone again: somebody deletes here. Nothing is proven, so the caller tries again.
-                let stored = self.stamp_of(&name, range).await?;
+                let stored = self.stamp_of(&name, wal.stamp.range).await?;
                 let stored = stored.ok_or_else(|| Error::new(Kind::Store, format!("{name} was there and is gone")))?;
-                same(&name, &stored, &stamp)?;
-                Ok(stamp)
+                same(&name, &stored, &wal.stamp)
             }
         }
+    }
+
+    /// Both in one: stores the bytes of `range`.
+    ///
+    /// # Errors
+    /// As [`Writer::store_encoded`].
+    pub async fn store_wal(&self, key: &Key, range: WalRange, bytes: Bytes) -> Result<Stamp> {
+        let wal = self.encode_wal(range, vec![bytes]).await?;
+        self.store_encoded(key, &wal).await?;
+        Ok(wal.stamp)
     }
 
     /// What is stored under `name`, which holds the bytes of `range`; `None` if nothing is.

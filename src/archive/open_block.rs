@@ -1,0 +1,228 @@
+//! The memory of the block that is not full yet. It lies in pieces of one frame: each is given to the compressor as it is,
+//! and taken again for bytes to come as soon as the compressor has done with it. Fresh memory costs more than copying into
+//! it (the system clears it, page by page), and what is given back to the allocator from many threads adds up.
+
+use crate::codec::FRAME_BYTES;
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Bytes in all pieces together, beyond which nothing is read: one block that is being compressed, and a piece of the next,
+/// which gets another one for each that is done. That reading waits costs nothing: the compressor is the slower one.
+const PIECES_BYTES_MAX: usize = 20 << 20;
+
+/// A block, from its first byte on.
+#[derive(Debug)]
+pub(super) struct OpenBlock {
+    /// Of `pool.piece_bytes` each, but for the last.
+    pieces: Vec<Loan>,
+    pool: Arc<Pool>,
+}
+
+/// All pieces there are.
+#[derive(Debug)]
+struct Pool {
+    piece_bytes: usize,
+    pieces: Mutex<Pieces>,
+    given_back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Pieces {
+    on_loan: usize,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Pool {
+    fn pieces_max(&self) -> usize {
+        PIECES_BYTES_MAX / self.piece_bytes
+    }
+
+    fn pieces(&self) -> MutexGuard<'_, Pieces> {
+        // Whole after each step: a panic elsewhere changes nothing.
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A piece on loan.
+#[derive(Debug)]
+struct Loan {
+    bytes: Vec<u8>,
+    pool: Arc<Pool>,
+}
+
+impl Loan {
+    fn take(pool: &Arc<Pool>) -> Loan {
+        let mut pieces = pool.pieces();
+        pieces.on_loan += 1;
+        // Only what is written to becomes memory.
+        let bytes = pieces.spare.pop().unwrap_or_else(|| Vec::with_capacity(pool.piece_bytes));
+        Loan { bytes, pool: pool.clone() }
+    }
+}
+
+impl AsRef<[u8]> for Loan {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        let mut pieces = self.pool.pieces();
+        pieces.on_loan -= 1;
+        if pieces.on_loan + pieces.spare.len() < self.pool.pieces_max() {
+            pieces.spare.push(bytes);
+        }
+        drop(pieces);
+        self.pool.given_back.notify_one();
+    }
+}
+
+impl OpenBlock {
+    /// For blocks of so many bytes.
+    pub(super) fn new(block_bytes: u64) -> OpenBlock {
+        let piece_bytes = usize::try_from(block_bytes).map_or(FRAME_BYTES, |bytes| bytes.min(FRAME_BYTES));
+        let pool = Pool { piece_bytes, pieces: Mutex::default(), given_back: Notify::new() };
+        OpenBlock { pieces: Vec::new(), pool: Arc::new(pool) }
+    }
+
+    /// Bytes that it has.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * self.pool.piece_bytes + last.bytes.len())
+    }
+
+    fn has_open_piece(&self) -> bool {
+        self.pieces.last().is_some_and(|last| last.bytes.len() < self.pool.piece_bytes)
+    }
+
+    /// False while the pieces are all in use: the compressor, or the store behind it, has to go on first. A message that
+    /// was read already is taken nevertheless.
+    pub(super) fn has_room(&self) -> bool {
+        self.has_open_piece() || self.pool.pieces().on_loan < self.pool.pieces_max()
+    }
+
+    /// Waits until a piece is given back. May be dropped.
+    pub(super) async fn wait_for_room(&self) {
+        self.pool.given_back.notified().await;
+    }
+
+    /// Appends bytes.
+    pub(super) fn extend(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if !self.has_open_piece() {
+                self.pieces.push(Loan::take(&self.pool));
+            }
+            let Some(last) = self.pieces.last_mut() else { return };
+            let (now, later) = bytes.split_at(bytes.len().min(self.pool.piece_bytes - last.bytes.len()));
+            last.bytes.extend_from_slice(now);
+            bytes = later;
+        }
+    }
+
+    /// The bytes `[from, to)` that are there, as they lie.
+    pub(super) fn slices(&self, from: usize, to: usize) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().enumerate().map(move |(number, piece)| {
+            let start = number * self.pool.piece_bytes;
+            let within = |position: usize| position.saturating_sub(start).min(piece.bytes.len());
+            &piece.bytes[within(from)..within(to)]
+        })
+    }
+
+    /// Makes the bytes `[from, to)` zeros.
+    pub(super) fn clear(&mut self, from: usize, to: usize) {
+        for (number, piece) in self.pieces.iter_mut().enumerate() {
+            let start = number * self.pool.piece_bytes;
+            let length = piece.bytes.len();
+            let within = |position: usize| position.saturating_sub(start).min(length);
+            piece.bytes[within(from)..within(to)].fill(0);
+        }
+    }
+
+    /// A copy of the bytes `[from, to)`: what is kept for long keeps no piece from being used again.
+    pub(super) fn copy(&self, from: usize, to: usize) -> Bytes {
+        let mut copy = Vec::with_capacity(to - from);
+        self.slices(from, to).for_each(|slice| copy.extend_from_slice(slice));
+        copy.into()
+    }
+
+    /// All bytes, for good. The next block begins.
+    pub(super) fn take(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.pieces).into_iter().map(Bytes::from_owner).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK_BYTES: u64 = 4 * FRAME_BYTES as u64;
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_whatever_the_border_of_a_piece() {
+        let wal: Vec<u8> = (0..2 * FRAME_BYTES + 1000).map(|position| (position % 251) as u8).collect();
+        let mut block = OpenBlock::new(BLOCK_BYTES);
+        for message in wal.chunks(100_001) {
+            block.extend(message);
+        }
+        assert_eq!(block.len(), wal.len());
+        for (from, to) in [
+            (0, 0),
+            (5, 1000),
+            (FRAME_BYTES - 1, FRAME_BYTES + 1),
+            (FRAME_BYTES, 2 * FRAME_BYTES),
+            (1, wal.len()),
+            (wal.len() - 1, wal.len()),
+        ] {
+            assert!(block.copy(from, to) == wal[from..to], "[{from}, {to}) differs");
+        }
+        assert!(block.take().concat() == wal, "the whole differs");
+        assert_eq!(block.len(), 0);
+    }
+
+    #[test]
+    fn what_is_cleared_is_zeros_and_nothing_else_is() {
+        let mut block = OpenBlock::new(BLOCK_BYTES);
+        block.extend(&vec![1; 2 * FRAME_BYTES + 10]);
+        block.clear(FRAME_BYTES - 2, FRAME_BYTES + 3);
+        block.clear(2 * FRAME_BYTES + 9, 3 * FRAME_BYTES);
+        let mut expected = vec![1; 2 * FRAME_BYTES + 10];
+        expected[FRAME_BYTES - 2..FRAME_BYTES + 3].fill(0);
+        expected[2 * FRAME_BYTES + 9..].fill(0);
+        assert!(block.take().concat() == expected);
+    }
+
+    #[test]
+    fn pieces_are_used_again() {
+        // Given a block that was taken, and done with
+        let mut block = OpenBlock::new(BLOCK_BYTES);
+        block.extend(&vec![1; 2 * FRAME_BYTES]);
+        let pieces = block.take();
+        let places: Vec<*const u8> = pieces.iter().map(|piece| piece.as_ptr()).collect();
+        drop(pieces);
+        // When the next one grows, then it lies where that one was
+        block.extend(&vec![2; FRAME_BYTES]);
+        let piece = &block.take()[0];
+        assert!(places.contains(&piece.as_ptr()), "fresh memory was taken");
+        assert!(piece.iter().all(|&byte| byte == 2));
+    }
+
+    #[tokio::test]
+    async fn there_is_room_again_when_a_piece_is_given_back() {
+        // Given as many pieces as there may be, none of them given back
+        let mut block = OpenBlock::new(BLOCK_BYTES);
+        let mut taken = Vec::new();
+        while block.has_room() {
+            block.extend(&vec![1; FRAME_BYTES]);
+            taken.extend(block.take());
+        }
+        assert_eq!(taken.len(), PIECES_BYTES_MAX / FRAME_BYTES);
+        // When one is
+        taken.pop();
+        block.wait_for_room().await;
+        // Then there is room
+        assert!(block.has_room());
+    }
+}
