@@ -38,7 +38,7 @@ pub struct Loss {
 }
 
 impl Catalog {
-    /// As [`unanswered_gap`], on the way to the timeline that was archived last.
+    /// The last hole on the way to the timeline that was archived last behind which no base backup begins.
     pub fn unanswered_gap(&self) -> Option<WalRange> {
         let in_gaps = self.gaps.iter().map(|gap| gap.range.timeline).max();
         let history = self.history(self.followed_timeline().max(in_gaps)?);
