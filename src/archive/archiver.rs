@@ -361,6 +361,8 @@ impl Archiver {
             state.counts.connections += 1;
             state.last_error = None;
             state.is_server_leaving = false;
+            // What was told on another connection, perhaps of another timeline, says nothing of this one.
+            state.flushed = Lsn::INVALID;
             state.rpo.begin_anew();
             // Where nothing comes before the first byte, nothing is outstanding.
             state.rpo.stored(if resume.overlap_end == start && !is_linked { start } else { Lsn::INVALID });
