@@ -266,9 +266,7 @@ impl Archiver {
             }
             Err(ResumeError::Source(error)) => self.judge(error),
             // The store is waited for like the server, once it has answered at all.
-            Err(ResumeError::Other(error)) if error.kind() == Kind::Store && self.has_begun() => {
-                Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
-            }
+            Err(ResumeError::Other(error)) if self.has_begun() => wait_for_store(error),
             Err(ResumeError::Other(error)) => Err(error),
         }
     }
@@ -351,10 +349,7 @@ impl Archiver {
         // acknowledged it. Less than that must not be reported.
         let resume = match resume::look_again(repository, resume).await {
             Ok(resume) => resume,
-            Err(error) if error.kind() == Kind::Store => {
-                return Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)));
-            }
-            Err(error) => return Err(error),
+            Err(error) => return wait_for_store(error),
         };
         tracing::info!(%timeline, %start, stored_up_to = %resume.overlap_end, "streaming");
         self.state.send_modify(|state| {
@@ -412,6 +407,14 @@ async fn check_standing(session: &mut dyn Session, resume: Resume) -> Result<Res
             tracing::warn!(%flush, %stored, "this standby is behind what is stored; nothing is acknowledged until it is proven equal");
             Ok(resume)
         }
+    }
+}
+
+/// A store that fails is waited for like a server; anything else ends the archiver.
+fn wait_for_store(error: Error) -> Result<Outcome> {
+    match error.kind() {
+        Kind::Store => Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error))),
+        _ => Err(error),
     }
 }
 

@@ -1,9 +1,9 @@
 //! WAL that the server no longer has: what can be had from the repository instead, and what is lost.
 
-use super::{Archiver, Outcome};
+use super::{Archiver, Outcome, wait_for_store};
 use crate::archive::gap::Missing;
 use crate::archive::resume::{self, Resume};
-use crate::archive::source::{SourceError, SourceErrorKind};
+use crate::archive::source::SourceError;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Repository, WalReader, Writer};
 use crate::runtime::Shutdown;
@@ -30,10 +30,7 @@ impl Archiver {
             // Complete, but not all of it permanent: that much can be had from what is stored.
             return match self.seal_from_repository(writer, repository, timeline, end).await {
                 Ok(()) => Ok(Outcome::Again),
-                Err(error) if error.kind() == Kind::Store => {
-                    Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
-                }
-                Err(error) => Err(error),
+                Err(error) => wait_for_store(error),
             };
         }
         if resume.start < end && size.segment_start(end) == end {
@@ -43,10 +40,7 @@ impl Archiver {
         match Box::pin(settling).await {
             Ok(Missing::Settled) => Ok(Outcome::Again),
             Ok(Missing::Unclear(error)) => Ok(Outcome::Pause(error)),
-            Err(error) if error.kind() == Kind::Store => {
-                Ok(Outcome::Pause(SourceError::new(SourceErrorKind::Lost, error)))
-            }
-            Err(error) => Err(error),
+            Err(error) => wait_for_store(error),
         }
     }
 
