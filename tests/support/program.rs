@@ -89,6 +89,14 @@ impl Seawall {
         self.run_code(0).await
     }
 
+    /// Runs it, which is `list --json`: one timeline is stored without a hole, and nothing is recorded as lost.
+    pub async fn assert_lists_no_hole(self) {
+        let listed = self.run_ok().await.stdout;
+        let report: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        assert_eq!(report["lost_wal"].as_array().unwrap().len(), 0, "{listed}");
+        assert_eq!(report["wal"][0]["stored"].as_array().unwrap().len(), 1, "{listed}");
+    }
+
     /// Runs it to its end, which must be this exit code, with one error on standard error.
     pub async fn run_err(self, code: i32) -> Finished {
         assert_ne!(code, 0, "zero is no failure");
