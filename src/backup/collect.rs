@@ -134,8 +134,7 @@ impl Collector {
         self.uploads.start(async move {
             let PartEnd { archive, number, plain_bytes, added_bytes, continues } = end;
             let key = Key::BackupPart(id.clone(), archive, number);
-            let stored =
-                writer.store_frames(&key, Subject::part(id, archive, number), frames, plain_bytes, None).await?;
+            let stored = writer.store_frames(&key, Subject::part(id, archive, number), frames, plain_bytes).await?;
             let (archive, stored_bytes, sha256) = (archive.to_string(), stored.bytes, stored.sha256);
             Ok((index, BackupPart { archive, number, plain_bytes, stored_bytes, sha256, added_bytes, continues }))
         });
@@ -195,8 +194,7 @@ impl ManifestIntake {
     async fn store(self, writer: &Writer, id: &BackupId) -> Result<ManifestEnd> {
         let end = self.check.finish()?;
         let (key, subject) = (Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() });
-        let sha256 = Some(end.sha256.clone());
-        writer.store_frames(&key, subject, self.frames, self.plain_bytes, sha256).await?;
+        writer.store_frames(&key, subject, self.frames, self.plain_bytes).await?;
         Ok(end)
     }
 }

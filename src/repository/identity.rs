@@ -15,7 +15,7 @@ const PREFIX_BYTES: u64 = 4096;
 /// The names of the metadata that repeat an identity.
 const META_SYSTEM: &str = "seawall-system-identifier";
 const META_BYTES: &str = "seawall-plain-bytes";
-const META_SHA256: &str = "seawall-sha256";
+const META_BLAKE3: &str = "seawall-blake3";
 
 /// An object's identity: JSON in a skippable frame in front of its content.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -30,10 +30,10 @@ pub struct Identity {
     pub subject: Subject,
     /// Length of its content, uncompressed.
     pub plain_bytes: u64,
-    /// SHA-256 of its content, uncompressed, in hexadecimal. WAL has it; parts of base backups are checked by the
+    /// BLAKE3 of its content, uncompressed, in hexadecimal. WAL has it; parts of base backups are checked by the
     /// hashes in `backup.json` and in the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    pub blake3: Option<String>,
 }
 
 /// What an object holds.
@@ -93,8 +93,8 @@ impl Identity {
         let mut metadata = Metadata::new();
         metadata.insert(META_SYSTEM.to_owned(), self.system_identifier.to_string());
         metadata.insert(META_BYTES.to_owned(), self.plain_bytes.to_string());
-        if let Some(sha256) = &self.sha256 {
-            metadata.insert(META_SHA256.to_owned(), sha256.clone());
+        if let Some(blake3) = &self.blake3 {
+            metadata.insert(META_BLAKE3.to_owned(), blake3.clone());
         }
         metadata
     }
@@ -136,7 +136,7 @@ impl Identity {
     }
 }
 
-/// Length and SHA-256 of a stored WAL object's content: from the metadata of `head`, or where a copy of the bucket has
+/// Length and hash of a stored WAL object's content: from the metadata of `head`, or where a copy of the bucket has
 /// lost it, from the object's own first frame.
 ///
 /// # Errors
@@ -144,12 +144,12 @@ impl Identity {
 pub(super) async fn stored_identity(store: &dyn Store, head: &ObjectHead, subject: &Subject) -> Result<Identity> {
     let name = &head.info.key;
     let meta = |field: &str| head.metadata.get(field);
-    if let (Some(system), Some(bytes), Some(sha256)) = (meta(META_SYSTEM), meta(META_BYTES), meta(META_SHA256))
+    if let (Some(system), Some(bytes), Some(blake3)) = (meta(META_SYSTEM), meta(META_BYTES), meta(META_BLAKE3))
         && let (Ok(system_identifier), Ok(plain_bytes)) = (system.parse(), bytes.parse())
     {
-        let sha256 = Some(sha256.clone());
+        let blake3 = Some(blake3.clone());
         let format = super::FORMAT_VERSION;
-        return Ok(Identity { format, system_identifier, subject: subject.clone(), plain_bytes, sha256 });
+        return Ok(Identity { format, system_identifier, subject: subject.clone(), plain_bytes, blake3 });
     }
     let prefix = match store.get(name, Some(0..PREFIX_BYTES)).await {
         Ok(stream) => stream.collect().await?,

@@ -153,8 +153,8 @@ fn decode(name: &str, range: WalRange, system_identifier: u64, bytes: &[u8]) -> 
         return Err(damaged(format!("holds {} bytes instead of {}", decoded.plain.len(), range.bytes())));
     }
     let found = Stamp::of(range, &decoded.plain);
-    if identity.sha256.as_ref() != Some(&found.sha256) {
-        return Err(damaged("does not have the SHA-256 that it was stored with".to_owned()));
+    if identity.blake3.as_ref() != Some(&found.blake3) {
+        return Err(damaged("does not have the BLAKE3 hash that it was stored with".to_owned()));
     }
     Ok(Bytes::from(decoded.plain))
 }

@@ -104,14 +104,14 @@ async fn a_name_that_has_other_bytes_stops_the_archiver_and_is_not_acknowledged(
 
 /// The same object of a server that has gone another way: its identity says another hash.
 fn other(object: &StoredObject) -> StoredObject {
-    let key = "seawall-sha256";
-    let sha256 = object.metadata[key].clone();
-    let other: String = sha256.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
+    let key = "seawall-blake3";
+    let blake3 = object.metadata[key].clone();
+    let other: String = blake3.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
     let mut metadata = object.metadata.clone();
     metadata.insert(key.to_owned(), other.clone());
     let mut bytes = object.bytes.to_vec();
-    let at = bytes.windows(sha256.len()).position(|window| window == sha256.as_bytes()).expect("an identity");
-    bytes[at..at + sha256.len()].copy_from_slice(other.as_bytes());
+    let at = bytes.windows(blake3.len()).position(|window| window == blake3.as_bytes()).expect("an identity");
+    bytes[at..at + blake3.len()].copy_from_slice(other.as_bytes());
     StoredObject { bytes: bytes.into(), metadata }
 }
 

@@ -227,7 +227,7 @@ impl Maker<'_> {
             system_identifier: self.system,
             subject,
             plain_bytes: plain.len() as u64,
-            sha256: None,
+            blake3: None,
         };
         let mut encoder = FrameEncoder::new(Codec::Lz4);
         let mut stored = identity.frame().unwrap().to_vec();
