@@ -55,7 +55,7 @@ pub async fn commits(scale: &Scale, fixture: &Fixture) {
     for (flush, shown) in [("500ms", "500 ms (default)"), ("0", "0")] {
         for delay in PUT_DELAYS {
             let directory = fixture.empty_directory();
-            let store = S3Process::start(directory.path(), Behaviour::Delay(delay));
+            let store = S3Process::start(directory.path(), Behaviour::Synced(delay));
             let slot = format!("flush_{flush}_{}", delay.as_millis());
             let archiver = fixture.archiver(&store, &["--slot", &slot, "--flush-interval", flush]).await;
             for rate in [1, 100, 1000] {
@@ -79,11 +79,11 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
     println!("| | commit, nobody waits for the archive | {unwaited} | |");
     for delay in PUT_DELAYS {
         let directory = fixture.empty_directory();
-        let store = S3Process::start(directory.path(), Behaviour::Delay(delay));
+        let store = S3Process::start(directory.path(), Behaviour::Synced(delay));
         let shown = delay.as_millis();
         let slot = format!("synchronous_{shown}");
         let archiver = fixture.archiver(&store, &["--slot", &slot]).await;
-        let put = puts(&store, scale.puts).await;
+        let put = puts(&store, scale).await;
         fixture.set_synchronous("seawall").await;
         let waits = synchronous_commits(fixture, scale).await;
         fixture.set_synchronous("").await;
@@ -94,16 +94,22 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
     }
 }
 
-/// One PUT after the other, through the store that the program uses.
-async fn puts(server: &S3Process, count: usize) -> Percentiles {
-    const WARM_UP: usize = 10;
+/// One PUT after the other through the store that the program uses, as often as there are commits: what has just been
+/// idle is slower than what is busy, and what the disk does now and then is to be in both.
+async fn puts(server: &S3Process, scale: &Scale) -> Percentiles {
     let store = s3_store::store(s3_store::options_at(server.endpoint().to_owned())).await;
     let mut seconds = Vec::new();
-    for i in 0..count + WARM_UP {
+    let mut tick = interval(Duration::from_secs(1) / SYNCHRONOUS_COMMITS);
+    let begun = Instant::now();
+    for i in 0.. {
+        tick.tick().await;
         let started = Instant::now();
         let body = Body::from(bytes::Bytes::from(vec![i as u8; PUT_BYTES]));
         store.create(&format!("put/{i}"), body, Metadata::default()).await.unwrap();
-        if i >= WARM_UP {
+        if begun.elapsed() > scale.warm_up + scale.measured {
+            break;
+        }
+        if begun.elapsed() >= scale.warm_up {
             seconds.push(started.elapsed().as_secs_f64());
         }
     }

@@ -51,7 +51,6 @@ pub struct Scale {
     measured: Duration,
     /// The same, with one commit a second.
     measured_rare: Duration,
-    puts: usize,
 }
 
 const FULL: Scale = Scale {
@@ -63,7 +62,6 @@ const FULL: Scale = Scale {
     warm_up: Duration::from_secs(5),
     measured: Duration::from_secs(15),
     measured_rare: Duration::from_secs(40),
-    puts: 200,
 };
 
 const TINY: Scale = Scale {
@@ -75,7 +73,6 @@ const TINY: Scale = Scale {
     warm_up: Duration::ZERO,
     measured: Duration::from_millis(200),
     measured_rare: Duration::from_millis(200),
-    puts: 5,
 };
 
 fn main() {

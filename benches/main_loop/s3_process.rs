@@ -13,8 +13,10 @@ pub const SERVE: &str = "--serve-s3";
 /// What the server does with objects.
 #[derive(Clone, Copy, Debug)]
 pub enum Behaviour {
-    /// Stores them, each so much later than it could.
-    Delay(Duration),
+    /// Stores them, as fast as it can.
+    AtOnce,
+    /// Syncs each to disk, and answers so much later.
+    Synced(Duration),
     /// Never answers when WAL is stored; all else works.
     Hang,
 }
@@ -33,7 +35,8 @@ impl S3Process {
         let mut command = Command::new(std::env::current_exe().expect("a name of our own"));
         command.arg(SERVE).arg(directory);
         match behaviour {
-            Behaviour::Delay(delay) => command.arg(delay.as_micros().to_string()),
+            Behaviour::AtOnce => command.arg("at-once"),
+            Behaviour::Synced(delay) => command.arg(delay.as_micros().to_string()),
             Behaviour::Hang => command.arg("hang"),
         };
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the S3 server");
@@ -68,8 +71,14 @@ pub fn serve(arguments: &[String]) {
     let server = S3Server::on_disk(directory);
     match behaviour.as_str() {
         "hang" => server.always(Op::Put.at("repo/main/wal/"), Fault::Delay(Duration::from_secs(86_400))),
-        "0" => {}
-        micros => server.always(Op::Put, Fault::Delay(Duration::from_micros(micros.parse().expect("microseconds")))),
+        "at-once" => {}
+        micros => {
+            server.sync_bodies();
+            let delay = Duration::from_micros(micros.parse().expect("microseconds"));
+            if !delay.is_zero() {
+                server.always(Op::Put, Fault::Delay(delay));
+            }
+        }
     }
     println!("{}", server.endpoint());
     std::io::stdout().flush().expect("somebody listens");

@@ -16,8 +16,6 @@ use tokio::task::block_in_place;
 /// A stream that has brought nothing for so long has stopped.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
-const AT_ONCE: Behaviour = Behaviour::Delay(Duration::ZERO);
-
 pub async fn catch_up(scale: &Scale, segment_mib: u32) {
     let fixture = Fixture::create(scale.waiting_scale, segment_mib).await;
     let bytes = fixture.waiting_bytes();
@@ -37,7 +35,7 @@ pub async fn catch_up(scale: &Scale, segment_mib: u32) {
 
 async fn seawall_catches_up(fixture: &Fixture) -> Cost {
     let directory = fixture.empty_directory();
-    let store = S3Process::start(directory.path(), AT_ONCE);
+    let store = S3Process::start(directory.path(), Behaviour::AtOnce);
     fixture.copy_slot("seawall").await;
     let session = fixture.server.connect("postgres").await.unwrap();
     settle();
@@ -111,7 +109,7 @@ pub async fn base_backup(scale: &Scale, fixture: &Fixture) {
     let mut rounds = Vec::new();
     for _ in 0..scale.discarded + scale.rounds {
         let directory = fixture.empty_directory();
-        let store = S3Process::start(directory.path(), AT_ONCE);
+        let store = S3Process::start(directory.path(), Behaviour::AtOnce);
         settle();
         let ours = fixture.seawall(&store, &["backup", "--fast", "--slot", "seawall_backup"]);
         let ours = block_in_place(|| Measured::start(ours).wait_with(&store));
@@ -128,7 +126,7 @@ pub async fn base_backup(scale: &Scale, fixture: &Fixture) {
 pub async fn restore(scale: &Scale, fixture: &Fixture) {
     // One backup, restored again and again.
     let repository = fixture.empty_directory();
-    let store = S3Process::start(repository.path(), AT_ONCE);
+    let store = S3Process::start(repository.path(), Behaviour::AtOnce);
     let backup = fixture.seawall(&store, &["backup", "--fast", "--slot", "seawall_restore"]);
     block_in_place(|| Measured::start(backup).wait());
     fixture.drop_slot("seawall_restore").await;

@@ -65,6 +65,11 @@ impl S3Server {
         S3Server::bind("127.0.0.1:0", Some(directory.into())).expect("a free port of the loopback")
     }
 
+    /// From now on bodies are synced to disk before an answer, as a store does that is to be relied upon.
+    pub fn sync_bodies(&self) {
+        self.storage.sync_bodies();
+    }
+
     /// Starts a server on `address`: for trials by hand, where a known port is handy.
     pub fn bind(address: &str, directory: Option<PathBuf>) -> std::io::Result<S3Server> {
         let listener = TcpListener::bind(address)?;

@@ -15,7 +15,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -216,6 +216,8 @@ pub(super) struct Received {
 pub(super) struct Storage {
     visible: Mutex<Visible>,
     directory: Option<PathBuf>,
+    /// Bodies are on the disk before anybody is told that they are stored.
+    syncs: AtomicBool,
     numbers: AtomicU64,
     page_keys: AtomicUsize,
 }
@@ -228,6 +230,7 @@ impl Storage {
         Ok(Storage {
             visible: Mutex::default(),
             directory,
+            syncs: AtomicBool::new(false),
             numbers: AtomicU64::new(0),
             page_keys: AtomicUsize::new(1000),
         })
@@ -240,6 +243,10 @@ impl Storage {
     /// A number that was not given before.
     pub(super) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn sync_bodies(&self) {
+        self.syncs.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn set_page_keys(&self, keys: usize) {
@@ -275,7 +282,7 @@ impl Storage {
                 sink.write(&chunk).map_err(s3s::S3Error::internal_error)?;
             }
         }
-        let piece = sink.finish();
+        let piece = sink.finish(self).map_err(s3s::S3Error::internal_error)?;
         if expected.is_some_and(|expected| expected != piece.bytes()) {
             return Err(s3_error!(IncompleteBody, "{} bytes came instead of {expected:?}", piece.bytes()));
         }
@@ -369,10 +376,17 @@ impl Sink {
         Ok(())
     }
 
-    fn finish(self) -> Piece {
+    fn finish(self, storage: &Storage) -> std::io::Result<Piece> {
         match self {
-            Sink::Memory(buffer) => Piece::Memory(buffer.freeze()),
-            Sink::File(piece) => piece,
+            Sink::Memory(buffer) => Ok(Piece::Memory(buffer.freeze())),
+            Sink::File(piece) => {
+                if let Piece::File { file, .. } = &piece
+                    && storage.syncs.load(Ordering::Relaxed)
+                {
+                    file.sync_all()?;
+                }
+                Ok(piece)
+            }
         }
     }
 }
