@@ -56,6 +56,9 @@ pub struct Writer {
     encoders: Encoders,
 }
 
+/// So little is hashed and compressed by whoever asks: to wake a thread for it takes longer.
+const ENCODED_IN_PLACE_BYTES_MAX: u64 = 16 << 10;
+
 /// Encoders that are free: a new one for each frame would cost half the speed.
 #[derive(Clone, Default)]
 struct Encoders(Arc<Mutex<Vec<FrameEncoder>>>);
@@ -105,30 +108,33 @@ impl Writer {
     /// # Errors
     /// None that the world can cause.
     pub async fn encode_wal(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        let (layout, encoders, system_identifier) =
-            (self.layout.clone(), self.encoders.clone(), self.system_identifier);
-        runtime::blocking(move || {
-            let mut hash = blake3::Hasher::new();
-            // A place for the identity, which is known last.
-            let mut frames = vec![Bytes::new()];
-            encoders.with(&layout, |encoder| {
-                for piece in pieces {
-                    let plain = piece.chunks(FRAME_BYTES);
-                    frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes))));
-                }
-            });
-            let blake3 = hash.finalize().to_string();
-            let identity = Identity {
-                format: FORMAT_VERSION,
-                system_identifier,
-                subject: Subject::wal(range),
-                plain_bytes: range.bytes(),
-                blake3: Some(blake3.clone()),
-            };
-            frames[0] = identity.frame()?;
-            Ok(EncodedWal { stamp: Stamp { range, blake3 }, body: Body::from(frames), metadata: identity.metadata() })
-        })
-        .await?
+        let writer = self.clone();
+        match range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
+            true => writer.encode_wal_now(range, pieces),
+            false => runtime::blocking(move || writer.encode_wal_now(range, pieces)).await?,
+        }
+    }
+
+    fn encode_wal_now(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
+        let mut hash = blake3::Hasher::new();
+        // A place for the identity, which is known last.
+        let mut frames = vec![Bytes::new()];
+        self.encoders.with(&self.layout, |encoder| {
+            for piece in pieces {
+                let plain = piece.chunks(FRAME_BYTES);
+                frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes))));
+            }
+        });
+        let blake3 = hash.finalize().to_string();
+        let identity = Identity {
+            format: FORMAT_VERSION,
+            system_identifier: self.system_identifier,
+            subject: Subject::wal(range),
+            plain_bytes: range.bytes(),
+            blake3: Some(blake3.clone()),
+        };
+        frames[0] = identity.frame()?;
+        Ok(EncodedWal { stamp: Stamp { range, blake3 }, body: Body::from(frames), metadata: identity.metadata() })
     }
 
     /// Stores WAL under `key` ([`Key::Block`] or [`Key::Tail`]). When this says yes, the bytes are in the store, durably:
