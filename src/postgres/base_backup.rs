@@ -5,6 +5,7 @@
 
 use super::auth::unexpected;
 use super::client::{Client, Rows, parse_timeline, quote_literal};
+use super::connection::Reading;
 use super::error::{PgError, ServerMessage};
 use super::message::{self, Message};
 use crate::wal::{Lsn, TimelineId};
@@ -141,7 +142,7 @@ pub(super) async fn start(
         tablespaces: tablespaces.clone(),
         total_kib,
     };
-    client.connection().set_streaming(true);
+    client.connection().set_reading(Reading::Bulk);
     let state = State::Between;
     Ok((start, BackupStream { client, state, tablespaces, typed, copies: 0, end: Vec::new(), completed: false }))
 }

@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use seawall::archive::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
     SourceErrorKind, Standing, Started, TimelineEnd,
@@ -268,7 +268,7 @@ impl MemoryFeed {
 
 #[async_trait]
 impl Feed for MemoryFeed {
-    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
+    async fn next(&mut self, _room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
         loop {
             sleep(WAY).await;
             self.changed.mark_unchanged();
@@ -306,6 +306,8 @@ pub enum Mood {
     Takes(Duration),
     /// Does not answer until it is in another mood.
     Hangs,
+    /// The same for WAL alone.
+    HangsOverWal,
     /// Says that it cannot.
     Fails,
 }
@@ -315,26 +317,41 @@ pub enum Mood {
 pub struct MoodyStore {
     inner: MemoryStore,
     mood: watch::Sender<Mood>,
+    /// The names of all objects that were to be created.
+    asked: Mutex<Vec<String>>,
 }
 
 impl MoodyStore {
     pub fn new() -> MoodyStore {
-        MoodyStore { inner: MemoryStore::new(), mood: watch::Sender::new(Mood::Takes(Duration::ZERO)) }
+        MoodyStore {
+            inner: MemoryStore::new(),
+            mood: watch::Sender::new(Mood::Takes(Duration::ZERO)),
+            asked: Mutex::default(),
+        }
     }
 
     pub fn set(&self, mood: Mood) {
         self.mood.send_replace(mood);
+    }
+
+    /// The names of all objects that were to be created.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
     }
 }
 
 #[async_trait]
 impl Store for MoodyStore {
     async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
+        self.asked.lock().unwrap().push(key.to_owned());
+        let is_wal = ["/wal/", "/open/"].iter().any(|folder| key.contains(folder));
         let mut mood = self.mood.subscribe();
-        let now = *mood.wait_for(|mood| *mood != Mood::Hangs).await.unwrap();
+        let now =
+            *mood.wait_for(|mood| *mood != Mood::Hangs && (*mood != Mood::HangsOverWal || !is_wal)).await.unwrap();
         match now {
             Mood::Takes(time) => sleep(time).await,
-            _ => return Err(StoreError::new(StoreErrorKind::Transient, "store", key)),
+            Mood::HangsOverWal => {}
+            Mood::Hangs | Mood::Fails => return Err(StoreError::new(StoreErrorKind::Transient, "store", key)),
         }
         self.inner.create(key, body, metadata).await
     }
