@@ -77,6 +77,36 @@ impl Stage {
     }
 }
 
+/// A server that does not say where its slot begins (13 and 14, to a plain replication role) leaves no other trace of where
+/// archiving began than the first object.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_stored_before_the_first_bytes_of_all_are() {
+    // Given two segments and a half that wait, and a store that does not answer
+    let server = MemoryServer::new(Lsn(3 * SEGMENT_BYTES + 1000));
+    let mut stage = Stage::before(server, ArchiveOptions::default());
+    stage.store.set(Mood::HangsOverWal);
+    stage.receive(Lsn(3 * SEGMENT_BYTES + 1000)).await;
+    let end = stage.server.write(2 * SEGMENT_BYTES + 5000);
+    stage.receive(end).await;
+    // When time goes by, and more comes
+    for _ in 0..20 {
+        let end = stage.server.write(1000);
+        stage.receive(end).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    // Then the store was asked for nothing but the first segment's first bytes
+    let asked = stage.store.asked();
+    let wal: Vec<&String> = asked.iter().filter(|name| name.contains("/wal/") || name.contains("/open/")).collect();
+    assert!(!wal.is_empty(), "nothing was to be stored");
+    let is_first =
+        |name: &str| name.contains("000000010000000000000003") && (!name.contains('-') || name.contains(".00000000-"));
+    assert!(wal.iter().all(|name| is_first(name)), "{wal:?}");
+    // And when it answers, everything is
+    stage.store.set(Mood::Takes(Duration::from_millis(20)));
+    let end = stage.server.write(1000);
+    stage.settle(end).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_waits_for_the_last_record_and_no_longer() {
     for (place, time) in [("in the same building", 2), ("across an ocean", 400)] {

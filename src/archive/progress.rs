@@ -61,6 +61,16 @@ impl Progress {
         self.durable
     }
 
+    /// The first byte of all.
+    pub fn start(&self) -> Lsn {
+        self.start
+    }
+
+    /// The first byte is stored, now or before.
+    pub fn is_begun(&self) -> bool {
+        self.durable.max(self.overlap_end) > self.start
+    }
+
     /// What may be reported to PostgreSQL as flushed: nothing before the overlap is proven, then the durable end.
     pub fn flushed(&self) -> Lsn {
         if self.durable >= self.overlap_end && self.durable > self.start { self.durable } else { Lsn::INVALID }

@@ -285,6 +285,13 @@ impl<'a> Stream<'a> {
             Job::Compare { .. } => true,
             // Compared already, piece by piece.
             Job::Store { range, .. } if range.end <= self.line.progress().durable() => true,
+            // Where archiving began, the first object alone may say. What lies behind it does not come before it.
+            Job::Store { range, .. }
+                if !self.line.progress().is_begun() && range.start > self.line.progress().start() =>
+            {
+                false
+            }
+            // A first record that is longer than the memory would wait for ever.
             Job::Store { .. } => {
                 let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max || !self.line.has_room();
                 self.is_compared() && (self.link.is_none() || is_full)
