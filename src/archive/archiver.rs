@@ -146,6 +146,7 @@ impl Archiver {
         let mut apart = None;
         while !shutdown.stop.is_cancelled() {
             let begun = Instant::now();
+            let durable = self.state.borrow().durable;
             let outcome = tokio::select! {
                 biased;
                 () = shutdown.kill.cancelled() => return Ok(()),
@@ -176,7 +177,8 @@ impl Archiver {
                 }
                 Outcome::Pause(error) => error,
             };
-            if begun.elapsed() > HEALTHY {
+            // A connection that breaks again and again, but brings something each time, is worth having.
+            if begun.elapsed() > HEALTHY || self.state.borrow().durable > durable {
                 backoff.reset();
             }
             let pause = self.pause_after(error.kind, &mut backoff);
