@@ -99,7 +99,7 @@ async fn a_timeline_whose_end_is_not_explained_is_given_up() {
     let server = Walsender::script(steps);
     let session = source(&server, "").connect().await.unwrap();
     let Started::Streaming(mut feed) = session.start(START, TimelineId(1)).await.unwrap() else { panic!("it streams") };
-    assert!(matches!(feed.next(&mut Vec::new()).await.unwrap(), FeedMessage::EndOfTimeline));
+    assert!(matches!(feed.next().await.unwrap(), FeedMessage::EndOfTimeline));
     assert_lost(feed.finish_timeline().await.unwrap_err());
     server.finish();
 }

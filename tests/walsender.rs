@@ -174,10 +174,10 @@ async fn wal_and_keepalives_come_through_and_status_goes_back() {
         server_time_micros: 7,
         bytes: "sixteen bytes it".into(),
     };
-    assert_eq!(stream.next(&mut Vec::new()).await.unwrap(), data);
+    assert_eq!(stream.next().await.unwrap(), data);
     let keepalive =
         WalMessage::Keepalive { server_end: Lsn(0x300_0010), server_time_micros: -8, reply_requested: true };
-    assert_eq!(stream.next(&mut Vec::new()).await.unwrap(), keepalive);
+    assert_eq!(stream.next().await.unwrap(), keepalive);
     let mut status = StatusUpdate { written: Lsn(0x300_0010), flushed: Lsn(0x300_0008), ..StatusUpdate::default() };
     stream.send_status(StatusUpdate { reply_requested: true, ..status }, 77).await.unwrap();
     stream.send_status(status, 78).await.unwrap();
@@ -203,8 +203,8 @@ async fn frames_may_arrive_a_byte_at_a_time() {
     assert_eq!((identity.timeline, identity.flush_lsn), (TimelineId(3), Lsn(0x1_0000_0028)));
     let streaming = client.start_replication(Some("seawall"), Lsn(0x300_0000), TimelineId(1)).await.unwrap();
     let Streaming::Wal(mut stream) = streaming else { panic!("no stream") };
-    assert!(matches!(stream.next(&mut Vec::new()).await.unwrap(), WalMessage::Data { bytes, .. } if bytes == "abc"));
-    assert!(matches!(stream.next(&mut Vec::new()).await.unwrap(), WalMessage::Keepalive { .. }));
+    assert!(matches!(stream.next().await.unwrap(), WalMessage::Data { bytes, .. } if bytes == "abc"));
+    assert!(matches!(stream.next().await.unwrap(), WalMessage::Keepalive { .. }));
     server.finish();
 }
 
@@ -240,7 +240,7 @@ async fn a_timeline_ends_and_names_the_next() {
         Send(say::ready()),
     ]));
     let mut stream = stream_from(&server).await;
-    assert_eq!(stream.next(&mut Vec::new()).await.unwrap(), WalMessage::EndOfTimeline);
+    assert_eq!(stream.next().await.unwrap(), WalMessage::EndOfTimeline);
     let (mut client, next, switch) = stream.finish_timeline().await.unwrap();
     assert_eq!((next, switch), (TimelineId(2), Lsn(0x300_0200)));
     assert_eq!(client.timeline_history(next).await.unwrap(), "1\t0/3000200\tx\n");
@@ -265,11 +265,11 @@ async fn a_server_that_shuts_down_says_so_without_ending_the_copy() {
         Send(say::complete("COPY 0")),
     ]));
     let mut stream = stream_from(&server).await;
-    assert!(matches!(stream.next(&mut Vec::new()).await.unwrap(), WalMessage::Keepalive { reply_requested: true, .. }));
+    assert!(matches!(stream.next().await.unwrap(), WalMessage::Keepalive { reply_requested: true, .. }));
     let status = StatusUpdate { written: Lsn(5), flushed: Lsn(5), ..StatusUpdate::default() };
     stream.send_status(status, 1).await.unwrap();
-    assert_eq!(stream.next(&mut Vec::new()).await.unwrap(), WalMessage::ServerShutdown);
-    assert!(matches!(stream.next(&mut Vec::new()).await, Err(PgError::Closed)));
+    assert_eq!(stream.next().await.unwrap(), WalMessage::ServerShutdown);
+    assert!(matches!(stream.next().await, Err(PgError::Closed)));
     server.finish();
 }
 
@@ -279,14 +279,14 @@ async fn an_error_in_the_stream_is_the_servers_own_and_a_silent_end_is_told_apar
     let server =
         Walsender::script(while_streaming(vec![Send([say::error("ERROR", "58P01", gone), say::ready()].concat())]));
     let mut stream = stream_from(&server).await;
-    let error = stream.next(&mut Vec::new()).await.unwrap_err();
+    let error = stream.next().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("58P01"));
     assert!(error.is_wal_removed() && !error.is_transient());
     server.finish();
 
     let server = Walsender::script(while_streaming(vec![]));
     let mut stream = stream_from(&server).await;
-    let error = stream.next(&mut Vec::new()).await.unwrap_err();
+    let error = stream.next().await.unwrap_err();
     assert!(matches!(error, PgError::Closed) && error.is_transient(), "{error:?}");
     server.finish();
 
@@ -310,7 +310,7 @@ async fn a_server_that_goes_away_is_heard_out_although_we_could_not_write() {
     server.finish();
     let status = StatusUpdate::default();
     let _ = stream.send_status(status, 1).await;
-    let error = stream.next(&mut Vec::new()).await.unwrap_err();
+    let error = stream.next().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
 }
 

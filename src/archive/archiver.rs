@@ -146,7 +146,7 @@ impl Archiver {
         let mut apart = None;
         while !shutdown.stop.is_cancelled() {
             let begun = Instant::now();
-            let durable = self.state.borrow().durable;
+            let stored = stored_objects(&self.state.borrow());
             let outcome = tokio::select! {
                 biased;
                 () = shutdown.kill.cancelled() => return Ok(()),
@@ -178,7 +178,7 @@ impl Archiver {
                 Outcome::Pause(error) => error,
             };
             // A connection that breaks again and again, but brings something each time, is worth having.
-            if begun.elapsed() > HEALTHY || self.state.borrow().durable > durable {
+            if begun.elapsed() > HEALTHY || stored_objects(&self.state.borrow()) > stored {
                 backoff.reset();
             }
             let pause = self.pause_after(error.kind, &mut backoff);
@@ -390,6 +390,11 @@ impl Archiver {
             Ended::Lost(error) => Ok(Outcome::Pause(error)),
         }
     }
+}
+
+/// How many objects with WAL were stored by this process.
+fn stored_objects(state: &ArchiveState) -> u64 {
+    state.counts.blocks + state.counts.tails
 }
 
 /// A server that is behind what is stored is a standby that lags, or has lost WAL.

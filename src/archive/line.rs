@@ -11,7 +11,7 @@ use super::unused::Unused;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -160,18 +160,8 @@ impl Line {
     }
 
     /// Waits until some of it is compressed. May be dropped.
-    pub fn wait_for_room(&self) -> impl Future<Output = ()> + use<> {
-        self.open.wait_for_room()
-    }
-
-    /// Where the bytes that come next may be put, up to some border. Then call [`Line::place`].
-    pub fn room(&mut self) -> impl BufMut + Send + '_ {
-        self.open.room()
-    }
-
-    /// The bytes that were just put into [`Line::room`].
-    pub fn placed(&self, bytes: usize) -> &[u8] {
-        self.open.last(bytes)
+    pub async fn wait_for_room(&self) {
+        self.open.wait_for_room().await;
     }
 
     /// Live tails of the open block and of blocks that are being stored.
@@ -189,43 +179,23 @@ impl Line {
     /// # Errors
     /// If they do not: the server or the connection cannot be trusted.
     pub fn receive(&mut self, start: Lsn, bytes: &[u8], jobs: &mut Vec<Job>) -> Result<()> {
-        self.check_follows(start)?;
+        if start != self.progress.received() {
+            let expected = self.progress.received();
+            return Err(Error::new(Kind::Postgres, format!("the server sent WAL from {start} instead of {expected}"))
+                .hint("The connection is dropped and the stream starts again from the last durable byte."));
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             let room = self.size.block_bytes() as usize - self.open.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.open.extend(now);
+            self.unused.clear(self.size, self.open_start, &mut self.open);
             rest = later;
-            self.take_new(jobs)?;
-        }
-        Ok(())
-    }
-
-    /// Takes the bytes that were put into [`Line::room`], which must follow what was received.
-    ///
-    /// # Errors
-    /// If they do not: the line is of no further use.
-    pub fn place(&mut self, start: Lsn, jobs: &mut Vec<Job>) -> Result<()> {
-        self.check_follows(start)?;
-        self.take_new(jobs)
-    }
-
-    fn check_follows(&self, start: Lsn) -> Result<()> {
-        let expected = self.progress.received();
-        if start == expected {
-            return Ok(());
-        }
-        Err(Error::new(Kind::Postgres, format!("the server sent WAL from {start} instead of {expected}"))
-            .hint("The connection is dropped and the stream starts again from the last durable byte."))
-    }
-
-    /// What the open block has now was received.
-    fn take_new(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
-        self.unused.clear(self.size, self.open_start, &mut self.open);
-        self.progress.receive_to(self.open_start + self.open.len() as u64)?;
-        self.compare_passed(jobs);
-        if self.open.len() as u64 == self.size.block_bytes() {
-            self.close_block(jobs)?;
+            self.progress.receive_to(self.open_start + self.open.len() as u64)?;
+            self.compare_passed(jobs);
+            if self.open.len() as u64 == self.size.block_bytes() {
+                self.close_block(jobs)?;
+            }
         }
         Ok(())
     }
@@ -680,31 +650,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         /// However the stream is cut and whenever it is flushed, what is stored is the stream.
         #[test]
-        fn every_split_stores_the_same_bytes(
-            pieces in prop::collection::vec((1usize..200_000, any::<bool>(), any::<bool>()), 1..20),
-        ) {
+        fn every_split_stores_the_same_bytes(pieces in prop::collection::vec((1usize..200_000, any::<bool>()), 1..20)) {
             let mut line = Line::new(size(), TimelineId(1), Lsn(MIB), Lsn(MIB), &[]);
             let (mut jobs, mut stored) = (Vec::new(), BTreeMap::new());
             let stream = wal(MIB, 5 * MIB);
             let mut at = MIB;
-            for (length, in_place, flush) in pieces {
+            for (length, flush) in pieces {
                 let end = at + length as u64;
-                let mut message = &stream[(at - MIB) as usize..(end - MIB) as usize];
-                if in_place {
-                    while !message.is_empty() {
-                        let bytes = {
-                            let mut room = line.room();
-                            let bytes = message.len().min(room.remaining_mut());
-                            room.put_slice(&message[..bytes]);
-                            bytes
-                        };
-                        assert_eq!(line.placed(bytes), &message[..bytes]);
-                        line.place(Lsn(end - message.len() as u64), &mut jobs).unwrap();
-                        message = &message[bytes..];
-                    }
-                } else {
-                    line.receive(Lsn(at), message, &mut jobs).unwrap();
-                }
+                line.receive(Lsn(at), &stream[(at - MIB) as usize..(end - MIB) as usize], &mut jobs).unwrap();
                 at = end;
                 if flush {
                     line.flush(&mut jobs).unwrap();

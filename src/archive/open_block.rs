@@ -3,17 +3,13 @@
 //! it (the system clears it, page by page), and what is given back to the allocator from many threads adds up.
 
 use crate::codec::FRAME_BYTES;
-use bytes::buf::Limit;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// Bytes in all pieces together, beyond which nothing is read: one block that is being compressed, and a piece of the next,
 /// which gets another one for each that is done. That reading waits costs nothing: the compressor is the slower one.
 const PIECES_BYTES_MAX: usize = 20 << 20;
-
-/// Where bytes of a block are put.
-pub(super) type Room<'a> = Limit<&'a mut Vec<u8>>;
 
 /// A block, from its first byte on.
 #[derive(Debug)]
@@ -109,26 +105,8 @@ impl OpenBlock {
     }
 
     /// Waits until a piece is given back. May be dropped.
-    pub(super) fn wait_for_room(&self) -> impl Future<Output = ()> + use<> {
-        let pool = self.pool.clone();
-        async move { pool.given_back.notified().await }
-    }
-
-    /// Room for the bytes that come next: some, never beyond the block. What is put there is part of the block.
-    pub(super) fn room(&mut self) -> Room<'_> {
-        if !self.has_open_piece() {
-            self.pieces.push(Loan::take(&self.pool));
-        }
-        let last = self.pieces.len() - 1;
-        let bytes = &mut self.pieces[last].bytes;
-        let left = self.pool.piece_bytes - bytes.len();
-        bytes.limit(left)
-    }
-
-    /// The last bytes of the block, which were put into its [`OpenBlock::room`] at once.
-    pub(super) fn last(&self, bytes: usize) -> &[u8] {
-        let last = self.pieces.last().map(|piece| &piece.bytes[..]).unwrap_or_default();
-        &last[last.len() - bytes.min(last.len())..]
+    pub(super) async fn wait_for_room(&self) {
+        self.pool.given_back.notified().await;
     }
 
     /// Appends bytes.

@@ -9,7 +9,7 @@ use crate::postgres::{Client, ConnInfo, Mode, PgError, SlotHealth, StatusUpdate,
 use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -176,15 +176,13 @@ impl Source for PostgresSource {
             let Streaming::Wal(mut stream) = client.start_replication(None, lsn, timeline).await? else {
                 return Ok(Some(Bytes::new()));
             };
-            // The beginning of a message is enough, and is never so short that the rest were needed.
-            let mut rest = Vec::new();
             loop {
-                match stream.next(&mut rest).await {
+                match stream.next().await {
                     // A copy: the bytes are a slice of a read buffer.
                     Ok(WalMessage::Data { bytes, .. }) => {
                         return Ok(Some(Bytes::copy_from_slice(&bytes[..bytes.len().min(PEEK_BYTES)])));
                     }
-                    Ok(WalMessage::Placed { .. } | WalMessage::Keepalive { .. }) => {}
+                    Ok(WalMessage::Keepalive { .. }) => {}
                     Ok(WalMessage::EndOfTimeline | WalMessage::ServerShutdown) => return Ok(Some(Bytes::new())),
                     Err(error) if error.is_wal_removed() => return Ok(None),
                     Err(error) => return Err(error.into()),
@@ -313,13 +311,10 @@ struct PostgresFeed {
 
 #[async_trait]
 impl Feed for PostgresFeed {
-    async fn next(&mut self, room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
-        Ok(match self.stream.next(room).await? {
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
+        Ok(match self.stream.next().await? {
             WalMessage::Data { start, server_end, server_time_micros, bytes } => {
                 FeedMessage::Data { start, server_end, server_micros: server_time_micros, bytes }
-            }
-            WalMessage::Placed { start, server_end, server_time_micros, bytes } => {
-                FeedMessage::Placed { start, server_end, server_micros: server_time_micros, bytes }
             }
             WalMessage::Keepalive { server_end, server_time_micros, reply_requested } => {
                 FeedMessage::Keepalive { server_end, server_micros: server_time_micros, reply_requested }

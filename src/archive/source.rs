@@ -4,7 +4,7 @@ use crate::error::{Error, Kind};
 use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,9 +177,8 @@ pub struct TimelineEnd {
 /// A stream of WAL, and the way back for what became of it.
 #[async_trait]
 pub trait Feed: Send + Debug {
-    /// The next message. `room`, which is not full, is for [`FeedMessage::Placed`]. May be dropped at any time without
-    /// losing one.
-    async fn next(&mut self, room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError>;
+    /// The next message. May be dropped at any time without losing one.
+    async fn next(&mut self) -> Result<FeedMessage, SourceError>;
 
     /// Reports positions. `flushed` is what clause 1 of the promise is about: it comes from
     /// [`super::Progress::flushed`] alone.
@@ -205,17 +204,6 @@ pub enum FeedMessage {
         server_micros: i64,
         /// The bytes.
         bytes: Bytes,
-    },
-    /// WAL that was put into the room given to [`Feed::next`].
-    Placed {
-        /// The position of the first byte.
-        start: Lsn,
-        /// The end of the server's WAL.
-        server_end: Lsn,
-        /// The server's clock, microseconds since 2000.
-        server_micros: i64,
-        /// How many bytes.
-        bytes: usize,
     },
     /// A sign of life.
     Keepalive {

@@ -15,7 +15,6 @@ use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
 use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, WalRange};
-use bytes::{BufMut, Bytes};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -199,8 +198,6 @@ impl<'a> Stream<'a> {
             if !may_read {
                 last_message = Instant::now();
             }
-            let given_back = self.line.wait_for_room();
-            let room = if may_read { Some(self.line.room()) } else { None };
             tokio::select! {
                 biased;
                 // 1. Leave at once.
@@ -243,7 +240,7 @@ impl<'a> Stream<'a> {
                     self.delete_due();
                 }
                 // 8. More WAL.
-                message = next_into(feed.as_mut(), room), if may_read => {
+                message = feed.next(), if may_read => {
                     last_message = Instant::now();
                     match message {
                         Ok(FeedMessage::EndOfTimeline) => return self.finish_timeline(feed, shutdown).await,
@@ -255,7 +252,7 @@ impl<'a> Stream<'a> {
                     }
                 }
                 // 9. There may be room to read again.
-                () = given_back, if !has_place => {}
+                () = self.line.wait_for_room(), if !has_place => {}
                 // 10. Somebody waits, and nothing more has come that could go along.
                 () = until_some(urgent_deadline), if urgent_deadline.is_some() => self.flush()?,
             }
@@ -322,12 +319,32 @@ impl<'a> Stream<'a> {
         let now = Instant::now();
         match message {
             FeedMessage::Data { start, server_end, server_micros, bytes } => {
+                if let Some(switch) = self.switch.filter(|switch| start + bytes.len() as u64 > *switch) {
+                    return Ok(Some(Ended::Lost(self.went_on(switch))));
+                }
                 self.saw_server(now, server_end, server_micros);
-                return self.take_wal(now, start, Wal::Here(bytes));
-            }
-            FeedMessage::Placed { start, server_end, server_micros, bytes } => {
-                self.saw_server(now, server_end, server_micros);
-                return self.take_wal(now, start, Wal::Placed(bytes));
+                let mut jobs = Vec::new();
+                let submitted = self.line.progress().submitted();
+                if let Err(error) = self.line.receive(start, &bytes, &mut jobs) {
+                    return match error.kind() {
+                        Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
+                        _ => Err(error),
+                    };
+                }
+                if let Some(link) = &mut self.link
+                    && link.crosses(start, &bytes)?
+                {
+                    self.link = None;
+                }
+                self.quiet_since = now;
+                self.state.send_if_modified(|state| {
+                    state.counts.received_bytes += bytes.len() as u64;
+                    false
+                });
+                self.enqueue(jobs);
+                // A block that became full took along what was older.
+                let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
+                self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
             }
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
                 if !reply_requested {
@@ -340,47 +357,6 @@ impl<'a> Stream<'a> {
             }
             FeedMessage::EndOfTimeline | FeedMessage::ServerShutdown => {}
         }
-        Ok(None)
-    }
-
-    fn take_wal(&mut self, now: Instant, start: Lsn, wal: Wal) -> Result<Option<Ended>> {
-        let bytes = match &wal {
-            Wal::Here(bytes) => bytes.len(),
-            Wal::Placed(bytes) => *bytes,
-        };
-        if let Some(switch) = self.switch.filter(|switch| start + bytes as u64 > *switch) {
-            return Ok(Some(Ended::Lost(self.went_on(switch))));
-        }
-        let submitted = self.line.progress().submitted();
-        let follows = start == self.line.progress().received();
-        let crosses = match (self.link.as_mut().filter(|_| follows), &wal) {
-            (Some(link), Wal::Here(bytes)) => link.crosses(start, bytes)?,
-            (Some(link), Wal::Placed(bytes)) => link.crosses(start, self.line.placed(*bytes))?,
-            (None, _) => false,
-        };
-        let mut jobs = Vec::new();
-        let received = match &wal {
-            Wal::Here(bytes) => self.line.receive(start, bytes, &mut jobs),
-            Wal::Placed(_) => self.line.place(start, &mut jobs),
-        };
-        if let Err(error) = received {
-            return match error.kind() {
-                Kind::Postgres => Ok(Some(Ended::Lost(SourceError::lost(error.to_string())))),
-                _ => Err(error),
-            };
-        }
-        if crosses {
-            self.link = None;
-        }
-        self.quiet_since = now;
-        self.state.send_if_modified(|state| {
-            state.counts.received_bytes += bytes as u64;
-            false
-        });
-        self.enqueue(jobs);
-        // A block that became full took along what was older.
-        let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
-        self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
         Ok(None)
     }
 
@@ -659,22 +635,6 @@ impl<'a> Stream<'a> {
                 Err(error) => tracing::warn!(%error, "a heartbeat was not stored"),
             }
         });
-    }
-}
-
-/// WAL as it came.
-enum Wal {
-    /// Elsewhere, to be copied.
-    Here(Bytes),
-    /// So many bytes in the open block already.
-    Placed(usize),
-}
-
-/// The next message, where there is room for it.
-async fn next_into<R: BufMut + Send>(feed: &mut dyn Feed, room: Option<R>) -> Result<FeedMessage, SourceError> {
-    match room {
-        Some(mut room) => feed.next(&mut room).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -5,7 +5,6 @@
 
 use super::auth::unexpected;
 use super::client::{Client, Rows, parse_timeline, quote_literal};
-use super::connection::Reading;
 use super::error::{PgError, ServerMessage};
 use super::message::{self, Message};
 use crate::wal::{Lsn, TimelineId};
@@ -142,7 +141,7 @@ pub(super) async fn start(
         tablespaces: tablespaces.clone(),
         total_kib,
     };
-    client.connection().set_reading(Reading::Bulk);
+    client.connection().set_streaming(true);
     let state = State::Between;
     Ok((start, BackupStream { client, state, tablespaces, typed, copies: 0, end: Vec::new(), completed: false }))
 }

@@ -3,7 +3,7 @@
 use super::auth::unexpected;
 use super::base_backup::{self, BackupStart, BackupStream, BaseBackupOptions};
 use super::connect;
-use super::connection::{Connection, Reading};
+use super::connection::Connection;
 use super::conninfo::ConnInfo;
 use super::error::PgError;
 use super::message::Message;
@@ -248,7 +248,7 @@ impl Client {
     /// The answer ended elsewhere, with a ReadyForQuery.
     pub(super) fn is_ready_again(&mut self) {
         self.unanswered = false;
-        self.connection.set_reading(Reading::Answers);
+        self.connection.set_streaming(false);
     }
 
     /// `IDENTIFY_SYSTEM`. May be dropped.

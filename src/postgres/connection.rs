@@ -5,7 +5,7 @@
 
 use super::error::{PgError, ServerMessage};
 use super::message::{self, Message};
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -16,29 +16,12 @@ pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Duplex for T {}
 
-/// How messages are read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Reading {
-    /// Question by question: little at a time.
-    Answers,
-    /// A flood of messages that are wanted whole.
-    Bulk,
-    /// As answers, but that of a long `CopyData` only the beginning is a message: its rest is for
-    /// [`Connection::read_rest`], which puts it where it is wanted.
-    InPlace,
-}
-
 /// Room for one read while questions are asked and answered.
 const ANSWER_BYTES: usize = 8 << 10;
-/// The least room for one read of bulk: as much as the server sends at a time (32 KiB, `SINK_BUFFER_LENGTH` in
-/// `basebackup.c`), several times.
-const BULK_READ_BYTES: usize = 128 << 10;
+/// The least room for one read while a stream flows: a full WAL message (128 KiB, `MAX_SEND_SIZE` in `walsender.c`).
+const STREAM_READ_BYTES: usize = 128 << 10;
 /// How much is allocated at once then. Payloads are slices of it, so a slice that is kept keeps this much at most.
-const BULK_BUFFER_BYTES: usize = 512 << 10;
-/// A message is long beyond this. WAL that waits comes in messages of 128 KiB (`MAX_SEND_SIZE` in `walsender.c`).
-const LONG_BYTES: usize = 16 << 10;
-/// So much of a long message is its beginning, at least.
-const BEGINNING_BYTES: usize = 1 << 10;
+const STREAM_BUFFER_BYTES: usize = 512 << 10;
 
 /// The longest message before the server has let us in. Whoever answers then may be anybody.
 const STRANGER_MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -54,9 +37,7 @@ pub(super) struct Connection {
     output: BytesMut,
     parameters: BTreeMap<String, String>,
     message_bytes_max: usize,
-    reading: Reading,
-    /// Of a long message, what was not handed out yet.
-    rest_bytes: usize,
+    streaming: bool,
     /// Something was handed to the socket and may still be in a buffer of TLS.
     unflushed: bool,
     /// Why writing failed; told by reading, behind what the server said last.
@@ -65,7 +46,7 @@ pub(super) struct Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("reading", &self.reading).finish_non_exhaustive()
+        f.debug_struct("Connection").field("streaming", &self.streaming).finish_non_exhaustive()
     }
 }
 
@@ -77,8 +58,7 @@ impl Connection {
             output: BytesMut::new(),
             parameters: BTreeMap::new(),
             message_bytes_max: STRANGER_MESSAGE_BYTES_MAX,
-            reading: Reading::Answers,
-            rest_bytes: 0,
+            streaming: false,
             unflushed: false,
             write_error: None,
         }
@@ -89,14 +69,9 @@ impl Connection {
         self.message_bytes_max = MESSAGE_BYTES_MAX;
     }
 
-    /// Reads in this way from now on.
-    pub(super) fn set_reading(&mut self, reading: Reading) {
-        self.reading = reading;
-    }
-
-    /// Bytes of the last message that [`Connection::read_rest`] is to read.
-    pub(super) fn rest_bytes(&self) -> usize {
-        self.rest_bytes
+    /// Reads in large pieces from now on, or no longer.
+    pub(super) fn set_streaming(&mut self, streaming: bool) {
+        self.streaming = streaming;
     }
 
     /// The last value that the server reported for a parameter.
@@ -148,13 +123,9 @@ impl Connection {
         let _ = self.socket.shutdown().await;
     }
 
-    /// The next message, parameters noted and passed over. May be dropped without losing anything. The rest of a message
-    /// that nobody has read is passed over, too.
+    /// The next message, parameters noted and passed over. May be dropped without losing anything.
     pub(super) async fn read(&mut self) -> Result<Message, PgError> {
         loop {
-            let passed_over = self.rest_bytes.min(self.input.len());
-            self.input.advance(passed_over);
-            self.rest_bytes -= passed_over;
             while let Some(message) = self.take_message()? {
                 match message {
                     Message::ParameterStatus(name, value) => self.note_parameter(name, value),
@@ -185,34 +156,10 @@ impl Connection {
         }
     }
 
-    /// Puts some of a long message's rest into `room`: as much as has come and finds place, straight from the socket where
-    /// that is possible. Says how many bytes. May be dropped without losing any.
-    pub(super) async fn read_rest(&mut self, room: &mut (dyn BufMut + Send)) -> Result<usize, PgError> {
-        if self.output.has_remaining() || self.unflushed {
-            self.flush().await?;
-        }
-        let wanted = self.rest_bytes.min(room.remaining_mut());
-        let buffered = wanted.min(self.input.len());
-        let bytes = match buffered {
-            0 => match self.socket.read_buf(&mut room.limit(wanted)).await {
-                Ok(0) if wanted > 0 => return Err(self.write_error.take().map_or(PgError::Closed, PgError::Io)),
-                Ok(bytes) => bytes,
-                Err(error) => return Err(PgError::Io(error)),
-            },
-            _ => {
-                room.put_slice(&self.input[..buffered]);
-                self.input.advance(buffered);
-                buffered
-            }
-        };
-        self.rest_bytes -= bytes;
-        Ok(bytes)
-    }
-
     async fn fill(&mut self) -> Result<(), PgError> {
-        let (least, most) = match self.reading {
-            Reading::Bulk => (BULK_READ_BYTES, BULK_BUFFER_BYTES),
-            Reading::Answers | Reading::InPlace => (ANSWER_BYTES / 2, ANSWER_BYTES),
+        let (least, most) = match self.streaming {
+            true => (STREAM_READ_BYTES, STREAM_BUFFER_BYTES),
+            false => (ANSWER_BYTES / 2, ANSWER_BYTES),
         };
         if self.input.capacity() - self.input.len() < least {
             self.input.reserve(most);
@@ -224,12 +171,9 @@ impl Connection {
         }
     }
 
-    /// Cuts one message off the input, if there is one. Its payload shares the buffer.
+    /// Cuts one whole message off the input, if there is one. Its payload shares the buffer.
     fn take_message(&mut self) -> Result<Option<Message>, PgError> {
         const HEADER_BYTES: usize = 5;
-        if self.rest_bytes > 0 {
-            return Ok(None);
-        }
         let Some((&[tag, a, b, c, d], _)) = self.input.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
@@ -239,13 +183,6 @@ impl Connection {
             return Err(PgError::protocol(format!("a message of type {:?} and {length} bytes", char::from(tag))));
         }
         let whole = length + 1;
-        let is_begun = self.input.len() < whole && self.input.len() >= HEADER_BYTES + BEGINNING_BYTES;
-        if self.reading == Reading::InPlace && tag == b'd' && whole > LONG_BYTES && is_begun {
-            let mut beginning = self.input.split();
-            self.rest_bytes = whole - beginning.len();
-            beginning.advance(HEADER_BYTES);
-            return message::decode(tag, beginning.freeze()).map(Some);
-        }
         if self.input.len() < whole {
             self.input.reserve(whole - self.input.len());
             return Ok(None);

@@ -59,7 +59,7 @@ async fn messages_survive_every_split_and_a_dropped_read_in_between() {
 #[tokio::test]
 async fn payloads_are_slices_of_one_buffer() {
     let (mut server, mut connection) = connected();
-    connection.set_reading(Reading::Bulk);
+    connection.set_streaming(true);
     let wal = frame(b'd', &vec![7; 60 << 10]);
     server.write_all(&wal.repeat(2)).await.unwrap();
     let mut payloads = Vec::<Bytes>::new();
@@ -71,59 +71,6 @@ async fn payloads_are_slices_of_one_buffer() {
     }
     let distance = payloads[1].as_ptr() as usize - payloads[0].as_ptr() as usize;
     assert_eq!(distance, wal.len(), "a payload was copied");
-}
-
-#[tokio::test]
-async fn the_rest_of_a_long_message_is_put_where_it_is_wanted_whatever_the_split() {
-    let long: Vec<u8> = (0..LONG_BYTES + 3000).map(|position| (position % 251) as u8).collect();
-    let dialogue = [frame(b'd', b"short"), frame(b'd', &long), frame(b'd', b"behind")].concat();
-    let splits = (0..dialogue.len()).step_by(97).chain([10, 14, 15, 16, dialogue.len() - 12]);
-    for split in splits {
-        let (mut server, mut connection) = connected();
-        connection.set_reading(Reading::InPlace);
-        let (first, second) = dialogue.split_at(split);
-        server.write_all(first).await.unwrap();
-        let mut second = Some(second);
-        let mut got = Vec::new();
-        while !got.ends_with(b"behind") {
-            // Given little room, and reads that are dropped while they wait
-            let mut room = Vec::new().limit(1234);
-            let rest = connection.rest_bytes();
-            let polled = match rest {
-                0 => poll!(pin!(connection.read())).map(|message| match message.unwrap() {
-                    Message::CopyData(bytes) => bytes.to_vec(),
-                    other => panic!("{other:?}"),
-                }),
-                _ => poll!(pin!(connection.read_rest(&mut room))).map(|bytes| {
-                    assert!(bytes.unwrap() > 0, "nothing was read, and no wait for it");
-                    Vec::new()
-                }),
-            };
-            assert!(rest == 0 || connection.rest_bytes() == rest - room.get_ref().len());
-            let waits = polled.is_pending();
-            if let Poll::Ready(bytes) = polled {
-                got.extend(bytes);
-            }
-            got.extend_from_slice(room.get_ref());
-            match second.take_if(|_| waits) {
-                Some(second) => server.write_all(second).await.unwrap(),
-                None => tokio::task::yield_now().await,
-            }
-        }
-        // Then nothing is missing and nothing came twice
-        assert!(got == [b"short", &long[..], b"behind"].concat(), "split at {split}");
-    }
-}
-
-#[tokio::test]
-async fn the_rest_of_a_long_message_is_passed_over_by_whoever_reads_on() {
-    let (mut server, mut connection) = connected();
-    connection.set_reading(Reading::InPlace);
-    let long = frame(b'd', &vec![7; 100 << 10]);
-    server.write_all(&[long, frame(b'c', b"")].concat()).await.unwrap();
-    assert!(matches!(connection.read().await.unwrap(), Message::CopyData(_)));
-    assert!(connection.rest_bytes() > 0, "the message was read whole");
-    assert!(matches!(connection.read().await.unwrap(), Message::CopyDone));
 }
 
 #[tokio::test]

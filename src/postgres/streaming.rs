@@ -2,7 +2,6 @@
 
 use super::auth::unexpected;
 use super::client::{Client, Rows, parse_timeline, quote_name};
-use super::connection::Reading;
 use super::error::PgError;
 use super::message::Message;
 use crate::wal::{Lsn, TimelineId};
@@ -33,23 +32,14 @@ pub enum Streaming {
 #[derive(Debug)]
 pub struct WalStream {
     client: Client,
-    /// Of a long message that has begun: the position of what comes next, and what it said of the server.
-    rest: Option<Rest>,
     /// The server has ended its half.
     server_done: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Rest {
-    start: Lsn,
-    server_end: Lsn,
-    server_time_micros: i64,
 }
 
 /// A message of the stream. Times are microseconds since 2000-01-01 UTC by the server's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WalMessage {
-    /// WAL. May cross a segment's border; may begin and end anywhere: of a long message the rest is [`WalMessage::Placed`].
+    /// WAL. May cross a segment's border; may begin and end anywhere.
     Data {
         /// The position of the first byte.
         start: Lsn,
@@ -57,19 +47,8 @@ pub enum WalMessage {
         server_end: Lsn,
         /// When it was sent.
         server_time_micros: i64,
-        /// The bytes, a slice of the read buffer: keep it for long only with its neighbours, or copy it.
+        /// The bytes, a slice of the read buffer (512 KiB): keep it for long only with its neighbours, or copy it.
         bytes: Bytes,
-    },
-    /// WAL that was put into the room given to [`WalStream::next`], without a copy on its way from the socket.
-    Placed {
-        /// The position of the first byte.
-        start: Lsn,
-        /// How far the server would send now.
-        server_end: Lsn,
-        /// When it was sent.
-        server_time_micros: i64,
-        /// How many bytes.
-        bytes: usize,
     },
     /// The server is there.
     Keepalive {
@@ -114,8 +93,8 @@ async fn begin(mut client: Client, slot: Option<&str>, start: Lsn, timeline: Tim
     let mut refusal = None;
     match client.answer(&mut refusal).await? {
         Message::CopyBoth => {
-            client.connection().set_reading(Reading::InPlace);
-            Ok(Streaming::Wal(WalStream { client, rest: None, server_done: false }))
+            client.connection().set_streaming(true);
+            Ok(Streaming::Wal(WalStream { client, server_done: false }))
         }
         Message::RowDescription(columns) => {
             let (client, next, switch) = read_next_timeline(client, Some(columns)).await?;
@@ -127,33 +106,18 @@ async fn begin(mut client: Client, slot: Option<&str>, start: Lsn, timeline: Tim
 }
 
 impl WalStream {
-    /// The next message. `room`, which must not be full, takes the rest of long ones; from its first byte in there on to
-    /// its last it is its own, or nothing has been put there. May be dropped without losing anything.
+    /// The next message. May be dropped without losing anything.
     ///
     /// # Errors
     /// [`PgError::Server`] for what the server says: that the WAL asked for is gone ([`PgError::is_wal_removed`]) comes
     /// here. [`PgError::Closed`] without a word: also the server's way after `wal_sender_timeout`. No further message comes
     /// after an error.
-    pub async fn next(&mut self, room: &mut (dyn BufMut + Send)) -> Result<WalMessage, PgError> {
+    pub async fn next(&mut self) -> Result<WalMessage, PgError> {
         if self.server_done {
             return Ok(WalMessage::EndOfTimeline);
         }
-        let connection = self.client.connection();
-        if let Some(rest) = self.rest.filter(|_| connection.rest_bytes() > 0) {
-            let bytes = connection.read_rest(room).await?;
-            self.rest = Some(Rest { start: rest.start + bytes as u64, ..rest });
-            let Rest { start, server_end, server_time_micros } = rest;
-            return Ok(WalMessage::Placed { start, server_end, server_time_micros, bytes });
-        }
-        match connection.read_past_notices().await? {
-            Message::CopyData(body) => {
-                let message = decode(body)?;
-                if let WalMessage::Data { start, server_end, server_time_micros, bytes } = &message {
-                    let (start, server_end) = (*start + bytes.len() as u64, *server_end);
-                    self.rest = Some(Rest { start, server_end, server_time_micros: *server_time_micros });
-                }
-                Ok(message)
-            }
+        match self.client.connection().read_past_notices().await? {
+            Message::CopyData(body) => decode(body),
             Message::CopyDone => {
                 self.server_done = true;
                 Ok(WalMessage::EndOfTimeline)

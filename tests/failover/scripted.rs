@@ -2,7 +2,7 @@
 //! one that goes on with it.
 
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use seawall::archive::{
     ArchiveOptions, ArchiveState, Archiver, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source,
     SourceError, Standing, Started, TimelineEnd,
@@ -94,7 +94,7 @@ struct StuckFeed {
 
 #[async_trait]
 impl Feed for StuckFeed {
-    async fn next(&mut self, _room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
         if self.sent >= SWITCH && self.knows_end {
             return Ok(FeedMessage::EndOfTimeline);
         }

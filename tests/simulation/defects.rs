@@ -6,7 +6,7 @@ use crate::life::{GOES_ITS_OWN_WAY, Life, PROMOTIONS, live_through};
 use crate::store::SimStore;
 use crate::{counts::Counts, simulate};
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use seawall::archive::{
     Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Standing, Started,
     TimelineEnd,
@@ -259,8 +259,8 @@ struct BadFeed {
 
 #[async_trait]
 impl Feed for BadFeed {
-    async fn next(&mut self, room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
-        self.inner.next(room).await
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
+        self.inner.next().await
     }
 
     async fn send_status(&mut self, written: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {

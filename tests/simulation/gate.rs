@@ -2,7 +2,7 @@
 //! and goes on later with everything that it was about to do.
 
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use seawall::archive::{
     Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Standing, Started,
     TimelineEnd,
@@ -144,9 +144,9 @@ impl Session for Gated<Box<dyn Session>> {
 #[async_trait]
 impl Feed for Gated<Box<dyn Feed>> {
     /// The gate comes first: it may be dropped while it waits, and no message is lost.
-    async fn next(&mut self, room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
         self.gate.pass().await;
-        self.inner.next(room).await
+        self.inner.next().await
     }
 
     async fn send_status(&mut self, written: Lsn, flushed: Lsn, reply_requested: bool) -> Result<(), SourceError> {

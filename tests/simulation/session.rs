@@ -4,7 +4,7 @@ use crate::invariant::Invariant;
 use crate::server::{Inner, SYSTEM_IDENTIFIER, Server, Slot};
 use crate::wal::{BranchId, SEGMENT_BYTES};
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use seawall::archive::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
     SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
@@ -222,7 +222,6 @@ impl Session for SimSession {
             timeline,
             branch,
             sent: start,
-            rest: None,
             changed,
             ready_at: now,
             keepalive_at: now + Duration::from_secs(5),
@@ -234,11 +233,6 @@ impl Session for SimSession {
     }
 }
 
-/// Longer messages come in pieces, as those of the real connection do.
-const LONG_BYTES: usize = 4000;
-/// What of such a one is a message like any other.
-const BEGINNING_BYTES: usize = 1000;
-
 #[derive(Debug)]
 struct SimFeed {
     server: Server,
@@ -246,8 +240,6 @@ struct SimFeed {
     timeline: TimelineId,
     branch: BranchId,
     sent: Lsn,
-    /// Of a long message, what was not handed out yet.
-    rest: Option<FeedMessage>,
     changed: watch::Receiver<u64>,
     /// Nothing comes before: the network takes its time.
     ready_at: Instant,
@@ -336,12 +328,7 @@ impl SimFeed {
                 self.ready_at = Instant::now() + Duration::from_millis(inner.random.u64(1..200));
             }
             drop(inner);
-            let mut bytes = Bytes::from(server.shared.wal.bytes(self.branch, start, stop));
-            if bytes.len() > LONG_BYTES {
-                let rest = bytes.split_off(BEGINNING_BYTES);
-                let start = start + BEGINNING_BYTES as u64;
-                self.rest = Some(FeedMessage::Data { start, server_end: end, server_micros, bytes: rest });
-            }
+            let bytes = Bytes::from(server.shared.wal.bytes(self.branch, start, stop));
             return Ok(Some(FeedMessage::Data { start, server_end: end, server_micros, bytes }));
         }
         if next.is_some() {
@@ -365,24 +352,6 @@ impl SimFeed {
         Ok(None)
     }
 
-    /// Puts some of a long message's rest into `room`.
-    fn place(&mut self, room: &mut (dyn BufMut + Send)) -> Option<FeedMessage> {
-        let Some(FeedMessage::Data { start, server_end, server_micros, bytes: mut rest }) = self.rest.take() else {
-            return None;
-        };
-        let mut bytes = rest.len().min(room.remaining_mut());
-        if bytes > 1 && self.server.lock().random.bool() {
-            bytes = self.server.lock().random.usize(1..bytes);
-        }
-        room.put_slice(&rest.split_to(bytes));
-        if !rest.is_empty() {
-            let start = start + bytes as u64;
-            self.rest = Some(FeedMessage::Data { start, server_end, server_micros, bytes: rest });
-        }
-        self.server.count("stream: put in its place");
-        Some(FeedMessage::Placed { start, server_end, server_micros, bytes })
-    }
-
     /// What the slot becomes by an acknowledgement: PostgreSQL takes the position as it comes.
     fn move_slot(&self, inner: &mut Inner, flushed: Lsn) {
         inner.slot = match (inner.slot, inner.version) {
@@ -402,10 +371,7 @@ impl SimFeed {
 
 #[async_trait]
 impl Feed for SimFeed {
-    async fn next(&mut self, room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
-        if let Some(message) = self.place(room) {
-            return Ok(message);
-        }
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
         loop {
             sleep_until(self.ready_at).await;
             self.changed.mark_unchanged();

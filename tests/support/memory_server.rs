@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use seawall::archive::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
     SourceErrorKind, Standing, Started, TimelineEnd,
@@ -268,7 +268,7 @@ impl MemoryFeed {
 
 #[async_trait]
 impl Feed for MemoryFeed {
-    async fn next(&mut self, _room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
         loop {
             sleep(WAY).await;
             self.changed.mark_unchanged();

@@ -1,7 +1,7 @@
 //! A server that does nothing but write WAL when it is told to: what its archiver does about it is all there is to see.
 
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use seawall::archive::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
     SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,
@@ -183,7 +183,7 @@ struct Stream {
 
 #[async_trait]
 impl Feed for Stream {
-    async fn next(&mut self, _room: &mut (dyn BufMut + Send)) -> Result<FeedMessage, SourceError> {
+    async fn next(&mut self) -> Result<FeedMessage, SourceError> {
         loop {
             let server_end = *self.flush.borrow_and_update();
             let shared = &self.connection.server.0;
