@@ -108,11 +108,11 @@ impl Writer {
     /// # Errors
     /// None that the world can cause.
     pub async fn encode_wal(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        let writer = self.clone();
-        match range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
-            true => writer.encode_wal_now(range, pieces),
-            false => runtime::blocking(move || writer.encode_wal_now(range, pieces)).await?,
+        if range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
+            return self.encode_wal_now(range, pieces);
         }
+        let writer = self.clone();
+        runtime::blocking(move || writer.encode_wal_now(range, pieces)).await?
     }
 
     fn encode_wal_now(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
