@@ -144,9 +144,9 @@ impl Archiver {
         let mut removed_before = None;
         let mut finished = None;
         let mut apart = None;
+        let mut farthest = None;
         while !shutdown.stop.is_cancelled() {
             let begun = Instant::now();
-            let stored = stored_objects(&self.state.borrow());
             let outcome = tokio::select! {
                 biased;
                 () = shutdown.kill.cancelled() => return Ok(()),
@@ -177,8 +177,11 @@ impl Archiver {
                 }
                 Outcome::Pause(error) => error,
             };
-            // A connection that breaks again and again, but brings something each time, is worth having.
-            if begun.elapsed() > HEALTHY || stored_objects(&self.state.borrow()) > stored {
+            // A connection that breaks again and again, but brings something new each time, is worth having.
+            let reached = farthest_stored(&self.state.borrow());
+            let is_farther = reached > farthest;
+            farthest = farthest.max(reached);
+            if begun.elapsed() > HEALTHY || is_farther {
                 backoff.reset();
             }
             let pause = self.pause_after(error.kind, &mut backoff);
@@ -392,9 +395,9 @@ impl Archiver {
     }
 }
 
-/// How many objects with WAL were stored by this process.
-fn stored_objects(state: &ArchiveState) -> u64 {
-    state.counts.blocks + state.counts.tails
+/// How far the archive goes. What is stored once more, like the rest of a timeline that has ended, does not count.
+fn farthest_stored(state: &ArchiveState) -> Option<(TimelineId, Lsn)> {
+    state.timeline.map(|timeline| (timeline, state.durable))
 }
 
 /// A server that is behind what is stored is a standby that lags, or has lost WAL.
