@@ -154,6 +154,11 @@ impl Line {
         self.open.len()
     }
 
+    /// The open block's first byte, and those of its pieces that will not change any more.
+    pub fn settled(&self) -> (Lsn, &[Bytes]) {
+        (self.open_start, self.open.settled())
+    }
+
     /// False while so much is being compressed that no more is to be read.
     pub fn has_room(&self) -> bool {
         self.open.has_room()
@@ -190,6 +195,8 @@ impl Line {
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.open.extend(now);
             self.unused.clear(self.size, self.open_start, &mut self.open);
+            // Each of their pages was looked at: a page's header is in the piece that the page is in.
+            self.open.settle();
             rest = later;
             self.progress.receive_to(self.open_start + self.open.len() as u64)?;
             self.compare_passed(jobs);

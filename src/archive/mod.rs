@@ -6,6 +6,7 @@
 //!        └── flushed ◄───┴─ progress ◄┴── confirmed
 //! ```
 
+mod ahead;
 mod ancestry;
 mod archiver;
 mod backup_end;

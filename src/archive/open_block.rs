@@ -2,10 +2,12 @@
 //! and taken again for bytes to come as soon as the compressor has done with it. Fresh memory costs more than copying into
 //! it (the system clears it, page by page), and what is given back to the allocator from many threads adds up.
 
-use crate::codec::FRAME_BYTES;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+
+/// Whole pages, and of the largest block a frame.
+const PIECES_PER_BLOCK: usize = 16;
 
 /// Bytes in all pieces together, beyond which nothing is read: one block that is being compressed, and a piece of the next,
 /// which gets another one for each that is done. That reading waits costs nothing: the compressor is the slower one.
@@ -14,7 +16,9 @@ const PIECES_BYTES_MAX: usize = 20 << 20;
 /// A block, from its first byte on.
 #[derive(Debug)]
 pub(super) struct OpenBlock {
-    /// Of `pool.piece_bytes` each, but for the last.
+    /// Full, and as they will be stored.
+    settled: Vec<Bytes>,
+    /// What follows, of `pool.piece_bytes` each but for the last.
     pieces: Vec<Loan>,
     pool: Arc<Pool>,
 }
@@ -84,14 +88,20 @@ impl Drop for Loan {
 impl OpenBlock {
     /// For blocks of so many bytes.
     pub(super) fn new(block_bytes: u64) -> OpenBlock {
-        let piece_bytes = usize::try_from(block_bytes).map_or(FRAME_BYTES, |bytes| bytes.min(FRAME_BYTES));
+        let piece_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX) / PIECES_PER_BLOCK;
         let pool = Pool { piece_bytes, pieces: Mutex::default(), given_back: Notify::new() };
-        OpenBlock { pieces: Vec::new(), pool: Arc::new(pool) }
+        OpenBlock { settled: Vec::new(), pieces: Vec::new(), pool: Arc::new(pool) }
     }
 
     /// Bytes that it has.
     pub(super) fn len(&self) -> usize {
-        self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * self.pool.piece_bytes + last.bytes.len())
+        let last =
+            self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * self.pool.piece_bytes + last.bytes.len());
+        self.settled_bytes() + last
+    }
+
+    fn settled_bytes(&self) -> usize {
+        self.settled.len() * self.pool.piece_bytes
     }
 
     fn has_open_piece(&self) -> bool {
@@ -124,21 +134,36 @@ impl OpenBlock {
 
     /// The bytes `[from, to)` that are there, as they lie.
     pub(super) fn slices(&self, from: usize, to: usize) -> impl Iterator<Item = &[u8]> {
-        self.pieces.iter().enumerate().map(move |(number, piece)| {
+        let pieces =
+            self.settled.iter().map(|piece| &piece[..]).chain(self.pieces.iter().map(|piece| &piece.bytes[..]));
+        pieces.enumerate().map(move |(number, piece)| {
             let start = number * self.pool.piece_bytes;
-            let within = |position: usize| position.saturating_sub(start).min(piece.bytes.len());
-            &piece.bytes[within(from)..within(to)]
+            let within = |position: usize| position.saturating_sub(start).min(piece.len());
+            &piece[within(from)..within(to)]
         })
     }
 
-    /// Makes the bytes `[from, to)` zeros.
+    /// Makes the bytes `[from, to)` zeros. They must not be settled.
     pub(super) fn clear(&mut self, from: usize, to: usize) {
+        let settled_bytes = self.settled_bytes();
+        debug_assert!(from >= settled_bytes, "{from} is settled up to {settled_bytes}");
         for (number, piece) in self.pieces.iter_mut().enumerate() {
-            let start = number * self.pool.piece_bytes;
+            let start = settled_bytes + number * self.pool.piece_bytes;
             let length = piece.bytes.len();
             let within = |position: usize| position.saturating_sub(start).min(length);
             piece.bytes[within(from)..within(to)].fill(0);
         }
+    }
+
+    /// What fills a piece is not changed any more.
+    pub(super) fn settle(&mut self) {
+        let full = self.pieces.len() - usize::from(self.has_open_piece());
+        self.settled.extend(self.pieces.drain(..full).map(Bytes::from_owner));
+    }
+
+    /// The pieces that are not changed any more: the block's first.
+    pub(super) fn settled(&self) -> &[Bytes] {
+        &self.settled
     }
 
     /// A copy of the bytes `[from, to)`: what is kept for long keeps no piece from being used again.
@@ -150,7 +175,9 @@ impl OpenBlock {
 
     /// All bytes, for good. The next block begins.
     pub(super) fn take(&mut self) -> Vec<Bytes> {
-        std::mem::take(&mut self.pieces).into_iter().map(Bytes::from_owner).collect()
+        let mut pieces = std::mem::take(&mut self.settled);
+        pieces.extend(self.pieces.drain(..).map(Bytes::from_owner));
+        pieces
     }
 }
 
@@ -158,11 +185,12 @@ impl OpenBlock {
 mod tests {
     use super::*;
 
-    const BLOCK_BYTES: u64 = 4 * FRAME_BYTES as u64;
+    const PIECE_BYTES: usize = 1 << 20;
+    const BLOCK_BYTES: u64 = 16 << 20;
 
     #[test]
     fn bytes_come_out_as_they_went_in_whatever_the_border_of_a_piece() {
-        let wal: Vec<u8> = (0..2 * FRAME_BYTES + 1000).map(|position| (position % 251) as u8).collect();
+        let wal: Vec<u8> = (0..2 * PIECE_BYTES + 1000).map(|position| (position % 251) as u8).collect();
         let mut block = OpenBlock::new(BLOCK_BYTES);
         for message in wal.chunks(100_001) {
             block.extend(message);
@@ -171,8 +199,8 @@ mod tests {
         for (from, to) in [
             (0, 0),
             (5, 1000),
-            (FRAME_BYTES - 1, FRAME_BYTES + 1),
-            (FRAME_BYTES, 2 * FRAME_BYTES),
+            (PIECE_BYTES - 1, PIECE_BYTES + 1),
+            (PIECE_BYTES, 2 * PIECE_BYTES),
             (1, wal.len()),
             (wal.len() - 1, wal.len()),
         ] {
@@ -185,12 +213,12 @@ mod tests {
     #[test]
     fn what_is_cleared_is_zeros_and_nothing_else_is() {
         let mut block = OpenBlock::new(BLOCK_BYTES);
-        block.extend(&vec![1; 2 * FRAME_BYTES + 10]);
-        block.clear(FRAME_BYTES - 2, FRAME_BYTES + 3);
-        block.clear(2 * FRAME_BYTES + 9, 3 * FRAME_BYTES);
-        let mut expected = vec![1; 2 * FRAME_BYTES + 10];
-        expected[FRAME_BYTES - 2..FRAME_BYTES + 3].fill(0);
-        expected[2 * FRAME_BYTES + 9..].fill(0);
+        block.extend(&vec![1; 2 * PIECE_BYTES + 10]);
+        block.clear(PIECE_BYTES - 2, PIECE_BYTES + 3);
+        block.clear(2 * PIECE_BYTES + 9, 3 * PIECE_BYTES);
+        let mut expected = vec![1; 2 * PIECE_BYTES + 10];
+        expected[PIECE_BYTES - 2..PIECE_BYTES + 3].fill(0);
+        expected[2 * PIECE_BYTES + 9..].fill(0);
         assert!(block.take().concat() == expected);
     }
 
@@ -198,12 +226,12 @@ mod tests {
     fn pieces_are_used_again() {
         // Given a block that was taken, and done with
         let mut block = OpenBlock::new(BLOCK_BYTES);
-        block.extend(&vec![1; 2 * FRAME_BYTES]);
+        block.extend(&vec![1; 2 * PIECE_BYTES]);
         let pieces = block.take();
         let places: Vec<*const u8> = pieces.iter().map(|piece| piece.as_ptr()).collect();
         drop(pieces);
         // When the next one grows, then it lies where that one was
-        block.extend(&vec![2; FRAME_BYTES]);
+        block.extend(&vec![2; PIECE_BYTES]);
         let piece = &block.take()[0];
         assert!(places.contains(&piece.as_ptr()), "fresh memory was taken");
         assert!(piece.iter().all(|&byte| byte == 2));
@@ -215,10 +243,10 @@ mod tests {
         let mut block = OpenBlock::new(BLOCK_BYTES);
         let mut taken = Vec::new();
         while block.has_room() {
-            block.extend(&vec![1; FRAME_BYTES]);
+            block.extend(&vec![1; PIECE_BYTES]);
             taken.extend(block.take());
         }
-        assert_eq!(taken.len(), PIECES_BYTES_MAX / FRAME_BYTES);
+        assert_eq!(taken.len(), PIECES_BYTES_MAX / PIECE_BYTES);
         // When one is
         taken.pop();
         block.wait_for_room().await;

@@ -1,6 +1,7 @@
 //! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
 
 use super::ArchiveOptions;
+use super::ahead::Ahead;
 use super::backup_end;
 use super::echo::Echo;
 use super::garbage::{Failed, Garbage};
@@ -86,7 +87,9 @@ pub(super) struct Stream<'a> {
     link: Option<Link>,
     /// Where the timeline is known to end.
     switch: Option<Lsn>,
-    queue: VecDeque<Job>,
+    /// The open block, compressed as far as it has come.
+    ahead: Option<Ahead>,
+    queue: VecDeque<(Job, Option<Ahead>)>,
     running: Tasks<Done>,
     /// Comparisons that wait or run.
     comparing: usize,
@@ -131,6 +134,7 @@ impl<'a> Stream<'a> {
             line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known),
             link,
             switch: resume.switch,
+            ahead: None,
             queue: VecDeque::new(),
             running: Tasks::default(),
             comparing: 0,
@@ -266,7 +270,7 @@ impl<'a> Stream<'a> {
     /// not confirmed, and waiting does not help.
     fn has_nothing_to_store(&self) -> bool {
         let idle = self.queue.is_empty() && self.running.is_empty() && !self.line.has_unsubmitted();
-        let is_held = self.running.is_empty() && !self.queue.iter().any(|job| self.may_start(job));
+        let is_held = self.running.is_empty() && !self.queue.iter().any(|(job, _)| self.may_start(job));
         idle || self.line.progress().is_settled() || (is_held && !self.queue.is_empty())
     }
 
@@ -342,6 +346,7 @@ impl<'a> Stream<'a> {
                     false
                 });
                 self.enqueue(jobs);
+                self.compress_ahead();
                 // A block that became full took along what was older.
                 let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
                 self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
@@ -442,8 +447,8 @@ impl<'a> Stream<'a> {
         for job in jobs {
             self.in_flight_bytes += job.range().bytes();
             self.pace.begin(job.range().end, Instant::now());
-            let compared = self.queue.iter().rposition(|job| matches!(job, Job::Compare { .. }));
-            self.queue.insert(compared.map_or(0, |last| last + 1), job);
+            let compared = self.queue.iter().rposition(|(job, _)| matches!(job, Job::Compare { .. }));
+            self.queue.insert(compared.map_or(0, |last| last + 1), (job, None));
         }
         Ok(())
     }
@@ -452,16 +457,37 @@ impl<'a> Stream<'a> {
         for job in jobs {
             self.in_flight_bytes += job.range().bytes();
             self.comparing += usize::from(matches!(job, Job::Compare { .. }));
-            self.queue.push_back(job);
+            let ahead = if self.is_of_ahead(&job) { self.ahead.take() } else { None };
+            self.queue.push_back((job, ahead));
+        }
+    }
+
+    /// A block that a timeline's end cuts short is another one than the one that grew.
+    fn is_of_ahead(&self, job: &Job) -> bool {
+        let Job::Store { key: Key::Block(range), .. } = job else { return false };
+        let is_whole = range.bytes() == self.writer.layout().segment_size().block_bytes();
+        is_whole && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == range.start)
+    }
+
+    fn compress_ahead(&mut self) {
+        let (start, pieces) = self.line.settled();
+        if pieces.is_empty() {
+            return;
+        }
+        if self.ahead.as_ref().is_none_or(|ahead| ahead.start() != start) {
+            self.ahead = Some(Ahead::new(self.writer.clone(), start));
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.push(pieces);
         }
     }
 
     fn start_jobs(&mut self) {
         while self.running.len() < self.options.uploads_max + self.pace.under_way()
-            && let Some(next) = self.queue.iter().position(|job| self.may_start(job))
-            && let Some(job) = self.queue.remove(next)
+            && let Some(next) = self.queue.iter().position(|(job, _)| self.may_start(job))
+            && let Some((job, ahead)) = self.queue.remove(next)
         {
-            self.running.start(perform(self.writer.clone(), job, self.state.clone()));
+            self.running.start(perform(self.writer.clone(), job, ahead, self.state.clone()));
         }
     }
 
@@ -662,7 +688,8 @@ async fn sleep_until_some(deadline: Option<Instant>) {
 }
 
 /// Does a job, for as long as it takes: a store that is down is waited for. Gives up only where waiting cannot help.
-async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
+/// `ahead` is what a block has become already.
+async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, state: StateSender) -> Done {
     let (key, range) = (job.key().clone(), job.range());
     let was_compared = matches!(job, Job::Compare { .. });
     let mut backup_ended = false;
@@ -672,7 +699,10 @@ async fn perform(writer: Writer, job: Job, state: StateSender) -> Done {
                 let (size, pieces) = (writer.layout().segment_size(), pieces.clone());
                 backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await?;
             }
-            writer.encode_wal(range, pieces).await?
+            match ahead {
+                Some(ahead) => ahead.finish(range, pieces).await?,
+                None => writer.encode_wal(range, pieces).await?,
+            }
         }
         Job::Compare { bytes, .. } => {
             let name = writer.layout().name(&key);

@@ -21,7 +21,7 @@ pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use loss::Loss;
 pub use reader::{WalReader, Window};
-pub use writer::{EncodedWal, Stamp, StoredFrames, Writer};
+pub use writer::{EncodedWal, Stamp, StoredFrames, WAL_FRAME_BYTES, WalEncoding, Writer};
 pub(crate) use writer::{hex, same};
 
 use crate::store::Store;

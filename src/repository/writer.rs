@@ -3,7 +3,7 @@
 use super::documents::{self, FORMAT_VERSION};
 use super::identity::{Identity, Subject, stored_identity};
 use super::layout::{Key, Layout};
-use crate::codec::{FRAME_BYTES, FrameEncoder};
+use crate::codec::FrameEncoder;
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::{Body, Created, Metadata, Store, StoreErrorKind};
@@ -38,6 +38,26 @@ pub struct EncodedWal {
     metadata: Metadata,
 }
 
+/// WAL on the way to how it is stored.
+pub struct WalEncoding {
+    hash: blake3::Hasher,
+    /// The first is the identity's, which is known last.
+    frames: Vec<Bytes>,
+    plain_bytes: u64,
+}
+
+impl Default for WalEncoding {
+    fn default() -> WalEncoding {
+        WalEncoding { hash: blake3::Hasher::new(), frames: vec![Bytes::new()], plain_bytes: 0 }
+    }
+}
+
+impl std::fmt::Debug for WalEncoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WalEncoding").field("plain_bytes", &self.plain_bytes).finish_non_exhaustive()
+    }
+}
+
 /// How frames were stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredFrames {
@@ -55,6 +75,10 @@ pub struct Writer {
     system_identifier: u64,
     encoders: Encoders,
 }
+
+/// Plain bytes in a frame of WAL. Smaller than those of base backups: a block is compressed while it grows, a frame at a
+/// time, and what that needs is held for each cluster.
+pub const WAL_FRAME_BYTES: usize = 1 << 20;
 
 /// So little is hashed and compressed by whoever asks: to wake a thread for it takes longer.
 const ENCODED_IN_PLACE_BYTES_MAX: u64 = 16 << 10;
@@ -116,21 +140,38 @@ impl Writer {
     }
 
     fn encode_wal_now(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        let mut hash = blake3::Hasher::new();
-        // A place for the identity, which is known last.
-        let mut frames = vec![Bytes::new()];
+        let mut encoding = WalEncoding::default();
+        for piece in pieces {
+            self.encode_piece(&mut encoding, &piece);
+        }
+        self.finish_wal(encoding, range)
+    }
+
+    /// Hashes and compresses the bytes that follow those in `encoding`: whole frames, unless they are the last. CPU work.
+    pub fn encode_piece(&self, encoding: &mut WalEncoding, piece: &[u8]) {
+        encoding.plain_bytes += piece.len() as u64;
+        let WalEncoding { hash, frames, .. } = encoding;
         self.encoders.with(&self.layout, |encoder| {
-            for piece in pieces {
-                let plain = piece.chunks(FRAME_BYTES);
-                frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes))));
-            }
+            let plain = piece.chunks(WAL_FRAME_BYTES);
+            frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes))));
         });
+    }
+
+    /// `encoding` has all bytes of `range`.
+    ///
+    /// # Errors
+    /// If it has more or less: a defect.
+    pub fn finish_wal(&self, encoding: WalEncoding, range: WalRange) -> Result<EncodedWal> {
+        let WalEncoding { hash, mut frames, plain_bytes } = encoding;
+        if plain_bytes != range.bytes() {
+            return Err(Error::new(Kind::Internal, format!("{plain_bytes} bytes were encoded for {range:?}")));
+        }
         let blake3 = hash.finalize().to_string();
         let identity = Identity {
             format: FORMAT_VERSION,
             system_identifier: self.system_identifier,
             subject: Subject::wal(range),
-            plain_bytes: range.bytes(),
+            plain_bytes,
             blake3: Some(blake3.clone()),
         };
         frames[0] = identity.frame()?;
@@ -183,7 +224,7 @@ impl Writer {
         Ok(Some(Stamp { range, blake3 }))
     }
 
-    /// One frame with `plain` in it, for [`Writer::store_frames`]: at most [`FRAME_BYTES`]. CPU work.
+    /// One frame with `plain` in it, for [`Writer::store_frames`]: at most [`crate::codec::FRAME_BYTES`]. CPU work.
     pub fn encode_frame(&self, plain: &[u8]) -> Bytes {
         self.encoders.with(&self.layout, |encoder| encoder.encode(plain))
     }

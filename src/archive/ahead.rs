@@ -1,0 +1,209 @@
+//! Compresses a block while it grows. A block that is compressed once it is full keeps one processor waiting while it
+//! fills, and the next block's bytes waiting while it is compressed; and whoever waits for it waits for all of it.
+
+use crate::error::{Error, Kind, Result};
+use crate::repository::{EncodedWal, WalEncoding, Writer};
+use crate::runtime;
+use crate::wal::{Lsn, WalRange};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::task::JoinHandle;
+
+/// What a block becomes, as far as it has come.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    start: Lsn,
+    /// Pieces that were pushed.
+    pushed: usize,
+    shared: Arc<Shared>,
+    /// The last one that was started. It panicked if it ends without giving the encoding back.
+    worker: Option<JoinHandle<Result<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    writer: Writer,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Pieces to go on with, in their order.
+    waiting: VecDeque<Bytes>,
+    /// What has become of those before; a worker has it while it works.
+    encoding: Option<WalEncoding>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole after each step: a panic elsewhere changes nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Encodes all pieces that wait, and those that come meanwhile. CPU work.
+    fn work(&self, mut encoding: WalEncoding) {
+        loop {
+            let mut state = self.state();
+            let Some(piece) = state.waiting.pop_front() else {
+                state.encoding = Some(encoding);
+                return;
+            };
+            drop(state);
+            self.writer.encode_piece(&mut encoding, &piece);
+        }
+    }
+}
+
+impl Ahead {
+    /// For the block that begins at `start`.
+    pub(super) fn new(writer: Writer, start: Lsn) -> Ahead {
+        let state = State { waiting: VecDeque::new(), encoding: Some(WalEncoding::default()) };
+        Ahead { start, pushed: 0, shared: Arc::new(Shared { writer, state: Mutex::new(state) }), worker: None }
+    }
+
+    /// Where the block begins.
+    pub(super) fn start(&self) -> Lsn {
+        self.start
+    }
+
+    /// `pieces` are all of the block's that are full and will not change any more; those that are new are encoded.
+    pub(super) fn push(&mut self, pieces: &[Bytes]) {
+        let new = pieces.get(self.pushed..).unwrap_or_default();
+        if new.is_empty() {
+            return;
+        }
+        self.pushed = pieces.len();
+        let mut state = self.shared.state();
+        state.waiting.extend(new.iter().cloned());
+        if let Some(encoding) = state.encoding.take() {
+            let shared = self.shared.clone();
+            drop(state);
+            self.worker = Some(runtime::spawn(runtime::blocking(move || shared.work(encoding))));
+        }
+    }
+
+    /// The block is complete: the bytes of `range`, in `pieces`, of which those pushed are the first.
+    ///
+    /// # Errors
+    /// None that the world can cause.
+    pub(super) async fn finish(mut self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
+        let rest = pieces.into_iter().skip(self.pushed);
+        self.shared.state().waiting.extend(rest);
+        if let Some(worker) = self.worker.take() {
+            worker.await.map_err(lost)??;
+        }
+        let encoding = self.shared.state().encoding.take().ok_or_else(|| lost("nobody gave it back"))?;
+        let shared = self.shared.clone();
+        runtime::blocking(move || {
+            shared.work(encoding);
+            let encoding = shared.state().encoding.take().ok_or_else(|| lost("nobody gave it back"))?;
+            shared.writer.finish_wal(encoding, range)
+        })
+        .await?
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        // Nobody will ask for it.
+        self.shared.state().waiting.clear();
+    }
+}
+
+fn lost(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(Kind::Internal, "a block that was being compressed is lost").because(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use crate::repository::{Key, Layout, WAL_FRAME_BYTES};
+    use crate::store::{MemoryStore, Store};
+    use crate::wal::{SegmentSize, TimelineId};
+    use proptest::prelude::*;
+
+    const START: Lsn = Lsn(16 << 20);
+
+    fn writer() -> (Writer, Arc<MemoryStore>) {
+        let store = Arc::new(MemoryStore::new());
+        let layout = Layout::new("main", SegmentSize::new(16 << 20).unwrap(), Codec::Lz4);
+        (Writer::new(store.clone(), layout, 7), store)
+    }
+
+    /// Each is another one.
+    fn piece(number: usize) -> Bytes {
+        let mut piece = vec![0; WAL_FRAME_BYTES];
+        piece[number * 1000..][..250].copy_from_slice(&std::array::from_fn::<u8, 250, _>(|at| at as u8));
+        piece.into()
+    }
+
+    fn range(pieces: &[Bytes]) -> WalRange {
+        let bytes: usize = pieces.iter().map(Bytes::len).sum();
+        WalRange { timeline: TimelineId(1), start: START, end: START + bytes as u64 }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+
+        /// Whatever the pace at which it grows, and however much of it was ready before it was full.
+        #[test]
+        fn what_was_compressed_ahead_is_stored_as_if_it_had_been_compressed_at_once(
+            count in 1usize..12,
+            pushes in prop::collection::vec((0usize..8, any::<bool>()), 0..6),
+        ) {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+            runtime.block_on(async {
+                let pieces: Vec<Bytes> = (0..count).map(piece).collect();
+                let (range, key) = (range(&pieces), Key::Block(range(&pieces)));
+                let (writer, store) = writer();
+                // Given a block that grew in steps, with and without pauses
+                let mut ahead = Ahead::new(writer.clone(), START);
+                let mut known = 0;
+                for (more, pauses) in pushes {
+                    known = (known + more).min(count);
+                    ahead.push(&pieces[..known]);
+                    if pauses && let Some(worker) = ahead.worker.take() {
+                        worker.await.unwrap().unwrap();
+                    }
+                }
+                // When it is full
+                let wal = ahead.finish(range, pieces.clone()).await.unwrap();
+                writer.store_encoded(&key, &wal).await.unwrap();
+                // Then it is what it would have been
+                let (other, expected) = self::writer();
+                let wal = other.encode_wal(range, pieces).await.unwrap();
+                other.store_encoded(&key, &wal).await.unwrap();
+                let name = writer.layout().name(&key);
+                let stored = store.get(&name, None).await.unwrap().collect().await.unwrap();
+                prop_assert!(stored == expected.get(&name, None).await.unwrap().collect().await.unwrap());
+                Ok(())
+            })?;
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_not_all_of_the_range_are_an_error() {
+        let (writer, _) = writer();
+        let pieces = vec![piece(0), piece(1)];
+        let range = range(&pieces);
+        let ahead = Ahead::new(writer, START);
+        let error = ahead.finish(range, pieces[..1].to_vec()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal, "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_compressed() {
+        // Given pieces that wait for a thread
+        let (writer, _) = writer();
+        let mut ahead = Ahead::new(writer, START);
+        ahead.push(&[piece(0), piece(1)]);
+        let shared = ahead.shared.clone();
+        assert_eq!(shared.state().waiting.len(), 2);
+        // When the block is given up
+        drop(ahead);
+        // Then they are
+        assert!(shared.state().waiting.is_empty());
+    }
+}
