@@ -15,6 +15,9 @@ pub const SERVE: &str = "--serve-s3";
 pub enum Behaviour {
     /// Stores them, as fast as it can.
     AtOnce,
+    /// Takes them as a server on another machine does: verifies them, and they take nothing of this machine's disk. They
+    /// cannot be read again.
+    Elsewhere,
     /// Syncs each to disk, and answers so much later.
     Synced(Duration),
     /// Never answers when WAL is stored; all else works.
@@ -36,6 +39,7 @@ impl S3Process {
         command.arg(SERVE).arg(directory);
         match behaviour {
             Behaviour::AtOnce => command.arg("at-once"),
+            Behaviour::Elsewhere => command.arg("elsewhere"),
             Behaviour::Synced(delay) => command.arg(delay.as_micros().to_string()),
             Behaviour::Hang => command.arg("hang"),
         };
@@ -72,6 +76,7 @@ pub fn serve(arguments: &[String]) {
     match behaviour.as_str() {
         "hang" => server.always(Op::Put.at("repo/main/wal/"), Fault::Delay(Duration::from_secs(86_400))),
         "at-once" => {}
+        "elsewhere" => server.forget_bodies(),
         micros => {
             server.sync_bodies();
             let delay = Duration::from_micros(micros.parse().expect("microseconds"));

@@ -3,12 +3,11 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::repository::{EncodedWal, WalEncoding, Writer};
-use crate::runtime;
+use crate::runtime::{self, Background};
 use crate::wal::{Lsn, WalRange};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::task::JoinHandle;
 
 /// What a block becomes, as far as it has come.
 #[derive(Debug)]
@@ -18,7 +17,7 @@ pub(super) struct Ahead {
     pushed: usize,
     shared: Arc<Shared>,
     /// The last one that was started. It panicked if it ends without giving the encoding back.
-    worker: Option<JoinHandle<Result<()>>>,
+    worker: Option<Background>,
 }
 
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl Ahead {
         if let Some(encoding) = state.encoding.take() {
             let shared = self.shared.clone();
             drop(state);
-            self.worker = Some(runtime::spawn(runtime::blocking(move || shared.work(encoding))));
+            self.worker = Some(Background::start(move || shared.work(encoding)));
         }
     }
 
@@ -91,13 +90,13 @@ impl Ahead {
         let rest = pieces.into_iter().skip(self.pushed);
         self.shared.state().waiting.extend(rest);
         if let Some(worker) = self.worker.take() {
-            worker.await.map_err(lost)??;
+            worker.done().await?;
         }
-        let encoding = self.shared.state().encoding.take().ok_or_else(|| lost("nobody gave it back"))?;
+        let encoding = self.shared.state().encoding.take().ok_or_else(lost)?;
         let shared = self.shared.clone();
         runtime::blocking(move || {
             shared.work(encoding);
-            let encoding = shared.state().encoding.take().ok_or_else(|| lost("nobody gave it back"))?;
+            let encoding = shared.state().encoding.take().ok_or_else(lost)?;
             shared.writer.finish_wal(encoding, range)
         })
         .await?
@@ -111,8 +110,8 @@ impl Drop for Ahead {
     }
 }
 
-fn lost(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(Kind::Internal, "a block that was being compressed is lost").because(why)
+fn lost() -> Error {
+    Error::new(Kind::Internal, "a block that was being compressed was not given back")
 }
 
 #[cfg(test)]
@@ -165,7 +164,7 @@ mod tests {
                     known = (known + more).min(count);
                     ahead.push(&pieces[..known]);
                     if pauses && let Some(worker) = ahead.worker.take() {
-                        worker.await.unwrap().unwrap();
+                        worker.done().await.unwrap();
                     }
                 }
                 // When it is full

@@ -1,7 +1,7 @@
 //! Takes what was cut, in order, has it compressed on all cores, joins frames into parts, stores them, several at once,
 //! and keeps what is needed to verify every file. Memory: the frames at work, one part being built, the uploads.
 
-use super::parts::{Buffers, Frame, PartEnd};
+use super::parts::{Frame, PartEnd};
 use super::run::BackupProgress;
 use super::verify::ManifestCheck;
 use crate::error::{Error, Kind, Result};
@@ -31,15 +31,13 @@ pub(crate) struct Packed {
 }
 
 /// Compresses a frame and computes its files' checksums. CPU work.
-pub(crate) fn pack(writer: &Writer, buffers: &Buffers, frame: Frame) -> Packed {
+pub(crate) fn pack(writer: &Writer, frame: Frame) -> Packed {
     let spans = frame.spans.iter();
     let crcs = spans.map(|span| {
         let contents = frame.plain.get(span.start..span.start + span.bytes).unwrap_or_default();
         (span.file, crc32c::crc32c(contents), span.bytes)
     });
-    let packed = Packed { crcs: crcs.collect(), stored: writer.encode_frame(&frame.plain), files: frame.files };
-    buffers.give_back(frame.plain);
-    packed
+    Packed { crcs: crcs.collect(), stored: writer.encode_frame(&frame.plain), files: frame.files }
 }
 
 /// What was stored.

@@ -6,12 +6,11 @@
 //! compressed independently. All parts of an archive, decompressed and joined, are exactly what the server sent, and
 //! the two blocks of zeros that servers before 15 leave out.
 
-use crate::codec::FRAME_BYTES;
+use crate::codec::{Buffer, Buffers, FRAME_BYTES};
 use crate::repository::tar::{BLOCK, EntryKind, TRAILER_BYTES, TarError, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupFile, Continuation, FilePath};
 use bytes::Bytes;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
 
 /// Tar bytes in a part. Memory for data that does not compress is this much for the part being built and for each
 /// upload in flight. Part of the repository's format only in so far as a resumed backup must find the same borders.
@@ -19,6 +18,9 @@ pub(crate) const PART_BYTES: u64 = 32 << 20;
 
 /// A file of this size begins a part of its own; smaller ones are never cut.
 pub(crate) const LARGE_FILE_BYTES: u64 = 16 << 20;
+
+/// Frames whose memory is kept to be used again: as many as are cut and compressed at once.
+const SPARE_FRAMES_MAX: usize = 8;
 
 const _: () = assert!(LARGE_FILE_BYTES < PART_BYTES && PART_BYTES.is_multiple_of(FRAME_BYTES as u64));
 
@@ -34,14 +36,20 @@ pub(crate) struct Span {
 }
 
 /// A frame's plain bytes and what they are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Frame {
     /// Up to [`FRAME_BYTES`] of tar.
-    pub(crate) plain: Vec<u8>,
+    pub(crate) plain: Buffer,
     /// Files' contents in it, in order.
     pub(crate) spans: Vec<Span>,
     /// The files whose headers are in it, in order.
     pub(crate) files: Vec<BackupFile>,
+}
+
+impl Frame {
+    fn new(buffers: &Buffers) -> Frame {
+        Frame { plain: buffers.take(), spans: Vec::new(), files: Vec::new() }
+    }
 }
 
 /// A part whose last frame was cut.
@@ -66,26 +74,6 @@ pub(crate) enum Piece {
     Frame(Frame),
     /// That part is complete.
     PartEnd(PartEnd),
-}
-
-/// Buffers for frames that are free again: mapping and clearing new memory for every frame costs a tenth of the work.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
-
-impl Buffers {
-    /// An empty buffer with room for a frame.
-    pub(crate) fn take(&self) -> Vec<u8> {
-        let free = self.0.lock().ok().and_then(|mut free| free.pop());
-        free.unwrap_or_else(|| Vec::with_capacity(FRAME_BYTES))
-    }
-
-    /// Gives a buffer back.
-    pub(crate) fn give_back(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        if let Ok(mut free) = self.0.lock() {
-            free.push(buffer);
-        }
-    }
 }
 
 /// The file whose contents are passing.
@@ -117,8 +105,10 @@ pub(crate) struct PartCutter {
 
 impl PartCutter {
     /// Before the first archive.
-    pub(crate) fn new(buffers: Buffers) -> PartCutter {
+    pub(crate) fn new() -> PartCutter {
+        let buffers = Buffers::new(SPARE_FRAMES_MAX);
         PartCutter {
+            frame: Frame::new(&buffers),
             buffers,
             archive: Archive::Base,
             reader: TarReader::new(),
@@ -127,7 +117,6 @@ impl PartCutter {
             number: 1,
             part_bytes: 0,
             continues: None,
-            frame: Frame::default(),
             open: None,
             ready: VecDeque::new(),
         }
@@ -222,11 +211,9 @@ impl PartCutter {
     fn append(&mut self, mut bytes: &[u8]) {
         self.part_bytes += bytes.len() as u64;
         while !bytes.is_empty() {
-            if self.frame.plain.capacity() == 0 {
-                self.frame.plain = self.buffers.take();
-            }
-            let count = bytes.len().min(FRAME_BYTES - self.frame.plain.len());
-            let (now, rest) = bytes.split_at(count);
+            let room = FRAME_BYTES - self.frame.plain.len();
+            self.frame.plain.reserve_exact(room);
+            let (now, rest) = bytes.split_at(bytes.len().min(room));
             self.frame.plain.extend_from_slice(now);
             bytes = rest;
             if self.frame.plain.len() == FRAME_BYTES {
@@ -236,7 +223,8 @@ impl PartCutter {
     }
 
     fn end_frame(&mut self) {
-        self.ready.push_back(Piece::Frame(std::mem::take(&mut self.frame)));
+        let frame = std::mem::replace(&mut self.frame, Frame::new(&self.buffers));
+        self.ready.push_back(Piece::Frame(frame));
     }
 
     fn end_part(&mut self, added_bytes: u32) {
@@ -273,7 +261,7 @@ mod tests {
     }
 
     fn cut(stream: &[u8], piece_bytes: usize) -> Cut {
-        let mut cutter = PartCutter::new(Buffers::default());
+        let mut cutter = PartCutter::new();
         cutter.begin_archive(Archive::Base);
         let (mut parts, mut files, mut contents) = (Vec::new(), Vec::new(), Vec::new());
         let mut part = Vec::new();
@@ -287,7 +275,7 @@ mod tests {
                         for span in frame.spans {
                             contents[span.file as usize].extend(&frame.plain[span.start..span.start + span.bytes]);
                         }
-                        part.extend(frame.plain);
+                        part.extend_from_slice(&frame.plain);
                     }
                     Piece::PartEnd(end) => parts.push((end, std::mem::take(&mut part))),
                 }
@@ -373,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_tablespaces_files_are_named_as_in_the_manifest_and_numbering_goes_on() {
-        let mut cutter = PartCutter::new(Buffers::default());
+        let mut cutter = PartCutter::new();
         for archive in [Archive::Tablespace(16384), Archive::Base] {
             cutter.begin_archive(archive);
             cutter.feed(Bytes::from(file("PG_15_202209061/5/1", b"x"))).unwrap();
@@ -397,12 +385,12 @@ mod tests {
 
     #[test]
     fn an_archive_that_is_cut_does_not_end() {
-        let mut cutter = PartCutter::new(Buffers::default());
+        let mut cutter = PartCutter::new();
         cutter.begin_archive(Archive::Base);
         cutter.feed(Bytes::from(file("base/1/1", &[1; 2000])).slice(..1500)).unwrap();
         assert!(cutter.end_archive().is_err());
         // Nor does an absurd length make it panic.
-        let mut cutter = PartCutter::new(Buffers::default());
+        let mut cutter = PartCutter::new();
         cutter.feed(Bytes::copy_from_slice(&header(b"x", b'0', u64::MAX, b""))).unwrap();
         assert!(cutter.end_archive().is_err());
     }

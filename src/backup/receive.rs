@@ -1,7 +1,7 @@
 //! Reads the server's stream and hands on what it holds, as fast as the rest can take it and no faster.
 
 use super::collect::{Work, pack};
-use super::parts::{Buffers, PartCutter, Piece};
+use super::parts::{PartCutter, Piece};
 use super::run::BackupProgress;
 use crate::codec::FRAME_BYTES;
 use crate::error::{Error, Kind, Result};
@@ -42,7 +42,6 @@ pub(crate) struct Receiver<S> {
     writer: Writer,
     progress: watch::Sender<BackupProgress>,
     work: mpsc::Sender<Work>,
-    buffers: Buffers,
     cutter: PartCutter,
     now: Now,
     manifest: Vec<u8>,
@@ -57,10 +56,9 @@ impl<S: EventSource> Receiver<S> {
         work: mpsc::Sender<Work>,
         progress: watch::Sender<BackupProgress>,
     ) -> Receiver<S> {
-        let buffers = Buffers::default();
-        let cutter = PartCutter::new(buffers.clone());
+        let cutter = PartCutter::new();
         let (manifest, warnings) = (Vec::new(), Vec::new());
-        Receiver { source, writer, progress, work, buffers, cutter, now: Now::Nothing, manifest, warnings }
+        Receiver { source, writer, progress, work, cutter, now: Now::Nothing, manifest, warnings }
     }
 
     /// Reads up to the end and returns the position that recovery must reach. If it is dropped, the connection closes
@@ -127,8 +125,8 @@ impl<S: EventSource> Receiver<S> {
             place.send(match piece {
                 Piece::PartEnd(end) => Work::PartEnd(end),
                 Piece::Frame(frame) => {
-                    let (writer, buffers) = (self.writer.clone(), self.buffers.clone());
-                    Work::Frame(runtime::spawn(runtime::blocking(move || pack(&writer, &buffers, frame))))
+                    let writer = self.writer.clone();
+                    Work::Frame(runtime::spawn(runtime::blocking(move || pack(&writer, frame))))
                 }
             });
         }

@@ -1,30 +1,40 @@
 //! One data frame: compressed and decompressed as a whole, with its checksums.
 
 use super::header::{self, BLOCK_BYTES, BlockHeader, FIELD_BYTES, FrameHeader};
-use super::{Codec, CodecError};
+use super::{Buffer, Buffers, Codec, CodecError};
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, decompress_into_with_dict};
 
 /// How far back a match may reach, over block borders too if blocks are linked (`LZ4_Block_format.md`, offset).
 const WINDOW_BYTES: usize = 64 << 10;
 
+/// A frame of up to so many bytes is copied into memory of its own: a whole buffer for it would be mostly empty.
+const SMALL_FRAME_BYTES: usize = 64 << 10;
+
 /// Compresses frames. Keep it and use it again: its hash table and buffer are most of a frame's cost.
 pub struct FrameEncoder {
     table: CompressTable,
     /// Room for one compressed block of the worst case.
     block: Vec<u8>,
-    /// The frame being built: copied out at its exact size, so that no frame holds more memory than it needs.
-    frame: Vec<u8>,
+    /// The frame being built.
+    frame: Buffer,
+    buffers: Buffers,
 }
 
 impl FrameEncoder {
     /// An encoder for frames of `codec`.
     pub fn new(codec: Codec) -> FrameEncoder {
+        FrameEncoder::with_buffers(codec, Buffers::new(0))
+    }
+
+    /// An encoder for frames of `codec`, which lie in `buffers`.
+    pub fn with_buffers(codec: Codec, buffers: Buffers) -> FrameEncoder {
         let Codec::Lz4 = codec;
         FrameEncoder {
             table: CompressTable::large(),
             block: vec![0; lz4_flex::block::get_maximum_output_size(BLOCK_BYTES)],
-            frame: Vec::new(),
+            frame: buffers.take(),
+            buffers,
         }
     }
 
@@ -35,7 +45,7 @@ impl FrameEncoder {
         plain.chunks(BLOCK_BYTES).for_each(|block| self.push(block));
         self.frame.extend_from_slice(&BlockHeader::End.field());
         self.frame.extend_from_slice(&header::checksum(plain).to_le_bytes());
-        Bytes::copy_from_slice(&self.frame)
+        self.finish()
     }
 
     /// As [`FrameEncoder::encode`], for bytes that are hashed by the caller, and without a checksum of its own beside that
@@ -48,12 +58,19 @@ impl FrameEncoder {
             self.push(block);
         }
         self.frame.extend_from_slice(&BlockHeader::End.field());
-        Bytes::copy_from_slice(&self.frame)
+        self.finish()
     }
 
     fn begin(&mut self, plain_bytes: usize, content_checksum: bool) {
         self.frame.clear();
         FrameHeader::write(plain_bytes, content_checksum, &mut self.frame);
+    }
+
+    fn finish(&mut self) -> Bytes {
+        match self.frame.len() < SMALL_FRAME_BYTES {
+            true => Bytes::copy_from_slice(&self.frame),
+            false => std::mem::replace(&mut self.frame, self.buffers.take()).freeze(),
+        }
     }
 
     fn push(&mut self, block: &[u8]) {

@@ -13,12 +13,14 @@
 //!
 //! Formats: `doc/lz4_Frame_format.md` and `doc/lz4_Block_format.md` of the LZ4 project.
 
+mod buffers;
 mod frame;
 mod header;
 mod split;
 #[cfg(test)]
 mod tests;
 
+pub use buffers::{Buffer, Buffers};
 pub use frame::{FrameDecoder, FrameEncoder};
 pub use split::{FrameSplitter, RawFrame};
 

@@ -3,7 +3,7 @@
 use super::documents::{self, FORMAT_VERSION};
 use super::identity::{Identity, Subject, stored_identity};
 use super::layout::{Key, Layout};
-use crate::codec::FrameEncoder;
+use crate::codec::{Buffers, FrameEncoder};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::{Body, Created, Metadata, Store, StoreErrorKind};
@@ -83,9 +83,21 @@ pub const WAL_FRAME_BYTES: usize = 1 << 20;
 /// So little is hashed and compressed by whoever asks: to wake a thread for it takes longer.
 const ENCODED_IN_PLACE_BYTES_MAX: u64 = 16 << 10;
 
+/// Frames whose memory is kept to be used again: about as many as a block of WAL has, or a part of a base backup.
+const SPARE_FRAMES_MAX: usize = 16;
+
 /// Encoders that are free: a new one for each frame would cost half the speed.
-#[derive(Clone, Default)]
-struct Encoders(Arc<Mutex<Vec<FrameEncoder>>>);
+#[derive(Clone)]
+struct Encoders {
+    free: Arc<Mutex<Vec<FrameEncoder>>>,
+    buffers: Buffers,
+}
+
+impl Default for Encoders {
+    fn default() -> Encoders {
+        Encoders { free: Arc::default(), buffers: Buffers::new(SPARE_FRAMES_MAX) }
+    }
+}
 
 impl std::fmt::Debug for Encoders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -95,10 +107,11 @@ impl std::fmt::Debug for Encoders {
 
 impl Encoders {
     fn with<T>(&self, layout: &Layout, work: impl FnOnce(&mut FrameEncoder) -> T) -> T {
-        let free = self.0.lock().ok().and_then(|mut free| free.pop());
-        let mut encoder = free.unwrap_or_else(|| FrameEncoder::new(layout.codec()));
+        let free = self.free.lock().ok().and_then(|mut free| free.pop());
+        let new = || FrameEncoder::with_buffers(layout.codec(), self.buffers.clone());
+        let mut encoder = free.unwrap_or_else(new);
         let result = work(&mut encoder);
-        if let Ok(mut free) = self.0.lock() {
+        if let Ok(mut free) = self.free.lock() {
             free.push(encoder);
         }
         result

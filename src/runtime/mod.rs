@@ -1,10 +1,12 @@
 //! The only source of time, randomness and retry: everything else asks here, so that a test can decide all three.
 
+mod background;
 mod clock;
 mod retry;
 mod shutdown;
 mod supervisor;
 
+pub use background::Background;
 pub use clock::Clock;
 pub use retry::{Backoff, RetryPolicy};
 pub use shutdown::Shutdown;

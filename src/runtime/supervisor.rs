@@ -15,13 +15,17 @@ pub fn make_repeatable(seed: u64) {
     IN_PLACE.set(true);
 }
 
+pub(super) fn is_in_place() -> bool {
+    IN_PLACE.get()
+}
+
 /// Runs `work` on a thread that may block: hashing, compressing, file system calls. Cannot be aborted: keep it short.
 ///
 /// # Errors
 /// If the work panicked or the runtime is going down; a panic's text is on standard error.
 #[allow(clippy::disallowed_methods)] // the one place that may
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> crate::error::Result<T> {
-    if IN_PLACE.get() {
+    if is_in_place() {
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await.map_err(|error| {

@@ -70,6 +70,12 @@ impl S3Server {
         self.storage.sync_bodies();
     }
 
+    /// From now on large bodies are verified and forgotten: a store on another machine takes neither this one's memory nor
+    /// its disk. To read one is an error.
+    pub fn forget_bodies(&self) {
+        self.storage.forget_bodies();
+    }
+
     /// Starts a server on `address`: for trials by hand, where a known port is handy.
     pub fn bind(address: &str, directory: Option<PathBuf>) -> std::io::Result<S3Server> {
         let listener = TcpListener::bind(address)?;

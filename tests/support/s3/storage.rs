@@ -23,6 +23,9 @@ use std::time::SystemTime;
 /// How much of a file is read at once for a reply.
 const READ_BYTES: u64 = 256 * 1024;
 
+/// A server that forgets bodies keeps those up to here: documents, which are read again.
+const KEPT_BYTES: u64 = 64 * 1024;
+
 /// An object as a test sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredObject {
@@ -35,14 +38,22 @@ pub struct StoredObject {
 /// A body, or one part of it. Never changes.
 pub(super) enum Piece {
     Memory(Bytes),
-    File { file: File, path: PathBuf, bytes: u64 },
+    File {
+        file: File,
+        path: PathBuf,
+        bytes: u64,
+    },
+    /// Arrived intact, and is not there any more.
+    Forgotten {
+        bytes: u64,
+    },
 }
 
 impl Piece {
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Piece::Memory(bytes) => bytes.len() as u64,
-            Piece::File { bytes, .. } => *bytes,
+            Piece::File { bytes, .. } | Piece::Forgotten { bytes } => *bytes,
         }
     }
 
@@ -54,6 +65,7 @@ impl Piece {
                 file.read_exact_at(&mut buffer, offset)?;
                 Ok(buffer.freeze())
             }
+            Piece::Forgotten { .. } => Err(std::io::Error::other("this server forgets large bodies")),
         }
     }
 }
@@ -218,6 +230,8 @@ pub(super) struct Storage {
     directory: Option<PathBuf>,
     /// Bodies are on the disk before anybody is told that they are stored.
     syncs: AtomicBool,
+    /// Large bodies are verified and thrown away.
+    forgets: AtomicBool,
     numbers: AtomicU64,
     page_keys: AtomicUsize,
 }
@@ -231,6 +245,7 @@ impl Storage {
             visible: Mutex::default(),
             directory,
             syncs: AtomicBool::new(false),
+            forgets: AtomicBool::new(false),
             numbers: AtomicU64::new(0),
             page_keys: AtomicUsize::new(1000),
         })
@@ -247,6 +262,10 @@ impl Storage {
 
     pub(super) fn sync_bodies(&self) {
         self.syncs.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn forget_bodies(&self) {
+        self.forgets.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn set_page_keys(&self, keys: usize) {
@@ -351,10 +370,14 @@ fn refused_body(error: &StdError) -> s3s::S3Error {
 enum Sink {
     Memory(BytesMut),
     File(Piece),
+    Nowhere { bytes: u64 },
 }
 
 impl Sink {
     fn new(storage: &Storage, expected: u64) -> std::io::Result<Sink> {
+        if expected > KEPT_BYTES && storage.forgets.load(Ordering::Relaxed) {
+            return Ok(Sink::Nowhere { bytes: 0 });
+        }
         let Some(directory) = &storage.directory else {
             return Ok(Sink::Memory(BytesMut::with_capacity(expected.min(64 << 20) as usize)));
         };
@@ -371,7 +394,8 @@ impl Sink {
                 file.write_all(chunk)?;
                 *bytes += chunk.len() as u64;
             }
-            Sink::File(Piece::Memory(_)) => unreachable!("made as a file"),
+            Sink::File(_) => unreachable!("made as a file"),
+            Sink::Nowhere { bytes } => *bytes += chunk.len() as u64,
         }
         Ok(())
     }
@@ -379,6 +403,7 @@ impl Sink {
     fn finish(self, storage: &Storage) -> std::io::Result<Piece> {
         match self {
             Sink::Memory(buffer) => Ok(Piece::Memory(buffer.freeze())),
+            Sink::Nowhere { bytes } => Ok(Piece::Forgotten { bytes }),
             Sink::File(piece) => {
                 if let Piece::File { file, .. } = &piece
                     && storage.syncs.load(Ordering::Relaxed)
