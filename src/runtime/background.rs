@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use tokio::sync::oneshot;
 
-/// How much lower their priority is (`man 7 sched`, "The nice value"): about a tenth of the time where others want all of
+/// How much lower their priority is than the process's (`man 7 sched`, "The nice value"): about a tenth of the time where others want all of
 /// it, and not next to nothing, for WAL has to be compressed on a busy machine as well.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
@@ -69,8 +69,9 @@ fn start_threads() -> Option<mpsc::Sender<Work>> {
 fn work_for_ever(work: &Mutex<mpsc::Receiver<Work>>) {
     #[cfg(target_os = "linux")]
     {
-        // Of this thread alone, on Linux. One that may not have it goes on as it is.
-        let _ = rustix::process::setpriority_process(None, NICENESS);
+        // Of this thread alone, on Linux; the system cuts it at 19. One that may not have it goes on as it is.
+        let process = rustix::process::getpriority_process(None).unwrap_or(0);
+        let _ = rustix::process::setpriority_process(None, process + NICENESS);
     }
     loop {
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
