@@ -45,7 +45,7 @@ async fn seawall_catches_up(fixture: &Fixture) -> Cost {
     while flushed.is_none_or(|flushed| flushed < fixture.waiting.1) {
         fixture.check_runs(&mut running);
         // Often only towards the end: a look takes the machine a tenth of a millisecond.
-        let is_near = flushed.is_some_and(|flushed: Lsn| fixture.waiting.1 - flushed < fixture.waiting_bytes() / 10);
+        let is_near = flushed.is_some_and(|flushed: Lsn| fixture.waiting.1 - flushed < fixture.waiting_bytes() / 25);
         tokio::time::sleep(Duration::from_millis(if is_near { 5 } else { 25 })).await;
         flushed = lsn(&session, FLUSHED).await;
     }

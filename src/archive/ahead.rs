@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a block becomes, as far as it has come.
+/// What a block becomes, as far as it has come. Dropped, what waits is let go.
 #[derive(Debug)]
 pub(super) struct Ahead {
     start: Lsn,
@@ -87,17 +87,24 @@ impl Ahead {
     /// # Errors
     /// None that the world can cause.
     pub(super) async fn finish(mut self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        let rest = pieces.into_iter().skip(self.pushed);
-        self.shared.state().waiting.extend(rest);
+        // Now somebody waits: what the worker has not begun is done at the priority of everything else.
+        let mut left = std::mem::take(&mut self.shared.state().waiting);
+        left.extend(pieces.into_iter().skip(self.pushed));
         if let Some(worker) = self.worker.take() {
             worker.done().await?;
         }
-        let encoding = self.shared.state().encoding.take().ok_or_else(lost)?;
-        let shared = self.shared.clone();
+        let mut encoding = self
+            .shared
+            .state()
+            .encoding
+            .take()
+            .ok_or_else(|| Error::new(Kind::Internal, "a block that was being compressed was not given back"))?;
+        let writer = self.shared.writer.clone();
         runtime::blocking(move || {
-            shared.work(encoding);
-            let encoding = shared.state().encoding.take().ok_or_else(lost)?;
-            shared.writer.finish_wal(encoding, range)
+            for piece in left {
+                writer.encode_piece(&mut encoding, &piece);
+            }
+            writer.finish_wal(encoding, range)
         })
         .await?
     }
@@ -106,12 +113,9 @@ impl Ahead {
 impl Drop for Ahead {
     fn drop(&mut self) {
         // Nobody will ask for it.
-        self.shared.state().waiting.clear();
+        let waiting = std::mem::take(&mut self.shared.state().waiting);
+        drop(waiting);
     }
-}
-
-fn lost() -> Error {
-    Error::new(Kind::Internal, "a block that was being compressed was not given back")
 }
 
 #[cfg(test)]
@@ -194,9 +198,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_waits_for_any_more_is_not_compressed() {
-        // Given pieces that wait for a thread
+        // Given pieces that wait for a thread that is busy
         let (writer, _) = writer();
         let mut ahead = Ahead::new(writer, START);
+        let busy = ahead.shared.state().encoding.take();
+        assert!(busy.is_some());
         ahead.push(&[piece(0), piece(1)]);
         let shared = ahead.shared.clone();
         assert_eq!(shared.state().waiting.len(), 2);
@@ -204,5 +210,23 @@ mod tests {
         drop(ahead);
         // Then they are
         assert!(shared.state().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panicked_is_an_error_and_nothing_that_is_stored() {
+        // Given a block whose thread took the encoding along when it panicked
+        let (writer, _) = writer();
+        let mut ahead = Ahead::new(writer, START);
+        let pieces = vec![piece(0), piece(1)];
+        let taken = ahead.shared.state().encoding.take();
+        ahead.worker = Some(Background::start(move || {
+            let _taken = taken;
+            panic!("on purpose");
+        }));
+        ahead.push(&pieces[..1]);
+        // When the block is full
+        let error = ahead.finish(range(&pieces), pieces).await.unwrap_err();
+        // Then that is told
+        assert_eq!(error.kind(), Kind::Internal, "{error}");
     }
 }

@@ -34,7 +34,7 @@ pub enum Job {
         key: Key,
         /// Which bytes they are.
         range: WalRange,
-        /// They, in pieces of one frame but for the last.
+        /// They, in their order.
         pieces: Vec<Bytes>,
     },
     /// Compare these bytes, which came again, with an object that is there.

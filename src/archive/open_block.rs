@@ -1,16 +1,16 @@
-//! The memory of the block that is not full yet. It lies in pieces of one frame: each is given to the compressor as it is,
-//! and taken again for bytes to come as soon as the compressor has done with it. Fresh memory costs more than copying into
-//! it (the system clears it, page by page), and what is given back to the allocator from many threads adds up.
+//! The memory of the block that is not full yet. It lies in pieces: each is given to the compressor as it is, and taken
+//! again for bytes to come as soon as its block is compressed. Fresh memory costs more than copying into it (the system
+//! clears it, page by page), and what is given back to the allocator from many threads adds up.
 
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
-/// Whole pages, and of the largest block a frame.
+/// Each is whole pages, and of the largest block one frame.
 const PIECES_PER_BLOCK: usize = 16;
 
-/// Bytes in all pieces together, beyond which nothing is read: one block that is being compressed, and a piece of the next,
-/// which gets another one for each that is done. That reading waits costs nothing: the compressor is the slower one.
+/// Bytes in all pieces together, beyond which nothing is read: one of the largest blocks, which lacks no more than its last
+/// pieces when it is full, and a fourth of the next.
 const PIECES_BYTES_MAX: usize = 20 << 20;
 
 /// A block, from its first byte on.

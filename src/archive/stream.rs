@@ -457,21 +457,25 @@ impl<'a> Stream<'a> {
         for job in jobs {
             self.in_flight_bytes += job.range().bytes();
             self.comparing += usize::from(matches!(job, Job::Compare { .. }));
+            // Of a block that is there already nothing is needed.
             let ahead = if self.is_of_ahead(&job) { self.ahead.take() } else { None };
+            let ahead = ahead.filter(|_| matches!(job, Job::Store { .. }));
             self.queue.push_back((job, ahead));
         }
     }
 
     /// A block that a timeline's end cuts short is another one than the one that grew.
     fn is_of_ahead(&self, job: &Job) -> bool {
-        let Job::Store { key: Key::Block(range), .. } = job else { return false };
+        let range = job.range();
         let is_whole = range.bytes() == self.writer.layout().segment_size().block_bytes();
-        is_whole && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == range.start)
+        let is_block = is_whole && matches!(job.key(), Key::Block(_));
+        is_block && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == range.start)
     }
 
+    /// Of what is stored already, and comes again, whole blocks are most.
     fn compress_ahead(&mut self) {
         let (start, pieces) = self.line.settled();
-        if pieces.is_empty() {
+        if pieces.is_empty() || !self.line.progress().is_past_overlap() {
             return;
         }
         if self.ahead.as_ref().is_none_or(|ahead| ahead.start() != start) {

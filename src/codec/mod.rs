@@ -28,8 +28,8 @@ use crate::error::{Error, Kind};
 use bytes::{BufMut, Bytes, BytesMut};
 use header::{Magic, SKIPPABLE_HEADER_BYTES};
 
-/// Plain bytes in a data frame; the last one of an object may have fewer. Part of the repository's format: base backup
-/// parts are cut at frame borders, and a resumed backup must find the same borders.
+/// Plain bytes in a data frame, at most. Part of the repository's format: base backup parts have full ones but for the
+/// last, they are cut at frame borders, and a resumed backup must find the same borders.
 pub const FRAME_BYTES: usize = 4 << 20;
 
 /// The largest identity. Identities are small documents; a longer one is taken for damage.

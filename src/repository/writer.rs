@@ -76,7 +76,7 @@ pub struct Writer {
     encoders: Encoders,
 }
 
-/// Plain bytes in a frame of WAL. Smaller than those of base backups: a block is compressed while it grows, a frame at a
+/// Plain bytes in a frame of WAL, at most. Smaller than those of base backups: a block is compressed while it grows, a frame at a
 /// time, and what that needs is held for each cluster.
 pub const WAL_FRAME_BYTES: usize = 1 << 20;
 
@@ -139,8 +139,7 @@ impl Writer {
         self.system_identifier
     }
 
-    /// Hashes and compresses WAL: the bytes of `range`, of which each piece but the last is as long as a frame. Lets go
-    /// of each piece as soon as it can.
+    /// Hashes and compresses WAL: the bytes of `range`. Lets go of each piece as soon as it can.
     ///
     /// # Errors
     /// None that the world can cause.
@@ -160,7 +159,7 @@ impl Writer {
         self.finish_wal(encoding, range)
     }
 
-    /// Hashes and compresses the bytes that follow those in `encoding`: whole frames, unless they are the last. CPU work.
+    /// Hashes and compresses the bytes that follow those in `encoding`, in frames of their own. CPU work.
     pub fn encode_piece(&self, encoding: &mut WalEncoding, piece: &[u8]) {
         encoding.plain_bytes += piece.len() as u64;
         let WalEncoding { hash, frames, .. } = encoding;

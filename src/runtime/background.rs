@@ -21,7 +21,8 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Background(oneshot::Receiver<()>);
 
 impl Background {
-    /// Has `work` done soon. Nobody needs to wait for it; it is done to its end in any case. CPU work only.
+    /// Has `work` done soon, or does it at once where the system has no threads for it. Nobody needs to wait for it; it is
+    /// done to its end in any case. CPU work only.
     pub fn start(work: impl FnOnce() + Send + 'static) -> Background {
         let (sender, done) = oneshot::channel();
         let work = move || {

@@ -1,4 +1,4 @@
-//! The only source of time, randomness and retry: everything else asks here, so that a test can decide all three.
+//! The only source of time, randomness, retry, tasks and threads: everything else asks here, so that a test can decide them.
 
 mod background;
 mod clock;

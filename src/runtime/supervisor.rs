@@ -1,4 +1,4 @@
-//! The one owner of tasks and of CPU work.
+//! The one owner of tasks, and of CPU work that somebody waits for.
 
 use std::cell::Cell;
 use std::future::Future;
