@@ -21,6 +21,8 @@ const PUT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(20), Du
 const PUT_BYTES: usize = 1 << 10;
 /// Commits a second of those that wait for the archive.
 const SYNCHRONOUS_COMMITS: u32 = 100;
+/// How often commits that wait and PUTs take turns.
+const SLICES: u32 = 10;
 
 /// Of many waits, in seconds.
 #[derive(Clone, Copy, Debug)]
@@ -75,45 +77,85 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
     println!("{SYNCHRONOUS_COMMITS} a second, with `synchronous_standby_names = 'seawall'`.\n");
     println!("| PUT delayed by | what | p50 ms | p90 ms | p99 ms | measured | p99 by the PUT's |");
     println!("|---|---|---|---|---|---|---|");
-    let unwaited = synchronous_commits(fixture, scale).await;
-    println!("| | commit, nobody waits for the archive | {unwaited} | |");
+    let (mut unwaited, mut slice) = (Vec::new(), Slice::of(scale));
+    for _ in 0..SLICES {
+        unwaited.extend(slice.commits(fixture).await);
+    }
+    println!("| | commit, nobody waits for the archive | {} | |", Percentiles::of(unwaited));
     for delay in PUT_DELAYS {
         let directory = fixture.empty_directory();
         let store = S3Process::start(directory.path(), Behaviour::Synced(delay));
         let shown = delay.as_millis();
         let slot = format!("synchronous_{shown}");
         let archiver = fixture.archiver(&store, &["--slot", &slot]).await;
-        let put = puts(&store, scale).await;
         fixture.set_synchronous("seawall").await;
-        let waits = synchronous_commits(fixture, scale).await;
+        // The archiver finds that out within seconds.
+        slice.commits(fixture).await;
+        sleep(scale.warm_up).await;
+        let (mut put, mut waits) = (Vec::new(), Vec::new());
+        for _ in 0..SLICES {
+            put.extend(slice.puts(&store).await);
+            waits.extend(slice.commits(fixture).await);
+        }
         fixture.set_synchronous("").await;
         block_in_place(|| archiver.terminate(0.0));
         fixture.drop_slot(&slot).await;
+        let (put, waits) = (Percentiles::of(put), Percentiles::of(waits));
         println!("| {shown} ms | one PUT of {PUT_BYTES} bytes, alone | {put} | |");
         println!("| {shown} ms | commit | {waits} | {:.2} |", waits.p99 / put.p99);
     }
 }
 
-/// One PUT after the other through the store that the program uses, as often as there are commits: what has just been
-/// idle is slower than what is busy, and what the disk does now and then is to be in both.
-async fn puts(server: &S3Process, scale: &Scale) -> Percentiles {
-    let store = s3_store::store(s3_store::options_at(server.endpoint().to_owned())).await;
-    let mut seconds = Vec::new();
-    let mut tick = interval(Duration::from_secs(1) / SYNCHRONOUS_COMMITS);
-    let begun = Instant::now();
-    for i in 0.. {
-        tick.tick().await;
-        let started = Instant::now();
-        let body = Body::from(bytes::Bytes::from(vec![i as u8; PUT_BYTES]));
-        store.create(&format!("put/{i}"), body, Metadata::default()).await.unwrap();
-        if begun.elapsed() > scale.warm_up + scale.measured {
-            break;
-        }
-        if begun.elapsed() >= scale.warm_up {
-            seconds.push(started.elapsed().as_secs_f64());
-        }
+/// A short while of the one or of the other: they take turns, so that what the disk and the machine do for some seconds
+/// is in both.
+struct Slice {
+    warm_up: Duration,
+    measured: Duration,
+    /// PUTs so far, which name them.
+    puts: u64,
+}
+
+impl Slice {
+    fn of(scale: &Scale) -> Slice {
+        Slice { warm_up: scale.warm_up / 5, measured: scale.measured / 5, puts: 0 }
     }
-    Percentiles::of(seconds)
+
+    /// One PUT after the other through the store that the program uses, as often as there are commits: what has just
+    /// been idle is slower than what is busy.
+    async fn puts(&mut self, server: &S3Process) -> Vec<f64> {
+        let store = s3_store::store(s3_store::options_at(server.endpoint().to_owned())).await;
+        let mut seconds = Vec::new();
+        let mut tick = interval(Duration::from_secs(1) / SYNCHRONOUS_COMMITS);
+        let begun = Instant::now();
+        while begun.elapsed() < self.warm_up + self.measured || seconds.is_empty() {
+            tick.tick().await;
+            let counts = begun.elapsed() >= self.warm_up;
+            let started = Instant::now();
+            let body = Body::from(bytes::Bytes::from(vec![self.puts as u8; PUT_BYTES]));
+            store.create(&format!("put/{}", self.puts), body, Metadata::default()).await.unwrap();
+            self.puts += 1;
+            if counts {
+                seconds.push(started.elapsed().as_secs_f64());
+            }
+        }
+        seconds
+    }
+
+    async fn commits(&self, fixture: &Fixture) -> Vec<f64> {
+        // So many that a tenth of a second for each commit does not hold them back.
+        const CLIENTS: u32 = 20;
+        let seconds = Mutex::new(Vec::new());
+        let (warm_up, measured) = (self.warm_up, self.measured);
+        at_rate(fixture, SYNCHRONOUS_COMMITS, CLIENTS, warm_up, measured, async |session, counts| {
+            let asked = Instant::now();
+            session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
+            if counts {
+                seconds.lock().unwrap().push(asked.elapsed().as_secs_f64());
+            }
+        })
+        .await;
+        seconds.into_inner().unwrap()
+    }
 }
 
 /// `rate` times a second by `clients`, evenly apart as far as they keep up: calls `commit`, and says if it is measured.
@@ -170,21 +212,6 @@ async fn commit_to_durable(fixture: &Fixture, rate: u32, warm_up: Duration, meas
         }
     };
     tokio::join!(commit, look);
-    Percentiles::of(seconds.into_inner().unwrap())
-}
-
-async fn synchronous_commits(fixture: &Fixture, scale: &Scale) -> Percentiles {
-    // So many that a tenth of a second for each commit does not hold them back.
-    const CLIENTS: u32 = 20;
-    let seconds = Mutex::new(Vec::new());
-    at_rate(fixture, SYNCHRONOUS_COMMITS, CLIENTS, scale.warm_up, scale.measured, async |session, counts| {
-        let asked = Instant::now();
-        session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
-        if counts {
-            seconds.lock().unwrap().push(asked.elapsed().as_secs_f64());
-        }
-    })
-    .await;
     Percentiles::of(seconds.into_inner().unwrap())
 }
 

@@ -82,14 +82,20 @@ impl Ahead {
         }
     }
 
-    /// The block is complete: the bytes of `range`, in `pieces`, of which those pushed are the first.
+    /// The block is complete: the bytes of `range`, in `pieces`, of which those pushed are the first. With somebody waiting,
+    /// what the background has not begun is done at the priority of everything else.
     ///
     /// # Errors
     /// None that the world can cause.
-    pub(super) async fn finish(mut self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        // Now somebody waits: what the worker has not begun is done at the priority of everything else.
-        let mut left = std::mem::take(&mut self.shared.state().waiting);
-        left.extend(pieces.into_iter().skip(self.pushed));
+    pub(super) async fn finish(mut self, range: WalRange, pieces: Vec<Bytes>, is_urgent: bool) -> Result<EncodedWal> {
+        let mut left = VecDeque::new();
+        if is_urgent {
+            left = std::mem::take(&mut self.shared.state().waiting);
+            left.extend(pieces.into_iter().skip(self.pushed));
+        } else {
+            self.push(&pieces);
+            drop(pieces);
+        }
         if let Some(worker) = self.worker.take() {
             worker.done().await?;
         }
@@ -155,6 +161,7 @@ mod tests {
         fn what_was_compressed_ahead_is_stored_as_if_it_had_been_compressed_at_once(
             count in 1usize..12,
             pushes in prop::collection::vec((0usize..8, any::<bool>()), 0..6),
+            is_urgent: bool,
         ) {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
             runtime.block_on(async {
@@ -172,7 +179,7 @@ mod tests {
                     }
                 }
                 // When it is full
-                let wal = ahead.finish(range, pieces.clone()).await.unwrap();
+                let wal = ahead.finish(range, pieces.clone(), is_urgent).await.unwrap();
                 writer.store_encoded(&key, &wal).await.unwrap();
                 // Then it is what it would have been
                 let (other, expected) = self::writer();
@@ -191,9 +198,11 @@ mod tests {
         let (writer, _) = writer();
         let pieces = vec![piece(0), piece(1)];
         let range = range(&pieces);
-        let ahead = Ahead::new(writer, START);
-        let error = ahead.finish(range, pieces[..1].to_vec()).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Internal, "{error}");
+        for is_urgent in [true, false] {
+            let ahead = Ahead::new(writer.clone(), START);
+            let error = ahead.finish(range, pieces[..1].to_vec(), is_urgent).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Internal, "{error}");
+        }
     }
 
     #[tokio::test]
@@ -225,7 +234,7 @@ mod tests {
         }));
         ahead.push(&pieces[..1]);
         // When the block is full
-        let error = ahead.finish(range(&pieces), pieces).await.unwrap_err();
+        let error = ahead.finish(range(&pieces), pieces, true).await.unwrap_err();
         // Then that is told
         assert_eq!(error.kind(), Kind::Internal, "{error}");
     }

@@ -487,11 +487,12 @@ impl<'a> Stream<'a> {
     }
 
     fn start_jobs(&mut self) {
+        let is_urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
         while self.running.len() < self.options.uploads_max + self.pace.under_way()
             && let Some(next) = self.queue.iter().position(|(job, _)| self.may_start(job))
             && let Some((job, ahead)) = self.queue.remove(next)
         {
-            self.running.start(perform(self.writer.clone(), job, ahead, self.state.clone()));
+            self.running.start(perform(self.writer.clone(), job, ahead, is_urgent, self.state.clone()));
         }
     }
 
@@ -693,7 +694,7 @@ async fn sleep_until_some(deadline: Option<Instant>) {
 
 /// Does a job, for as long as it takes: a store that is down is waited for. Gives up only where waiting cannot help.
 /// `ahead` is what a block has become already.
-async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, state: StateSender) -> Done {
+async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, is_urgent: bool, state: StateSender) -> Done {
     let (key, range) = (job.key().clone(), job.range());
     let was_compared = matches!(job, Job::Compare { .. });
     let mut backup_ended = false;
@@ -704,7 +705,7 @@ async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, state: StateSen
                 backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await?;
             }
             match ahead {
-                Some(ahead) => ahead.finish(range, pieces).await?,
+                Some(ahead) => ahead.finish(range, pieces, is_urgent).await?,
                 None => writer.encode_wal(range, pieces).await?,
             }
         }
