@@ -17,7 +17,7 @@ pub(super) struct Ahead {
     pushed: usize,
     shared: Arc<Shared>,
     /// The last one that was started. It panicked if it ends without giving the encoding back.
-    worker: Option<Background>,
+    worker: Option<Background<()>>,
 }
 
 #[derive(Debug)]

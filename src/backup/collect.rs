@@ -1,21 +1,20 @@
 //! Takes what was cut, in order, has it compressed on all cores, joins frames into parts, stores them, several at once,
 //! and keeps what is needed to verify every file. Memory: the frames at work, one part being built, the uploads.
 
-use super::parts::{Frame, PartEnd};
+use super::parts::{Frame, PartEnd, Span};
 use super::run::BackupProgress;
 use super::verify::ManifestCheck;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::ManifestEnd;
 use crate::repository::{BackupFile, BackupId, BackupPart, Key, Subject, Writer};
-use crate::runtime::{self, Tasks};
+use crate::runtime::{self, Background, Tasks};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 /// What is handed over, in the order of the stream.
 pub(crate) enum Work {
     /// A frame of the current part, being packed.
-    Frame(JoinHandle<Result<Packed>>),
+    Frame(Background<Packed>),
     /// The current part is complete.
     PartEnd(PartEnd),
     /// Bytes of the manifest, behind all parts: at most a frame.
@@ -30,14 +29,41 @@ pub(crate) struct Packed {
     files: Vec<BackupFile>,
 }
 
-/// Compresses a frame and computes its files' checksums. CPU work.
+/// Compresses a frame and computes its files' checksums, both in one pass. CPU work. The frame has no checksum beside
+/// those and the part's SHA-256.
 pub(crate) fn pack(writer: &Writer, frame: Frame) -> Packed {
-    let spans = frame.spans.iter();
-    let crcs = spans.map(|span| {
-        let contents = frame.plain.get(span.start..span.start + span.bytes).unwrap_or_default();
-        (span.file, crc32c::crc32c(contents), span.bytes)
-    });
-    Packed { crcs: crcs.collect(), stored: writer.encode_frame(&frame.plain), files: frame.files }
+    let mut crcs = SpanCrcs { spans: &frame.spans, position: 0, crc: 0, done: Vec::with_capacity(frame.spans.len()) };
+    let stored = writer.encode_checked_frame(&frame.plain, |bytes| crcs.take(bytes));
+    let crcs = crcs.done;
+    Packed { crcs, stored, files: frame.files }
+}
+
+/// The checksums of a frame's spans, as its bytes pass.
+struct SpanCrcs<'a> {
+    /// Those that are not complete.
+    spans: &'a [Span],
+    /// Bytes that have passed.
+    position: usize,
+    /// Of those of the first span that have passed.
+    crc: u32,
+    done: Vec<(u32, u32, usize)>,
+}
+
+impl SpanCrcs<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        let (start, end) = (self.position, self.position + bytes.len());
+        self.position = end;
+        while let Some((span, later)) = self.spans.split_first() {
+            let within = |position: usize| position.clamp(start, end) - start;
+            let span_end = span.start + span.bytes;
+            self.crc = crc32c::crc32c_append(self.crc, &bytes[within(span.start)..within(span_end)]);
+            if span_end > end {
+                return;
+            }
+            self.done.push((span.file, self.crc, span.bytes));
+            (self.spans, self.crc) = (later, 0);
+        }
+    }
 }
 
 /// What was stored.
@@ -110,8 +136,8 @@ impl Collector {
         Ok(Collected { parts, files: self.files, manifest })
     }
 
-    async fn take_frame(&mut self, packed: JoinHandle<Result<Packed>>) -> Result<()> {
-        let packed = packed.await.map_err(|error| defect("a frame was not packed").because(error))??;
+    async fn take_frame(&mut self, packed: Background<Packed>) -> Result<()> {
+        let packed = packed.done().await?;
         self.frames.push(packed.stored);
         self.crcs.resize(self.crcs.len() + packed.files.len(), 0);
         self.files.extend(packed.files);
@@ -199,4 +225,26 @@ impl ManifestIntake {
 
 fn defect(what: &str) -> Error {
     Error::new(Kind::Internal, format!("the base backup was put together wrongly: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_span_has_its_own_checksum_wherever_the_passing_bytes_are_cut() {
+        // Given spans with gaps, across borders, and up to the end
+        let plain: Vec<u8> = (0..1000u32).map(|at| (at * 7 % 251) as u8).collect();
+        let spans = [(3, 0, 10), (4, 10, 300), (7, 512, 1), (8, 600, 400)];
+        let spans = spans.map(|(file, start, bytes)| Span { file, start, bytes });
+        let expected: Vec<_> = spans
+            .iter()
+            .map(|span| (span.file, crc32c::crc32c(&plain[span.start..span.start + span.bytes]), span.bytes))
+            .collect();
+        for step in [1, 7, 256, 512, 1000] {
+            let mut crcs = SpanCrcs { spans: &spans, position: 0, crc: 0, done: Vec::new() };
+            plain.chunks(step).for_each(|bytes| crcs.take(bytes));
+            assert_eq!(crcs.done, expected, "in steps of {step}");
+        }
+    }
 }

@@ -241,6 +241,12 @@ impl Writer {
         self.encoders.with(&self.layout, |encoder| encoder.encode(plain))
     }
 
+    /// As [`Writer::encode_frame`], without a checksum of the frame's own beside those of the caller: `seen` gets all of
+    /// `plain` in pieces, each while it is in the processor's cache.
+    pub fn encode_checked_frame(&self, plain: &[u8], seen: impl FnMut(&[u8])) -> Bytes {
+        self.encoders.with(&self.layout, |encoder| encoder.encode_hashed(plain, seen))
+    }
+
     /// Stores what is not WAL under `key`: `frames`, behind an identity that says that they are `subject`, of
     /// `plain_bytes`. The same bytes again are fine. Says how they are stored.
     ///

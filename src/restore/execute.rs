@@ -8,7 +8,7 @@ use super::plan::{Plan, Stop};
 use super::request::TargetAction;
 use super::tree::{self, Tree};
 use super::{settings, verify};
-use crate::codec;
+use crate::codec::{self, Buffers};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
 use crate::repository::{Archive, BackupPart, Identity, Key, Repository, Subject, hex};
@@ -197,11 +197,12 @@ async fn fetch_parts(
         backup: plan.backup.id.clone(),
         tablespaces: plan.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
     });
+    let buffers = Buffers::new(downloads.max(1));
     let parts = stream::iter(plan.document.parts.clone()).map(|part| {
-        let (source, tree) = (Arc::clone(&source), Arc::clone(tree));
+        let (source, tree, buffers) = (Arc::clone(&source), Arc::clone(tree), buffers.clone());
         async move {
             let bytes = part.stored_bytes;
-            fetch_part(repository, part, source, tree).await.map(|extracted| (bytes, extracted))
+            fetch_part(repository, part, source, tree, buffers).await.map(|extracted| (bytes, extracted))
         }
     });
     let mut parts = parts.buffer_unordered(downloads.max(1));
@@ -219,6 +220,7 @@ async fn fetch_part(
     part: BackupPart,
     source: Arc<Source>,
     tree: Arc<Tree>,
+    buffers: Buffers,
 ) -> Result<Extracted> {
     let archive = Archive::parse(&part.archive)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
@@ -232,7 +234,7 @@ async fn fetch_part(
         ));
     }
     let stored = stream.collect().await?;
-    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree)).await?
+    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
 }
 
 /// Writes what makes a server recover, makes everything durable, and puts `pg_control` there. Returns warnings.

@@ -1,7 +1,7 @@
 //! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
 
 use super::tree::Tree;
-use crate::codec::{FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, RawFrame};
+use crate::codec::{Buffers, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, RawFrame};
 use crate::error::{Error, Kind, Result};
 use crate::repository::tar::{EntryKind, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex};
@@ -54,8 +54,15 @@ pub(super) struct Extracted {
     pub(super) control: Option<(Vec<u8>, u32)>,
 }
 
-/// Checks that `stored` is `part`, the object called `name`, and writes its files.
-pub(super) fn extract(name: &str, part: &BackupPart, stored: Bytes, source: &Source, tree: &Tree) -> Result<Extracted> {
+/// Checks that `stored` is `part`, the object called `name`, and writes its files. Frames are decompressed into `buffers`.
+pub(super) fn extract(
+    name: &str,
+    part: &BackupPart,
+    stored: Bytes,
+    source: &Source,
+    tree: &Tree,
+    buffers: &Buffers,
+) -> Result<Extracted> {
     let damaged = |why: String| {
         Error::new(Kind::Damaged, format!("{name} {why}"))
             .hint("Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?")
@@ -83,10 +90,10 @@ pub(super) fn extract(name: &str, part: &BackupPart, stored: Bytes, source: &Sou
         match frame {
             RawFrame::Identity(bytes) => identity = Some(bytes),
             RawFrame::Data(raw) => {
-                let mut plain = Vec::new();
+                let mut plain = buffers.take();
                 decoder.decode(&raw, &mut plain, FRAME_BYTES).map_err(unreadable)?;
                 plain_bytes += plain.len() as u64;
-                tar.feed(Bytes::from(plain));
+                tar.feed(plain.freeze());
                 while let Some(event) = tar.next_event().map_err(|error| damaged("is no tar".into()).because(error))? {
                     writer.take(event).map_err(|error| error.context(name))?;
                 }

@@ -16,19 +16,19 @@ const NICENESS: i32 = 10;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Work that was handed over.
+/// Work that was handed over, and will become a `T`.
 #[derive(Debug)]
-pub struct Background(oneshot::Receiver<()>);
+pub struct Background<T>(oneshot::Receiver<T>);
 
-impl Background {
+impl<T: Send + 'static> Background<T> {
     /// Has `work` done soon, or does it at once where the system has no threads for it. Nobody needs to wait for it; it is
     /// done to its end in any case. CPU work only.
-    pub fn start(work: impl FnOnce() + Send + 'static) -> Background {
+    pub fn start(work: impl FnOnce() -> T + Send + 'static) -> Background<T> {
         let (sender, done) = oneshot::channel();
         let work = move || {
-            work();
+            let result = work();
             // Nobody needs to wait.
-            let _ = sender.send(());
+            let _ = sender.send(result);
         };
         match if is_in_place() { None } else { threads() } {
             Some(threads) => {
@@ -40,11 +40,11 @@ impl Background {
         Background(done)
     }
 
-    /// Waits until it is done.
+    /// Waits until it is done, for what it has become.
     ///
     /// # Errors
     /// If it panicked; the panic's text is on standard error.
-    pub async fn done(self) -> Result<()> {
+    pub async fn done(self) -> Result<T> {
         self.0.await.map_err(|error| Error::new(Kind::Internal, "work in the background did not finish").because(error))
     }
 }
@@ -90,23 +90,20 @@ mod tests {
     async fn what_is_handed_over_is_done_and_a_panic_is_told_to_whoever_waits() {
         // Given more panics than there are threads
         for _ in 0..2 * std::thread::available_parallelism().map_or(1, NonZero::get) {
-            let error = Background::start(|| panic!("on purpose")).done().await.unwrap_err();
+            let work = || -> u32 { panic!("on purpose") };
+            let error = Background::start(work).done().await.unwrap_err();
             assert_eq!(error.kind(), Kind::Internal, "{error}");
         }
         // When more work comes, then it is done nevertheless
-        let (sender, done) = oneshot::channel();
-        Background::start(move || sender.send(7).unwrap()).done().await.unwrap();
-        assert_eq!(done.await, Ok(7));
+        assert_eq!(Background::start(|| 7).done().await.unwrap(), 7);
     }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn it_gives_way_to_what_serves_sockets() {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
-        let (sender, theirs) = oneshot::channel();
         let ours = niceness();
-        Background::start(move || sender.send(niceness()).unwrap()).done().await.unwrap();
-        let theirs = theirs.await.unwrap();
+        let theirs = Background::start(niceness).done().await.unwrap();
         assert!(theirs > ours || theirs == 19, "its niceness is {theirs}, ours {ours}");
         assert_eq!(niceness(), ours, "ours has changed");
     }
