@@ -79,7 +79,7 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
     println!("|---|---|---|---|---|---|---|");
     let (mut unwaited, mut slice) = (Vec::new(), Slice::of(scale));
     for _ in 0..SLICES {
-        unwaited.extend(slice.commits(fixture).await);
+        unwaited.extend(slice.commits(fixture, Duration::ZERO).await);
     }
     println!("| | commit, nobody waits for the archive | {} | |", Percentiles::of(unwaited));
     for delay in PUT_DELAYS {
@@ -90,12 +90,12 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
         let archiver = fixture.archiver(&store, &["--slot", &slot]).await;
         fixture.set_synchronous("seawall").await;
         // The archiver finds that out within seconds.
-        slice.commits(fixture).await;
+        slice.commits(fixture, delay).await;
         sleep(scale.warm_up).await;
         let (mut put, mut waits) = (Vec::new(), Vec::new());
         for _ in 0..SLICES {
             put.extend(slice.puts(&store).await);
-            waits.extend(slice.commits(fixture).await);
+            waits.extend(slice.commits(fixture, delay).await);
         }
         fixture.set_synchronous("").await;
         block_in_place(|| archiver.terminate(0.0));
@@ -141,12 +141,12 @@ impl Slice {
         seconds
     }
 
-    async fn commits(&self, fixture: &Fixture) -> Vec<f64> {
-        // So many that a tenth of a second for each commit does not hold them back.
-        const CLIENTS: u32 = 20;
+    /// Of so many clients as it takes with such a delay: a server's process that has slept for long is slow by itself.
+    async fn commits(&self, fixture: &Fixture, delay: Duration) -> Vec<f64> {
+        let clients = 2 + (2 * SYNCHRONOUS_COMMITS * delay.as_millis() as u32).div_ceil(1000);
         let seconds = Mutex::new(Vec::new());
         let (warm_up, measured) = (self.warm_up, self.measured);
-        at_rate(fixture, SYNCHRONOUS_COMMITS, CLIENTS, warm_up, measured, async |session, counts| {
+        at_rate(fixture, SYNCHRONOUS_COMMITS, clients, warm_up, measured, async |session, counts| {
             let asked = Instant::now();
             session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
             if counts {
