@@ -232,6 +232,20 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>) {
         fs::write(&tail, bytes).unwrap();
     }
     assert_eq!(get(&last_name), Some(255));
+
+    // And where a part is damaged, the page's commands end before anything is written
+    let part = objects(&repository.join("base"), "base.00001.tar").pop().unwrap();
+    let mut bytes = fs::read(&part).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&part, bytes).unwrap();
+    let elsewhere = directory.path().join("elsewhere");
+    let values =
+        values.map(|(name, value)| (name, if name == "data" { elsewhere.display().to_string() } else { value }));
+    let mut by_hand = ByHand::start(&script(&values), &elsewhere);
+    assert_eq!(by_hand.shell.wait().unwrap().code(), Some(1), "{}", by_hand.log());
+    assert!(by_hand.log().contains("base.00001.tar.lz4 is damaged"), "{}", by_hand.log());
+    assert!(!elsewhere.exists());
 }
 
 #[tokio::test]

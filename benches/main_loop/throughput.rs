@@ -1,7 +1,7 @@
 //! In bulk: catch-up of waiting WAL, base backups, restores, each in turns with what one would use instead.
 
 use crate::Scale;
-use crate::fixture::{Fixture, bytes_below, settle};
+use crate::fixture::{DISK, Fixture, bytes_below, settle};
 use crate::latency::{FLUSHED, lsn};
 use crate::process::{Cost, Measured};
 use crate::s3_process::{Behaviour, S3Process};
@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 pub async fn catch_up(scale: &Scale, segment_mib: u32) {
-    let fixture = Fixture::create(scale.waiting_scale, segment_mib).await;
+    let fixture = Fixture::create(scale.waiting_scale, segment_mib, Path::new(DISK)).await;
     let bytes = fixture.waiting_bytes();
     assert!(bytes >= fixture.segment_bytes, "the load has not filled a segment");
     let mut rounds = Vec::new();

@@ -16,8 +16,8 @@ pub(super) struct Ahead {
     /// Pieces that were pushed.
     pushed: usize,
     shared: Arc<Shared>,
-    /// The last one that was started. It panicked if it ends without giving the encoding back.
-    worker: Option<Background<()>>,
+    /// The last one that was started. It panicked if it ends with the encoding gone.
+    worker: Option<Background>,
 }
 
 #[derive(Debug)]
@@ -32,6 +32,8 @@ struct State {
     waiting: VecDeque<Bytes>,
     /// What has become of those before; a worker has it while it works.
     encoding: Option<WalEncoding>,
+    /// A worker will take the pieces that wait, or is at it.
+    is_started: bool,
 }
 
 impl Shared {
@@ -40,12 +42,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Encodes all pieces that wait, and those that come meanwhile. CPU work.
-    fn work(&self, mut encoding: WalEncoding) {
+    /// Encodes all pieces that wait, and those that come meanwhile. CPU work. Does nothing if somebody else has begun.
+    fn work(&self) {
+        let Some(mut encoding) = self.state().encoding.take() else { return };
         loop {
             let mut state = self.state();
             let Some(piece) = state.waiting.pop_front() else {
                 state.encoding = Some(encoding);
+                state.is_started = false;
                 return;
             };
             drop(state);
@@ -57,7 +61,8 @@ impl Shared {
 impl Ahead {
     /// For the block that begins at `start`.
     pub(super) fn new(writer: Writer, start: Lsn) -> Ahead {
-        let state = State { waiting: VecDeque::new(), encoding: Some(WalEncoding::default()) };
+        let encoding = Some(WalEncoding::default());
+        let state = State { waiting: VecDeque::new(), encoding, is_started: false };
         Ahead { start, pushed: 0, shared: Arc::new(Shared { writer, state: Mutex::new(state) }), worker: None }
     }
 
@@ -75,10 +80,10 @@ impl Ahead {
         self.pushed = pieces.len();
         let mut state = self.shared.state();
         state.waiting.extend(new.iter().cloned());
-        if let Some(encoding) = state.encoding.take() {
-            let shared = self.shared.clone();
+        if !std::mem::replace(&mut state.is_started, true) {
             drop(state);
-            self.worker = Some(Background::start(move || shared.work(encoding)));
+            let shared = self.shared.clone();
+            self.worker = Some(Background::start(move || shared.work()));
         }
     }
 
@@ -88,23 +93,25 @@ impl Ahead {
     /// # Errors
     /// None that the world can cause.
     pub(super) async fn finish(mut self, range: WalRange, pieces: Vec<Bytes>, is_urgent: bool) -> Result<EncodedWal> {
-        let mut left = VecDeque::new();
+        let (mut left, mut encoding) = (VecDeque::new(), None);
         if is_urgent {
-            left = std::mem::take(&mut self.shared.state().waiting);
+            let mut state = self.shared.state();
+            left = std::mem::take(&mut state.waiting);
+            encoding = state.encoding.take();
+            drop(state);
             left.extend(pieces.into_iter().skip(self.pushed));
         } else {
             self.push(&pieces);
             drop(pieces);
         }
-        if let Some(worker) = self.worker.take() {
-            worker.done().await?;
+        if encoding.is_none() {
+            if let Some(worker) = self.worker.take() {
+                worker.done().await?;
+            }
+            encoding = self.shared.state().encoding.take();
         }
-        let mut encoding = self
-            .shared
-            .state()
-            .encoding
-            .take()
-            .ok_or_else(|| Error::new(Kind::Internal, "a block that was being compressed was not given back"))?;
+        let lost = || Error::new(Kind::Internal, "a block that was being compressed was not given back");
+        let mut encoding = encoding.ok_or_else(lost)?;
         let writer = self.shared.writer.clone();
         runtime::blocking(move || {
             for piece in left {
@@ -210,8 +217,7 @@ mod tests {
         // Given pieces that wait for a thread that is busy
         let (writer, _) = writer();
         let mut ahead = Ahead::new(writer, START);
-        let busy = ahead.shared.state().encoding.take();
-        assert!(busy.is_some());
+        ahead.shared.state().is_started = true;
         ahead.push(&[piece(0), piece(1)]);
         let shared = ahead.shared.clone();
         assert_eq!(shared.state().waiting.len(), 2);
@@ -222,12 +228,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_in_a_hurry_does_not_wait_for_threads_that_have_not_begun() {
+        // Given threads that are all busy with something else, for as long as we like
+        let (writer, _) = writer();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let busy: Vec<Background> = (0..std::thread::available_parallelism().map_or(1, |count| count.get()))
+            .map(|_| {
+                let held = held.clone();
+                Background::start(move || drop(held.lock().map(|held| held.recv())))
+            })
+            .collect();
+        let pieces = vec![piece(0), piece(1)];
+        let mut ahead = Ahead::new(writer, START);
+        ahead.push(&pieces[..1]);
+        // When the block is full, then it is finished
+        ahead.finish(range(&pieces), pieces, true).await.unwrap();
+        drop(hold);
+        for busy in busy {
+            busy.done().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn a_thread_that_panicked_is_an_error_and_nothing_that_is_stored() {
         // Given a block whose thread took the encoding along when it panicked
         let (writer, _) = writer();
         let mut ahead = Ahead::new(writer, START);
         let pieces = vec![piece(0), piece(1)];
         let taken = ahead.shared.state().encoding.take();
+        ahead.shared.state().is_started = true;
         ahead.worker = Some(Background::start(move || {
             let _taken = taken;
             panic!("on purpose");

@@ -106,6 +106,8 @@ pub(super) struct Stream<'a> {
     echo: Echo,
     /// The server asked for a reply, and not everything received is durable.
     reply_owed: bool,
+    /// Nothing more is read, and somebody waits for the rest to be stored.
+    is_ending: bool,
     /// Since when it asks, and how often it has.
     asked: Option<(Instant, u32)>,
     last_status: Instant,
@@ -149,6 +151,7 @@ impl<'a> Stream<'a> {
             last_progress: now,
             echo: Echo::new(now),
             reply_owed: false,
+            is_ending: false,
             asked: None,
             last_status: now,
             next_status: now,
@@ -214,7 +217,7 @@ impl<'a> Stream<'a> {
                 }
                 // 3. Take no more.
                 () = shutdown.stop.cancelled(), if !stopping => {
-                    stopping = true;
+                    (stopping, self.is_ending) = (true, true);
                     self.flush()?;
                 }
                 // 4. Signs of life, both ways, whatever the store does.
@@ -302,6 +305,7 @@ impl<'a> Stream<'a> {
 
     /// The connection is gone, and what it brought may be nowhere else any more: stores that before anything else.
     async fn keep_received(&mut self, shutdown: &Shutdown) -> Result<()> {
+        self.is_ending = true;
         self.flush()?;
         let until = Instant::now() + KEEP_PATIENCE;
         while !self.has_nothing_to_store() {
@@ -487,7 +491,7 @@ impl<'a> Stream<'a> {
     }
 
     fn start_jobs(&mut self) {
-        let is_urgent = self.reply_owed || self.options.is_urgent(&self.state.borrow());
+        let is_urgent = self.is_ending || self.reply_owed || self.options.is_urgent(&self.state.borrow());
         while self.running.len() < self.options.uploads_max + self.pace.under_way()
             && let Some(next) = self.queue.iter().position(|(job, _)| self.may_start(job))
             && let Some((job, ahead)) = self.queue.remove(next)
@@ -575,7 +579,7 @@ impl<'a> Stream<'a> {
         }
         self.enqueue(jobs);
         // Had there been a record that does not link back, the server's own history would not lead here.
-        self.link = None;
+        (self.link, self.is_ending) = (None, true);
         while !self.line.progress().is_settled() || !self.queue.is_empty() || !self.running.is_empty() {
             self.start_jobs();
             self.publish(false);

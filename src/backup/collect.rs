@@ -7,14 +7,15 @@ use super::verify::ManifestCheck;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::ManifestEnd;
 use crate::repository::{BackupFile, BackupId, BackupPart, Key, Subject, Writer};
-use crate::runtime::{self, Background, Tasks};
+use crate::runtime::{self, Tasks};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// What is handed over, in the order of the stream.
 pub(crate) enum Work {
     /// A frame of the current part, being packed.
-    Frame(Background<Packed>),
+    Frame(JoinHandle<Result<Packed>>),
     /// The current part is complete.
     PartEnd(PartEnd),
     /// Bytes of the manifest, behind all parts: at most a frame.
@@ -136,8 +137,8 @@ impl Collector {
         Ok(Collected { parts, files: self.files, manifest })
     }
 
-    async fn take_frame(&mut self, packed: Background<Packed>) -> Result<()> {
-        let packed = packed.done().await?;
+    async fn take_frame(&mut self, packed: JoinHandle<Result<Packed>>) -> Result<()> {
+        let packed = packed.await.map_err(|error| defect("a frame was not packed").because(error))??;
         self.frames.push(packed.stored);
         self.crcs.resize(self.crcs.len() + packed.files.len(), 0);
         self.files.extend(packed.files);

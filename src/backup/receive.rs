@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupEvent, BackupStream, PgError, ServerMessage};
 use crate::repository::tar::TarError;
 use crate::repository::{Archive, Writer};
-use crate::runtime::Background;
+use crate::runtime;
 use crate::wal::{Lsn, TimelineId};
 use bytes::Bytes;
 use std::future::Future;
@@ -126,7 +126,7 @@ impl<S: EventSource> Receiver<S> {
                 Piece::PartEnd(end) => Work::PartEnd(end),
                 Piece::Frame(frame) => {
                     let writer = self.writer.clone();
-                    Work::Frame(Background::start(move || pack(&writer, frame)))
+                    Work::Frame(runtime::spawn(runtime::blocking(move || pack(&writer, frame))))
                 }
             });
         }

@@ -8,11 +8,11 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, 
 /// How far back a match may reach, over block borders too if blocks are linked (`LZ4_Block_format.md`, offset).
 const WINDOW_BYTES: usize = 64 << 10;
 
-/// A frame of up to so many bytes is copied into memory of its own, and so is one that fills little of its buffer.
+/// A frame of up to so many bytes is copied into memory of its own: a whole buffer for it would be mostly empty.
 const SMALL_FRAME_BYTES: usize = 64 << 10;
 
-/// The part of a buffer that a frame in it fills at least.
-const FILL: usize = 4;
+/// No buffer stays more than so many times as large as the frame in it.
+const SLACK: usize = 4;
 
 /// Compresses frames. Keep it and use it again: its hash table and buffer are most of a frame's cost.
 pub struct FrameEncoder {
@@ -70,10 +70,13 @@ impl FrameEncoder {
     }
 
     fn finish(&mut self) -> Bytes {
-        match self.frame.len() < SMALL_FRAME_BYTES.max(self.frame.capacity() / FILL) {
-            true => Bytes::copy_from_slice(&self.frame),
-            false => std::mem::replace(&mut self.frame, self.buffers.take()).freeze(),
+        if self.frame.len() < SMALL_FRAME_BYTES {
+            return Bytes::copy_from_slice(&self.frame);
         }
+        if self.frame.capacity() > SLACK * self.frame.len() {
+            self.frame.shrink_to_fit();
+        }
+        std::mem::replace(&mut self.frame, self.buffers.take()).freeze()
     }
 
     fn push(&mut self, block: &[u8]) {

@@ -4,8 +4,8 @@
 //! ```text
 //! object   = identity frame, data frame, data frame ...     `lz4 -dc object` prints the plain bytes
 //! identity = skippable frame: magic 0x184D2A57, u32 length, the identity's bytes
-//! data     = LZ4 frame of up to FRAME_BYTES plain bytes, with content size, and content checksum unless the identity has
-//!            a hash of the content
+//! data     = LZ4 frame of up to FRAME_BYTES plain bytes, with content size, and content checksum unless there is a
+//!            hash of the content in the identity, or of the object elsewhere
 //! ```
 //! Frames do not refer to one another, so that every core can take one, and an object may be cut between two.
 //! What a whole object must hold (its length, its hash) is said by its identity: a file cut exactly between two frames

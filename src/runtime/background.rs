@@ -16,19 +16,19 @@ const NICENESS: i32 = 10;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Work that was handed over, and will become a `T`.
+/// Work that was handed over.
 #[derive(Debug)]
-pub struct Background<T>(oneshot::Receiver<T>);
+pub struct Background(oneshot::Receiver<()>);
 
-impl<T: Send + 'static> Background<T> {
+impl Background {
     /// Has `work` done soon, or does it at once where the system has no threads for it. Nobody needs to wait for it; it is
     /// done to its end in any case. CPU work only.
-    pub fn start(work: impl FnOnce() -> T + Send + 'static) -> Background<T> {
+    pub fn start(work: impl FnOnce() + Send + 'static) -> Background {
         let (sender, done) = oneshot::channel();
         let work = move || {
-            let result = work();
+            work();
             // Nobody needs to wait.
-            let _ = sender.send(result);
+            let _ = sender.send(());
         };
         match if is_in_place() { None } else { threads() } {
             Some(threads) => {
@@ -40,11 +40,11 @@ impl<T: Send + 'static> Background<T> {
         Background(done)
     }
 
-    /// Waits until it is done, for what it has become.
+    /// Waits until it is done.
     ///
     /// # Errors
     /// If it panicked; the panic's text is on standard error.
-    pub async fn done(self) -> Result<T> {
+    pub async fn done(self) -> Result<()> {
         self.0.await.map_err(|error| Error::new(Kind::Internal, "work in the background did not finish").because(error))
     }
 }
@@ -90,12 +90,13 @@ mod tests {
     async fn what_is_handed_over_is_done_and_a_panic_is_told_to_whoever_waits() {
         // Given more panics than there are threads
         for _ in 0..2 * std::thread::available_parallelism().map_or(1, NonZero::get) {
-            let work = || -> u32 { panic!("on purpose") };
-            let error = Background::start(work).done().await.unwrap_err();
+            let error = Background::start(|| panic!("on purpose")).done().await.unwrap_err();
             assert_eq!(error.kind(), Kind::Internal, "{error}");
         }
         // When more work comes, then it is done nevertheless
-        assert_eq!(Background::start(|| 7).done().await.unwrap(), 7);
+        let (sender, done) = oneshot::channel();
+        Background::start(move || sender.send(7).unwrap()).done().await.unwrap();
+        assert_eq!(done.await, Ok(7));
     }
 
     #[cfg(target_os = "linux")]
@@ -103,7 +104,9 @@ mod tests {
     async fn it_gives_way_to_what_serves_sockets() {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
         let ours = niceness();
-        let theirs = Background::start(niceness).done().await.unwrap();
+        let (sender, theirs) = oneshot::channel();
+        Background::start(move || sender.send(niceness()).unwrap()).done().await.unwrap();
+        let theirs = theirs.await.unwrap();
         assert!(theirs > ours || theirs == 19, "its niceness is {theirs}, ours {ours}");
         assert_eq!(niceness(), ours, "ours has changed");
     }

@@ -44,7 +44,11 @@ pub fn tool(name: &str) -> Command {
 
 /// A new directory that the servers' user owns and can reach; removed when dropped.
 pub fn scratch_directory() -> TempDir {
-    let directory = TempDir::new_in("/tmp").unwrap();
+    scratch_directory_below(Path::new("/tmp"))
+}
+
+fn scratch_directory_below(parent: &Path) -> TempDir {
+    let directory = TempDir::new_in(parent).unwrap();
     Unprivileged::find().unwrap().create_directory(directory.path()).unwrap();
     directory
 }
@@ -59,7 +63,12 @@ pub struct Postgres {
 impl Postgres {
     /// A new cluster of `version`.
     pub async fn create(version: u32, options: ServerOptions) -> Postgres {
-        let directory = scratch_directory();
+        Postgres::create_below(Path::new("/tmp"), version, options).await
+    }
+
+    /// A new cluster of `version`, on the file system of `parent`.
+    pub async fn create_below(parent: &Path, version: u32, options: ServerOptions) -> Postgres {
+        let directory = scratch_directory_below(parent);
         let server = Server::create(&programs(version), directory.path(), options).await.unwrap();
         Postgres { server, directory }
     }
