@@ -5,9 +5,9 @@ use seawall::commands::exit::{Ending, ExitRule, render_error};
 use seawall::commands::{dispatch, print};
 use seawall::config::Settings;
 use seawall::error::{Error, Kind, Result};
+use seawall::runtime;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::num::NonZero;
 use std::process::ExitCode;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -63,9 +63,8 @@ fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
         .map_err(|_| Error::new(Kind::Internal, "a TLS provider was installed already"))?;
     // The other half is for what computes: it has threads of its own. Where there are two processors, one thread for all
     // sockets wakes nobody else with each message.
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads((processors / 2).max(1))
+        .worker_threads((runtime::processors() / 2).max(1))
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Local, "cannot start threads").because(error))?;

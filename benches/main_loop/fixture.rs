@@ -36,7 +36,7 @@ pub struct Fixture {
 
 impl Fixture {
     /// `pgbench_scale`: 15 MB of tables each, and about as much WAL. With the server's files below `server_files`.
-    pub async fn create(pgbench_scale: u32, segment_mib: u32, server_files: &Path) -> Fixture {
+    pub async fn create(pgbench_scale: u32, segment_mib: u32, server_files: &str) -> Fixture {
         let settings = [
             // One checkpoint, ours: otherwise the server's own work falls into one run and not into another.
             ("max_wal_size", "16GB"),
@@ -48,7 +48,7 @@ impl Fixture {
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let options = ServerOptions { settings, wal_segment_mib: Some(segment_mib), ..ServerOptions::default() };
-        let server = Postgres::create_below(server_files, DEBIAN, options).await;
+        let server = Postgres::create_below(Path::new(server_files), DEBIAN, options).await;
         server.sql(&format!("SELECT pg_create_physical_replication_slot('{HELD}', true)")).await.unwrap();
         pgbench_tables(&server, pgbench_scale).await;
         server.sql("CREATE TABLE tick (at timestamptz DEFAULT clock_timestamp())").await.unwrap();

@@ -30,7 +30,6 @@ mod support;
 mod throughput;
 
 use fixture::Fixture;
-use std::path::Path;
 use std::time::Duration;
 
 /// The one test that this is to a test runner.
@@ -114,7 +113,7 @@ async fn measure(scale: &Scale, names: &[&str]) {
     }
     if wanted("commits") || wanted("synchronous") {
         // In memory: a store elsewhere does not wait for the database server's disk when it syncs.
-        let fixture = Fixture::create(scale.small_scale, 16, Path::new(fixture::MEMORY)).await;
+        let fixture = Fixture::create(scale.small_scale, 16, fixture::MEMORY).await;
         if wanted("commits") {
             latency::commits(scale, &fixture).await;
         }
@@ -123,7 +122,7 @@ async fn measure(scale: &Scale, names: &[&str]) {
         }
     }
     if wanted("backup") || wanted("restore") {
-        let fixture = Fixture::create(scale.small_scale, 16, Path::new(fixture::DISK)).await;
+        let fixture = Fixture::create(scale.small_scale, 16, fixture::DISK).await;
         if wanted("backup") {
             throughput::base_backup(scale, &fixture).await;
         }

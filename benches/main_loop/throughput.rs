@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 pub async fn catch_up(scale: &Scale, segment_mib: u32) {
-    let fixture = Fixture::create(scale.waiting_scale, segment_mib, Path::new(DISK)).await;
+    let fixture = Fixture::create(scale.waiting_scale, segment_mib, DISK).await;
     let bytes = fixture.waiting_bytes();
     assert!(bytes >= fixture.segment_bytes, "the load has not filled a segment");
     let mut rounds = Vec::new();

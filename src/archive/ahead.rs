@@ -111,15 +111,9 @@ impl Ahead {
             encoding = self.shared.state().encoding.take();
         }
         let lost = || Error::new(Kind::Internal, "a block that was being compressed was not given back");
-        let mut encoding = encoding.ok_or_else(lost)?;
+        let encoding = encoding.ok_or_else(lost)?;
         let writer = self.shared.writer.clone();
-        runtime::blocking(move || {
-            for piece in left {
-                writer.encode_piece(&mut encoding, &piece);
-            }
-            writer.finish_wal(encoding, range)
-        })
-        .await?
+        runtime::blocking(move || writer.finish_wal(encoding, left, range)).await?
     }
 }
 
@@ -233,7 +227,7 @@ mod tests {
         let (writer, _) = writer();
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
-        let busy: Vec<Background> = (0..std::thread::available_parallelism().map_or(1, |count| count.get()))
+        let busy: Vec<Background> = (0..runtime::processors())
             .map(|_| {
                 let held = held.clone();
                 Background::start(move || drop(held.lock().map(|held| held.recv())))

@@ -19,7 +19,7 @@ pub(crate) const PART_BYTES: u64 = 32 << 20;
 /// A file of this size begins a part of its own; smaller ones are never cut.
 pub(crate) const LARGE_FILE_BYTES: u64 = 16 << 20;
 
-/// Frames whose memory is kept to be used again: as many as are cut and compressed at once.
+/// Frames whose memory is kept to be used again: a few more than are cut and compressed at once.
 const SPARE_FRAMES_MAX: usize = 8;
 
 const _: () = assert!(LARGE_FILE_BYTES < PART_BYTES && PART_BYTES.is_multiple_of(FRAME_BYTES as u64));

@@ -145,18 +145,10 @@ impl Writer {
     /// None that the world can cause.
     pub async fn encode_wal(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
         if range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
-            return self.encode_wal_now(range, pieces);
+            return self.finish_wal(WalEncoding::default(), pieces, range);
         }
         let writer = self.clone();
-        runtime::blocking(move || writer.encode_wal_now(range, pieces)).await?
-    }
-
-    fn encode_wal_now(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        let mut encoding = WalEncoding::default();
-        for piece in pieces {
-            self.encode_piece(&mut encoding, &piece);
-        }
-        self.finish_wal(encoding, range)
+        runtime::blocking(move || writer.finish_wal(WalEncoding::default(), pieces, range)).await?
     }
 
     /// Hashes and compresses the bytes that follow those in `encoding`, in frames of their own. CPU work.
@@ -169,11 +161,19 @@ impl Writer {
         });
     }
 
-    /// `encoding` has all bytes of `range`.
+    /// `encoding` has the first bytes of `range`, and `rest` the others: encodes those as well. CPU work.
     ///
     /// # Errors
-    /// If it has more or less: a defect.
-    pub fn finish_wal(&self, encoding: WalEncoding, range: WalRange) -> Result<EncodedWal> {
+    /// If that is more or less than all of `range`: a defect.
+    pub fn finish_wal(
+        &self,
+        mut encoding: WalEncoding,
+        rest: impl IntoIterator<Item = Bytes>,
+        range: WalRange,
+    ) -> Result<EncodedWal> {
+        for piece in rest {
+            self.encode_piece(&mut encoding, &piece);
+        }
         let WalEncoding { hash, mut frames, plain_bytes } = encoding;
         if plain_bytes != range.bytes() {
             return Err(Error::new(Kind::Internal, format!("{plain_bytes} bytes were encoded for {range:?}")));

@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use tokio::sync::oneshot;
 
-/// How much lower their priority is than the process's (`man 7 sched`, "The nice value"): about a tenth of the time where others want all of
-/// it, and not next to nothing, for WAL has to be compressed on a busy machine as well.
+/// How much lower their priority is than the process's (`man 7 sched`, "The nice value"): about a tenth of the time where
+/// others want all of it, and not next to nothing, for WAL has to be compressed on a busy machine as well.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
@@ -49,6 +49,11 @@ impl Background {
     }
 }
 
+/// How many processors there are for us; one if the system does not say.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// Where work is handed over; `None` if the system has no thread for us.
 fn threads() -> Option<&'static mpsc::Sender<Work>> {
     static THREADS: OnceLock<Option<mpsc::Sender<Work>>> = OnceLock::new();
@@ -58,8 +63,7 @@ fn threads() -> Option<&'static mpsc::Sender<Work>> {
 fn start_threads() -> Option<mpsc::Sender<Work>> {
     let (sender, work) = mpsc::channel::<Work>();
     let work = Arc::new(Mutex::new(work));
-    let count = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let started = (0..count).filter(|_| {
+    let started = (0..processors()).filter(|_| {
         let work = work.clone();
         let thread = std::thread::Builder::new().name("seawall-cpu".to_owned());
         thread.spawn(move || work_for_ever(&work)).is_ok()
@@ -89,7 +93,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_handed_over_is_done_and_a_panic_is_told_to_whoever_waits() {
         // Given more panics than there are threads
-        for _ in 0..2 * std::thread::available_parallelism().map_or(1, NonZero::get) {
+        for _ in 0..2 * processors() {
             let error = Background::start(|| panic!("on purpose")).done().await.unwrap_err();
             assert_eq!(error.kind(), Kind::Internal, "{error}");
         }

@@ -6,7 +6,7 @@ mod retry;
 mod shutdown;
 mod supervisor;
 
-pub use background::Background;
+pub use background::{Background, processors};
 pub use clock::Clock;
 pub use retry::{Backoff, RetryPolicy};
 pub use shutdown::Shutdown;

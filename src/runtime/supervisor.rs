@@ -9,7 +9,8 @@ thread_local! {
 }
 
 /// For simulations: whatever runs on this thread from now on repeats. Chance follows from `seed`, and what
-/// [`blocking`] and [`Background`](super::Background) are given is done in place, because threads end in an order of their own.
+/// [`blocking`] and [`Background`](super::Background) are given is done in place, because threads end in an order of
+/// their own.
 pub fn make_repeatable(seed: u64) {
     fastrand::seed(seed);
     IN_PLACE.set(true);
