@@ -4,7 +4,7 @@ use crate::latency::{FLUSHED, lsn};
 use crate::process::Measured;
 use crate::s3_process::S3Process;
 use crate::s3_store;
-use crate::support::postgres::{DEBIAN, Postgres, pgbench_tables, scratch_directory, tool};
+use crate::support::postgres::{DEBIAN, Postgres, pgbench_tables, scratch_directory, scratch_directory_below, tool};
 use crate::support::program::path_for_server;
 use crate::support::waiting::{PATIENCE, wait_for};
 use seawall::scratch::ServerOptions;
@@ -12,10 +12,14 @@ use seawall::wal::Lsn;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// The slot that keeps the load's WAL. What is measured gets copies of it.
 const HELD: &str = "held";
+
+/// The application name of a receiver that is not ours.
+pub const RECEIVER: &str = "receiver";
 
 /// The disk that is measured.
 pub const DISK: &str = "/tmp";
@@ -26,6 +30,7 @@ pub const MEMORY: &str = "/dev/shm";
 pub struct Fixture {
     pub server: Postgres,
     directory: TempDir,
+    memory: TempDir,
     /// Where the waiting WAL begins, and the last segment's end.
     pub waiting: (Lsn, Lsn),
     pub segment_bytes: u64,
@@ -63,8 +68,9 @@ impl Fixture {
         let database_bytes = server.value("SELECT sum(pg_database_size(oid))::bigint FROM pg_database").await;
         let database_bytes = database_bytes.parse().unwrap();
         let directory = scratch_directory();
+        let memory = scratch_directory_below(Path::new(MEMORY));
         let program = path_for_server(directory.path());
-        Fixture { server, directory, waiting, segment_bytes, database_bytes, program }
+        Fixture { server, directory, memory, waiting, segment_bytes, database_bytes, program }
     }
 
     pub fn waiting_bytes(&self) -> u64 {
@@ -111,6 +117,22 @@ impl Fixture {
         running
     }
 
+    /// `pg_receivewal` that has everything on disk as soon as it comes: its disk is memory. Commits may wait for it, as
+    /// [`RECEIVER`].
+    pub async fn receiver_in_memory(&self) -> Measured {
+        let directory = self.memory.path().to_str().unwrap();
+        let mut command = self.tool("pg_receivewal", &["--synchronous", "--no-loop", "-D", directory]);
+        command.env("PGAPPNAME", RECEIVER);
+        let mut running = Measured::start(command);
+        let streams = format!("SELECT 1 FROM pg_stat_replication WHERE application_name = '{RECEIVER}'");
+        wait_for("`pg_receivewal` to stream", PATIENCE, async || {
+            assert!(running.exited().is_none(), "`pg_receivewal` ended");
+            (!self.server.sql(&streams).await.unwrap().is_empty()).then_some(())
+        })
+        .await;
+        running
+    }
+
     /// Fails with what it said if it has ended.
     pub fn check_runs(&self, running: &mut Measured) {
         assert!(running.exited().is_none(), "`seawall run` ended:\n{}", self.said());
@@ -121,6 +143,27 @@ impl Fixture {
         let mut command = tool(name);
         command.args(arguments).args(["-d", &self.server.conninfo()]).stdout(Stdio::null()).stderr(Stdio::null());
         command
+    }
+
+    /// `pgbench` with a statement of ours, `count` times in all, `rate` times a second on average: each one that ended.
+    ///
+    /// One process in C for all clients: what a client of ours costs, whose tasks wake each other, is as much as what a
+    /// commit takes.
+    pub async fn pgbench(&self, statement: &str, clients: u32, rate: u32, count: u32) -> Vec<Ended> {
+        let directory = self.empty_directory();
+        let script = directory.path().join("script.sql");
+        std::fs::write(&script, statement).unwrap();
+        let log = directory.path().join("log");
+        let mut command = tool("pgbench");
+        command.args(["-n", "-f"]).arg(&script).arg("-l").arg("--log-prefix").arg(&log);
+        let numbers = [("-c", clients), ("-R", rate), ("-t", count.div_ceil(clients))];
+        numbers.iter().for_each(|(flag, number)| _ = command.arg(flag).arg(number.to_string()));
+        command.arg(self.server.conninfo());
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        assert!(output.status.success(), "pgbench failed: {}", String::from_utf8_lossy(&output.stderr));
+        let logs = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+        let logs = logs.filter(|path| *path != script).map(|path| std::fs::read_to_string(path).unwrap());
+        logs.flat_map(|log| log.lines().map(Ended::parse).collect::<Vec<_>>()).collect()
     }
 
     /// A new slot that begins where the waiting WAL does.
@@ -139,6 +182,25 @@ impl Fixture {
         self.server.sql("SELECT pg_reload_conf()").await.unwrap();
         let shown = async || (self.server.value("SHOW synchronous_standby_names").await == names).then_some(());
         wait_for("the setting", PATIENCE, shown).await;
+    }
+}
+
+/// One transaction of `pgbench`.
+pub struct Ended {
+    /// When it ended, since 1970.
+    pub at: Duration,
+    /// How long it took, once it was begun.
+    pub took: Duration,
+}
+
+impl Ended {
+    /// A line of its log (`pgbench.c`, `doLog`, with `-R`): client, number, microseconds since it was due, script, seconds
+    /// and microseconds of its end, microseconds by which it was begun late.
+    fn parse(line: &str) -> Ended {
+        let fields: Vec<u64> = line.split(' ').map(|field| field.parse().unwrap()).collect();
+        let [_, _, since_due, _, seconds, micros, late] = fields[..] else { panic!("a line of pgbench's: {line}") };
+        let at = Duration::from_secs(seconds) + Duration::from_micros(micros);
+        Ended { at, took: Duration::from_micros(since_due - late) }
     }
 }
 

@@ -2,7 +2,7 @@
 //! that with `synchronous_standby_names`.
 
 use crate::Scale;
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, RECEIVER};
 use crate::s3_process::{Behaviour, S3Process};
 use crate::s3_store;
 use seawall::scratch::Session;
@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::block_in_place;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 /// Between two looks at what is acknowledged: the figures are that coarse.
 const LOOK: Duration = Duration::from_millis(1);
@@ -21,6 +21,8 @@ const PUT_DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(20), Du
 const PUT_BYTES: usize = 1 << 10;
 /// Commits a second of those that wait for the archive.
 const SYNCHRONOUS_COMMITS: u32 = 100;
+/// A commit as small as they come.
+const TICK: &str = "INSERT INTO tick DEFAULT VALUES";
 /// How often commits that wait and PUTs take turns.
 const SLICES: u32 = 10;
 
@@ -71,7 +73,8 @@ pub async fn commits(scale: &Scale, fixture: &Fixture) {
     }
 }
 
-/// What a client waits for a commit that waits for the archive, and what one PUT alone takes.
+/// What a client waits for a commit that waits for the archive, and what one PUT alone takes. And what PostgreSQL itself
+/// takes for it: for a receiver that has nothing to do.
 pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
     println!("\n## Commits that wait for the archive\n");
     println!("{SYNCHRONOUS_COMMITS} a second, with `synchronous_standby_names = 'seawall'`.\n");
@@ -82,6 +85,18 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
         unwaited.extend(slice.commits(fixture, Duration::ZERO).await);
     }
     println!("| | commit, nobody waits for the archive | {} | |", Percentiles::of(unwaited));
+    let in_memory = {
+        let receiver = fixture.receiver_in_memory().await;
+        fixture.set_synchronous(RECEIVER).await;
+        let mut waits = Vec::new();
+        for _ in 0..SLICES {
+            waits.extend(slice.commits(fixture, Duration::ZERO).await);
+        }
+        fixture.set_synchronous("").await;
+        block_in_place(|| receiver.kill());
+        Percentiles::of(waits)
+    };
+    println!("| | commit, `pg_receivewal --synchronous` into memory | {in_memory} | |");
     for delay in PUT_DELAYS {
         let directory = fixture.empty_directory();
         let store = S3Process::start(directory.path(), Behaviour::Synced(delay));
@@ -120,15 +135,18 @@ impl Slice {
         Slice { warm_up: scale.warm_up / 5, measured: scale.measured / 5, puts: 0 }
     }
 
-    /// One PUT after the other through the store that the program uses, as often as there are commits: what has just
-    /// been idle is slower than what is busy.
+    /// One PUT after the other through the store that the program uses, as often as there are commits, and like them at
+    /// random moments: what has just been idle is slower than what is busy, and of two that follow each other closely
+    /// the second one waits until the disk is done with the first.
     async fn puts(&mut self, server: &S3Process) -> Vec<f64> {
         let store = s3_store::store(s3_store::options_at(server.endpoint().to_owned())).await;
         let mut seconds = Vec::new();
-        let mut tick = interval(Duration::from_secs(1) / SYNCHRONOUS_COMMITS);
         let begun = Instant::now();
+        let mut due = begun;
         while begun.elapsed() < self.warm_up + self.measured || seconds.is_empty() {
-            tick.tick().await;
+            // As `pgbench -R` does it.
+            due += Duration::from_secs_f64(-(1.0 - fastrand::f64()).ln() / f64::from(SYNCHRONOUS_COMMITS));
+            sleep_until(due.into()).await;
             let counts = begun.elapsed() >= self.warm_up;
             let started = Instant::now();
             let body = Body::from(bytes::Bytes::from(vec![self.puts as u8; PUT_BYTES]));
@@ -141,20 +159,15 @@ impl Slice {
         seconds
     }
 
-    /// Of so many clients as it takes with such a delay: a server's process that has slept for long is slow by itself.
+    /// By so many clients as it takes with such a delay: a server's process that has slept for long is slow by itself.
     async fn commits(&self, fixture: &Fixture, delay: Duration) -> Vec<f64> {
-        let clients = 2 + (2 * SYNCHRONOUS_COMMITS * delay.as_millis() as u32).div_ceil(1000);
-        let seconds = Mutex::new(Vec::new());
-        let (warm_up, measured) = (self.warm_up, self.measured);
-        at_rate(fixture, SYNCHRONOUS_COMMITS, clients, warm_up, measured, async |session, counts| {
-            let asked = Instant::now();
-            session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
-            if counts {
-                seconds.lock().unwrap().push(asked.elapsed().as_secs_f64());
-            }
-        })
-        .await;
-        seconds.into_inner().unwrap()
+        let clients = 1 + (2 * SYNCHRONOUS_COMMITS * delay.as_millis() as u32).div_ceil(1000);
+        let seconds = (self.warm_up + self.measured).as_secs_f64();
+        let commits = (seconds * f64::from(SYNCHRONOUS_COMMITS)).ceil() as u32;
+        let ended = fixture.pgbench(TICK, clients, SYNCHRONOUS_COMMITS, commits).await;
+        let first = ended.iter().map(|ended| ended.at).min().unwrap();
+        let counting = ended.iter().filter(|ended| ended.at - first >= self.warm_up);
+        counting.map(|ended| ended.took.as_secs_f64()).collect()
     }
 }
 
@@ -188,7 +201,7 @@ async fn commit_to_durable(fixture: &Fixture, rate: u32, warm_up: Duration, meas
     let still = AtomicU32::new(1);
     let commit = async {
         at_rate(fixture, rate, clients, warm_up, measured, async |session, counts| {
-            session.sql("INSERT INTO tick DEFAULT VALUES").await.unwrap();
+            session.sql(TICK).await.unwrap();
             let returned = Instant::now();
             // The end of the commit, or of a slightly later one.
             let lsn = lsn(session, "SELECT pg_current_wal_flush_lsn()").await.expect("a position");

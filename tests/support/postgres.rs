@@ -47,7 +47,8 @@ pub fn scratch_directory() -> TempDir {
     scratch_directory_below(Path::new("/tmp"))
 }
 
-fn scratch_directory_below(parent: &Path) -> TempDir {
+/// The same, on the file system of `parent`.
+pub fn scratch_directory_below(parent: &Path) -> TempDir {
     let directory = TempDir::new_in(parent).unwrap();
     Unprivileged::find().unwrap().create_directory(directory.path()).unwrap();
     directory
