@@ -94,6 +94,8 @@ struct Inner {
     last_backup_timestamp: Gauge,
     last_backup_size: IntGauge,
     last_backup_duration: Gauge,
+    last_backup_damaged: IntGauge,
+    last_backup_rejected_pages: IntGauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -273,6 +275,14 @@ impl Metrics {
             )?,
             last_backup_size: build.int_gauge("seawall_last_backup_size_bytes", "Its size, before compression.")?,
             last_backup_duration: build.gauge("seawall_last_backup_duration_seconds", "How long it took.")?,
+            last_backup_damaged: build.int_gauge(
+                "seawall_last_backup_damaged",
+                "1: the server found damaged pages while it was taken, and no restore uses it unasked.",
+            )?,
+            last_backup_rejected_pages: build.int_gauge(
+                "seawall_last_backup_rejected_pages",
+                "Pages in it that are not as PostgreSQL writes them.",
+            )?,
             registry: build.registry,
             definitions: build.definitions,
         };
@@ -425,6 +435,12 @@ impl Metrics {
         self.0.last_backup_size.set(whole(bytes));
         self.0.last_backup_duration.set(took.as_secs_f64());
     }
+
+    /// What was found wrong with the newest base backup: the server called its own pages damaged; pages that we rejected.
+    pub fn set_last_backup_findings(&self, damaged: bool, rejected_pages: u64) {
+        self.0.last_backup_damaged.set(damaged.into());
+        self.0.last_backup_rejected_pages.set(whole(rejected_pages));
+    }
 }
 
 /// Totals are counted elsewhere; a counter only follows.
@@ -465,6 +481,8 @@ pub fn document() -> Result<String> {
          | commits wait for ever | `seawall_remote_apply > 0` |\n\
          | nobody measures | `absent(seawall_rpo_seconds) or up{job=\"seawall\"} == 0` |\n\
          | no base backup for two days | `time() - seawall_last_backup_timestamp_seconds > 2 * 86400` |\n\
+         | damaged pages on the server's disk | `seawall_last_backup_damaged > 0` |\n\
+         | pages that may be damaged | `seawall_last_backup_rejected_pages > 0` |\n\
          | moments that cannot be restored | `seawall_gaps > 0` |\n\
          | nothing new can be restored | `seawall_backup_needed > 0` |\n\
          | WAL is about to be lost | `seawall_slot_wal_status{status=\"unreserved\"} == 1 or \

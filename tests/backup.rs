@@ -8,7 +8,9 @@ use seawall::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWait
 use seawall::codec::Codec;
 use seawall::error::{Kind, Result};
 use seawall::postgres::{Client, ConnInfo, Mode};
-use seawall::repository::{BackupDocument, Catalog, Cluster, FORMAT_VERSION, Key, Layout, Repository, WalNeed, Writer};
+use seawall::repository::{
+    BackupDocument, BackupVerdict, Catalog, Cluster, FORMAT_VERSION, Findings, Key, Layout, Repository, WalNeed, Writer,
+};
 use seawall::runtime::Clock;
 use seawall::scratch::{Server, ServerOptions};
 use seawall::store::FileStore;
@@ -200,6 +202,7 @@ async fn a_busy_database_with_large_and_many_files_is_stored_whole_once_its_wal_
     let (document, ()) = tokio::try_join!(taking, archiving).unwrap();
     load.stop();
     assert_eq!(target.finished().await, [document.id.to_string()]);
+    assert_eq!(document.findings, Findings::default(), "pages of a healthy server");
 
     // And PostgreSQL finds every file as it was, the large one in parts that begin inside it.
     let unpacked = target.unpack(&document);
@@ -234,27 +237,59 @@ async fn store_wal(server: &Server, target: &Target, manifest: &str) {
     }
 }
 
+/// A page that was altered on disk, behind PostgreSQL's back.
+mod damaged_page {
+    use super::*;
+
+    for_every_version!(is_kept_and_named:
+        version_13 = 13, version_14 = 14, version_15 = 15, version_16 = 16, version_17 = 17, version_18 = 18);
+
+    async fn is_kept_and_named(version: u32) {
+        // Given a table with a damaged page in the midst of good ones
+        let options = ServerOptions { data_checksums: true, ..ServerOptions::default() };
+        let server = Postgres::create(version, options).await;
+        server.sql("CREATE TABLE damaged AS SELECT generate_series(1, 5000) AS number").await.unwrap();
+        server.sql("CHECKPOINT").await.unwrap();
+        let relation = server.value("SELECT pg_relation_filepath('damaged')").await;
+        let path = server.data_directory().join(&relation);
+        let mut pages = std::fs::read(&path).unwrap();
+        pages[3 * 8192 + 8000] ^= 1;
+        std::fs::write(&path, pages).unwrap();
+        // When it is backed up, then the backup exists, and the server's verdict is in it
+        let target = Target::of(&server, "postgres").await;
+        let document = target.take(&Unneeded).await.unwrap();
+        assert_eq!(target.finished().await, [document.id.to_string()]);
+        let findings = &document.findings;
+        assert_eq!(findings.verdict(), BackupVerdict::Damaged);
+        assert!(findings.warnings.iter().any(|warning| warning.contains(&relation)), "{findings:?}");
+        // And we have found that page as well, and no other of the whole cluster.
+        let named: Vec<String> = findings.rejected_pages.iter().map(ToString::to_string).collect();
+        assert_eq!(named, [format!("{relation} page 3")]);
+        // When the table is gone, then the next backup is sound.
+        server.sql("DROP TABLE damaged").await.unwrap();
+        server.sql("CHECKPOINT").await.unwrap();
+        assert_eq!(target.take(&Unneeded).await.unwrap().findings, Findings::default());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_page_on_the_server_is_no_backup() {
-    // Given a table with a page that was altered on disk, behind PostgreSQL's back
-    let options = ServerOptions { data_checksums: true, ..ServerOptions::default() };
-    let server = Postgres::create(DEBIAN, options).await;
+async fn without_checksums_a_page_whose_header_makes_no_sense_is_suspect() {
+    // Given a server without checksums, and a page that was overwritten
+    let server = Postgres::create(DEBIAN, ServerOptions::default()).await;
+    assert_eq!(server.value("SHOW data_checksums").await, "off");
     server.sql("CREATE TABLE damaged AS SELECT generate_series(1, 5000) AS number").await.unwrap();
     server.sql("CHECKPOINT").await.unwrap();
     let relation = server.value("SELECT pg_relation_filepath('damaged')").await;
     let path = server.data_directory().join(&relation);
     let mut pages = std::fs::read(&path).unwrap();
-    pages[3 * 8192 + 8000] ^= 1;
+    pages[2 * 8192 + 8..2 * 8192 + 100].fill(0xEE);
     std::fs::write(&path, pages).unwrap();
-    // When it is backed up, then the server's last word decides, and the error names the file
+    // When it is backed up, then that page is named, and nothing else of the cluster is
     let target = Target::of(&server, "postgres").await;
-    let error = target.take(&Unneeded).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Postgres, "{error:?}");
-    assert!(error.to_string().contains("XX001"), "{error:?}");
-    assert!(error.hint_text().unwrap().contains(&relation), "{error:?}");
-    assert_eq!(target.finished().await, Vec::<String>::new());
-    // And what was begun is there for a prune to find.
-    assert_eq!(shell(target.directory.path(), "find . -name begin.json | wc -l").trim(), "1");
+    let document = target.take(&Unneeded).await.unwrap();
+    assert_eq!(document.findings.verdict(), BackupVerdict::Suspect);
+    let named: Vec<String> = document.findings.rejected_pages.iter().map(ToString::to_string).collect();
+    assert_eq!(named, [format!("{relation} page 2")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

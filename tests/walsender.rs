@@ -462,7 +462,7 @@ fn shape(events: &[BackupEvent]) -> Vec<String> {
     events.iter().map(shape).collect()
 }
 
-const END: BackupEvent = BackupEvent::End { end_lsn: Lsn(0x200_0138), timeline: TimelineId(1) };
+const END: BackupEvent = BackupEvent::End { end_lsn: Lsn(0x200_0138), timeline: TimelineId(1), damage: None };
 
 #[tokio::test]
 async fn both_wire_forms_of_a_base_backup_give_the_same_events() {
@@ -500,16 +500,31 @@ async fn both_wire_forms_of_a_base_backup_give_the_same_events() {
 }
 
 #[tokio::test]
-async fn a_base_backup_that_fails_after_its_manifest_is_no_backup() {
-    // Given what a server with wrong page checksums sends: everything, and then an error.
-    let verdict = say::error("ERROR", "XX001", "checksum verification failure during base backup");
-    let end = say::result(&POSITION, &[Some("0/2000138"), Some("1")]);
-    let steps = vec![Query(COMMAND_15), Send([backup_start(), typed_copy(), end, verdict, say::ready()].concat())];
-    let server = Walsender::script(after_login(steps));
-    let (got, end) = events(&server).await;
-    assert_eq!(got.len(), 9);
-    assert_eq!(end.unwrap_err().sqlstate(), Some("XX001"));
-    server.finish();
+async fn wrong_page_checksums_are_a_verdict_and_any_other_error_is_an_end() {
+    let end = || say::result(&POSITION, &[Some("0/2000138"), Some("1")]);
+    let corrupted = || say::error("ERROR", "XX001", "checksum verification failure during base backup");
+    let shut_down = say::error("FATAL", "57P01", "terminating connection due to administrator command");
+    let cases = [
+        ("everything, and then that pages are damaged", [end(), corrupted()].concat(), None),
+        ("that pages are damaged, and no end", corrupted(), Some("XX001")),
+        ("everything, and another error", [end(), shut_down].concat(), Some("57P01")),
+    ];
+    for (what, last, error) in cases {
+        // Given a server that sends this behind its manifest
+        let steps = vec![Query(COMMAND_15), Send([backup_start(), typed_copy(), last, say::ready()].concat())];
+        let server = Walsender::script(after_login(steps));
+        // When it is read, then only the first is a backup, and says what it is worth
+        let (got, end) = events(&server).await;
+        assert_eq!(got.len(), 9, "{what}");
+        match (end, error) {
+            (Ok(BackupEvent::End { end_lsn, damage, .. }), None) => {
+                assert_eq!(end_lsn, Lsn(0x200_0138), "{what}");
+                assert!(damage.is_some_and(|damage| damage.message.contains("checksum")), "{what}");
+            }
+            (end, error) => assert_eq!(end.unwrap_err().sqlstate(), error, "{what}"),
+        }
+        server.finish();
+    }
 }
 
 #[tokio::test]

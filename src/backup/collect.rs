@@ -1,16 +1,20 @@
 //! Takes what was cut, in order, has it compressed on all cores, joins frames into parts, stores them, several at once,
 //! and keeps what is needed to verify every file. Memory: the frames at work, one part being built, the uploads.
 
+use super::pages::PageChecks;
 use super::parts::{Frame, PartEnd, Span};
 use super::run::BackupProgress;
 use super::verify::ManifestCheck;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::ManifestEnd;
-use crate::repository::{BackupFile, BackupId, BackupPart, Key, Subject, Writer};
+use crate::repository::{BackupFile, BackupId, BackupPart, Key, RejectedPage, Subject, Writer};
 use crate::runtime::{self, Tasks};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+
+/// Rejected pages that are listed: the others are only counted.
+const REJECTED_LISTED_MAX: usize = 1000;
 
 /// What is handed over, in the order of the stream.
 pub(crate) enum Work {
@@ -28,15 +32,25 @@ pub(crate) struct Packed {
     /// For each stretch of a file's contents: the file's number, the stretch's CRC-32C and length.
     crcs: Vec<(u32, u32, usize)>,
     files: Vec<BackupFile>,
+    /// The file's number and the page's.
+    rejected: Vec<(u32, u32)>,
 }
 
-/// Compresses a frame and computes its files' checksums, both in one pass. CPU work. The frame has no checksum beside
-/// those and the part's SHA-256.
-pub(crate) fn pack(writer: &Writer, frame: Frame) -> Packed {
+/// Compresses a frame and computes its files' checksums, both in one pass, and checks its pages. CPU work. The frame has no
+/// checksum beside those and the part's SHA-256.
+pub(crate) fn pack(writer: &Writer, frame: Frame, checks: Option<PageChecks>) -> Packed {
+    let mut rejected = Vec::new();
+    for span in &frame.spans {
+        if let (Some(checks), Some(pages)) = (checks, &span.pages) {
+            let bytes = &frame.plain[span.start..span.start + span.bytes];
+            let blocks = checks.rejected(pages.first, &pages.head, bytes);
+            rejected.extend(blocks.into_iter().map(|block| (span.file, block)));
+        }
+    }
     let mut crcs = SpanCrcs { spans: &frame.spans, position: 0, crc: 0, done: Vec::with_capacity(frame.spans.len()) };
     let stored = writer.encode_checked_frame(&frame.plain, |bytes| crcs.take(bytes));
     let crcs = crcs.done;
-    Packed { crcs, stored, files: frame.files }
+    Packed { crcs, stored, files: frame.files, rejected }
 }
 
 /// The checksums of a frame's spans, as its bytes pass.
@@ -75,6 +89,10 @@ pub(crate) struct Collected {
     pub(crate) files: Vec<BackupFile>,
     /// The end of the manifest, with which every file was found to agree.
     pub(crate) manifest: ManifestEnd,
+    /// Pages that are not what PostgreSQL writes: the first of them.
+    pub(crate) rejected: Vec<RejectedPage>,
+    /// How many there are.
+    pub(crate) rejected_count: u64,
 }
 
 /// See the head of the file.
@@ -90,6 +108,8 @@ pub(crate) struct Collector {
     files: Vec<BackupFile>,
     crcs: Vec<u32>,
     manifest: Option<ManifestIntake>,
+    rejected: Vec<RejectedPage>,
+    rejected_count: u64,
 }
 
 impl Collector {
@@ -111,6 +131,8 @@ impl Collector {
             files: Vec::new(),
             crcs: Vec::new(),
             manifest: None,
+            rejected: Vec::new(),
+            rejected_count: 0,
         }
     }
 
@@ -134,7 +156,8 @@ impl Collector {
         let intake = self.manifest.take().ok_or_else(|| defect("no manifest"))?;
         let manifest = intake.store(&self.writer, &self.id).await?;
         let parts = self.parts.into_iter().collect::<Option<_>>().ok_or_else(|| defect("a part is missing"))?;
-        Ok(Collected { parts, files: self.files, manifest })
+        let Collector { files, rejected, rejected_count, .. } = self;
+        Ok(Collected { parts, files, manifest, rejected, rejected_count })
     }
 
     async fn take_frame(&mut self, packed: JoinHandle<Result<Packed>>) -> Result<()> {
@@ -145,6 +168,12 @@ impl Collector {
         for (file, crc, bytes) in packed.crcs {
             let so_far = self.crcs.get_mut(file as usize).ok_or_else(|| defect("contents of no file"))?;
             *so_far = crc32c::crc32c_combine(*so_far, crc, bytes);
+        }
+        self.rejected_count += packed.rejected.len() as u64;
+        let room = REJECTED_LISTED_MAX - self.rejected.len();
+        for (file, block) in packed.rejected.into_iter().take(room) {
+            let file = self.files.get(file as usize).ok_or_else(|| defect("pages of no file"))?;
+            self.rejected.push(RejectedPage { path: file.path.clone(), block });
         }
         Ok(())
     }
@@ -237,7 +266,7 @@ mod tests {
         // Given spans with gaps, across borders, and up to the end
         let plain: Vec<u8> = (0..1000u32).map(|at| (at * 7 % 251) as u8).collect();
         let spans = [(3, 0, 10), (4, 10, 300), (7, 512, 1), (8, 600, 400)];
-        let spans = spans.map(|(file, start, bytes)| Span { file, start, bytes });
+        let spans = spans.map(|(file, start, bytes)| Span { file, start, bytes, pages: None });
         let expected: Vec<_> = spans
             .iter()
             .map(|span| (span.file, crc32c::crc32c(&plain[span.start..span.start + span.bytes]), span.bytes))

@@ -4,6 +4,7 @@
 //! ```text
 //! BackupStream ─► PartCutter ─► frames: CRC-32C per file, LZ4 ─► parts: SHA-256 ─► store        (several in flight)
 //!                 (parts.rs)    (on blocking threads, all cores)  (collect.rs)
+//!                                pages: checksums (pages.rs)
 //!            └──► manifest: every file's length and CRC-32C are what the server read             (verify.rs)
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! need. `backup.json` is stored last, and its presence means that the backup exists.
 
 mod collect;
+mod pages;
 mod parts;
 mod receive;
 mod run;

@@ -6,6 +6,7 @@
 //! compressed independently. All parts of an archive, decompressed and joined, are exactly what the server sent, and
 //! the two blocks of zeros that servers before 15 leave out.
 
+use super::pages::{self, PAGE_BYTES};
 use crate::codec::{Buffer, Buffers, FRAME_BYTES};
 use crate::repository::tar::{BLOCK, EntryKind, TRAILER_BYTES, TarError, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupFile, Continuation, FilePath};
@@ -33,6 +34,17 @@ pub(crate) struct Span {
     pub(crate) start: usize,
     /// How many there are.
     pub(crate) bytes: usize,
+    /// What they are, if they are pages.
+    pub(crate) pages: Option<Pages>,
+}
+
+/// Where in a relation a span begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Pages {
+    /// The page of its first byte.
+    pub(crate) first: u32,
+    /// What the frame before has of that page.
+    pub(crate) head: Vec<u8>,
 }
 
 /// A frame's plain bytes and what they are.
@@ -83,6 +95,26 @@ struct Open {
     path: FilePath,
     bytes: u64,
     done_bytes: u64,
+    /// The number of its first page, if it has pages.
+    first_page: Option<u32>,
+    /// The end of the frame before: the page that it was cut in.
+    head: Vec<u8>,
+}
+
+impl Open {
+    /// A frame ends with the bytes that are done.
+    fn keep_head(&mut self, frame: &[u8]) {
+        let bytes = (self.done_bytes % PAGE_BYTES as u64) as usize;
+        if self.first_page.is_some() && self.done_bytes < self.bytes {
+            self.head = frame[frame.len() - bytes.min(frame.len())..].to_vec();
+        }
+    }
+
+    /// What begins in a new frame.
+    fn pages(&mut self) -> Option<Pages> {
+        let first = self.first_page?.wrapping_add((self.done_bytes / PAGE_BYTES as u64) as u32);
+        Some(Pages { first, head: std::mem::take(&mut self.head) })
+    }
 }
 
 /// Cuts one archive after the other.
@@ -178,7 +210,8 @@ impl PartCutter {
             let file =
                 BackupFile { path: path.clone(), part: self.parts, offset: self.part_bytes, bytes: header.size_bytes };
             self.frame.files.push(file);
-            self.open = Some(Open { number: self.files, path, bytes: header.size_bytes, done_bytes: 0 });
+            let (number, bytes, first_page) = (self.files, header.size_bytes, pages::first_page(&path));
+            self.open = Some(Open { number, path, bytes, done_bytes: 0, first_page, head: Vec::new() });
             self.files += 1;
         }
     }
@@ -196,12 +229,15 @@ impl PartCutter {
             let to_multiple = PART_BYTES - open.done_bytes % PART_BYTES;
             let count = (content.len() as u64).min(to_multiple).min((FRAME_BYTES - self.frame.plain.len()) as u64);
             let (now, rest) = content.split_at(count as usize);
-            open.done_bytes += count;
             let start = self.frame.plain.len();
             match self.frame.spans.last_mut() {
                 Some(span) if span.file == open.number => span.bytes += now.len(),
-                _ => self.frame.spans.push(Span { file: open.number, start, bytes: now.len() }),
+                _ => {
+                    let pages = open.pages();
+                    self.frame.spans.push(Span { file: open.number, start, bytes: now.len(), pages });
+                }
             }
+            open.done_bytes += count;
             self.append(now);
             content = rest;
         }
@@ -223,6 +259,9 @@ impl PartCutter {
     }
 
     fn end_frame(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.keep_head(&self.frame.plain);
+        }
         let frame = std::mem::replace(&mut self.frame, Frame::new(&self.buffers));
         self.ready.push_back(Piece::Frame(frame));
     }

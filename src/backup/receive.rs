@@ -1,6 +1,7 @@
 //! Reads the server's stream and hands on what it holds, as fast as the rest can take it and no faster.
 
 use super::collect::{Work, pack};
+use super::pages::PageChecks;
 use super::parts::{PartCutter, Piece};
 use super::run::BackupProgress;
 use crate::codec::FRAME_BYTES;
@@ -14,7 +15,10 @@ use bytes::Bytes;
 use std::future::Future;
 use tokio::sync::{mpsc, watch};
 
-/// The warnings that an error repeats: the rest is in the log.
+/// The warnings that are kept; the rest is in the log.
+const WARNINGS_MAX: usize = 1000;
+
+/// The warnings that an error repeats.
 const WARNINGS_SHOWN: usize = 3;
 
 /// Where the pieces of a base backup come from: a server, or a test's script.
@@ -29,6 +33,16 @@ impl EventSource for BackupStream {
     }
 }
 
+/// What the server said at its end, and on the way.
+pub(crate) struct Read {
+    /// The position that recovery must reach, and its timeline.
+    pub(crate) end: (TimelineId, Lsn),
+    /// Pages on its disk are damaged.
+    pub(crate) damaged: bool,
+    /// Its warnings, the first of them.
+    pub(crate) warnings: Vec<String>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Now {
     Nothing,
@@ -40,6 +54,7 @@ enum Now {
 pub(crate) struct Receiver<S> {
     source: S,
     writer: Writer,
+    checks: Option<PageChecks>,
     progress: watch::Sender<BackupProgress>,
     work: mpsc::Sender<Work>,
     cutter: PartCutter,
@@ -53,20 +68,21 @@ impl<S: EventSource> Receiver<S> {
     pub(crate) fn new(
         source: S,
         writer: Writer,
+        checks: Option<PageChecks>,
         work: mpsc::Sender<Work>,
         progress: watch::Sender<BackupProgress>,
     ) -> Receiver<S> {
         let cutter = PartCutter::new();
         let (manifest, warnings) = (Vec::new(), Vec::new());
-        Receiver { source, writer, progress, work, cutter, now: Now::Nothing, manifest, warnings }
+        Receiver { source, writer, checks, progress, work, cutter, now: Now::Nothing, manifest, warnings }
     }
 
-    /// Reads up to the end and returns the position that recovery must reach. If it is dropped, the connection closes
-    /// and the server ends the backup.
+    /// Reads up to the end. If it is dropped, the connection closes and the server ends the backup.
     ///
     /// # Errors
-    /// What the server says, also behind the manifest; then nothing of it is a backup.
-    pub(crate) async fn receive(mut self) -> Result<(TimelineId, Lsn)> {
+    /// What the server says, also behind the manifest; then nothing of it is a backup. Damaged pages on its disk are no
+    /// error here: all of the backup has come by then, and it may be the last one there ever is.
+    pub(crate) async fn receive(mut self) -> Result<Read> {
         loop {
             let event = self.source.next_event().await;
             match event.map_err(|error| self.failed(error))? {
@@ -83,10 +99,11 @@ impl<S: EventSource> Receiver<S> {
                 // The server's figure comes once a second, and not before 15; ours are counted as they pass.
                 BackupEvent::Progress(_) => {}
                 BackupEvent::Notice(notice) => self.take_notice(&notice),
-                BackupEvent::End { end_lsn, timeline } => {
+                BackupEvent::End { end_lsn, timeline, damage } => {
                     self.end_archive().await?;
                     self.send_manifest().await?;
-                    return Ok((timeline, end_lsn));
+                    let (end, damaged) = ((timeline, end_lsn), damage.is_some());
+                    return Ok(Read { end, damaged, warnings: self.warnings });
                 }
             }
         }
@@ -125,8 +142,8 @@ impl<S: EventSource> Receiver<S> {
             place.send(match piece {
                 Piece::PartEnd(end) => Work::PartEnd(end),
                 Piece::Frame(frame) => {
-                    let writer = self.writer.clone();
-                    Work::Frame(runtime::spawn(runtime::blocking(move || pack(&writer, frame))))
+                    let (writer, checks) = (self.writer.clone(), self.checks);
+                    Work::Frame(runtime::spawn(runtime::blocking(move || pack(&writer, frame, checks))))
                 }
             });
         }
@@ -145,26 +162,20 @@ impl<S: EventSource> Receiver<S> {
         }
         tracing::warn!(%notice, "the server warns during the base backup");
         self.progress.send_modify(|progress| progress.warnings += 1);
-        if self.warnings.len() < WARNINGS_SHOWN {
+        if self.warnings.len() < WARNINGS_MAX {
             self.warnings.push(notice.message.clone());
         }
     }
 
-    /// The server's error, and what it warned of before: that is where it names files and pages.
+    /// The server's error, and what it warned of before.
     fn failed(&self, error: PgError) -> Error {
-        /// The server found pages with wrong checksums (`src/backend/utils/errcodes.txt`).
-        const DATA_CORRUPTED: &str = "XX001";
-        let corrupted = error.sqlstate() == Some(DATA_CORRUPTED);
         let shown = Error::from(error);
-        let warned = match self.warnings.as_slice() {
-            [] => return shown,
-            warnings => format!("It warned: {}.", warnings.join("; ")),
-        };
-        let advice = match corrupted {
-            true => Some("Pages on the server's disk are damaged: keep the backups there are, and look at the disk."),
-            false => shown.hint_text(),
-        };
-        let hint = advice.map_or(warned.clone(), |advice| format!("{warned} {advice}"));
+        if self.warnings.is_empty() {
+            return shown;
+        }
+        let first: Vec<&str> = self.warnings.iter().take(WARNINGS_SHOWN).map(String::as_str).collect();
+        let warned = format!("It warned: {}.", first.join("; "));
+        let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
         shown.hint(hint)
     }
 }

@@ -1,14 +1,16 @@
 //! The workflow of one base backup, from the first question to the document that says that it exists.
 
 use super::collect::{Collected, Collector};
-use super::receive::{EventSource, Receiver};
+use super::pages::PageChecks;
+use super::receive::{EventSource, Read, Receiver};
 use super::verify;
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupStart, BaseBackupOptions, Client};
-use crate::repository::{BackupBegin, BackupDocument, BackupId, BackupTablespace, FORMAT_VERSION, Key, Writer};
+use crate::repository::{
+    BackupBegin, BackupDocument, BackupId, BackupTablespace, FORMAT_VERSION, Findings, Key, Writer,
+};
 use crate::runtime::Clock;
-use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, watch};
@@ -173,8 +175,15 @@ impl Run<'_> {
     }
 
     async fn copy_and_finish(self, source: impl EventSource, id: BackupId, server: Server) -> Result<BackupDocument> {
-        let (end, collected) = self.copy(source, &id).await?;
-        let Collected { parts, files, manifest } = collected;
+        let checks = PageChecks::new(&server.settings, server.start.start_lsn);
+        if checks.is_none() {
+            tracing::warn!(
+                "this server's pages or files are not of PostgreSQL's usual size: Seawall does not check them"
+            );
+        }
+        let (read, collected) = self.copy(source, &id, checks).await?;
+        let Collected { parts, files, manifest, rejected, rejected_count } = collected;
+        let Read { end, damaged, warnings } = read;
         let (end_timeline, end_lsn) = end;
         let BackupStart { start_lsn, timeline, tablespaces, .. } = server.start;
         let system_identifier = self.writer.system_identifier();
@@ -200,19 +209,25 @@ impl Run<'_> {
             plain_bytes: files.iter().map(|file| file.bytes).sum(),
             stored_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
             manifest_sha256: manifest.sha256,
+            findings: Findings { damaged, warnings, rejected_page_count: rejected_count, rejected_pages: rejected },
             parts,
             files,
         };
-        // The commit point: everything else is durable, the server has called it a success, and now the backup exists.
+        // The commit point: everything else is durable, the server has said all it has to say, and now the backup exists.
         self.writer.store_document(&Key::BackupEnd(id), &document).await?;
         self.progress.send_modify(|progress| progress.phase = BackupPhase::Done);
         Ok(document)
     }
 
     /// Everything between the server's first byte and its last word, with the first failure of either side.
-    async fn copy(&self, source: impl EventSource, id: &BackupId) -> Result<((TimelineId, Lsn), Collected)> {
+    async fn copy(
+        &self,
+        source: impl EventSource,
+        id: &BackupId,
+        checks: Option<PageChecks>,
+    ) -> Result<(Read, Collected)> {
         let (sender, work) = mpsc::channel(FRAMES_AT_WORK);
-        let receiver = Receiver::new(source, self.writer.clone(), sender, self.progress.clone());
+        let receiver = Receiver::new(source, self.writer.clone(), checks, sender, self.progress.clone());
         let in_flight = self.options.uploads_in_flight;
         let collector = Collector::new(self.writer.clone(), id.clone(), in_flight, self.progress.clone());
         tokio::try_join!(Box::pin(receiver.receive()), Box::pin(collector.collect(work)))

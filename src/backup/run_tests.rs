@@ -1,17 +1,18 @@
 //! Base backups from a script instead of a server, into memory.
 
+use super::super::pages::testing::page;
 use super::*;
 use crate::backup::parts::PART_BYTES;
 use crate::codec::{self, Codec};
 use crate::postgres::{BackupEvent, PgError, ServerMessage, Tablespace};
 use crate::repository::manifest::{FileCheck, testing::manifest};
 use crate::repository::tar::testing::{file, header};
-use crate::repository::{Layout, WalNeed};
+use crate::repository::{BackupVerdict, Layout, WalNeed};
 use crate::store::{
     Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
     Upload, list_all,
 };
-use crate::wal::SegmentSize;
+use crate::wal::{Lsn, SegmentSize, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -45,18 +46,22 @@ struct Sample {
 
 impl Sample {
     fn new() -> Sample {
-        let check = |content: &[u8]| FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(content) };
         // Larger than a frame and than a part, and different in every page.
         let mut large = vec![0; PART_BYTES as usize + 1_200_100];
         for (number, page) in (1u32..).zip(large.chunks_mut(4096)) {
             page[..4].copy_from_slice(&number.to_le_bytes());
         }
+        Sample::with(&large)
+    }
+
+    fn with(large: &[u8]) -> Sample {
+        let check = |content: &[u8]| FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(content) };
         let mut tablespace = header(b"PG_15_202209061/", b'5', 0, b"").to_vec();
         tablespace.extend(file("PG_15_202209061/5/16385", b"in a tablespace"));
         let files: Vec<(&str, &[u8])> = vec![
             ("backup_label", b"START WAL LOCATION: 0/2000028"),
             ("base/5/empty", b""),
-            ("base/5/16384", &large),
+            ("base/5/16384", large),
             ("global/pg_control", &[7; 8192]),
         ];
         let mut base = Vec::new();
@@ -82,7 +87,7 @@ impl Sample {
         events.extend(data(&self.base));
         events.push_back(BackupEvent::Manifest);
         events.extend(data(&self.manifest));
-        events.push_back(BackupEvent::End { end_lsn: need().end, timeline: TimelineId(1) });
+        events.push_back(BackupEvent::End { end_lsn: need().end, timeline: TimelineId(1), damage: None });
         Script { events, error: None }
     }
 }
@@ -95,7 +100,10 @@ fn server() -> Server {
     let tablespace = Tablespace { oid: 16384, location: "/srv/fast".into(), size_kib: Some(1) };
     Server {
         postgres_version: 150_018,
-        settings: BTreeMap::from([("max_connections".to_owned(), "100".to_owned())]),
+        settings: BTreeMap::from(
+            [("max_connections", "100"), ("block_size", "8192"), ("segment_size", "1GB"), ("data_checksums", "on")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        ),
         started_at: "2026-11-20T14:03:00.25Z".parse().unwrap(),
         start: BackupStart {
             start_lsn: need().start,
@@ -221,18 +229,11 @@ async fn a_byte_that_changes_on_the_way_is_found_out() {
 
 #[tokio::test]
 async fn a_server_that_fails_after_its_manifest_has_made_no_backup() {
-    let message = |severity: &str, message: &str| ServerMessage {
-        severity: severity.into(),
-        sqlstate: "XX001".into(),
-        message: message.into(),
-        ..ServerMessage::default()
-    };
     let mut script = Sample::new().script();
     script.events.pop_back();
     let warning = "checksum verification failed in file \"./base/5/16384\", block 3";
-    script.events.insert(5, BackupEvent::Notice(message("WARNING", warning)));
-    script.error =
-        Some(PgError::Server(Box::new(message("ERROR", "checksum verification failure during base backup"))));
+    script.events.insert(5, BackupEvent::Notice(message("WARNING", "XX001", warning)));
+    script.error = Some(PgError::Server(Box::new(message("FATAL", "57P01", "terminating connection"))));
     let store = Arc::new(MemoryStore::new());
     let error = store_from(script, store.clone(), Answer(Ok(()))).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Postgres);
@@ -240,6 +241,62 @@ async fn a_server_that_fails_after_its_manifest_has_made_no_backup() {
     let names = names(store.as_ref()).await;
     assert!(names.contains(&format!("{FOLDER}begin.json")), "{names:?}");
     assert!(!names.iter().any(|name| name.contains("backup")), "{names:?}");
+}
+
+fn message(severity: &str, sqlstate: &str, message: &str) -> ServerMessage {
+    ServerMessage {
+        severity: severity.into(),
+        sqlstate: sqlstate.into(),
+        message: message.into(),
+        ..ServerMessage::default()
+    }
+}
+
+#[tokio::test]
+async fn a_backup_with_damaged_pages_is_kept_and_says_so() {
+    // Given a server that warns of a page, sends everything, and calls its own pages damaged
+    let mut script = Sample::new().script();
+    let warning = "checksum verification failed in file \"./base/5/16384\", block 3";
+    script.events.insert(5, BackupEvent::Notice(message("WARNING", "XX001", warning)));
+    script.events.pop_back();
+    let damage = Some(Box::new(message("ERROR", "XX001", "checksum verification failure during base backup")));
+    script.events.push_back(BackupEvent::End { end_lsn: need().end, timeline: TimelineId(1), damage });
+    // When it is taken, then it exists, with what the server said
+    let store = Arc::new(MemoryStore::new());
+    let document = store_from(script, store.clone(), Answer(Ok(()))).await.unwrap();
+    assert_eq!(document.findings.verdict(), BackupVerdict::Damaged);
+    assert_eq!(document.findings.warnings, [warning]);
+    assert!(names(store.as_ref()).await.contains(&format!("{FOLDER}backup.json")));
+}
+
+#[tokio::test]
+async fn pages_that_only_we_reject_make_a_backup_suspect_wherever_they_lie() {
+    // Given a relation of more than a part, whose pages do not begin where frames do
+    let pages = (0..4200u32).flat_map(|block| page(block, 0x100_0000, block as u8));
+    let mut large: Vec<u8> = pages.collect();
+    let whole = store_from(Sample::with(&large).script(), Arc::new(MemoryStore::new()), Answer(Ok(()))).await.unwrap();
+    assert_eq!(whole.findings, Findings::default(), "pages that are as they should be");
+    // When some are damaged: the first, one that two frames share, one at each side of the border of two parts, the last
+    let damaged = [0, 511, 4095, 4096, 4199];
+    damaged.iter().for_each(|block| large[block * 8192 + 8000] ^= 1);
+    let document =
+        store_from(Sample::with(&large).script(), Arc::new(MemoryStore::new()), Answer(Ok(()))).await.unwrap();
+    // Then those are named
+    assert_eq!(document.findings.verdict(), BackupVerdict::Suspect);
+    let found: Vec<_> = document.findings.rejected_pages.iter().map(|page| page.block as usize).collect();
+    assert_eq!(found, damaged);
+    assert_eq!(document.findings.rejected_page_count, 5);
+    assert!(document.findings.in_words().unwrap().contains("base/5/16384 page 511, base/5/16384 page 4095 and 2 more"));
+}
+
+#[tokio::test]
+async fn of_a_thousand_and_more_bad_pages_the_rest_is_counted() {
+    let mut large: Vec<u8> = (0..2100u32).flat_map(|block| page(block, 0x100_0000, block as u8)).collect();
+    large.chunks_mut(8192).for_each(|page| page[8000] ^= 1);
+    let document =
+        store_from(Sample::with(&large).script(), Arc::new(MemoryStore::new()), Answer(Ok(()))).await.unwrap();
+    assert_eq!(document.findings.rejected_page_count, 2100);
+    assert_eq!(document.findings.rejected_pages.len(), 1000);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use crate::cli::BackupArgs;
 use crate::codec::Codec;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, Layout, Repository, Writer};
+use crate::repository::{BackupDocument, BackupVerdict, Layout, Repository, Writer};
 use crate::runtime::{Clock, Shutdown};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -99,9 +99,17 @@ fn lost_archiver() -> Error {
 }
 
 fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
+    let found = document.findings.in_words();
+    let verdict = match (document.findings.verdict(), found.clone()) {
+        (BackupVerdict::Damaged, Some(found)) => {
+            Err(Error::new(Kind::Damaged, format!("base backup {} is {found}", document.id)).hint(warned(document)))
+        }
+        _ => Ok(()),
+    };
     if as_json {
         let without_files = BackupDocument { files: Vec::new(), ..document.clone() };
-        return print::stdout(&print::json(&without_files)?);
+        print::stdout(&print::json(&without_files)?)?;
+        return verdict;
     }
     let took = document.ended_at.duration_since(document.started_at).unsigned_abs();
     print::stdout(&format!(
@@ -113,7 +121,20 @@ fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
         print::duration(took),
         document.end_lsn,
         document.end_timeline,
-    ))
+    ))?;
+    verdict?;
+    match found {
+        Some(found) => print::stdout(&format!("it is {found}\n")),
+        None => Ok(()),
+    }
+}
+
+/// What the server said of its damaged pages.
+fn warned(document: &BackupDocument) -> String {
+    /// Warnings that are repeated; all are in the log, and in the backup's own document.
+    const SHOWN: usize = 3;
+    let warnings: Vec<&str> = document.findings.warnings.iter().take(SHOWN).map(String::as_str).collect();
+    format!("The server warned: {}.", warnings.join("; "))
 }
 
 /// A bar on a terminal; elsewhere the end is said by the report.

@@ -34,7 +34,11 @@ pub fn describe(kind: Kind) -> (&'static str, &'static str, &'static str) {
             "what was asked for cannot be had, or would do harm; nothing was touched",
             "Ask for something else; the message says what can be had.",
         ),
-        Kind::Damaged => ("damaged", "stored data is missing, cut or altered", "Look at the object that is named."),
+        Kind::Damaged => (
+            "damaged",
+            "stored data is missing, cut or altered, or pages on the server's disk are",
+            "Look at the object or the file that is named.",
+        ),
         Kind::Diverged => (
             "diverged",
             "two sources of different bytes under one name",

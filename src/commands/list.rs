@@ -4,7 +4,7 @@ use super::print::{self, Align, Table};
 use super::{parts, time};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::repository::{Catalog, CoverageRun};
+use crate::repository::{BackupVerdict, Catalog, CoverageRun, Findings};
 use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -26,6 +26,9 @@ struct Window {
     stored_bytes: u64,
     consistent_from: Lsn,
     restorable_to: Option<Lsn>,
+    verdict: BackupVerdict,
+    #[serde(skip_serializing_if = "Findings::is_empty")]
+    findings: Findings,
 }
 
 #[derive(Serialize)]
@@ -103,6 +106,11 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     } else {
         backups.render()
     });
+    for window in &report.backups {
+        if let Some(found) = window.findings.in_words() {
+            text.push_str(&format!("{} is {found}\n", window.backup));
+        }
+    }
     for id in &report.unfinished_backups {
         text.push_str(&format!("unfinished: {id} (running, or interrupted; never used for a restore)\n"));
     }
@@ -163,6 +171,7 @@ struct Status {
     behind_bytes: Option<u64>,
     holes: usize,
     backup_needed: bool,
+    damaged_backups: usize,
 }
 
 /// Prints how the archive stands against the server.
@@ -171,7 +180,8 @@ struct Status {
 /// If the repository cannot be read; a server that is away is part of the answer.
 pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let report = read(&settings).await?;
-    let newest = report.backups.last();
+    let newest = report.backups.iter().rfind(|window| window.verdict != BackupVerdict::Damaged);
+    let damaged = report.backups.iter().filter(|window| window.verdict == BackupVerdict::Damaged).count();
     let server = match parts::connect(&settings).await {
         Ok(mut client) => client.identify_system().await.map(|system| system.flush_lsn).map_err(Into::into),
         Err(error) => Err(error),
@@ -189,6 +199,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         behind_bytes: server_lsn.zip(stored_to).map(|(server, stored)| server - stored),
         holes: report.lost_wal.len(),
         backup_needed: report.backup_needed,
+        damaged_backups: damaged,
     };
     if as_json {
         return print::stdout(&print::json(&status)?);
@@ -204,15 +215,19 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         (Ok(lsn), None) => format!("at {lsn}"),
         (Err(error), _) => format!("cannot be asked: {error}"),
     };
+    let mut lost = match (status.holes, status.backup_needed) {
+        (0, _) => "none".to_owned(),
+        (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
+        (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
+    };
+    if damaged > 0 {
+        lost.push_str(&format!("\ndamaged        {damaged} base backups, which no restore uses: see `seawall list`"));
+    }
     print::stdout(&format!(
         "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n",
         status.cluster,
         shown(status.restorable_to),
-        match (status.holes, status.backup_needed) {
-            (0, _) => "none".to_owned(),
-            (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
-            (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
-        },
+        lost,
     ))
 }
 
@@ -239,6 +254,8 @@ fn report(name: &str, catalog: Catalog) -> Report {
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
             restorable_to: (covered >= backup.end_lsn).then_some(covered),
+            verdict: backup.findings.verdict(),
+            findings: backup.findings.clone(),
         }
     };
     Report {

@@ -80,6 +80,8 @@ pub enum BackupEvent {
         end_lsn: Lsn,
         /// The timeline of that position.
         timeline: TimelineId,
+        /// The server has sent all of it, and then said that pages on its disk are damaged.
+        damage: Option<Box<ServerMessage>>,
     },
 }
 
@@ -95,6 +97,7 @@ pub struct BackupStream {
     copies: usize,
     end: Vec<Rows>,
     completed: bool,
+    damage: Option<Box<ServerMessage>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,7 +146,10 @@ pub(super) async fn start(
     };
     client.connection().set_streaming(true);
     let state = State::Between;
-    Ok((start, BackupStream { client, state, tablespaces, typed, copies: 0, end: Vec::new(), completed: false }))
+    Ok((
+        start,
+        BackupStream { client, state, tablespaces, typed, copies: 0, end: Vec::new(), completed: false, damage: None },
+    ))
 }
 
 /// The command in the grammar of the version (`repl_gram.y`): bare words up to 14, a list in parentheses since 15.
@@ -200,6 +206,11 @@ impl BackupStream {
                 return Err(PgError::protocol("the base backup has ended"));
             }
             let message = match self.client.connection().read().await {
+                // All of it is there: what comes of it is for others to say.
+                Ok(Message::Error(error)) if self.is_about_damage(&error) => {
+                    self.damage = Some(Box::new(error));
+                    continue;
+                }
                 Ok(Message::Error(error)) => Err(PgError::Server(Box::new(error))),
                 other => other,
             };
@@ -216,6 +227,15 @@ impl BackupStream {
                 }
             }
         }
+    }
+
+    /// The server found pages with wrong checksums, and says so behind the manifest and the end position
+    /// (`perform_base_backup` in `basebackup.c`).
+    fn is_about_damage(&self, error: &ServerMessage) -> bool {
+        /// `ERRCODE_DATA_CORRUPTED` (`src/backend/utils/errcodes.txt`).
+        const DATA_CORRUPTED: &str = "XX001";
+        let has_end = self.end.first().is_some_and(|rows| !rows.is_empty());
+        self.state == State::Behind && has_end && error.sqlstate == DATA_CORRUPTED
     }
 
     /// One step of the dialogue; `None` if there is nothing to tell.
@@ -242,11 +262,12 @@ impl BackupStream {
                 rows.ok_or_else(|| PgError::protocol("a second end of the base backup"))?.push(row);
             }
             (State::Behind, Message::CommandComplete(tag)) => self.completed |= tag == "BASE_BACKUP",
-            (State::Behind, Message::ReadyForQuery) if self.completed => {
+            (State::Behind, Message::ReadyForQuery) if self.completed || self.damage.is_some() => {
                 self.state = State::Ended;
                 let rows = self.end.pop().unwrap_or_default();
                 let end_lsn = rows.read("recptr", |text| text.parse().ok())?;
-                return Ok(Some(BackupEvent::End { end_lsn, timeline: rows.read("tli", parse_timeline)? }));
+                let (timeline, damage) = (rows.read("tli", parse_timeline)?, self.damage.take());
+                return Ok(Some(BackupEvent::End { end_lsn, timeline, damage }));
             }
             (_, other) => return Err(unexpected("a base backup", &other)),
         }

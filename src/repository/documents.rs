@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
 use std::collections::BTreeMap;
-use std::io;
+use std::{fmt, io};
 
 /// The repository's format. Raised only when an older Seawall would misread what a newer one writes; every Seawall
 /// reads all formats up to its own, and refuses later ones by number.
@@ -86,11 +86,101 @@ pub struct BackupDocument {
     pub stored_bytes: u64,
     /// SHA-256 of the manifest as PostgreSQL sent it.
     pub manifest_sha256: String,
+    /// What was found wrong with it while it was taken.
+    #[serde(default, skip_serializing_if = "Findings::is_empty")]
+    pub findings: Findings,
     /// The objects, in the order of their tar streams.
     pub parts: Vec<BackupPart>,
     /// Where each file is. Last, so that the rest can be read without it.
     #[serde(default)]
     pub files: Vec<BackupFile>,
+}
+
+/// What was found wrong with a base backup while it was taken.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Findings {
+    /// The server ended the backup with its error about checksums: pages on its disk are damaged, and so they are here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub damaged: bool,
+    /// Its warnings, which name files and blocks, in its own words; the first 1,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// How many pages Seawall rejected.
+    #[serde(default, skip_serializing_if = "is_zero_count")]
+    pub rejected_page_count: u64,
+    /// The first 1,000 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rejected_pages: Vec<RejectedPage>,
+}
+
+/// A page whose checksum, or header where there are no checksums, is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RejectedPage {
+    /// The file of the relation.
+    pub path: FilePath,
+    /// The page's number in the relation's fork: 131,072 are in a file of 1 GB.
+    pub block: u32,
+}
+
+impl fmt::Display for RejectedPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} page {}", self.path, self.block)
+    }
+}
+
+/// How far a base backup can be trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupVerdict {
+    /// Nothing was found.
+    Sound,
+    /// The server found nothing, and we rejected pages: they may have been torn while they were read.
+    Suspect,
+    /// The server found damaged pages on its disk. No restore uses it unless it is asked for by name.
+    Damaged,
+}
+
+impl Findings {
+    /// Nothing was found.
+    pub fn is_empty(&self) -> bool {
+        *self == Findings::default()
+    }
+
+    /// What they come to; warnings alone are no reason to distrust it.
+    pub fn verdict(&self) -> BackupVerdict {
+        match self {
+            Findings { damaged: true, .. } => BackupVerdict::Damaged,
+            Findings { rejected_page_count: 1.., .. } => BackupVerdict::Suspect,
+            _ => BackupVerdict::Sound,
+        }
+    }
+
+    /// What was found and what to do; `None` if nothing was.
+    pub fn in_words(&self) -> Option<String> {
+        /// Pages that are named.
+        const NAMED: usize = 3;
+        let named: Vec<String> = self.rejected_pages.iter().take(NAMED).map(ToString::to_string).collect();
+        let more = self.rejected_page_count.saturating_sub(named.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let pages = match named.as_slice() {
+            [] => String::new(),
+            named => format!(": {}{more}", named.join(", ")),
+        };
+        match self.verdict() {
+            BackupVerdict::Sound => None,
+            BackupVerdict::Suspect => Some(format!(
+                "suspect: {} pages are not as PostgreSQL writes them, though the server accepted them{pages}. They may have been \
+                 torn while they were read: take another base backup, and if the same pages are in it again, look at the \
+                 relations with pg_amcheck",
+                self.rejected_page_count
+            )),
+            BackupVerdict::Damaged => Some(format!(
+                "damaged: the server found pages with wrong checksums on its disk{pages}. No restore uses this backup unless \
+                 it is named with --backup. Keep the backups before it, look at the disk, and mend the relations \
+                 (a standby may have them whole)"
+            )),
+        }
+    }
 }
 
 /// A piece of one timeline's WAL that recovery needs.
@@ -174,6 +264,14 @@ impl<'de> Deserialize<'de> for BackupFile {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+fn is_zero_count(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 /// `index/<timeline>/heartbeat-….json`: the server lived at `time` and had no WAL beyond `flush_lsn`.
@@ -360,6 +458,12 @@ mod tests {
             plain_bytes: 20 << 20,
             stored_bytes: 100,
             manifest_sha256: "ab".repeat(32),
+            findings: Findings {
+                damaged: true,
+                warnings: vec!["checksum verification failed in file \"base/5/16384\", block 7".into()],
+                rejected_page_count: 1,
+                rejected_pages: vec![RejectedPage { path: path(b"base/5/16384"), block: 7 }],
+            },
             parts: vec![
                 BackupPart {
                     archive: "base".into(),

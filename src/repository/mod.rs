@@ -13,8 +13,8 @@ mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
 pub use documents::{
-    BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, Cluster, Continuation, DeadBranchNote,
-    FORMAT_VERSION, GapNote, Heartbeat, WalNeed,
+    BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation,
+    DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, RejectedPage, WalNeed,
 };
 pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};

@@ -4,7 +4,7 @@ use super::refusal;
 use super::request::{Request, Target};
 use super::route::{Covered, Route};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, Catalog};
+use crate::repository::{BackupDocument, BackupVerdict, Catalog};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId};
 use jiff::Timestamp;
 
@@ -81,6 +81,15 @@ impl<'a> Choice<'a> {
                 return Err(refusal::not_on_path(self, backup));
             }
             on_path = vec![backup];
+        } else {
+            // Of use to whoever has nothing else, and asks for it.
+            let (damaged, usable): (Vec<_>, Vec<_>) = on_path.into_iter().partition(|backup| is_damaged(backup));
+            on_path = usable;
+            if on_path.is_empty()
+                && let Some(refused) = refusal::all_damaged(&damaged)
+            {
+                return Err(refused);
+            }
         }
         let mut candidates = Vec::new();
         let mut until = None;
@@ -169,6 +178,10 @@ fn known_history(catalog: &Catalog, timeline: TimelineId) -> Result<History> {
         .hint("Was it deleted? PostgreSQL cannot recover to a timeline without it: copy it back from the server's pg_wal.")),
         None => Err(refusal::unknown_timeline(catalog, timeline)),
     }
+}
+
+fn is_damaged(backup: &BackupDocument) -> bool {
+    backup.findings.verdict() == BackupVerdict::Damaged
 }
 
 /// True if recovery along `history` can begin with `backup`: it lies wholly on the path.

@@ -277,7 +277,7 @@ fn requirements(document: &BackupDocument, survey: &Survey) -> BTreeMap<String, 
 }
 
 fn notes(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = candidate.backup.findings.in_words().into_iter().collect();
     let until = candidate.covered.until;
     if let (Target::End, Some(next)) = (&choice.request.target, candidate.covered.next) {
         notes.push(format!(

@@ -7,7 +7,7 @@ use super::request::{Request, Target, TargetAction};
 use super::survey::{Span, Survey, Surveyor};
 use super::testing::{CatalogBuilder, MIB, at, commit, other, record};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Catalog, Gap};
+use crate::repository::{BackupId, Catalog, Gap};
 use crate::wal::{Lsn, Record, RecordKind, TimelineId, WalRange};
 use proptest::prelude::*;
 
@@ -60,6 +60,32 @@ fn simple(end: u64) -> (Catalog, Vec<Record>) {
     }
     records.sort_by_key(|record| record.start);
     (builder.catalog, records)
+}
+
+/// The server found damaged pages while it was taken.
+fn damage(catalog: &mut Catalog, backup: usize) -> BackupId {
+    let document = catalog.backups[backup].document.as_mut().unwrap();
+    document.findings.damaged = true;
+    document.id.clone()
+}
+
+#[test]
+fn a_damaged_backup_is_used_only_when_it_is_named() {
+    // Given two backups, the newer of which is damaged
+    let (mut catalog, records) = simple(12 * MIB);
+    let newer = damage(&mut catalog, 1);
+    // When the end is asked for, then the older one leads there
+    let older = catalog.backups[0].id.clone();
+    assert_eq!(plan(&catalog, &request(Target::End), &records).unwrap().backup.id, older);
+    // And the newer one if it is asked for, with a note of what it is
+    let by_name = Request { backup: Some(newer.clone()), ..request(Target::End) };
+    let planned = plan(&catalog, &by_name, &records).unwrap();
+    assert_eq!(planned.backup.id, newer);
+    assert!(planned.notes.iter().any(|note| note.starts_with("damaged: ")), "{:?}", planned.notes);
+    // When there is no other, then that is said, and which it is
+    damage(&mut catalog, 0);
+    let said = refused(&catalog, &request(Target::End), &records);
+    assert!(said.contains("damaged on the server's disk") && said.contains(&format!("--backup {newer}")), "{said}");
 }
 
 #[test]
@@ -296,7 +322,7 @@ fn names_that_are_not_known_are_refused_with_those_that_are() {
     let catalog = forked();
     let text = refused(&catalog, &Request { timeline: Some(TimelineId(9)), ..request(Target::End) }, &[]);
     assert!(text.contains("timeline 9") && text.contains("1, 2"), "{text}");
-    let id = crate::repository::BackupId::at(at(1), 0);
+    let id = BackupId::at(at(1), 0);
     let text = refused(&catalog, &Request { backup: Some(id), ..request(Target::End) }, &[]);
     assert!(text.contains("not in the repository") && text.contains("20261120T000140Z"), "{text}");
     // A backup of the dead branch, without saying so.

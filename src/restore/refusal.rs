@@ -46,6 +46,20 @@ pub(super) fn not_on_path(choice: &Choice<'_>, backup: &BackupDocument) -> Error
         .hint(format!("Give --timeline {own} to stay on the backup's own, or leave --backup out."))
 }
 
+/// There is no backup on the path but these, whose pages the server found damaged.
+pub(super) fn all_damaged(damaged: &[&BackupDocument]) -> Option<Error> {
+    let newest = damaged.first()?;
+    let what = format!(
+        "every backup on the path has pages that were damaged on the server's disk; the newest is {}",
+        newest.id
+    );
+    Some(refused(what).hint(format!(
+        "Is there another copy of the cluster, such as a standby? If not, --backup {} restores it as it is, with the damaged \
+         pages (`seawall list` shows how many).",
+        newest.id
+    )))
+}
+
 pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> Error {
     let timeline = choice.route.history.timeline;
     let Some(first) = on_path.last() else {

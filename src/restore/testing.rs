@@ -1,7 +1,9 @@
 //! Invented catalogues and records for the tests of this module.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use crate::repository::{BackupDocument, BackupEntry, BackupId, Catalog, Cluster, Coverage, FORMAT_VERSION, Stored};
+use crate::repository::{
+    BackupDocument, BackupEntry, BackupId, Catalog, Cluster, Coverage, FORMAT_VERSION, Findings, Stored,
+};
 use crate::wal::{History, Lsn, Record, RecordKind, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -112,6 +114,7 @@ impl CatalogBuilder {
             plain_bytes: 1000,
             stored_bytes: 100,
             manifest_sha256: String::new(),
+            findings: Findings::default(),
             parts: Vec::new(),
             files: Vec::new(),
         };

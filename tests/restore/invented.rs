@@ -5,7 +5,7 @@ use bytes::Bytes;
 use seawall::codec::{Codec, FRAME_BYTES, FrameEncoder};
 use seawall::repository::{
     Archive, BackupBegin, BackupDocument, BackupId, BackupPart, BackupTablespace, Catalog, Cluster, Continuation,
-    FORMAT_VERSION, FilePath, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
+    FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
 };
 use seawall::restore::{FetchCommand, Plan, Request, RestoreOptions, Target, TargetAction};
 use seawall::runtime::Clock;
@@ -136,6 +136,7 @@ impl Invented {
             plain_bytes: parts.iter().map(|part| part.plain_bytes).sum(),
             stored_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
             manifest_sha256: hex(&Sha256::digest(manifest.as_bytes())),
+            findings: Findings::default(),
             parts,
             files: Vec::new(),
         };

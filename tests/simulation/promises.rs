@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use seawall::backup::{RepositoryWaiter, WalWaiter};
 use seawall::error::Kind;
 use seawall::repository::{
-    BackupBegin, BackupDocument, BackupId, Catalog, FORMAT_VERSION, Key, Repository, WalNeed, WalReader, Writer,
+    BackupBegin, BackupDocument, BackupId, Catalog, FORMAT_VERSION, Findings, Key, Repository, WalNeed, WalReader,
+    Writer,
 };
 use seawall::restore::{Plan, Request, Target, TargetAction, plan};
 use seawall::store::Store;
@@ -63,6 +64,7 @@ impl Marker {
             plain_bytes: 0,
             stored_bytes: 0,
             manifest_sha256: String::new(),
+            findings: Findings::default(),
             parts: Vec::new(),
             files: Vec::new(),
         };
