@@ -42,6 +42,17 @@ pub struct Fixture {
 impl Fixture {
     /// `pgbench_scale`: 15 MB of tables each, and about as much WAL. With the server's files below `server_files`.
     pub async fn create(pgbench_scale: u32, segment_mib: u32, server_files: &str) -> Fixture {
+        let options = ServerOptions { wal_segment_mib: Some(segment_mib), ..ServerOptions::default() };
+        Fixture::of(pgbench_scale, options, server_files).await
+    }
+
+    /// The same on the disk, with data checksums or without.
+    pub async fn with_checksums(pgbench_scale: u32, data_checksums: bool) -> Fixture {
+        let options = ServerOptions { wal_segment_mib: Some(16), data_checksums, ..ServerOptions::default() };
+        Fixture::of(pgbench_scale, options, DISK).await
+    }
+
+    async fn of(pgbench_scale: u32, options: ServerOptions, server_files: &str) -> Fixture {
         let settings = [
             // One checkpoint, ours: otherwise the server's own work falls into one run and not into another.
             ("max_wal_size", "16GB"),
@@ -52,7 +63,8 @@ impl Fixture {
             ("max_wal_senders", "20"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let options = ServerOptions { settings, wal_segment_mib: Some(segment_mib), ..ServerOptions::default() };
+        let segment_mib = options.wal_segment_mib.unwrap_or(16);
+        let options = ServerOptions { settings, ..options };
         let server = Postgres::create_below(Path::new(server_files), DEBIAN, options).await;
         server.sql(&format!("SELECT pg_create_physical_replication_slot('{HELD}', true)")).await.unwrap();
         pgbench_tables(&server, pgbench_scale).await;

@@ -121,10 +121,14 @@ async fn measure(scale: &Scale, names: &[&str]) {
             latency::synchronous(scale, &fixture).await;
         }
     }
+    if wanted("backup") {
+        let fixture = Fixture::with_checksums(scale.small_scale, true).await;
+        throughput::base_backup(scale, &fixture, "every page's checksum verified").await;
+    }
     if wanted("backup") || wanted("restore") {
-        let fixture = Fixture::create(scale.small_scale, 16, fixture::DISK).await;
+        let fixture = Fixture::with_checksums(scale.small_scale, false).await;
         if wanted("backup") {
-            throughput::base_backup(scale, &fixture).await;
+            throughput::base_backup(scale, &fixture, "without data checksums").await;
         }
         if wanted("restore") {
             throughput::restore(scale, &fixture).await;

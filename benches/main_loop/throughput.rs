@@ -106,7 +106,7 @@ async fn memory_with_a_hanging_store(fixture: &Fixture) -> u64 {
     cost.rss_bytes
 }
 
-pub async fn base_backup(scale: &Scale, fixture: &Fixture) {
+pub async fn base_backup(scale: &Scale, fixture: &Fixture, which: &str) {
     let bytes = fixture.database_bytes;
     let mut rounds = Vec::new();
     for _ in 0..scale.discarded + scale.rounds {
@@ -122,7 +122,7 @@ pub async fn base_backup(scale: &Scale, fixture: &Fixture) {
         rounds.push([ours, raw]);
     }
     let names = ["`seawall backup` to S3", "`pg_basebackup -X none -Ft -D -` to /dev/null"];
-    report(&format!("A base backup of {}", mb(bytes)), bytes, &names, &rounds[scale.discarded..]);
+    report(&format!("A base backup of {}, {which}", mb(bytes)), bytes, &names, &rounds[scale.discarded..]);
 }
 
 pub async fn restore(scale: &Scale, fixture: &Fixture) {
