@@ -312,6 +312,11 @@ mod tests {
                         files.extend(frame.files);
                         contents.resize(files.len(), Vec::new());
                         for span in frame.spans {
+                            let before: &Vec<u8> = &contents[span.file as usize];
+                            let (page, within) = (before.len() / PAGE_BYTES, before.len() % PAGE_BYTES);
+                            let pages = span.pages.expect("these are relations");
+                            assert_eq!(pages.first as usize, page, "the page that a span begins in");
+                            assert!(pages.head == before[before.len() - within..], "the beginning of that page");
                             contents[span.file as usize].extend(&frame.plain[span.start..span.start + span.bytes]);
                         }
                         part.extend_from_slice(&frame.plain);

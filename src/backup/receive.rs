@@ -18,6 +18,9 @@ use tokio::sync::{mpsc, watch};
 /// The warnings that are kept; the rest is in the log.
 const WARNINGS_MAX: usize = 1000;
 
+/// Of each so much: a path and a block number are in it, and a server may send megabytes.
+const WARNING_CHARS_MAX: usize = 500;
+
 /// The warnings that an error repeats.
 const WARNINGS_SHOWN: usize = 3;
 
@@ -102,6 +105,10 @@ impl<S: EventSource> Receiver<S> {
                 BackupEvent::End { end_lsn, timeline, damage } => {
                     self.end_archive().await?;
                     self.send_manifest().await?;
+                    if let Some(damage) = &damage {
+                        tracing::error!(%damage, "the server calls its own pages damaged");
+                        self.warnings.push(shortened(&damage.message));
+                    }
                     let (end, damaged) = ((timeline, end_lsn), damage.is_some());
                     return Ok(Read { end, damaged, warnings: self.warnings });
                 }
@@ -163,7 +170,7 @@ impl<S: EventSource> Receiver<S> {
         tracing::warn!(%notice, "the server warns during the base backup");
         self.progress.send_modify(|progress| progress.warnings += 1);
         if self.warnings.len() < WARNINGS_MAX {
-            self.warnings.push(notice.message.clone());
+            self.warnings.push(shortened(&notice.message));
         }
     }
 
@@ -178,6 +185,10 @@ impl<S: EventSource> Receiver<S> {
         let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
         shown.hint(hint)
     }
+}
+
+fn shortened(message: &str) -> String {
+    message.chars().take(WARNING_CHARS_MAX).collect()
 }
 
 fn not_tar(error: TarError) -> Error {

@@ -265,7 +265,7 @@ async fn a_backup_with_damaged_pages_is_kept_and_says_so() {
     let store = Arc::new(MemoryStore::new());
     let document = store_from(script, store.clone(), Answer(Ok(()))).await.unwrap();
     assert_eq!(document.findings.verdict(), BackupVerdict::Damaged);
-    assert_eq!(document.findings.warnings, [warning]);
+    assert_eq!(document.findings.warnings, [warning, "checksum verification failure during base backup"]);
     assert!(names(store.as_ref()).await.contains(&format!("{FOLDER}backup.json")));
 }
 

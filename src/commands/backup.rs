@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BackupVerdict, Layout, Repository, Writer};
 use crate::runtime::{Clock, Shutdown};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 /// Takes the backup and prints what it became.
 ///
 /// # Errors
-/// Whatever keeps it from existing.
+/// Whatever keeps it from existing; [`Kind::Damaged`] for one that exists, of a server with damaged pages.
 pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
     let shutdown = Shutdown::default();
     let _signals = signals::watch(shutdown.clone())?;
@@ -107,13 +108,21 @@ fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
         _ => Ok(()),
     };
     if as_json {
-        let without_files = BackupDocument { files: Vec::new(), ..document.clone() };
-        print::stdout(&print::json(&without_files)?)?;
+        #[derive(Serialize)]
+        struct Taken {
+            verdict: BackupVerdict,
+            #[serde(flatten)]
+            document: BackupDocument,
+        }
+        let document = BackupDocument { files: Vec::new(), ..document.clone() };
+        let taken = Taken { verdict: document.findings.verdict(), document };
+        print::stdout(&print::json(&taken)?)?;
         return verdict;
     }
     let took = document.ended_at.duration_since(document.started_at).unsigned_abs();
+    let is = if verdict.is_ok() { "complete" } else { "stored, but damaged" };
     print::stdout(&format!(
-        "base backup {} is complete: {} in {} files, stored as {} in {}, consistent from {} on timeline {}\n",
+        "base backup {} is {is}: {} in {} files, stored as {} in {}, consistent from {} on timeline {}\n",
         document.id,
         print::size(document.plain_bytes),
         document.files.len(),

@@ -43,7 +43,7 @@ impl Backups {
             let found = self.look().await.ok();
             let is_settled = found.as_ref().is_some_and(|found| found.unanswered.is_none());
             if let Some(found) = found {
-                let unanswered = found.unanswered;
+                let (unanswered, wants_backup) = (found.unanswered, found.wants_backup);
                 if found.newest_backup.is_some() && found.newest_backup != newest {
                     newest = found.newest_backup;
                     looks.found_new_backup();
@@ -56,7 +56,7 @@ impl Backups {
                     tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
                 }
                 told = unanswered;
-                if unanswered.is_some() && self.is_ours() && self.settings.run.backup_after_gap {
+                if wants_backup && self.is_ours() && self.settings.run.backup_after_gap {
                     if let Err(error) = self.answer().await {
                         let pause = backoff.next_pause();
                         let hint = error.hint_text().unwrap_or_default();

@@ -262,7 +262,7 @@ async fn check_gaps(settings: &Settings, store: Arc<dyn Store>, cluster: Cluster
         (gaps, None) => findings.ok("lost WAL", format!("{gaps} gaps, with a base backup behind the last")),
         (gaps, Some(last)) => findings.warning(
             "lost WAL",
-            format!("{gaps} gaps, the last from {} to {}, and no base backup behind it", last.start, last.end),
+            format!("{gaps} gaps, the last from {} to {}, and no sound base backup behind it", last.start, last.end),
             "Nothing behind it can be restored: run `seawall backup` if `seawall run` does not do it by itself.",
         ),
     }

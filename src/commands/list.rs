@@ -12,7 +12,7 @@ use serde::Serialize;
 
 /// Where that is so.
 const BACKUP_NEEDED: &str =
-    "no base backup was taken behind the last gap: nothing behind it can be restored; run `seawall backup`";
+    "no sound base backup was taken behind the last gap: nothing behind it can be restored; run `seawall backup`";
 
 /// What can be restored from one base backup.
 #[derive(Serialize)]
@@ -98,7 +98,12 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
             print::size(window.stored_bytes),
             window.timeline.to_string(),
             window.consistent_from.to_string(),
-            window.restorable_to.map_or_else(|| "not restorable: its WAL is missing".to_owned(), |to| to.to_string()),
+            match (window.restorable_to, window.verdict) {
+                (None, _) => "not restorable: its WAL is missing".to_owned(),
+                (Some(to), BackupVerdict::Sound) => to.to_string(),
+                (Some(to), BackupVerdict::Suspect) => format!("{to} (suspect)"),
+                (Some(to), BackupVerdict::Damaged) => format!("{to} (damaged)"),
+            },
         ]);
     }
     text.push_str(&if backups.is_empty() {
@@ -221,7 +226,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
     };
     if damaged > 0 {
-        lost.push_str(&format!("\ndamaged        {damaged} base backups, which no restore uses: see `seawall list`"));
+        lost.push_str(&format!("\ndamaged        {damaged} of the base backups, which no restore uses unless it is named: see `seawall list`"));
     }
     print::stdout(&format!(
         "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n",

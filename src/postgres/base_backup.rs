@@ -20,7 +20,7 @@ pub struct BaseBackupOptions {
     pub fast_checkpoint: bool,
     /// The server sends no faster than this, KiB per second (32 to 1048576).
     pub max_rate_kib: Option<u32>,
-    /// The server checks its data checksums while it reads, and fails the backup at its end if some are wrong.
+    /// The server checks its data checksums while it reads, and says at the end of the backup if some are wrong.
     pub verify_checksums: bool,
 }
 
@@ -71,10 +71,10 @@ pub enum BackupEvent {
     Manifest,
     /// How much of the total is done, bytes; from 15 on.
     Progress(u64),
-    /// What the server says meanwhile; a WARNING names a page with a wrong checksum, and the backup will fail.
+    /// What the server says meanwhile; a WARNING may name a page with a wrong checksum.
     Notice(ServerMessage),
-    /// Everything was sent and the server calls it a success. Comes only after CommandComplete and ReadyForQuery: a
-    /// failure may follow the manifest.
+    /// Everything was sent. Comes only after the server's last word, which may be that pages are damaged; any other error
+    /// behind the manifest means that there is no backup.
     End {
         /// Recovery must reach this position.
         end_lsn: Lsn,

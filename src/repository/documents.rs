@@ -102,7 +102,7 @@ pub struct Findings {
     /// The server ended the backup with its error about checksums: pages on its disk are damaged, and so they are here.
     #[serde(default, skip_serializing_if = "is_false")]
     pub damaged: bool,
-    /// Its warnings, which name files and blocks, in its own words; the first 1,000.
+    /// Its warnings, which name files and blocks, and its error, in its own words; the first 1,000, of 500 characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// How many pages Seawall rejected.
@@ -134,7 +134,7 @@ impl fmt::Display for RejectedPage {
 pub enum BackupVerdict {
     /// Nothing was found.
     Sound,
-    /// The server found nothing, and we rejected pages: they may have been torn while they were read.
+    /// The server complained of nothing (without checksums it looks at nothing), and we rejected pages.
     Suspect,
     /// The server found damaged pages on its disk. No restore uses it unless it is asked for by name.
     Damaged,
@@ -169,15 +169,13 @@ impl Findings {
         match self.verdict() {
             BackupVerdict::Sound => None,
             BackupVerdict::Suspect => Some(format!(
-                "suspect: {} pages are not as PostgreSQL writes them, though the server accepted them{pages}. They may have been \
-                 torn while they were read: take another base backup, and if the same pages are in it again, look at the \
-                 relations with pg_amcheck",
-                self.rejected_page_count
+                "suspect: it has pages that are not as PostgreSQL writes them, of which the server did not complain{pages}. Take \
+                 another base backup; if the same pages are in it, look at the relations with pg_amcheck"
             )),
             BackupVerdict::Damaged => Some(format!(
                 "damaged: the server found pages with wrong checksums on its disk{pages}. No restore uses this backup unless \
-                 it is named with --backup. Keep the backups before it, look at the disk, and mend the relations \
-                 (a standby may have them whole)"
+                 --backup names it. Keep the backups before it, look at the disk, and mend the relations (a standby may have \
+                 them whole)"
             )),
         }
     }
@@ -431,10 +429,10 @@ pub(super) mod decimal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn sample() -> BackupDocument {
+    pub(in crate::repository) fn sample() -> BackupDocument {
         let path = |text: &[u8]| FilePath::parse(text).unwrap();
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
         BackupDocument {

@@ -1,7 +1,7 @@
 //! Recorded holes and the base backups that answer them. Nothing behind a hole can be restored until a base backup that
 //! begins behind it is finished.
 
-use super::documents::BackupBegin;
+use super::documents::{BackupBegin, BackupDocument, BackupVerdict};
 use super::layout::Key;
 use super::{Catalog, Repository};
 use crate::error::Result;
@@ -33,16 +33,19 @@ pub struct Loss {
     pub newest_backup: Option<BackupBegin>,
     /// Recorded holes, of all timelines.
     pub gaps: Vec<WalRange>,
-    /// The last hole, if no base backup begins behind it.
+    /// The last hole, if no sound base backup begins behind it: nothing behind it can be restored.
     pub unanswered: Option<WalRange>,
+    /// And no damaged one does either. Another one would be as damaged, until somebody has mended the server.
+    pub wants_backup: bool,
 }
 
 impl Catalog {
-    /// The last hole on the way to the timeline that was archived last behind which no base backup begins.
+    /// The last hole on the way to the timeline that was archived last behind which no sound base backup begins.
     pub fn unanswered_gap(&self) -> Option<WalRange> {
         let in_gaps = self.gaps.iter().map(|gap| gap.range.timeline).max();
         let history = self.history(self.followed_timeline().max(in_gaps)?);
-        let backups = self.finished_backups().map(|backup| (backup.timeline, backup.start_lsn));
+        let sound = self.finished_backups().filter(|backup| backup.findings.verdict() != BackupVerdict::Damaged);
+        let backups = sound.map(|backup| (backup.timeline, backup.start_lsn));
         unanswered_gap(&history, self.gaps.iter().map(|gap| gap.range), backups)
     }
 }
@@ -54,18 +57,33 @@ impl Repository {
     /// # Errors
     /// If the store fails or the document is unreadable.
     pub async fn newest_backup(&self, before: Option<(TimelineId, Option<Lsn>)>) -> Result<Option<BackupBegin>> {
+        let is_wanted = |begin: &BackupBegin| {
+            before.is_none_or(|(timeline, switch)| {
+                begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch)
+            })
+        };
+        self.newest_backup_that(is_wanted, false).await
+    }
+
+    async fn newest_backup_that(
+        &self,
+        is_wanted: impl Fn(&BackupBegin) -> bool,
+        is_sound: bool,
+    ) -> Result<Option<BackupBegin>> {
         let level = self.store.list_level(&self.layout.base_prefix()).await?;
         let mut ids: Vec<_> =
             level.prefixes.iter().filter_map(|prefix| self.layout.parse_backup_prefix(prefix)).collect();
         ids.sort();
         for id in ids.into_iter().rev() {
             let begin: Option<BackupBegin> = self.read_document(&Key::BackupBegin(id.clone())).await?;
-            let is_wanted = |begin: &BackupBegin| {
-                before.is_none_or(|(timeline, switch)| {
-                    begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch)
-                })
-            };
-            let Some(begin) = begin.filter(is_wanted) else { continue };
+            let Some(begin) = begin.filter(&is_wanted) else { continue };
+            if is_sound {
+                let document: Option<BackupDocument> = self.read_document(&Key::BackupEnd(id)).await?;
+                if document.is_some_and(|document| document.findings.verdict() != BackupVerdict::Damaged) {
+                    return Ok(Some(begin));
+                }
+                continue;
+            }
             match self.store.head(&self.layout.name(&Key::BackupEnd(id))).await {
                 Ok(_) => return Ok(Some(begin)),
                 Err(error) if error.kind == StoreErrorKind::NotFound => {}
@@ -88,23 +106,33 @@ impl Repository {
             let notes = self.read_gaps(timeline).await?;
             gaps.extend(notes.iter().map(|note| WalRange { timeline, start: note.start, end: note.end }));
         }
-        let unanswered = match followed.or(timelines.last().copied()) {
+        let (unanswered, wants_backup) = match followed.or(timelines.last().copied()) {
             Some(timeline) if !gaps.is_empty() => {
                 let text = self.read_history_file(timeline).await?;
                 let path = text.and_then(|text| History::parse(timeline, &text).ok());
                 let path = path.unwrap_or_else(|| History::root(timeline));
-                let backup = newest_backup.as_ref().map(|begin| (begin.timeline, begin.start_lsn));
-                unanswered_gap(&path, gaps.iter().copied(), backup)
+                let sound = self.newest_backup_that(|_| true, true).await?;
+                let unanswered_by = |backup: &Option<BackupBegin>| {
+                    let backup = backup.as_ref().map(|begin| (begin.timeline, begin.start_lsn));
+                    unanswered_gap(&path, gaps.iter().copied(), backup)
+                };
+                (unanswered_by(&sound), unanswered_by(&newest_backup).is_some())
             }
-            _ => None,
+            _ => (None, false),
         };
-        Ok(Loss { newest_backup, gaps, unanswered })
+        Ok(Loss { newest_backup, gaps, unanswered, wants_backup })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Codec;
+    use crate::repository::documents::{FORMAT_VERSION, Findings, GapNote, tests::sample};
+    use crate::repository::{BackupId, Layout, Writer};
+    use crate::store::MemoryStore;
+    use crate::wal::SegmentSize;
+    use std::sync::Arc;
 
     fn gap(timeline: u32, start: u64, end: u64) -> WalRange {
         WalRange { timeline: TimelineId(timeline), start: Lsn(start), end: Lsn(end) }
@@ -121,6 +149,48 @@ mod tests {
         assert_eq!(unanswered(&[399]), Some(gap(1, 300, 400)), "one that begins inside needs what is lost");
         assert_eq!(unanswered(&[50, 400]), None);
         assert_eq!(unanswered_gap(&history, [], []), None);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_backup_answers_no_hole_and_no_other_is_wanted() {
+        // Given a hole, and nothing behind it
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Codec::Lz4);
+        let repository = Repository { store: Arc::new(MemoryStore::new()), layout: layout.clone() };
+        let writer = Writer::new(repository.store.clone(), layout, 7);
+        let lost = gap(1, 0x100, 0x200);
+        let (timeline, found_at) = (lost.timeline, jiff::Timestamp::UNIX_EPOCH);
+        let (start, end, reason) = (lost.start, lost.end, "a test's".to_owned());
+        let note = GapNote { format: FORMAT_VERSION, timeline, start, end, found_at, reason };
+        writer.store_document(&Key::Gap(lost), &note).await.unwrap();
+        let look = async || {
+            let loss = repository.read_loss(Some(timeline)).await.unwrap();
+            (loss.unanswered, loss.wants_backup)
+        };
+        assert_eq!(look().await, (Some(lost), true));
+        // When a damaged backup is there, then it can be restored by name only, and another would be no better
+        let backup = async |name: &str, damaged: bool| {
+            let id = BackupId::parse(name).unwrap();
+            let (start_lsn, started_at) = (lost.end, found_at);
+            let begin = BackupBegin {
+                format: FORMAT_VERSION,
+                id: id.clone(),
+                system_identifier: 7,
+                started_at,
+                start_lsn,
+                timeline,
+            };
+            writer.store_document(&Key::BackupBegin(id.clone()), &begin).await.unwrap();
+            let findings = Findings { damaged, ..Findings::default() };
+            let document = BackupDocument { id: id.clone(), timeline, start_lsn, findings, ..sample() };
+            writer.store_document(&Key::BackupEnd(id), &document).await.unwrap();
+        };
+        backup("20261120T140300Z", true).await;
+        assert_eq!(look().await, (Some(lost), false));
+        // When a sound one follows, then the hole is answered, also behind one more that is damaged
+        backup("20261120T150300Z", false).await;
+        assert_eq!(look().await, (None, false));
+        backup("20261120T160300Z", true).await;
+        assert_eq!(look().await, (None, false));
     }
 
     #[test]

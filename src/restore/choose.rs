@@ -83,24 +83,13 @@ impl<'a> Choice<'a> {
             on_path = vec![backup];
         } else {
             // Of use to whoever has nothing else, and asks for it.
-            let (damaged, usable): (Vec<_>, Vec<_>) = on_path.into_iter().partition(|backup| is_damaged(backup));
-            on_path = usable;
-            if on_path.is_empty()
-                && let Some(refused) = refusal::all_damaged(&damaged)
-            {
-                return Err(refused);
-            }
+            on_path.retain(|backup| !is_damaged(backup));
         }
         let mut candidates = Vec::new();
         let mut until = None;
         for backup in &on_path {
-            let fits = match self.request.target {
-                Target::Time(time) => backup.started_at <= time,
-                Target::Lsn(lsn) => backup.end_lsn <= lsn,
-                Target::End | Target::Immediate | Target::Xid(_) | Target::Name(_) => true,
-            };
             let covered = self.route.covered(self.catalog, self.route.size.segment_start(backup.start_lsn));
-            if fits || self.request.backup.is_some() {
+            if self.fits(backup) || self.request.backup.is_some() {
                 candidates.push(Candidate { backup, covered, until, why: self.why(backup) });
             }
             // Only these are looked for from one backup after the other.
@@ -115,6 +104,26 @@ impl<'a> Choice<'a> {
             None => Err(refusal::before_first(self, &on_path)),
             Some(first) => self.check_stored(first).map(|()| candidates),
         }
+    }
+
+    /// True if it may reach the target.
+    fn fits(&self, backup: &BackupDocument) -> bool {
+        match self.request.target {
+            Target::Time(time) => backup.started_at <= time,
+            Target::Lsn(lsn) => backup.end_lsn <= lsn,
+            Target::End | Target::Immediate | Target::Xid(_) | Target::Name(_) => true,
+        }
+    }
+
+    /// The newest backup that may reach the target and was passed over because it is damaged.
+    pub(super) fn passed_over(&self) -> Option<&'a BackupDocument> {
+        let is_passed_over = |backup: &&BackupDocument| {
+            self.request.backup.is_none()
+                && is_damaged(backup)
+                && self.fits(backup)
+                && is_on_path(backup, &self.route.history)
+        };
+        self.catalog.finished_backups().filter(is_passed_over).max_by_key(|backup| (backup.end_lsn, backup.ended_at))
     }
 
     /// Fails if what is stored from the best candidate on does not reach the target; then no other can.
@@ -180,7 +189,8 @@ fn known_history(catalog: &Catalog, timeline: TimelineId) -> Result<History> {
     }
 }
 
-fn is_damaged(backup: &BackupDocument) -> bool {
+/// The server found damaged pages while it was taken.
+pub(super) fn is_damaged(backup: &BackupDocument) -> bool {
     backup.findings.verdict() == BackupVerdict::Damaged
 }
 

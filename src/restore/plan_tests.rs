@@ -62,6 +62,21 @@ fn simple(end: u64) -> (Catalog, Vec<Record>) {
     (builder.catalog, records)
 }
 
+#[test]
+fn a_refusal_names_the_damaged_backup_that_could_do_it() {
+    // Given two backups, the older of which is damaged, and a moment between them
+    let (mut catalog, records) = simple(12 * MIB);
+    let older = damage(&mut catalog, 0);
+    let said = refused(&catalog, &request(Target::Time(at(150))), &records);
+    assert!(
+        said.contains("lies before the first backup") && said.contains(&format!("--backup {older} does")),
+        "{said}"
+    );
+    // And a moment that not even that one reaches
+    let said = refused(&catalog, &request(Target::Time(at(50))), &records);
+    assert!(!said.contains("--backup"), "{said}");
+}
+
 /// The server found damaged pages while it was taken.
 fn damage(catalog: &mut Catalog, backup: usize) -> BackupId {
     let document = catalog.backups[backup].document.as_mut().unwrap();
@@ -85,7 +100,12 @@ fn a_damaged_backup_is_used_only_when_it_is_named() {
     // When there is no other, then that is said, and which it is
     damage(&mut catalog, 0);
     let said = refused(&catalog, &request(Target::End), &records);
-    assert!(said.contains("damaged on the server's disk") && said.contains(&format!("--backup {newer}")), "{said}");
+    assert!(
+        said.contains("there is no sound backup")
+            && said.contains("damaged on the server's disk")
+            && said.contains(&format!("--backup {newer}")),
+        "{said}"
+    );
 }
 
 #[test]
@@ -216,6 +236,10 @@ fn a_moment_in_a_hole_is_refused_with_both_its_sides() {
     let exclusive = Request { exclusive: true, ..request(Target::Lsn(Lsn(5 * MIB))) };
     assert!(plan(&catalog, &exclusive, &records).is_ok(), "as the refusal says");
     assert!(plan(&catalog, &request(Target::End), &records).is_ok());
+    // With a damaged one behind the hole, only that one leads there.
+    let behind = damage(&mut catalog, 1);
+    let text = refused(&catalog, &request(Target::End), &records);
+    assert!(text.contains(&format!("only a damaged backup: --backup {behind}")), "{text}");
     // Without a backup behind the hole, the end cannot be had either.
     catalog.backups.pop();
     let text = refused(&catalog, &request(Target::End), &records);

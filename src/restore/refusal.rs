@@ -1,6 +1,6 @@
 //! Why a target cannot be reached, and what can be instead. Pure: the words of a planner, in one place.
 
-use super::choose::{Candidate, Choice};
+use super::choose::{Candidate, Choice, is_damaged};
 use super::request::Target;
 use super::survey::Survey;
 use crate::error::{Error, Kind};
@@ -46,29 +46,37 @@ pub(super) fn not_on_path(choice: &Choice<'_>, backup: &BackupDocument) -> Error
         .hint(format!("Give --timeline {own} to stay on the backup's own, or leave --backup out."))
 }
 
-/// There is no backup on the path but these, whose pages the server found damaged.
-pub(super) fn all_damaged(damaged: &[&BackupDocument]) -> Option<Error> {
-    let newest = damaged.first()?;
-    let what = format!(
-        "every backup on the path has pages that were damaged on the server's disk; the newest is {}",
-        newest.id
-    );
-    Some(refused(what).hint(format!(
-        "Is there another copy of the cluster, such as a standby? If not, --backup {} restores it as it is, with the damaged \
-         pages (`seawall list` shows how many).",
-        newest.id
-    )))
-}
-
 pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> Error {
     let timeline = choice.route.history.timeline;
-    let Some(first) = on_path.last() else {
-        let elsewhere =
-            choice.catalog.finished_backups().map(|it| format!("{} on timeline {}", it.id, it.end_timeline));
-        return refused(format!("no finished backup lies on the path to timeline {timeline}"))
-            .hint(listed("finished backup", elsewhere));
-    };
-    earliest(&choice.request.target, first)
+    match (on_path.last(), choice.passed_over()) {
+        (Some(first), _) => or_damaged(choice, earliest(&choice.request.target, first)),
+        (None, Some(damaged)) => refused(format!(
+            "there is no sound backup on the path to timeline {timeline}: {} has pages that were damaged on the server's disk",
+            damaged.id
+        ))
+        .hint(format!(
+            "Is there another copy of the cluster, such as a standby? If not, --backup {} restores it with its damaged pages \
+             (`seawall list` names them).",
+            damaged.id
+        )),
+        (None, None) => {
+            let known = choice.catalog.finished_backups();
+            let elsewhere = known.map(|it| {
+                let damaged = if is_damaged(it) { ", damaged" } else { "" };
+                format!("{} on timeline {}{damaged}", it.id, it.end_timeline)
+            });
+            refused(format!("no finished backup lies on the path to timeline {timeline}"))
+                .hint(listed("finished backup", elsewhere))
+        }
+    }
+}
+
+/// Adds that a damaged backup was not tried.
+fn or_damaged(choice: &Choice<'_>, error: Error) -> Error {
+    let Some(damaged) = choice.passed_over() else { return error };
+    let hint = error.hint_text().unwrap_or_default();
+    let hint = format!("{hint} Backup {0} was not tried, because it is damaged: --backup {0} does.", damaged.id);
+    error.hint(hint)
 }
 
 /// The target lies before everything that `first`, the oldest backup, can reach.
@@ -87,7 +95,7 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Erro
         return before_first(choice, &[]);
     };
     let target = &choice.request.target;
-    match target {
+    let error = match target {
         Target::Xid(_) | Target::Name(_) => {
             let newest = tried.first().map_or(oldest.covered.until, |newest| newest.covered.until);
             let from = oldest.backup.end_lsn;
@@ -104,13 +112,17 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Erro
                 .hint("Leave --backup out: an older one may reach it.")
         }
         _ => earliest(target, oldest.backup),
-    }
+    };
+    or_damaged(choice, error)
 }
 
 /// What lies behind a hole: where, and from when on it can be reached.
 fn behind_hole(choice: &Choice<'_>, from: Lsn) -> String {
     let later = choice.catalog.finished_backups().filter(|backup| backup.start_lsn >= from);
-    match later.min_by_key(|backup| backup.end_lsn) {
+    match later.min_by_key(|backup| (is_damaged(backup), backup.end_lsn)) {
+        Some(backup) if is_damaged(backup) => {
+            format!("Behind the hole there is only a damaged backup: --backup {} restores it.", backup.id)
+        }
         Some(backup) => {
             format!("Behind the hole, the first that can be reached is {} (LSN {}).", backup.ended_at, backup.end_lsn)
         }
