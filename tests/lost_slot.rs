@@ -397,7 +397,10 @@ async fn a_gap_is_shown_everywhere_and_answered_with_a_base_backup() {
     let status = scene.seawall(&["status"]).run_ok().await.stdout;
     assert!(status.contains("no sound base backup was taken behind the last gap"), "{status}");
     let check = scene.seawall(&["check"]).run_ok().await.stdout;
-    assert!(check.contains(&format!("1 gaps, the last from {from} to {to}, and no sound base backup behind it")), "{check}");
+    assert!(
+        check.contains(&format!("1 gaps, the last from {from} to {to}, and no sound base backup behind it")),
+        "{check}"
+    );
     // and a restore to a moment inside or behind the gap is refused by name, with what is possible
     let into = scene.directory.path().join("restored");
     let plan = |lsn: &str| {
