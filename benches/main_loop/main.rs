@@ -39,6 +39,8 @@ const TEST: &str = "every_figure_can_be_measured";
 pub struct Scale {
     /// pgbench tables, in its own unit of 15 MB, whose WAL waits for the catch-up.
     waiting_scale: u32,
+    /// The same for base backups, and for restores.
+    backup_scale: u32,
     /// The same for all else.
     small_scale: u32,
     /// Large WAL segments, beside those of 16 MiB.
@@ -55,6 +57,7 @@ pub struct Scale {
 
 const FULL: Scale = Scale {
     waiting_scale: 150,
+    backup_scale: 105,
     small_scale: 35,
     large_segment_mib: 1024,
     discarded: 1,
@@ -66,6 +69,7 @@ const FULL: Scale = Scale {
 
 const TINY: Scale = Scale {
     waiting_scale: 2,
+    backup_scale: 2,
     small_scale: 2,
     large_segment_mib: 32,
     discarded: 0,
@@ -122,11 +126,11 @@ async fn measure(scale: &Scale, names: &[&str]) {
         }
     }
     if wanted("backup") {
-        let fixture = Fixture::with_checksums(scale.small_scale, true).await;
+        let fixture = Fixture::with_checksums(scale.backup_scale, true).await;
         throughput::base_backup(scale, &fixture, "every page's checksum verified").await;
     }
     if wanted("backup") || wanted("restore") {
-        let fixture = Fixture::with_checksums(scale.small_scale, false).await;
+        let fixture = Fixture::with_checksums(scale.backup_scale, false).await;
         if wanted("backup") {
             throughput::base_backup(scale, &fixture, "without data checksums").await;
         }
