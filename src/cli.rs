@@ -131,6 +131,9 @@ pub struct BackupArgs {
     /// Ask the server for an immediate checkpoint instead of a spread one: starts at once, costs it I/O
     #[arg(long)]
     pub fast: bool,
+    /// Ask the server to send no faster than this, in KiB per second, or with k or M behind it: 32k to 1024M
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub max_rate: Option<u32>,
     /// How the result is printed.
     #[command(flatten)]
     pub json: JsonArg,
@@ -255,6 +258,18 @@ fn parse_tablespace_map(text: &str) -> Result<TablespaceMap, String> {
     Ok(TablespaceMap { old: PathBuf::from(old), new: PathBuf::from(new) })
 }
 
+/// Reads a rate in KiB per second as `pg_basebackup --max-rate` does (`parse_max_rate` in `pg_basebackup.c`), within the
+/// server's own limits.
+fn parse_rate(text: &str) -> Result<u32, String> {
+    let (number, unit_kib) = match (text.strip_suffix('k'), text.strip_suffix('M')) {
+        (Some(number), _) => (number, 1),
+        (_, Some(number)) => (number, 1024),
+        _ => (text, 1),
+    };
+    let kib = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit_kib));
+    kib.filter(|kib| (32..=1_048_576).contains(kib)).ok_or_else(|| "give 32k to 1024M, such as 800k or 50M".to_owned())
+}
+
 /// `seawall list` and `seawall status`
 #[derive(Args, Debug)]
 pub struct ReportArgs {
@@ -334,7 +349,8 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
     (
         "backup",
         "  seawall backup --pg 'host=db user=seawall' --repo s3://backups/shop --fast
-  seawall backup --config /etc/seawall.toml --label before-upgrade --json",
+  seawall backup --config /etc/seawall.toml --label before-upgrade --json
+  seawall backup --config /etc/seawall.toml --max-rate 50M",
     ),
     (
         "restore",
@@ -490,6 +506,16 @@ mod tests {
         assert_eq!(parse_tablespace_map("/a\\=1=/c\\d"), Ok(map("/a=1", "/c\\d")));
         for text in ["", "=", "/a", "/a=", "a=/b", "/a=b", "/a=/b=/c"] {
             assert!(parse_tablespace_map(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_read_as_by_pg_basebackup() {
+        for (text, kib) in [("32", 32), ("800k", 800), ("50M", 51_200), ("1024M", 1_048_576)] {
+            assert_eq!(parse_rate(text), Ok(kib), "{text}");
+        }
+        for text in ["", "k", "31", "1025M", "-1", "1.5M", "50MB", "4294967295M", "10G"] {
+            assert!(parse_rate(text).is_err(), "{text:?} was taken");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use seawall::cli::{self, Cli, Command, LogFormat};
 use seawall::commands::exit::{Ending, ExitRule, render_error};
-use seawall::commands::{dispatch, print};
+use seawall::commands::{dispatch, print, progress};
 use seawall::config::Settings;
 use seawall::error::{Error, Kind, Result};
 use seawall::runtime;
@@ -83,7 +83,12 @@ fn start_logging(cli: &Cli, format: LogFormat) -> Result<()> {
         (_, 1) => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let filter = Targets::new().with_target("seawall", level).with_default(LevelFilter::WARN);
+    // How far a long command is, where there is no terminal for a bar.
+    let lines_of_progress = level.max(LevelFilter::INFO);
+    let filter = Targets::new()
+        .with_target("seawall", level)
+        .with_target(progress::TARGET, lines_of_progress)
+        .with_default(LevelFilter::WARN);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Json => tracing_subscriber::registry().with(filter).with(lines.json()).try_init(),

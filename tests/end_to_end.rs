@@ -216,6 +216,20 @@ async fn a_backup_taken_alone_leaves_no_hole_before_the_first_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_can_be_slowed_down_and_says_how_far_it_is() {
+    // Given a server, and a rate at which its 20 MB take more than ten seconds
+    let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    // When it is backed up where there is no terminal, then it says now and then how far it is, and works
+    let output = scene.seawall(&["backup", "--fast", "--max-rate", "1800k"]).run_ok().await;
+    let line = output.stderr.lines().find(|line| line.contains("copying"));
+    let line = line.unwrap_or_else(|| panic!("no line in ten seconds, or less than ten seconds: {}", output.stderr));
+    for field in ["done=", "of=", "per_second=", "remaining="] {
+        assert!(line.contains(field), "{line}");
+    }
+    assert!(output.stdout.contains("is complete"), "{}", output.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_files_and_other_segment_sizes_restore() {
     for mib in [1, 64] {
         // Given a table above 100 MB and segments that are not of the usual size

@@ -1,5 +1,6 @@
 //! `seawall backup`: one base backup now, beside `run` or alone.
 
+use super::progress::{self, Step};
 use super::{parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
@@ -9,11 +10,8 @@ use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BackupVerdict, Layout, Repository, Writer};
 use crate::runtime::{Clock, Shutdown};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::io::IsTerminal;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
 
 /// Takes the backup and prints what it became.
@@ -58,17 +56,18 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         if is_spare {
             archiving.begin_stop();
         }
-        let (progress, watched) = watch::channel(BackupProgress::default());
+        let (sender, watched) = watch::channel(BackupProgress::default());
         let options = BackupOptions {
             label: args.label.clone().unwrap_or_else(|| "seawall".to_owned()),
             fast_checkpoint: args.fast,
+            max_rate_kib: args.max_rate,
             ..BackupOptions::default()
         };
         let waiter = RepositoryWaiter::new(Repository { store: store.clone(), layout: layout.clone() });
-        let taken = take(client, &writer, &options, &clock, &waiter, progress);
+        let taken = take(client, &writer, &options, &clock, &waiter, sender);
         let document = tokio::select! {
             taken = Box::pin(taken) => taken,
-            never = show(watched) => match never {},
+            never = progress::show(watched, step) => match never {},
             () = shutdown.stop.cancelled() => Err(Error::new(Kind::Local, "the backup was interrupted")
                 .hint("What was stored of it is never used for a restore; run `seawall backup` again.")),
         };
@@ -146,28 +145,13 @@ fn warned(document: &BackupDocument) -> String {
     format!("The server warned: {}.", warnings.join("; "))
 }
 
-/// A bar on a terminal; elsewhere the end is said by the report.
-async fn show(mut progress: watch::Receiver<BackupProgress>) -> std::convert::Infallible {
-    if !std::io::stderr().is_terminal() {
-        return std::future::pending().await;
-    }
-    let bar = ProgressBar::new(0);
-    let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
-    while progress.changed().await.is_ok() {
-        let now = progress.borrow_and_update().clone();
-        bar.set_message(match now.phase {
-            BackupPhase::Checkpoint => "waiting for the checkpoint",
-            BackupPhase::Copying => "copying",
-            BackupPhase::WaitingForWal => "waiting for its WAL",
-            BackupPhase::Done => "done",
-        });
-        bar.set_length(now.total_bytes.unwrap_or(now.received_bytes).max(now.received_bytes));
-        bar.set_position(now.received_bytes);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bar.finish_and_clear();
-    std::future::pending().await
+fn step(progress: &BackupProgress) -> Step {
+    let what = match progress.phase {
+        BackupPhase::Checkpoint => "waiting for the checkpoint",
+        BackupPhase::Copying => "copying",
+        BackupPhase::WaitingForWal => "waiting for its WAL",
+        BackupPhase::Done => "done",
+    };
+    let done_bytes = progress.received_bytes;
+    Step { what, done_bytes, total_bytes: progress.total_bytes.unwrap_or(done_bytes) }
 }

@@ -11,6 +11,7 @@ mod looks;
 pub mod observer;
 mod parts;
 pub mod print;
+pub mod progress;
 mod restore;
 mod run;
 pub mod signals;

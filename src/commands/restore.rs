@@ -1,6 +1,7 @@
 //! `seawall restore`: plans, says what it will give, and does it. `wal-fetch` and `wal-push`: what servers run.
 
 use super::exit::Ending;
+use super::progress::{self, Step};
 use super::{parts, print, time};
 use crate::cli::{self, RestoreArgs};
 use crate::config::Settings;
@@ -12,8 +13,6 @@ use crate::restore::{
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -46,7 +45,7 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let (progress, watched) = watch::channel(RestoreProgress::default());
     let report = tokio::select! {
         report = Box::pin(execute(&repository, &plan, &options, progress)) => report?,
-        never = show(watched) => match never {},
+        never = progress::show(watched, step) => match never {},
     };
     if as_json { print::stdout(&print::json(&report)?) } else { print::stdout(&said(&report, begun.elapsed())) }
 }
@@ -125,24 +124,9 @@ fn said(report: &RestoreReport, took: Duration) -> String {
     text
 }
 
-/// A bar on a terminal; elsewhere the end is said by the report.
-async fn show(mut progress: watch::Receiver<RestoreProgress>) -> std::convert::Infallible {
-    if !std::io::stderr().is_terminal() {
-        return std::future::pending().await;
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
-        bar.set_style(style);
-    }
-    while progress.changed().await.is_ok() {
-        let now = *progress.borrow_and_update();
-        bar.set_message(if now.is_syncing { "syncing" } else { "restoring" });
-        bar.set_length(now.total_bytes);
-        bar.set_position(now.fetched_bytes);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bar.finish_and_clear();
-    std::future::pending().await
+fn step(progress: &RestoreProgress) -> Step {
+    let what = if progress.is_syncing { "syncing" } else { "restoring" };
+    Step { what, done_bytes: progress.fetched_bytes, total_bytes: progress.total_bytes }
 }
 
 /// `restore_command`: exit code 1 only for what is proven not to be there.
