@@ -237,7 +237,18 @@ async fn store_wal(server: &Server, target: &Target, manifest: &str) {
     }
 }
 
-/// A page that was altered on disk, behind PostgreSQL's back.
+/// A table of some pages, changed on disk behind PostgreSQL's back: the path of its file.
+async fn damaged_table(server: &Postgres, change: impl FnOnce(&mut [u8])) -> String {
+    server.sql("CREATE TABLE damaged AS SELECT generate_series(1, 5000) AS number").await.unwrap();
+    server.sql("CHECKPOINT").await.unwrap();
+    let relation = server.value("SELECT pg_relation_filepath('damaged')").await;
+    let path = server.data_directory().join(&relation);
+    let mut pages = std::fs::read(&path).unwrap();
+    change(&mut pages);
+    std::fs::write(&path, pages).unwrap();
+    relation
+}
+
 mod damaged_page {
     use super::*;
 
@@ -248,13 +259,7 @@ mod damaged_page {
         // Given a table with a damaged page in the midst of good ones
         let options = ServerOptions { data_checksums: true, ..ServerOptions::default() };
         let server = Postgres::create(version, options).await;
-        server.sql("CREATE TABLE damaged AS SELECT generate_series(1, 5000) AS number").await.unwrap();
-        server.sql("CHECKPOINT").await.unwrap();
-        let relation = server.value("SELECT pg_relation_filepath('damaged')").await;
-        let path = server.data_directory().join(&relation);
-        let mut pages = std::fs::read(&path).unwrap();
-        pages[3 * 8192 + 8000] ^= 1;
-        std::fs::write(&path, pages).unwrap();
+        let relation = damaged_table(&server, |pages| pages[3 * 8192 + 8000] ^= 1).await;
         // When it is backed up, then the backup exists, and the server's verdict is in it
         let target = Target::of(&server, "postgres").await;
         let document = target.take(&Unneeded).await.unwrap();
@@ -277,13 +282,7 @@ async fn without_checksums_a_page_whose_header_makes_no_sense_is_suspect() {
     // Given a server without checksums, and a page that was overwritten
     let server = Postgres::create(DEBIAN, ServerOptions::default()).await;
     assert_eq!(server.value("SHOW data_checksums").await, "off");
-    server.sql("CREATE TABLE damaged AS SELECT generate_series(1, 5000) AS number").await.unwrap();
-    server.sql("CHECKPOINT").await.unwrap();
-    let relation = server.value("SELECT pg_relation_filepath('damaged')").await;
-    let path = server.data_directory().join(&relation);
-    let mut pages = std::fs::read(&path).unwrap();
-    pages[2 * 8192 + 8..2 * 8192 + 100].fill(0xEE);
-    std::fs::write(&path, pages).unwrap();
+    let relation = damaged_table(&server, |pages| pages[2 * 8192 + 8..2 * 8192 + 100].fill(0xEE)).await;
     // When it is backed up, then that page is named, and nothing else of the cluster is
     let target = Target::of(&server, "postgres").await;
     let document = target.take(&Unneeded).await.unwrap();

@@ -80,22 +80,13 @@ pub async fn synchronous(scale: &Scale, fixture: &Fixture) {
     println!("{SYNCHRONOUS_COMMITS} a second, with `synchronous_standby_names = 'seawall'`.\n");
     println!("| PUT delayed by | what | p50 ms | p90 ms | p99 ms | measured | p99 by the PUT's |");
     println!("|---|---|---|---|---|---|---|");
-    let (mut unwaited, mut slice) = (Vec::new(), Slice::of(scale));
-    for _ in 0..SLICES {
-        unwaited.extend(slice.commits(fixture, Duration::ZERO).await);
-    }
-    println!("| | commit, nobody waits for the archive | {} | |", Percentiles::of(unwaited));
-    let in_memory = {
-        let receiver = fixture.receiver_in_memory().await;
-        fixture.set_synchronous(RECEIVER).await;
-        let mut waits = Vec::new();
-        for _ in 0..SLICES {
-            waits.extend(slice.commits(fixture, Duration::ZERO).await);
-        }
-        fixture.set_synchronous("").await;
-        block_in_place(|| receiver.kill());
-        Percentiles::of(waits)
-    };
+    let mut slice = Slice::of(scale);
+    println!("| | commit, nobody waits for the archive | {} | |", slice.undelayed_commits(fixture).await);
+    let receiver = fixture.receiver_in_memory().await;
+    fixture.set_synchronous(RECEIVER).await;
+    let in_memory = slice.undelayed_commits(fixture).await;
+    fixture.set_synchronous("").await;
+    block_in_place(|| receiver.kill());
     println!("| | commit, `pg_receivewal --synchronous` into memory | {in_memory} | |");
     for delay in PUT_DELAYS {
         let directory = fixture.empty_directory();
@@ -157,6 +148,15 @@ impl Slice {
             }
         }
         seconds
+    }
+
+    /// As many as all slices have, where nothing delays them.
+    async fn undelayed_commits(&self, fixture: &Fixture) -> Percentiles {
+        let mut seconds = Vec::new();
+        for _ in 0..SLICES {
+            seconds.extend(self.commits(fixture, Duration::ZERO).await);
+        }
+        Percentiles::of(seconds)
     }
 
     /// By so many clients as it takes with such a delay: a server's process that has slept for long is slow by itself.

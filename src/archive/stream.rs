@@ -180,14 +180,13 @@ impl<'a> Stream<'a> {
     }
 
     async fn follow(&mut self, mut feed: Box<dyn Feed>, shutdown: &Shutdown) -> Result<Ended> {
-        let mut stopping = false;
         let mut last_message = Instant::now();
         let mut watched = self.state.subscribe();
         let options = self.options;
         loop {
-            self.publish(stopping);
+            self.publish(self.is_ending);
             self.start_jobs();
-            if stopping && self.has_nothing_to_store() {
+            if self.is_ending && self.has_nothing_to_store() {
                 return Ok(self.end(feed).await);
             }
             let flush_deadline = self.flush_deadline();
@@ -201,7 +200,7 @@ impl<'a> Stream<'a> {
                 (options.is_urgent(&state), state.is_server_leaving)
             };
             let has_place = self.in_flight_bytes < options.in_flight_bytes_max && self.line.has_room();
-            let may_read = !stopping && has_place;
+            let may_read = !self.is_ending && has_place;
             if !may_read {
                 last_message = Instant::now();
             }
@@ -216,8 +215,8 @@ impl<'a> Stream<'a> {
                     }
                 }
                 // 3. Take no more.
-                () = shutdown.stop.cancelled(), if !stopping => {
-                    (stopping, self.is_ending) = (true, true);
+                () = shutdown.stop.cancelled(), if !self.is_ending => {
+                    self.is_ending = true;
                     self.flush()?;
                 }
                 // 4. Signs of life, both ways, whatever the store does.

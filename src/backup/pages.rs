@@ -81,14 +81,13 @@ impl PageChecks {
                 rejected.push(block);
             }
         };
-        let (completing, whole) = match head.len() {
-            0 => bytes.split_at(0),
-            there => bytes.split_at(bytes.len().min(PAGE_BYTES.saturating_sub(there))),
-        };
+        let mut first_whole = first;
+        let mut whole = bytes;
         if !head.is_empty() {
+            let (completing, behind) = bytes.split_at(bytes.len().min(PAGE_BYTES.saturating_sub(head.len())));
             look(&[head, completing].concat(), first);
+            (first_whole, whole) = (first.wrapping_add(1), behind);
         }
-        let first_whole = first.wrapping_add(u32::from(!head.is_empty()));
         whole.chunks_exact(PAGE_BYTES).zip(0u32..).for_each(|(page, at)| look(page, first_whole.wrapping_add(at)));
         rejected
     }

@@ -8,7 +8,7 @@ use crate::codec::FRAME_BYTES;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupEvent, BackupStream, PgError, ServerMessage};
 use crate::repository::tar::TarError;
-use crate::repository::{Archive, Writer};
+use crate::repository::{Archive, Findings, Writer};
 use crate::runtime;
 use crate::wal::{Lsn, TimelineId};
 use bytes::Bytes;
@@ -20,9 +20,6 @@ const WARNINGS_MAX: usize = 1000;
 
 /// Of each so much: a path and a block number are in it, and a server may send megabytes.
 const WARNING_CHARS_MAX: usize = 500;
-
-/// The warnings that an error repeats.
-const WARNINGS_SHOWN: usize = 3;
 
 /// Where the pieces of a base backup come from: a server, or a test's script.
 pub(crate) trait EventSource: Send {
@@ -40,10 +37,8 @@ impl EventSource for BackupStream {
 pub(crate) struct Read {
     /// The position that recovery must reach, and its timeline.
     pub(crate) end: (TimelineId, Lsn),
-    /// Pages on its disk are damaged.
-    pub(crate) damaged: bool,
-    /// Its warnings, the first of them.
-    pub(crate) warnings: Vec<String>,
+    /// If pages on its disk are damaged, and the first of its warnings.
+    pub(crate) findings: Findings,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,7 +58,7 @@ pub(crate) struct Receiver<S> {
     cutter: PartCutter,
     now: Now,
     manifest: Vec<u8>,
-    warnings: Vec<String>,
+    findings: Findings,
 }
 
 impl<S: EventSource> Receiver<S> {
@@ -76,8 +71,8 @@ impl<S: EventSource> Receiver<S> {
         progress: watch::Sender<BackupProgress>,
     ) -> Receiver<S> {
         let cutter = PartCutter::new();
-        let (manifest, warnings) = (Vec::new(), Vec::new());
-        Receiver { source, writer, checks, progress, work, cutter, now: Now::Nothing, manifest, warnings }
+        let (manifest, findings) = (Vec::new(), Findings::default());
+        Receiver { source, writer, checks, progress, work, cutter, now: Now::Nothing, manifest, findings }
     }
 
     /// Reads up to the end. If it is dropped, the connection closes and the server ends the backup.
@@ -107,10 +102,10 @@ impl<S: EventSource> Receiver<S> {
                     self.send_manifest().await?;
                     if let Some(damage) = &damage {
                         tracing::error!(%damage, "the server calls its own pages damaged");
-                        self.warnings.push(shortened(&damage.message));
+                        self.findings.damaged = true;
+                        self.findings.warnings.push(shortened(&damage.message));
                     }
-                    let (end, damaged) = ((timeline, end_lsn), damage.is_some());
-                    return Ok(Read { end, damaged, warnings: self.warnings });
+                    return Ok(Read { end: (timeline, end_lsn), findings: self.findings });
                 }
             }
         }
@@ -169,19 +164,18 @@ impl<S: EventSource> Receiver<S> {
         }
         tracing::warn!(%notice, "the server warns during the base backup");
         self.progress.send_modify(|progress| progress.warnings += 1);
-        if self.warnings.len() < WARNINGS_MAX {
-            self.warnings.push(shortened(&notice.message));
+        if self.findings.warnings.len() < WARNINGS_MAX {
+            self.findings.warnings.push(shortened(&notice.message));
         }
     }
 
     /// The server's error, and what it warned of before.
     fn failed(&self, error: PgError) -> Error {
         let shown = Error::from(error);
-        if self.warnings.is_empty() {
+        if self.findings.warnings.is_empty() {
             return shown;
         }
-        let first: Vec<&str> = self.warnings.iter().take(WARNINGS_SHOWN).map(String::as_str).collect();
-        let warned = format!("It warned: {}.", first.join("; "));
+        let warned = format!("It warned: {}.", self.findings.first_warnings());
         let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
         shown.hint(hint)
     }

@@ -183,7 +183,7 @@ impl Run<'_> {
         }
         let (read, collected) = self.copy(source, &id, checks).await?;
         let Collected { parts, files, manifest, rejected, rejected_count } = collected;
-        let Read { end, damaged, warnings } = read;
+        let Read { end, findings } = read;
         let (end_timeline, end_lsn) = end;
         let BackupStart { start_lsn, timeline, tablespaces, .. } = server.start;
         let system_identifier = self.writer.system_identifier();
@@ -209,7 +209,7 @@ impl Run<'_> {
             plain_bytes: files.iter().map(|file| file.bytes).sum(),
             stored_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
             manifest_sha256: manifest.sha256,
-            findings: Findings { damaged, warnings, rejected_page_count: rejected_count, rejected_pages: rejected },
+            findings: Findings { rejected_page_count: rejected_count, rejected_pages: rejected, ..findings },
             parts,
             files,
         };

@@ -100,9 +100,10 @@ fn lost_archiver() -> Error {
 
 fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
     let found = document.findings.in_words();
-    let verdict = match (document.findings.verdict(), found.clone()) {
-        (BackupVerdict::Damaged, Some(found)) => {
-            Err(Error::new(Kind::Damaged, format!("base backup {} is {found}", document.id)).hint(warned(document)))
+    let verdict = match &found {
+        Some(found) if document.findings.damaged => {
+            let warned = format!("The server warned: {}.", document.findings.first_warnings());
+            Err(Error::new(Kind::Damaged, format!("base backup {} is {found}", document.id)).hint(warned))
         }
         _ => Ok(()),
     };
@@ -135,14 +136,6 @@ fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
         Some(found) => print::stdout(&format!("it is {found}\n")),
         None => Ok(()),
     }
-}
-
-/// What the server said of its damaged pages.
-fn warned(document: &BackupDocument) -> String {
-    /// Warnings that are repeated; all are in the log, and in the backup's own document.
-    const SHOWN: usize = 3;
-    let warnings: Vec<&str> = document.findings.warnings.iter().take(SHOWN).map(String::as_str).collect();
-    format!("The server warned: {}.", warnings.join("; "))
 }
 
 fn step(progress: &BackupProgress) -> Step {

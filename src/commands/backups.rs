@@ -8,7 +8,7 @@ use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, take};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::repository::{BackupDocument, BackupVerdict, Key, Loss, Repository, Writer};
+use crate::repository::{BackupDocument, Key, Loss, Repository, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::Store;
 use std::sync::Arc;
@@ -98,10 +98,7 @@ impl Backups {
         {
             let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
             self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
-            self.metrics.set_last_backup_findings(
-                backup.findings.verdict() == BackupVerdict::Damaged,
-                backup.findings.rejected_page_count,
-            );
+            self.metrics.set_last_backup_findings(backup.findings.damaged, backup.findings.rejected_page_count);
         }
         self.metrics.set_gaps(loss.gaps.len() as u64);
         Ok(loss)

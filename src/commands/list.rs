@@ -185,8 +185,8 @@ struct Status {
 /// If the repository cannot be read; a server that is away is part of the answer.
 pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let report = read(&settings).await?;
-    let newest = report.backups.iter().rfind(|window| window.verdict != BackupVerdict::Damaged);
-    let damaged = report.backups.iter().filter(|window| window.verdict == BackupVerdict::Damaged).count();
+    let newest = report.backups.iter().rfind(|window| !window.findings.damaged);
+    let damaged = report.backups.iter().filter(|window| window.findings.damaged).count();
     let server = match parts::connect(&settings).await {
         Ok(mut client) => client.identify_system().await.map(|system| system.flush_lsn).map_err(Into::into),
         Err(error) => Err(error),
@@ -220,19 +220,21 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         (Ok(lsn), None) => format!("at {lsn}"),
         (Err(error), _) => format!("cannot be asked: {error}"),
     };
-    let mut lost = match (status.holes, status.backup_needed) {
-        (0, _) => "none".to_owned(),
-        (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
-        (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
+    let damaged = match damaged {
+        0 => String::new(),
+        damaged => format!(
+            "damaged        {damaged} of the base backups, which no restore uses unless it is named: see `seawall list`\n"
+        ),
     };
-    if damaged > 0 {
-        lost.push_str(&format!("\ndamaged        {damaged} of the base backups, which no restore uses unless it is named: see `seawall list`"));
-    }
     print::stdout(&format!(
-        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n",
+        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n{damaged}",
         status.cluster,
         shown(status.restorable_to),
-        lost,
+        match (status.holes, status.backup_needed) {
+            (0, _) => "none".to_owned(),
+            (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
+            (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
+        },
     ))
 }
 

@@ -205,16 +205,7 @@ impl BackupStream {
             if self.state == State::Ended {
                 return Err(PgError::protocol("the base backup has ended"));
             }
-            let message = match self.client.connection().read().await {
-                // All of it is there: what comes of it is for others to say.
-                Ok(Message::Error(error)) if self.is_about_damage(&error) => {
-                    self.damage = Some(Box::new(error));
-                    continue;
-                }
-                Ok(Message::Error(error)) => Err(PgError::Server(Box::new(error))),
-                other => other,
-            };
-            let event = match message {
+            let event = match self.client.connection().read().await {
                 Ok(message) => self.take(message),
                 Err(error) => Err(error),
             };
@@ -242,6 +233,9 @@ impl BackupStream {
     fn take(&mut self, message: Message) -> Result<Option<BackupEvent>, PgError> {
         match (self.state, message) {
             (_, Message::Notice(notice)) => return Ok(Some(BackupEvent::Notice(notice))),
+            // All of it is there: what comes of it is for others to say.
+            (_, Message::Error(error)) if self.is_about_damage(&error) => self.damage = Some(Box::new(error)),
+            (_, Message::Error(error)) => return Err(PgError::Server(Box::new(error))),
             (State::Between, Message::CopyOut) if self.typed => {
                 self.state = State::Copy { named: false, manifest: false };
             }

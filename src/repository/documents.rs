@@ -100,13 +100,13 @@ pub struct BackupDocument {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Findings {
     /// The server ended the backup with its error about checksums: pages on its disk are damaged, and so they are here.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub damaged: bool,
     /// Its warnings, which name files and blocks, and its error, in its own words; the first 1,000, of 500 characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// How many pages Seawall rejected.
-    #[serde(default, skip_serializing_if = "is_zero_count")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub rejected_page_count: u64,
     /// The first 1,000 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -143,7 +143,15 @@ pub enum BackupVerdict {
 impl Findings {
     /// Nothing was found.
     pub fn is_empty(&self) -> bool {
-        *self == Findings::default()
+        is_default(self)
+    }
+
+    /// The first warnings, for a line of text.
+    pub fn first_warnings(&self) -> String {
+        /// The others are in the log.
+        const SHOWN: usize = 3;
+        let first: Vec<&str> = self.warnings.iter().take(SHOWN).map(String::as_str).collect();
+        first.join("; ")
     }
 
     /// What they come to; warnings alone are no reason to distrust it.
@@ -215,7 +223,7 @@ pub struct BackupPart {
     /// SHA-256 of the object's bytes.
     pub sha256: String,
     /// Zeros at its end that complete the tar stream: servers before 15 do not send them.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub added_bytes: u32,
     /// The part begins inside this file; without it, it begins with a tar header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,16 +268,9 @@ impl<'de> Deserialize<'de> for BackupFile {
     }
 }
 
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-fn is_zero_count(number: &u64) -> bool {
-    *number == 0
-}
-
-fn is_false(it: &bool) -> bool {
-    !*it
+/// What says nothing is left out.
+fn is_default<T: Default + PartialEq>(it: &T) -> bool {
+    *it == T::default()
 }
 
 /// `index/<timeline>/heartbeat-….json`: the server lived at `time` and had no WAL beyond `flush_lsn`.

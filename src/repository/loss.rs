@@ -1,7 +1,7 @@
 //! Recorded holes and the base backups that answer them. Nothing behind a hole can be restored until a base backup that
 //! begins behind it is finished.
 
-use super::documents::{BackupBegin, BackupDocument, BackupVerdict};
+use super::documents::{BackupBegin, BackupDocument};
 use super::layout::Key;
 use super::{Catalog, Repository};
 use crate::error::Result;
@@ -44,7 +44,7 @@ impl Catalog {
     pub fn unanswered_gap(&self) -> Option<WalRange> {
         let in_gaps = self.gaps.iter().map(|gap| gap.range.timeline).max();
         let history = self.history(self.followed_timeline().max(in_gaps)?);
-        let sound = self.finished_backups().filter(|backup| backup.findings.verdict() != BackupVerdict::Damaged);
+        let sound = self.finished_backups().filter(|backup| !backup.findings.damaged);
         let backups = sound.map(|backup| (backup.timeline, backup.start_lsn));
         unanswered_gap(&history, self.gaps.iter().map(|gap| gap.range), backups)
     }
@@ -79,7 +79,7 @@ impl Repository {
             let Some(begin) = begin.filter(&is_wanted) else { continue };
             if is_sound {
                 let document: Option<BackupDocument> = self.read_document(&Key::BackupEnd(id)).await?;
-                if document.is_some_and(|document| document.findings.verdict() != BackupVerdict::Damaged) {
+                if document.is_some_and(|document| !document.findings.damaged) {
                     return Ok(Some(begin));
                 }
                 continue;

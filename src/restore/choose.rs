@@ -4,7 +4,7 @@ use super::refusal;
 use super::request::{Request, Target};
 use super::route::{Covered, Route};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, BackupVerdict, Catalog};
+use crate::repository::{BackupDocument, Catalog};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId};
 use jiff::Timestamp;
 
@@ -83,7 +83,7 @@ impl<'a> Choice<'a> {
             on_path = vec![backup];
         } else {
             // Of use to whoever has nothing else, and asks for it.
-            on_path.retain(|backup| !is_damaged(backup));
+            on_path.retain(|backup| !backup.findings.damaged);
         }
         let mut candidates = Vec::new();
         let mut until = None;
@@ -119,7 +119,7 @@ impl<'a> Choice<'a> {
     pub(super) fn passed_over(&self) -> Option<&'a BackupDocument> {
         let is_passed_over = |backup: &&BackupDocument| {
             self.request.backup.is_none()
-                && is_damaged(backup)
+                && backup.findings.damaged
                 && self.fits(backup)
                 && is_on_path(backup, &self.route.history)
         };
@@ -187,11 +187,6 @@ fn known_history(catalog: &Catalog, timeline: TimelineId) -> Result<History> {
         .hint("Was it deleted? PostgreSQL cannot recover to a timeline without it: copy it back from the server's pg_wal.")),
         None => Err(refusal::unknown_timeline(catalog, timeline)),
     }
-}
-
-/// The server found damaged pages while it was taken.
-pub(super) fn is_damaged(backup: &BackupDocument) -> bool {
-    backup.findings.verdict() == BackupVerdict::Damaged
 }
 
 /// True if recovery along `history` can begin with `backup`: it lies wholly on the path.

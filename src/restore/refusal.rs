@@ -1,6 +1,6 @@
 //! Why a target cannot be reached, and what can be instead. Pure: the words of a planner, in one place.
 
-use super::choose::{Candidate, Choice, is_damaged};
+use super::choose::{Candidate, Choice};
 use super::request::Target;
 use super::survey::Survey;
 use crate::error::{Error, Kind};
@@ -62,7 +62,7 @@ pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> 
         (None, None) => {
             let known = choice.catalog.finished_backups();
             let elsewhere = known.map(|it| {
-                let damaged = if is_damaged(it) { ", damaged" } else { "" };
+                let damaged = if it.findings.damaged { ", damaged" } else { "" };
                 format!("{} on timeline {}{damaged}", it.id, it.end_timeline)
             });
             refused(format!("no finished backup lies on the path to timeline {timeline}"))
@@ -119,8 +119,8 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Erro
 /// What lies behind a hole: where, and from when on it can be reached.
 fn behind_hole(choice: &Choice<'_>, from: Lsn) -> String {
     let later = choice.catalog.finished_backups().filter(|backup| backup.start_lsn >= from);
-    match later.min_by_key(|backup| (is_damaged(backup), backup.end_lsn)) {
-        Some(backup) if is_damaged(backup) => {
+    match later.min_by_key(|backup| (backup.findings.damaged, backup.end_lsn)) {
+        Some(backup) if backup.findings.damaged => {
             format!("Behind the hole there is only a damaged backup: --backup {} restores it.", backup.id)
         }
         Some(backup) => {
