@@ -95,6 +95,9 @@ pub struct RunArgs {
     /// Store what was received after at most this time; 0 stores every byte at once [default: 500ms]
     #[arg(long, value_name = "DURATION")]
     pub flush_interval: Option<String>,
+    /// How what is stored is compressed.
+    #[command(flatten)]
+    pub compression: CompressionArg,
     /// Report what is stored as applied, too: for synchronous_commit = remote_apply
     #[arg(long)]
     pub treat_archived_as_applied: bool,
@@ -111,6 +114,14 @@ pub struct SlotArg {
     pub name: Option<String>,
 }
 
+/// `--compression`, where it is taken.
+#[derive(Args, Debug)]
+pub struct CompressionArg {
+    /// How what is stored is compressed: lz4, zstd, zstd:LEVEL or none [default: lz4]
+    #[arg(long = "compression", value_name = "METHOD")]
+    pub method: Option<String>,
+}
+
 /// `--json`, where it is taken.
 #[derive(Args, Debug, Clone, Copy)]
 pub struct JsonArg {
@@ -125,6 +136,9 @@ pub struct BackupArgs {
     /// The slot that this uses while `run` does not.
     #[command(flatten)]
     pub slot: SlotArg,
+    /// How what is stored is compressed.
+    #[command(flatten)]
+    pub compression: CompressionArg,
     /// A name for people, kept with the backup and in the server's log
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,

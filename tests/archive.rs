@@ -4,7 +4,7 @@
 mod support;
 
 use seawall::archive::{ArchiveOptions, ArchiveState, Archiver, PostgresSource};
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::error::{Error, Kind};
 use seawall::postgres::ConnInfo;
 use seawall::repository::{Catalog, Key, Layout, Repository, WalReader};
@@ -69,7 +69,7 @@ async fn current_lsn(server: &Postgres) -> Lsn {
 async fn repository(store: &Arc<dyn Store>) -> (Repository, Catalog) {
     let cluster = Repository::read_cluster(store.as_ref(), "main").await.unwrap().expect("cluster.json is there");
     let size = SegmentSize::new(cluster.segment_bytes).unwrap();
-    let repository = Repository { store: store.clone(), layout: Layout::new("main", size, Codec::Lz4) };
+    let repository = Repository { store: store.clone(), layout: Layout::new("main", size, Compression::Lz4) };
     let catalog = Catalog::read(&repository, cluster).await.unwrap();
     (repository, catalog)
 }

@@ -5,7 +5,7 @@ mod support;
 
 use async_trait::async_trait;
 use seawall::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, WalWaiter, take};
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::error::{Kind, Result};
 use seawall::postgres::{Client, ConnInfo, Mode};
 use seawall::repository::{
@@ -36,7 +36,7 @@ impl Target {
         let directory = scratch_directory();
         let conninfo = server.conninfo().replace("user=postgres", &format!("user={user}"));
         let mut client = connect(&conninfo).await;
-        let layout = Layout::new("main", client.wal_segment_size().await.unwrap(), Codec::Lz4);
+        let layout = Layout::new("main", client.wal_segment_size().await.unwrap(), Compression::Lz4);
         let root = directory.path().join("repository");
         std::fs::create_dir(&root).unwrap();
         let store = Arc::new(FileStore::new(root));

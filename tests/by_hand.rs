@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seawall::archive::{ArchiveOptions, Archiver, PostgresSource};
 use seawall::backup::{BackupOptions, BackupProgress, RepositoryWaiter};
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::postgres::{Client, ConnInfo, Mode};
 use seawall::repository::{BackupDocument, Layout, Repository, Writer};
 use seawall::runtime::{Clock, Shutdown};
@@ -49,18 +49,19 @@ fn script(values: &[(&str, String)]) -> String {
 }
 
 /// A repository in a directory, with a base backup and all WAL of `server` up to the end of the load.
-async fn archive(server: &Postgres, root: &Path) -> (Layout, BackupDocument) {
+async fn archive(server: &Postgres, root: &Path, compression: Compression) -> (Layout, BackupDocument) {
     let store: Arc<dyn Store> = Arc::new(FileStore::new(root.to_owned()));
     let info = ConnInfo::parse(&server.conninfo(), &|_| None).unwrap();
     let source = Arc::new(PostgresSource::new(info.clone(), "seawall", Clock::system()));
-    let archiver = Archiver::new(source, store.clone(), "main", ArchiveOptions::default(), Clock::system());
+    let options = ArchiveOptions { compression, ..ArchiveOptions::default() };
+    let archiver = Archiver::new(source, store.clone(), "main", options, Clock::system());
     let (shutdown, state) = (Shutdown::default(), archiver.state());
     let token = shutdown.clone();
     let archiving = tokio::spawn(async move { archiver.run(&token).await });
     let cluster =
         wait_for("cluster.json", PATIENCE, async || Repository::read_cluster(store.as_ref(), "main").await.unwrap())
             .await;
-    let layout = Layout::new("main", SegmentSize::new(cluster.segment_bytes).unwrap(), Codec::Lz4);
+    let layout = Layout::new("main", SegmentSize::new(cluster.segment_bytes).unwrap(), compression);
     let repository = Repository { store: store.clone(), layout: layout.clone() };
     let writer = Writer::new(store, layout.clone(), cluster.system_identifier);
 
@@ -162,7 +163,7 @@ fn fetch(program: &Path, repository: &Path, segment_bytes: u64, name: &str, targ
     command.current_dir("/").stderr(Stdio::null()).status().unwrap().code()
 }
 
-async fn restore_by_hand(wal_segment_mib: Option<u32>) {
+async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression) {
     // Given a server with a tablespace, archived and backed up under way
     let server = Postgres::create(DEBIAN, ServerOptions { wal_segment_mib, ..ServerOptions::default() }).await;
     let tablespace = server.side_directory("aside");
@@ -174,7 +175,7 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>) {
     fs::create_dir(&root).unwrap();
     // Load on both sides of the backup; some of it is more than a block.
     pgbench_tables(&server, 3).await;
-    let (layout, backup) = archive(&server, &root).await;
+    let (layout, backup) = archive(&server, &root, compression).await;
     let expected = row_digests(&server, "postgres").await;
     let repository = root.join("main");
     let segment_bytes = layout.segment_size().bytes();
@@ -244,16 +245,17 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>) {
         values.map(|(name, value)| (name, if name == "data" { elsewhere.display().to_string() } else { value }));
     let mut by_hand = ByHand::start(&script(&values), &elsewhere);
     assert_eq!(by_hand.shell.wait().unwrap().code(), Some(1), "{}", by_hand.log());
-    assert!(by_hand.log().contains("base.00001.tar.lz4 is damaged"), "{}", by_hand.log());
+    let name = format!("base.00001.tar.{} is damaged", compression.codec().suffix());
+    assert!(by_hand.log().contains(&name), "{}", by_hand.log());
     assert!(!elsewhere.exists());
 }
 
 #[tokio::test]
 async fn the_commands_on_the_page_restore_every_row() {
-    restore_by_hand(None).await;
+    restore_by_hand(None, Compression::Lz4).await;
 }
 
 #[tokio::test]
-async fn they_put_segments_of_several_blocks_together_too() {
-    restore_by_hand(Some(64)).await;
+async fn they_put_segments_of_several_blocks_together_too_and_read_zstandard() {
+    restore_by_hand(Some(64), Compression::Zstd(3)).await;
 }

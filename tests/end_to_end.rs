@@ -50,7 +50,11 @@ impl Scene {
     }
 
     fn run(&self) -> Running {
-        self.seawall(&["run", "--listen", "off"]).start()
+        self.run_with(&[])
+    }
+
+    fn run_with(&self, arguments: &[&str]) -> Running {
+        self.seawall(&[&["run", "--listen", "off"], arguments].concat()).start()
     }
 
     /// Waits until everything that the server has written is acknowledged.
@@ -213,6 +217,50 @@ async fn a_backup_taken_alone_leaves_no_hole_before_the_first_run() {
     // Then what was committed between is there
     let restored = scene.restored("between", &["--to-end"]).await;
     assert_eq!(marks(&restored).await, ["between"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compression_may_change_at_any_time_and_a_restore_needs_no_setting() {
+    // Given a server whose archiver compresses in one way, then in another
+    let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    let write = |what: &str| {
+        let what = what.to_owned();
+        let server = &scene.server;
+        async move {
+            server.sql(&format!("INSERT INTO marks (what) VALUES ('{what}')")).await.unwrap();
+            server.sql("SELECT pg_switch_wal()").await.unwrap();
+            server.sql(&format!("INSERT INTO marks (what) VALUES ('{what}, in a tail')")).await.unwrap();
+        }
+    };
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    let mut archiver = scene.run_with(&["--compression", "zstd:-1"]);
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast", "--compression", "zstd:9"]).run_ok().await;
+    write("zstd").await;
+    scene.settle().await;
+    // (and once without warning, in the middle of a block)
+    drop(archiver);
+    for compression in ["lz4", "zstd", "none"] {
+        archiver = scene.run_with(&["--compression", compression]);
+        write(compression).await;
+        scene.settle().await;
+        assert!(archiver.terminate().await.success());
+    }
+    let digests = row_digests(&scene.server, "postgres").await;
+    // Then there are objects of both codecs
+    let names: Vec<String> = scene.bucket.snapshot().into_keys().collect();
+    for expected in ["wal/", "open/"] {
+        for codec in [".lz4", ".zst"] {
+            let found = names.iter().any(|name| name.contains(expected) && name.ends_with(codec));
+            assert!(found, "nothing below {expected} ends with {codec}: {names:?}");
+        }
+    }
+    assert!(names.iter().any(|name| name.ends_with("base.00001.tar.zst")), "{names:?}");
+    // And a restore has every row
+    let restored = scene.restored("all", &["--to-end"]).await;
+    let expected = ["zstd", "lz4", "zstd", "none"].map(|one| [one.to_owned(), format!("{one}, in a tail")]);
+    assert_eq!(marks(&restored).await, expected.concat());
+    assert_eq!(row_digests(&restored, "postgres").await, digests);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

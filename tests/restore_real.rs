@@ -70,7 +70,7 @@ impl Scene {
     async fn catalog(&self) -> (Catalog, WalReader) {
         let cluster = Repository::read_cluster(self.store.as_ref(), "main").await.unwrap().unwrap();
         let size = SegmentSize::new(cluster.segment_bytes).unwrap();
-        let layout = seawall::repository::Layout::new("main", size, seawall::codec::Codec::Lz4);
+        let layout = seawall::repository::Layout::new("main", size, seawall::codec::Compression::Lz4);
         let repository = Repository { store: self.store.clone(), layout };
         let system_identifier = cluster.system_identifier;
         let catalog = Catalog::read(&repository, cluster).await.unwrap();

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::error::{Kind, Result};
 use seawall::repository::{Cluster, FORMAT_VERSION, Key, Layout, Repository, WalReader, Writer};
 use seawall::restore::wal_fetch::{Fetched, fetch};
@@ -109,7 +109,7 @@ fn size() -> SegmentSize {
 }
 
 fn layout() -> Layout {
-    Layout::new("main", size(), Codec::Lz4)
+    Layout::new("main", size(), Compression::Lz4)
 }
 
 async fn store_cluster(writer: &Writer) {
@@ -679,7 +679,7 @@ async fn a_partial_segment_ends_where_the_history_beside_it_says() {
 async fn large_segments_go_both_ways_block_by_block_through_a_directory() {
     // Two blocks of 16 MiB in a repository of files.
     let size = SegmentSize::new(32 * MIB).unwrap();
-    let layout = Layout::new("main", size, Codec::Lz4);
+    let layout = Layout::new("main", size, Compression::Lz4);
     let root = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(FileStore::new(root.path().join("repository")));
     std::fs::create_dir(root.path().join("repository")).unwrap();

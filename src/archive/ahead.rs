@@ -128,7 +128,7 @@ impl Drop for Ahead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Codec;
+    use crate::codec::Compression;
     use crate::repository::{Key, Layout, WAL_FRAME_BYTES};
     use crate::store::{MemoryStore, Store};
     use crate::wal::{SegmentSize, TimelineId};
@@ -138,7 +138,7 @@ mod tests {
 
     fn writer() -> (Writer, Arc<MemoryStore>) {
         let store = Arc::new(MemoryStore::new());
-        let layout = Layout::new("main", SegmentSize::new(16 << 20).unwrap(), Codec::Lz4);
+        let layout = Layout::new("main", SegmentSize::new(16 << 20).unwrap(), Compression::Lz4);
         (Writer::new(store.clone(), layout, 7), store)
     }
 

@@ -12,7 +12,7 @@ use super::source::{
 };
 use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
-use crate::codec::Codec;
+use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
@@ -50,7 +50,7 @@ pub struct ArchiveOptions {
     /// A tail that something larger has replaced is deleted after so long.
     pub garbage_age: Duration,
     /// How new objects are compressed.
-    pub codec: Codec,
+    pub compression: Compression,
 }
 
 impl Default for ArchiveOptions {
@@ -61,7 +61,7 @@ impl Default for ArchiveOptions {
             in_flight_bytes_max: 32 << 20,
             heartbeat_interval: Duration::from_secs(15 * 60),
             garbage_age: Duration::from_secs(5 * 60),
-            codec: Codec::Lz4,
+            compression: Compression::default(),
         }
     }
 }
@@ -309,7 +309,7 @@ impl Archiver {
                 let _ = self.known.set(cluster);
             }
         }
-        let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.codec);
+        let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.compression);
         let repository = Repository { store: self.store.clone(), layout: layout.clone() };
         let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing

@@ -91,7 +91,7 @@ async fn compare_shared(reader: &WalReader, coverage: &Coverage, switch: Lsn) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Codec;
+    use crate::codec::Compression;
     use crate::repository::Layout;
     use crate::store::MemoryStore;
     use bytes::Bytes;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn parts() -> (Repository, Writer) {
-        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Codec::Lz4);
+        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Compression::Lz4);
         let store = Arc::new(MemoryStore::new());
         let repository = Repository { store: store.clone(), layout: layout.clone() };
         (repository, Writer::new(store, layout, 7))

@@ -4,13 +4,14 @@
 //! It outlives connections: what one has compared stays true. A process that ends leaves behind what was not due yet;
 //! the next one deletes what of that it sees again, and the rest is for `prune`.
 
+use crate::codec::Codec;
 use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, TimelineId, WalRange};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// So much garbage is remembered, 40 bytes each; what comes on top is for `prune`. At the highest rate at which tails
+/// So much garbage is remembered, 48 bytes each; what comes on top is for `prune`. At the highest rate at which tails
 /// are stored (four at a time, 5 ms each) as many as this come in five minutes.
 const REMEMBERED_MAX: usize = 240_000;
 
@@ -20,10 +21,19 @@ const FAILED_PAUSE: Duration = Duration::from_secs(60);
 /// Where deleting is not allowed it is tried once in so long: somebody may have allowed it.
 const DENIED_PAUSE: Duration = Duration::from_secs(3600);
 
+/// A tail that is garbage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Replaced {
+    /// Which bytes it has.
+    pub(super) range: WalRange,
+    /// Its codec, if an earlier process stored it.
+    pub(super) codec: Option<Codec>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Garbage {
     /// By the moment at which they are due.
-    tails: VecDeque<(Instant, WalRange)>,
+    tails: VecDeque<(Instant, Replaced)>,
     /// The store does not let us delete, as far as is known until then; the next one that is tried shows it.
     denied_until: Option<Instant>,
     is_denial_told: bool,
@@ -43,7 +53,7 @@ pub(super) enum Failed {
 
 impl Garbage {
     /// A tail that may be deleted when `due`. False if there is no room to remember it.
-    pub(super) fn add(&mut self, due: Instant, tail: WalRange) -> bool {
+    pub(super) fn add(&mut self, due: Instant, tail: Replaced) -> bool {
         if self.tails.len() >= REMEMBERED_MAX {
             return false;
         }
@@ -55,11 +65,11 @@ impl Garbage {
 
     /// The stream begins there: it passes these tails again, and finds out again which are garbage.
     pub(super) fn forget_from(&mut self, timeline: TimelineId, start: Lsn) {
-        self.tails.retain(|(_, tail)| tail.timeline != timeline || tail.start < start);
+        self.tails.retain(|(_, tail)| tail.range.timeline != timeline || tail.range.start < start);
     }
 
     /// A tail that is due, which the caller deletes.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<WalRange> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Replaced> {
         if self.is_denied(now) {
             return None;
         }
@@ -80,7 +90,7 @@ impl Garbage {
     }
 
     /// A tail could not be deleted.
-    pub(super) fn failed(&mut self, tail: WalRange, kind: StoreErrorKind, now: Instant) -> Failed {
+    pub(super) fn failed(&mut self, tail: Replaced, kind: StoreErrorKind, now: Instant) -> Failed {
         if kind.is_transient() || kind == StoreErrorKind::Credentials {
             self.add(now + FAILED_PAUSE, tail);
             return Failed::Later;
@@ -98,12 +108,13 @@ impl Garbage {
 mod tests {
     use super::*;
 
-    fn tail(start: u64) -> WalRange {
-        WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(start + 1) }
+    fn tail(start: u64) -> Replaced {
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(start + 1) };
+        Replaced { range, codec: None }
     }
 
     fn due(garbage: &mut Garbage, now: Instant) -> Vec<u64> {
-        std::iter::from_fn(|| garbage.take_due(now)).map(|tail| tail.start.0).collect()
+        std::iter::from_fn(|| garbage.take_due(now)).map(|tail| tail.range.start.0).collect()
     }
 
     #[test]
@@ -157,6 +168,6 @@ mod tests {
         let taken = garbage.take_due(now).unwrap();
         assert_eq!(garbage.failed(taken, StoreErrorKind::Transient, now), Failed::Later);
         assert_eq!(due(&mut garbage, now).len(), REMEMBERED_MAX - 1);
-        assert_eq!(due(&mut garbage, now + FAILED_PAUSE), [taken.start.0]);
+        assert_eq!(due(&mut garbage, now + FAILED_PAUSE), [taken.range.start.0]);
     }
 }

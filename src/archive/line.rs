@@ -8,6 +8,7 @@
 use super::open_block::OpenBlock;
 use super::progress::Progress;
 use super::unused::Unused;
+use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
@@ -41,6 +42,8 @@ pub enum Job {
     Compare {
         /// The object's key.
         key: Key,
+        /// Its codec.
+        codec: Codec,
         /// Which bytes they are.
         range: WalRange,
         /// They.
@@ -69,6 +72,8 @@ impl Job {
 pub struct Garbage {
     /// Which bytes it has.
     pub range: WalRange,
+    /// Its codec, if an earlier process stored it.
+    pub codec: Option<Codec>,
     /// The larger object has been there for at least so long.
     pub covered_for: Duration,
 }
@@ -93,6 +98,8 @@ impl Cover {
 #[derive(Clone, Debug)]
 struct Tail {
     range: WalRange,
+    /// If an earlier process stored it.
+    codec: Option<Codec>,
     level: u8,
     confirmed: bool,
     /// A larger one that holds it is under way.
@@ -222,11 +229,12 @@ impl Line {
             let age = self.found_at.map(|found_at| found_at.duration_since(stored.modified).unsigned_abs());
             self.ages.insert(key.clone(), age.unwrap_or_default());
             if !stored.is_block {
-                self.tails.push(Tail { range, level: RESTART_LEVEL, confirmed: false, merging: false });
+                let codec = Some(stored.codec);
+                self.tails.push(Tail { range, codec, level: RESTART_LEVEL, confirmed: false, merging: false });
                 self.replaces_earlier = true;
             }
             let bytes = bytes.slice((range.start - first) as usize..(range.end - first) as usize);
-            jobs.push(Job::Compare { key, range, bytes });
+            jobs.push(Job::Compare { key, codec: stored.codec, range, bytes });
         }
     }
 
@@ -287,7 +295,7 @@ impl Line {
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
         let pieces = vec![self.copy(range)];
-        self.tails.push(Tail { range, level, confirmed: false, merging: false });
+        self.tails.push(Tail { range, codec: None, level, confirmed: false, merging: false });
         jobs.push(Job::Store { key: Key::Tail(range), range, pieces });
     }
 
@@ -333,7 +341,11 @@ impl Line {
         self.tails.retain(|tail| {
             let holders = covers.iter().filter(|cover| tail.confirmed && cover.replaces(tail.range));
             let covered_for = holders.map(|cover| cover.age).max();
-            garbage.extend(covered_for.map(|covered_for| Garbage { range: tail.range, covered_for }));
+            garbage.extend(covered_for.map(|covered_for| Garbage {
+                range: tail.range,
+                codec: tail.codec,
+                covered_for,
+            }));
             covered_for.is_none()
         });
         let tails = &self.tails;
@@ -410,7 +422,14 @@ mod tests {
 
     fn stored(start: u64, end: u64, is_block: bool) -> Stored {
         let range = WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) };
-        Stored { range, name: String::new(), is_block, stored_bytes: 0, modified: Timestamp::UNIX_EPOCH }
+        Stored {
+            range,
+            name: String::new(),
+            codec: Codec::Lz4,
+            is_block,
+            stored_bytes: 0,
+            modified: Timestamp::UNIX_EPOCH,
+        }
     }
 
     /// Confirms every job at once, as a store without delay would, and keeps what is stored.
@@ -607,7 +626,7 @@ mod tests {
         }
         // Then the first has been garbage for a hundred seconds at least, and the others are not
         let range = WalRange { timeline: TimelineId(1), start: Lsn(MIB), end: Lsn(MIB + 10) };
-        assert_eq!(garbage, [Garbage { range, covered_for: Duration::from_secs(100) }]);
+        assert_eq!(garbage, [Garbage { range, codec: Some(Codec::Lz4), covered_for: Duration::from_secs(100) }]);
     }
 
     #[test]

@@ -285,6 +285,7 @@ mod tests {
 
     fn coverage(ranges: &[(u64, u64)]) -> Coverage {
         let stored = |&(start, end): &(u64, u64)| Stored {
+            codec: crate::codec::Codec::Lz4,
             range: WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) },
             name: String::new(),
             is_block: false,
@@ -346,7 +347,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_timeline_without_a_byte_of_its_own_is_passed_over() {
-        let layout = crate::repository::Layout::new("main", SegmentSize::new(MIB).unwrap(), crate::codec::Codec::Lz4);
+        let layout =
+            crate::repository::Layout::new("main", SegmentSize::new(MIB).unwrap(), crate::codec::Compression::Lz4);
         let repository = Repository { store: std::sync::Arc::new(crate::store::MemoryStore::new()), layout };
         let entered = async |text: &str| {
             let history = History::parse(TimelineId(3), text.as_bytes()).unwrap();

@@ -4,7 +4,7 @@ use super::ArchiveOptions;
 use super::ahead::Ahead;
 use super::backup_end;
 use super::echo::Echo;
-use super::garbage::{Failed, Garbage};
+use super::garbage::{Failed, Garbage, Replaced};
 use super::line::{Job, Line};
 use super::link::Link;
 use super::pace::Pace;
@@ -95,7 +95,7 @@ pub(super) struct Stream<'a> {
     comparing: usize,
     in_flight_bytes: u64,
     garbage: &'a Mutex<Garbage>,
-    deletions: Tasks<(WalRange, Result<(), StoreErrorKind>)>,
+    deletions: Tasks<(Replaced, Result<(), StoreErrorKind>)>,
     /// Heartbeats: nothing waits for them.
     errands: Tasks<()>,
     oldest_unsubmitted: Option<Instant>,
@@ -515,7 +515,8 @@ impl<'a> Stream<'a> {
         }
         for tail in garbage {
             let due = now + self.options.garbage_age.saturating_sub(tail.covered_for);
-            if !lock(self.garbage).add(due, tail.range) {
+            let replaced = Replaced { range: tail.range, codec: tail.codec };
+            if !lock(self.garbage).add(due, replaced) {
                 self.state.send_modify(|state| state.counts.undeleted += 1);
             }
         }
@@ -621,12 +622,13 @@ impl<'a> Stream<'a> {
         while self.deletions.len() < DELETIONS_MAX
             && let Some(tail) = lock(self.garbage).take_due(now)
         {
-            let (store, name) = (self.writer.store().clone(), self.writer.layout().name(&Key::Tail(tail)));
+            let (store, layout) = (self.writer.store().clone(), self.writer.layout());
+            let name = layout.name_in(&Key::Tail(tail.range), tail.codec.unwrap_or(layout.compression().codec()));
             self.deletions.start(async move { (tail, store.delete(&name).await.map_err(|error| error.kind)) });
         }
     }
 
-    fn deleted(&mut self, tail: WalRange, deleted: Result<(), StoreErrorKind>) {
+    fn deleted(&mut self, tail: Replaced, deleted: Result<(), StoreErrorKind>) {
         let Err(kind) = deleted else {
             lock(self.garbage).succeeded();
             self.state.send_modify(|state| state.counts.deleted += 1);
@@ -712,8 +714,8 @@ async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, is_urgent: bool
                 None => writer.encode_wal(range, pieces).await?,
             }
         }
-        Job::Compare { bytes, .. } => {
-            let name = writer.layout().name(&key);
+        Job::Compare { bytes, codec, .. } => {
+            let name = writer.layout().name_in(&key, codec);
             if let Some(stored) = persist(&state, || writer.stamp_of(&name, range)).await? {
                 let ours = blocking(move || Stamp::of(range, &bytes)).await?;
                 crate::repository::same(&name, &stored, &ours)?;

@@ -192,6 +192,7 @@ impl Run<'_> {
         self.wal.wait_covered(&manifest.wal_ranges).await?;
         let tablespaces = tablespaces.into_iter();
         let document = BackupDocument {
+            codec: self.writer.layout().compression().codec(),
             format: FORMAT_VERSION,
             id: id.clone(),
             label: self.options.label.clone(),

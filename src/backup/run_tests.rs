@@ -3,7 +3,7 @@
 use super::super::pages::testing::page;
 use super::*;
 use crate::backup::parts::PART_BYTES;
-use crate::codec::{self, Codec};
+use crate::codec::{self, Compression};
 use crate::postgres::{BackupEvent, PgError, ServerMessage, Tablespace};
 use crate::repository::manifest::{FileCheck, testing::manifest};
 use crate::repository::tar::testing::{file, header};
@@ -115,7 +115,7 @@ fn server() -> Server {
 }
 
 fn writer(store: Arc<dyn Store>) -> Writer {
-    Writer::new(store, Layout::new("main", SegmentSize::DEFAULT, Codec::Lz4), SYSTEM)
+    Writer::new(store, Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4), SYSTEM)
 }
 
 /// A waiter with its answer ready.

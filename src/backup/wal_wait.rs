@@ -124,7 +124,7 @@ fn remind(timeline: TimelineId, hole: Lsn, end: Lsn) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Codec;
+    use crate::codec::Compression;
     use crate::repository::{FORMAT_VERSION, Key, Layout, Writer};
     use crate::store::MemoryStore;
     use crate::wal::{SegmentSize, WalRange};
@@ -135,7 +135,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn repository() -> (Repository, Writer) {
-        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Codec::Lz4);
+        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Compression::Lz4);
         let repository = Repository { store: Arc::new(MemoryStore::new()), layout: layout.clone() };
         let writer = Writer::new(repository.store.clone(), layout, 7);
         (repository, writer)

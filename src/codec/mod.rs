@@ -2,31 +2,36 @@
 //! PostgreSQL or stores.
 //!
 //! ```text
-//! object   = identity frame, data frame, data frame ...     `lz4 -dc object` prints the plain bytes
+//! object   = identity frame, data frame, data frame ...     `lz4 -dc object` or `zstd -dc object` prints the plain bytes
 //! identity = skippable frame: magic 0x184D2A57, u32 length, the identity's bytes
-//! data     = LZ4 frame of up to FRAME_BYTES plain bytes, with content size, and content checksum unless there is a
+//! data     = LZ4 or Zstandard frame of up to FRAME_BYTES plain bytes, with content size, and content checksum unless there is a
 //!            hash of the content in the identity, or of the object elsewhere
 //! ```
 //! Frames do not refer to one another, so that every core can take one, and an object may be cut between two.
 //! What a whole object must hold (its length, its hash) is said by its identity: a file cut exactly between two frames
 //! reads as a shorter one, and only the identity's reader can tell.
 //!
-//! Formats: `doc/lz4_Frame_format.md` and `doc/lz4_Block_format.md` of the LZ4 project.
+//! Formats: `doc/lz4_Frame_format.md` and `doc/lz4_Block_format.md` of the LZ4 project; RFC 8878.
 
 mod buffers;
+mod form;
 mod frame;
-mod header;
+mod lz4;
+mod lz4_header;
+mod magic;
 mod split;
 #[cfg(test)]
 mod tests;
+mod zstd;
 
 pub use buffers::{Buffer, Buffers};
+pub use form::{Codec, Compression, ZSTD_LEVELS};
 pub use frame::{FrameDecoder, FrameEncoder};
 pub use split::{FrameSplitter, RawFrame};
 
 use crate::error::{Error, Kind};
 use bytes::{BufMut, Bytes, BytesMut};
-use header::{Magic, SKIPPABLE_HEADER_BYTES};
+use magic::{Magic, SKIPPABLE_HEADER_BYTES};
 
 /// Plain bytes in a data frame, at most. Part of the repository's format: base backup parts have full ones but for the
 /// last, they are cut at frame borders, and a resumed backup must find the same borders.
@@ -37,34 +42,16 @@ pub const IDENTITY_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes that a data frame of [`FRAME_BYTES`] has at most, since blocks that do not shrink are stored as they are:
 /// the limit to give to a [`FrameSplitter`] for objects of our own.
-pub const FRAME_STORED_BYTES_MAX: usize = header::stored_bytes_max(FRAME_BYTES);
-
-/// How an object is compressed, as the end of its name says.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
-pub enum Codec {
-    /// LZ4 frames, as the `lz4` program reads and writes them.
-    Lz4,
-}
-
-impl Codec {
-    /// The end of an object's name, without the dot.
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Codec::Lz4 => "lz4",
-        }
-    }
-
-    /// Reads [`Codec::suffix`] back.
-    pub fn from_suffix(suffix: &str) -> Option<Codec> {
-        (suffix == Codec::Lz4.suffix()).then_some(Codec::Lz4)
-    }
-}
+pub const FRAME_STORED_BYTES_MAX: usize = {
+    let (lz4, zstd) = (lz4_header::stored_bytes_max(FRAME_BYTES), zstd::stored_bytes_max(FRAME_BYTES));
+    if lz4 > zstd { lz4 } else { zstd }
+};
 
 /// The bytes are not what an encoder writes: damaged, cut, or of another format.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// No frame begins here.
-    #[error("no LZ4 frame begins with {0:08X}")]
+    #[error("no LZ4 or Zstandard frame begins with {0:08X}")]
     NotAFrame(u32),
     /// The format of the `lz4` program before 2014 (`lz4 -l`), which has no checksums.
     #[error("this is the legacy LZ4 format, which has no checksums")]
@@ -93,6 +80,9 @@ pub enum CodecError {
     /// A block cannot be decompressed.
     #[error("a block of the LZ4 frame cannot be decompressed")]
     Block(#[source] lz4_flex::block::DecompressError),
+    /// A Zstandard frame is damaged, or asks for what this reader does not do.
+    #[error("the Zstandard frame cannot be decompressed: {0}")]
+    Zstd(&'static str),
 }
 
 impl From<CodecError> for Error {
@@ -114,7 +104,7 @@ impl From<CodecError> for Error {
 pub fn identity_frame(identity: &[u8]) -> Bytes {
     assert!(identity.len() <= IDENTITY_BYTES_MAX, "an identity of {} bytes is not an identity", identity.len());
     let mut frame = BytesMut::with_capacity(SKIPPABLE_HEADER_BYTES + identity.len());
-    frame.put_u32_le(header::IDENTITY_MAGIC);
+    frame.put_u32_le(magic::IDENTITY_MAGIC);
     frame.put_u32_le(identity.len() as u32);
     frame.put_slice(identity);
     frame.freeze()
@@ -126,9 +116,9 @@ pub fn identity_frame(identity: &[u8]) -> Bytes {
 /// [`CodecError::Cut`] says how many bytes of the object are needed at least: read that many and ask again.
 pub fn read_identity(prefix: &[u8]) -> Result<Option<Bytes>, CodecError> {
     match Magic::of(prefix)? {
-        Magic::Lz4 | Magic::Skippable => Ok(None),
+        Magic::Lz4 | Magic::Zstd | Magic::Skippable => Ok(None),
         Magic::Identity => {
-            let end = header::skippable_frame_bytes(prefix)?;
+            let end = magic::skippable_frame_bytes(prefix)?;
             if end > SKIPPABLE_HEADER_BYTES + IDENTITY_BYTES_MAX {
                 return Err(CodecError::TooLarge { limit_bytes: IDENTITY_BYTES_MAX });
             }
@@ -155,12 +145,13 @@ pub struct Decoded {
 /// [`CodecError::Cut`] also for no bytes at all.
 pub fn decode_object(bytes: &[u8], limit_bytes: usize) -> Result<Decoded, CodecError> {
     let mut decoded = Decoded { identity: None, plain: Vec::new() };
+    let mut decoder = FrameDecoder::new();
     let mut rest = bytes;
     loop {
         let frame_bytes = match Magic::of(rest)? {
-            Magic::Lz4 => {
+            Magic::Lz4 | Magic::Zstd => {
                 let left_bytes = limit_bytes - decoded.plain.len();
-                frame::decode_frame(rest, &mut decoded.plain, left_bytes).map_err(|error| match error {
+                decoder.decode_first(rest, &mut decoded.plain, left_bytes).map_err(|error| match error {
                     CodecError::TooLarge { .. } => CodecError::TooLarge { limit_bytes },
                     other => other,
                 })?
@@ -169,7 +160,7 @@ pub fn decode_object(bytes: &[u8], limit_bytes: usize) -> Result<Decoded, CodecE
                 if magic == Magic::Identity {
                     decoded.identity = read_identity(rest)?;
                 }
-                header::skippable_frame_bytes(rest)?
+                magic::skippable_frame_bytes(rest)?
             }
         };
         rest = rest.get(frame_bytes..).ok_or(CodecError::Cut { needed_bytes: frame_bytes })?;

@@ -1,7 +1,9 @@
 //! Finds where frames begin and end in a stream of bytes, without decompressing.
 
-use super::header::{BlockHeader, FIELD_BYTES, FrameHeader, HEADER_BYTES_MAX, Magic, SKIPPABLE_HEADER_BYTES};
-use super::{CodecError, IDENTITY_BYTES_MAX, header};
+use super::lz4_header::{BlockHeader, FIELD_BYTES, FrameHeader, HEADER_BYTES_MAX};
+use super::magic::{self, MAGIC_BYTES, Magic, SKIPPABLE_HEADER_BYTES};
+use super::zstd::{self, BLOCK_HEADER_BYTES, CHECKSUM_BYTES};
+use super::{CodecError, IDENTITY_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
@@ -30,18 +32,24 @@ pub struct FrameSplitter {
     /// Bytes to pass over before the next field.
     skip_bytes: usize,
     /// The field being read, gathered from the pieces: `field_bytes` of `field_bytes_wanted` are there.
-    field: [u8; HEADER_BYTES_MAX],
+    field: [u8; FIELD_BYTES_MAX],
     field_bytes: usize,
     field_bytes_wanted: usize,
     field_is: Field,
 }
 
+/// The longest field: a frame's header.
+const FIELD_BYTES_MAX: usize =
+    if HEADER_BYTES_MAX > zstd::HEADER_BYTES_MAX { HEADER_BYTES_MAX } else { zstd::HEADER_BYTES_MAX };
+
 #[derive(Clone, Copy, Debug)]
 enum Field {
     /// A frame's header.
     Header,
-    /// The length of a block.
+    /// The length of a block of an LZ4 frame.
     Block(FrameHeader),
+    /// The header of a block of a Zstandard frame.
+    ZstdBlock(zstd::FrameHeader),
     /// Nothing: the frame ends here.
     End(Magic),
 }
@@ -57,9 +65,9 @@ impl FrameSplitter {
             piece_offset: 0,
             frame_offset: 0,
             skip_bytes: 0,
-            field: [0; HEADER_BYTES_MAX],
+            field: [0; FIELD_BYTES_MAX],
             field_bytes: 0,
-            field_bytes_wanted: FIELD_BYTES,
+            field_bytes_wanted: MAGIC_BYTES,
             field_is: Field::Header,
         }
     }
@@ -83,10 +91,11 @@ impl FrameSplitter {
             match self.field_is {
                 Field::Header => self.read_header()?,
                 Field::Block(frame) => self.read_block(frame)?,
+                Field::ZstdBlock(frame) => self.read_zstd_block(frame)?,
                 Field::End(magic) => {
                     let mut frame = self.take_frame();
                     match magic {
-                        Magic::Lz4 => return Ok(Some(RawFrame::Data(frame))),
+                        Magic::Lz4 | Magic::Zstd => return Ok(Some(RawFrame::Data(frame))),
                         Magic::Identity => {
                             return Ok(Some(RawFrame::Identity(frame.split_off(SKIPPABLE_HEADER_BYTES))));
                         }
@@ -111,7 +120,8 @@ impl FrameSplitter {
         let field = self.field.get(..self.field_bytes).unwrap_or_default();
         let step = match Magic::of(field) {
             Ok(Magic::Lz4) => FrameHeader::read(field).map(|frame| (Field::Block(frame), 0)),
-            Ok(magic) => header::skippable_frame_bytes(field).map(|bytes| (Field::End(magic), bytes - field.len())),
+            Ok(Magic::Zstd) => zstd::FrameHeader::read(field).map(|frame| (Field::ZstdBlock(frame), 0)),
+            Ok(magic) => magic::skippable_frame_bytes(field).map(|bytes| (Field::End(magic), bytes - field.len())),
             Err(error) => Err(error),
         };
         match step {
@@ -137,6 +147,15 @@ impl FrameSplitter {
         }
     }
 
+    fn read_zstd_block(&mut self, frame: zstd::FrameHeader) -> Result<(), CodecError> {
+        let block = zstd::Block::read(&self.field)?;
+        match (block.is_last, frame.checksum) {
+            (false, _) => self.expect(Field::ZstdBlock(frame), block.bytes),
+            (true, false) => self.expect(Field::End(Magic::Zstd), block.bytes),
+            (true, true) => self.expect(Field::End(Magic::Zstd), block.bytes + CHECKSUM_BYTES),
+        }
+    }
+
     /// Goes on to the field `skip_bytes` further on.
     fn expect(&mut self, next: Field, skip_bytes: usize) -> Result<(), CodecError> {
         self.field_is = next;
@@ -144,7 +163,9 @@ impl FrameSplitter {
         self.field_bytes = 0;
         self.field_bytes_wanted = match next {
             Field::End(_) => 0,
-            Field::Header | Field::Block(_) => FIELD_BYTES,
+            Field::Header => MAGIC_BYTES,
+            Field::Block(_) => FIELD_BYTES,
+            Field::ZstdBlock(_) => BLOCK_HEADER_BYTES,
         };
         match self.frame_offset + self.skip_bytes + self.field_bytes_wanted > self.limit_bytes {
             true => Err(CodecError::TooLarge { limit_bytes: self.limit_bytes }),
@@ -194,7 +215,7 @@ impl FrameSplitter {
         self.frame_offset = 0;
         self.field_is = Field::Header;
         self.field_bytes = 0;
-        self.field_bytes_wanted = FIELD_BYTES;
+        self.field_bytes_wanted = MAGIC_BYTES;
         frame
     }
 

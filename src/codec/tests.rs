@@ -28,8 +28,10 @@ fn noise(bytes: usize) -> Vec<u8> {
     noise.take(bytes).collect()
 }
 
-fn object(identity: &[u8], plain: &[u8], frame_bytes: usize) -> Vec<u8> {
-    let mut encoder = FrameEncoder::new(Codec::Lz4);
+const EVERY: [Compression; 4] = [Compression::Lz4, Compression::Zstd(1), Compression::Zstd(-7), Compression::None];
+
+fn object(compression: Compression, identity: &[u8], plain: &[u8], frame_bytes: usize) -> Vec<u8> {
+    let mut encoder = FrameEncoder::new(compression);
     let mut object = identity_frame(identity).to_vec();
     for frame in plain.chunks(frame_bytes) {
         object.extend_from_slice(&encoder.encode(frame));
@@ -74,10 +76,11 @@ proptest! {
         identity in proptest::collection::vec(any::<u8>(), 0..300),
         plain_bytes in 0usize..700_000,
         frame_bytes in 1000usize..600_000,
+        compression in prop::sample::select(&EVERY[..]),
         seed: u64,
     ) {
         let plain = sample(plain_bytes, seed);
-        let object = object(&identity, &plain, frame_bytes);
+        let object = object(compression, &identity, &plain, frame_bytes);
         let decoded = decode_object(&object, plain_bytes).unwrap();
         prop_assert_eq!(decoded.identity.as_deref(), Some(&identity[..]));
         prop_assert!(decoded.plain == plain, "the plain bytes came back different");
@@ -89,10 +92,11 @@ proptest! {
         plain_bytes in 0usize..100_000,
         frame_bytes in 1000usize..50_000,
         piece_bytes in proptest::collection::vec(1usize..40_000, 1..20),
+        compression in prop::sample::select(&EVERY[..]),
         seed: u64,
     ) {
         let plain = sample(plain_bytes, seed);
-        let object = object(b"who am I", &plain, frame_bytes);
+        let object = object(compression, b"who am I", &plain, frame_bytes);
         let whole = split(&object, &[object.len()], FRAME_STORED_BYTES_MAX).unwrap();
         prop_assert_eq!(whole.first(), Some(&RawFrame::Identity(Bytes::from_static(b"who am I"))));
         prop_assert_eq!(whole.len(), 1 + plain.chunks(frame_bytes).len());
@@ -102,8 +106,11 @@ proptest! {
     }
 
     #[test]
-    fn bytes_of_any_kind_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..400), magic in 0usize..4) {
-        let magics: [&[u8]; 4] = [b"", b"\x04\x22\x4D\x18", b"\x57\x2A\x4D\x18", b"\x04\x22\x4D\x18\x60\x40\x82"];
+    fn bytes_of_any_kind_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..400), magic in 0usize..7) {
+        let magics: [&[u8]; 7] = [
+            b"", b"\x04\x22\x4D\x18", b"\x57\x2A\x4D\x18", b"\x04\x22\x4D\x18\x60\x40\x82",
+            b"\x28\xB5\x2F\xFD", b"\x28\xB5\x2F\xFD\x20\xFF", b"\x28\xB5\x2F\xFD\x00\x58",
+        ];
         let bytes = [magics[magic], &noise].concat();
         let _ = decode_object(&bytes, 1 << 16);
         let _ = read_identity(&bytes);
@@ -132,9 +139,10 @@ proptest! {
 #[test]
 fn one_flipped_byte_is_found_or_does_no_harm() {
     let plain = sample(5_000, 3);
-    let object = object(b"{\"timeline\":1}", &plain, 2_000);
-    for position in 0..object.len() {
-        for flip in [0x01, 0x80, 0xFF, 0x13] {
+    for compression in EVERY {
+        let object = object(compression, b"{\"timeline\":1}", &plain, 2_000);
+        let flips = [0x01, 0x80, 0xFF, 0x13];
+        for (position, flip) in (0..object.len()).flat_map(|position| flips.map(|flip| (position, flip))) {
             let mut damaged = object.clone();
             damaged[position] ^= flip;
             if let Ok(decoded) = decode_object(&damaged, plain.len()) {
@@ -149,8 +157,12 @@ fn one_flipped_byte_is_found_or_does_no_harm() {
 
 #[test]
 fn a_cut_object_is_found_unless_it_is_cut_between_frames() {
+    EVERY.into_iter().for_each(cut_everywhere);
+}
+
+fn cut_everywhere(compression: Compression) {
     let plain = sample(5_000, 5);
-    let object = object(b"identity", &plain, 2_000);
+    let object = object(compression, b"identity", &plain, 2_000);
     // Given where the frames end,
     let frames = split(&object, &[object.len()], 1 << 20).unwrap();
     let mut ends = vec![];
@@ -184,7 +196,7 @@ fn a_cut_object_is_found_unless_it_is_cut_between_frames() {
 
 #[test]
 fn a_cut_identity_says_how_much_to_read() {
-    let object = object(&[7; 500], b"plain", FRAME_BYTES);
+    let object = object(Compression::Lz4, &[7; 500], b"plain", FRAME_BYTES);
     let mut have = 0;
     let mut reads = vec![];
     let identity = loop {
@@ -199,12 +211,12 @@ fn a_cut_identity_says_how_much_to_read() {
     };
     assert_eq!(identity.as_deref(), Some(&[7; 500][..]));
     assert_eq!(reads, [4, 8, 508], "an identity is read in as many steps as its header has fields");
-    assert_eq!(read_identity(&FrameEncoder::new(Codec::Lz4).encode(b"x")).unwrap(), None);
+    assert_eq!(read_identity(&FrameEncoder::new(Compression::Lz4).encode(b"x")).unwrap(), None);
 }
 
 #[test]
 fn a_frame_in_one_piece_is_not_copied() {
-    let frame = FrameEncoder::new(Codec::Lz4).encode(&sample(10_000, 1));
+    let frame = FrameEncoder::new(Compression::Lz4).encode(&sample(10_000, 1));
     let mut splitter = FrameSplitter::new(FRAME_STORED_BYTES_MAX);
     splitter.push(frame.clone());
     let Some(RawFrame::Data(found)) = splitter.next().unwrap() else { panic!("no frame was found") };
@@ -215,13 +227,17 @@ fn a_frame_in_one_piece_is_not_copied() {
 fn nothing_grows_beyond_the_limit() {
     // Given a megabyte of zeros that becomes a few kilobytes,
     let plain = vec![0; 1 << 20];
-    let frame = FrameEncoder::new(Codec::Lz4).encode(&plain);
+    let frame = FrameEncoder::new(Compression::Lz4).encode(&plain);
     assert!(frame.len() < 8_000, "{} bytes", frame.len());
     // when less is allowed, then no more is allocated than a buffer of that size grows to, with or without a content size in the header.
     let mut unsized_frame = b"\x04\x22\x4D\x18\x60\x50".to_vec();
     unsized_frame.push((twox_hash::XxHash32::oneshot(0, b"\x60\x50") >> 8) as u8);
     unsized_frame.extend_from_slice(&frame[15..frame.len() - 4]);
-    for frame in [&frame[..], &unsized_frame] {
+    // The descriptor of a Zstandard frame without content size and checksum, with a window of a mebibyte.
+    let zstd = FrameEncoder::new(Compression::Zstd(1)).encode_hashed(&plain, |_| ());
+    let mut unsized_zstd = b"\x28\xB5\x2F\xFD\x00\x50".to_vec();
+    unsized_zstd.extend_from_slice(&zstd[zstd_header_bytes(&zstd)..]);
+    for frame in [&frame[..], &unsized_frame, &zstd, &unsized_zstd] {
         let mut out = b"before".to_vec();
         let result = FrameDecoder::new().decode(frame, &mut out, plain.len() - 1);
         assert!(matches!(result, Err(CodecError::TooLarge { limit_bytes: 1_048_575 })), "{result:?}");
@@ -231,13 +247,23 @@ fn nothing_grows_beyond_the_limit() {
         assert_eq!(out.len(), 6 + plain.len());
     }
     // And the limit of an object is for all its frames together.
-    let object = object(b"", &plain, 300_000);
-    assert!(matches!(decode_object(&object, 900_000), Err(CodecError::TooLarge { limit_bytes: 900_000 })));
+    for compression in EVERY {
+        let object = object(compression, b"", &plain, 300_000);
+        let read = decode_object(&object, 900_000);
+        assert!(matches!(read, Err(CodecError::TooLarge { limit_bytes: 900_000 })), "{compression}: {read:?}");
+    }
+}
+
+/// Length of the header of a Zstandard frame: RFC 8878, section 3.1.1.1.
+fn zstd_header_bytes(frame: &[u8]) -> usize {
+    let single_segment = frame[4] & 0x20 != 0;
+    let size_bytes = [usize::from(single_segment), 2, 4, 8][usize::from(frame[4] >> 6)];
+    4 + 1 + usize::from(!single_segment) + size_bytes
 }
 
 #[test]
 fn a_frame_above_the_splitters_limit_is_refused_before_it_has_arrived() {
-    let frame = FrameEncoder::new(Codec::Lz4).encode(&noise(300_000));
+    let frame = FrameEncoder::new(Compression::Lz4).encode(&noise(300_000));
     let mut splitter = FrameSplitter::new(50_000);
     splitter.push(frame.slice(..20));
     assert!(matches!(splitter.next(), Err(CodecError::TooLarge { limit_bytes: 50_000 })));
@@ -250,25 +276,30 @@ fn a_frame_above_the_splitters_limit_is_refused_before_it_has_arrived() {
 #[test]
 fn incompressible_frames_keep_within_their_bound() {
     let noise = noise(FRAME_BYTES);
-    let frame = FrameEncoder::new(Codec::Lz4).encode(&noise);
-    assert!((FRAME_BYTES..=FRAME_STORED_BYTES_MAX).contains(&frame.len()), "{} bytes", frame.len());
-    assert!(decode_object(&frame, FRAME_BYTES).unwrap().plain == noise);
+    for compression in EVERY {
+        let frame = FrameEncoder::new(compression).encode(&noise);
+        assert!((FRAME_BYTES..=FRAME_STORED_BYTES_MAX).contains(&frame.len()), "{compression}: {} bytes", frame.len());
+        assert!(decode_object(&frame, FRAME_BYTES).unwrap().plain == noise);
+    }
 }
 
 #[test]
 fn an_encoder_gives_the_same_frame_again() {
     // Parts of a base backup are compared by their stored bytes: what was encoded before must not matter.
     let plain = sample(600_000, 4);
-    let mut used = FrameEncoder::new(Codec::Lz4);
-    used.encode(&sample(900_000, 5));
-    assert!(used.encode(&plain) == FrameEncoder::new(Codec::Lz4).encode(&plain));
+    for compression in EVERY {
+        let mut used = FrameEncoder::new(compression);
+        used.encode(&sample(900_000, 5));
+        used.encode_hashed(&sample(100_000, 6), |_| ());
+        assert!(used.encode(&plain) == FrameEncoder::new(compression).encode(&plain), "{compression}");
+    }
 }
 
 #[test]
 fn foreign_skippable_frames_are_passed_over_and_other_formats_named() {
     let mut object = b"\x50\x2A\x4D\x18\x03\0\0\0abc".to_vec();
     assert_eq!(read_identity(&object).unwrap(), None);
-    object.extend_from_slice(&FrameEncoder::new(Codec::Lz4).encode(b"plain"));
+    object.extend_from_slice(&FrameEncoder::new(Compression::Lz4).encode(b"plain"));
     assert_eq!(decode_object(&object, 10).unwrap(), Decoded { identity: None, plain: b"plain".to_vec() });
     assert_eq!(split(&object, &[3], 100).unwrap().len(), 1);
 
@@ -277,12 +308,14 @@ fn foreign_skippable_frames_are_passed_over_and_other_formats_named() {
     let error = Error::from(error);
     assert_eq!(error.kind(), Kind::Damaged);
     assert_eq!(error.to_string(), "cannot decompress: this is the legacy LZ4 format, which has no checksums");
-    assert!(matches!(decode_object(b"\x28\xB5\x2F\xFDrest", 10), Err(CodecError::NotAFrame(0xFD2F_B528))));
+    assert!(matches!(decode_object(b"\x1F\x8B\x08\x00rest", 10), Err(CodecError::NotAFrame(0x0008_8B1F))));
     assert!(matches!(decode_object(b"", 10), Err(CodecError::Cut { needed_bytes: 4 })));
 }
 
 #[test]
 fn suffixes_are_read_as_they_are_written() {
-    assert_eq!(Codec::from_suffix(Codec::Lz4.suffix()), Some(Codec::Lz4));
-    assert_eq!(Codec::from_suffix("zst"), None);
+    for codec in Codec::ALL {
+        assert_eq!(Codec::from_suffix(codec.suffix()), Some(codec));
+    }
+    assert_eq!(Codec::from_suffix("gz"), None);
 }

@@ -5,10 +5,9 @@ use super::{parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
 use crate::cli::BackupArgs;
-use crate::codec::Codec;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, BackupVerdict, Layout, Repository, Writer};
+use crate::repository::{BackupDocument, BackupVerdict, Repository, Writer};
 use crate::runtime::{Clock, Shutdown};
 use serde::Serialize;
 use std::sync::Arc;
@@ -36,12 +35,13 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         version: client.server_version(),
     };
     ensure_cluster(store.as_ref(), &settings.cluster, identity, &clock).await?;
-    let layout = Layout::new(settings.cluster.clone(), identity.segment_size, Codec::Lz4);
+    let layout = parts::layout(&settings, identity.segment_size);
     let writer = Writer::new(store.clone(), layout.clone(), identity.system_identifier);
 
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
-    let archiver = Archiver::new(source, store.clone(), &settings.cluster, ArchiveOptions::default(), clock.clone());
+    let options = ArchiveOptions { compression: settings.compression, ..ArchiveOptions::default() };
+    let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
     let archiving = Shutdown::default();
     let mut state = archiver.state();
     let work = async {

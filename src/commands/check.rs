@@ -4,7 +4,7 @@ use super::{parts, print};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, Mode, SlotHealth, SlotState, WalStatus};
-use crate::repository::{Cluster, Key, Layout, Repository};
+use crate::repository::{Cluster, Key, Repository};
 use crate::runtime::Clock;
 use crate::store::{ConditionalWrites, Store, StoreError, probe};
 use crate::wal::SegmentSize;
@@ -230,7 +230,7 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
         }
     }
     let now = clock.now();
-    let layout = Layout::new(settings.cluster.clone(), SegmentSize::DEFAULT, crate::codec::Codec::Lz4);
+    let layout = parts::layout(settings, SegmentSize::DEFAULT);
     let stamp = format!("{:x}c{}", now.as_microsecond(), std::process::id());
     let name = |what: &str| layout.name(&Key::Probe(format!("{stamp}{what}")));
     match probe(store.as_ref(), &name("p")).await {
@@ -252,7 +252,7 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
 /// Holes that were recorded, and whether a base backup answers them.
 async fn check_gaps(settings: &Settings, store: Arc<dyn Store>, cluster: Cluster, findings: &mut Findings) {
     let Some(size) = SegmentSize::new(cluster.segment_bytes) else { return };
-    let layout = Layout::new(settings.cluster.clone(), size, crate::codec::Codec::Lz4);
+    let layout = parts::layout(settings, size);
     let loss = match (Repository { store, layout }).read_loss(None).await {
         Ok(loss) => loss,
         Err(error) => return findings.failed("lost WAL", &error),
@@ -271,7 +271,7 @@ async fn check_gaps(settings: &Settings, store: Arc<dyn Store>, cluster: Cluster
 /// WAL of servers that were cut off at a failover is nothing wrong, and good to know of.
 async fn check_branches(settings: &Settings, store: &Arc<dyn Store>, cluster: &Cluster, findings: &mut Findings) {
     let size = SegmentSize::new(cluster.segment_bytes).unwrap_or(SegmentSize::DEFAULT);
-    let layout = Layout::new(settings.cluster.clone(), size, crate::codec::Codec::Lz4);
+    let layout = parts::layout(settings, size);
     let repository = Repository { store: store.clone(), layout };
     let branches = async {
         let mut branches = Vec::new();

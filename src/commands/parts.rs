@@ -1,6 +1,5 @@
 //! The parts that several commands build from the settings: connection, store, repository.
 
-use crate::codec::Codec;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
@@ -41,6 +40,11 @@ pub(super) async fn observed_store(settings: &Settings, observer: Arc<dyn StoreO
     open(settings.repo()?, &settings.store, observer).await
 }
 
+/// The names in the cluster's folder, whose segments have this size.
+pub(super) fn layout(settings: &Settings, size: SegmentSize) -> Layout {
+    Layout::new(settings.cluster.clone(), size, settings.compression)
+}
+
 /// The cluster's folder, which must be there.
 ///
 /// # Errors
@@ -63,7 +67,7 @@ pub(super) async fn repository_in(settings: &Settings, store: Arc<dyn Store>) ->
     let size = SegmentSize::new(cluster.segment_bytes).ok_or_else(|| {
         Error::new(Kind::Damaged, format!("cluster.json has segments of {} bytes", cluster.segment_bytes))
     })?;
-    Ok((Repository { store, layout: Layout::new(name.clone(), size, Codec::Lz4) }, cluster))
+    Ok((Repository { store, layout: layout(settings, size) }, cluster))
 }
 
 /// Fails unless the store keeps the rule that a name never gets second bytes.
@@ -71,8 +75,7 @@ pub(super) async fn repository_in(settings: &Settings, store: Arc<dyn Store>) ->
 /// # Errors
 /// If it does not, or fails.
 pub(super) async fn require_conditional_writes(settings: &Settings, store: &dyn Store, unique: &str) -> Result<()> {
-    let name = Layout::new(settings.cluster.clone(), SegmentSize::DEFAULT, Codec::Lz4)
-        .name(&crate::repository::Key::Probe(unique.to_owned()));
+    let name = layout(settings, SegmentSize::DEFAULT).name(&crate::repository::Key::Probe(unique.to_owned()));
     match probe(store, &name).await? {
         ConditionalWrites::Honoured => Ok(()),
         ConditionalWrites::Ignored => Err(Error::new(

@@ -39,7 +39,8 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     }
     let source = PostgresSource::new(info, &settings.slot, clock.clone());
     let source = Arc::new(source.treat_archived_as_applied(settings.run.treat_archived_as_applied));
-    let options = ArchiveOptions { flush_interval: settings.run.flush_interval, ..ArchiveOptions::default() };
+    let (flush_interval, compression) = (settings.run.flush_interval, settings.compression);
+    let options = ArchiveOptions { flush_interval, compression, ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
 
     let mut services: Tasks<()> = Tasks::default();

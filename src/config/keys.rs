@@ -1,8 +1,9 @@
 //! Every setting, defined once: name, flag, variable, default, meaning and how it is read. The parser, its messages and
-//! `docs/configuration.md` come from this table. Uses `cli` and `store`.
+//! `docs/configuration.md` come from this table. Uses `cli`, `codec` and `store`.
 
 use super::Settings;
 use crate::cli::LogFormat;
+use crate::codec::{Compression, ZSTD_LEVELS};
 use crate::store::{Checksum, Conditional, ServerSideEncryption};
 use jiff::fmt::friendly::SpanParser;
 use std::fmt::Write as _;
@@ -104,6 +105,24 @@ pub const KEYS: &[Key] = &[
                 return Err(format!("cannot be {text:?}: 1 to 63 lower-case letters, digits or _ are allowed"));
             }
             settings.slot = text.to_owned();
+            Ok(())
+        },
+    },
+    Key {
+        name: "compression",
+        flag: Some("--compression"),
+        variable: None,
+        written: Written::Text,
+        default: Some("lz4"),
+        example: "\"zstd:3\"",
+        about: "How what is stored is compressed: `lz4`; `zstd` or `zstd:LEVEL` (-7 to 19, 3 if left out), which makes it \
+                smaller and takes several times the CPU; `none` for data that does not get smaller. It may change at any \
+                time: every object says how it is compressed, and a restore needs no setting.",
+        set: |settings, text| {
+            settings.compression = Compression::parse(text).ok_or_else(|| {
+                let (least, most) = (ZSTD_LEVELS.start(), ZSTD_LEVELS.end());
+                format!("cannot be {text:?}: it is lz4, zstd, zstd:LEVEL ({least} to {most}, not 0) or none")
+            })?;
             Ok(())
         },
     },

@@ -6,6 +6,7 @@ mod keys;
 pub use keys::{KEYS, Key, Written, document, parse_duration};
 
 use crate::cli::{Cli, Command, LogFormat};
+use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
 use crate::store::{ServerSideEncryption, StoreOptions};
 use std::ffi::OsString;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub repo: Option<String>,
     /// The replication slot's name, checked.
     pub slot: String,
+    /// How what is stored is compressed.
+    pub compression: Compression,
     /// How standard error is written.
     pub log_format: LogFormat,
     /// For `run` alone.
@@ -64,6 +67,7 @@ impl fmt::Debug for Settings {
             .field("cluster", &self.cluster)
             .field("repo", &self.repo)
             .field("slot", &self.slot)
+            .field("compression", &self.compression)
             .field("log_format", &self.log_format)
             .field("run", &self.run)
             .field("store", &self.store)
@@ -120,6 +124,7 @@ impl Settings {
             pg: String::new(),
             repo: None,
             slot: String::new(),
+            compression: Compression::default(),
             log_format: LogFormat::default(),
             run: RunSettings {
                 flush_interval: Duration::ZERO,
@@ -190,6 +195,11 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         Command::Check(args) => args.slot.name.as_deref(),
         _ => None,
     };
+    let compression = match &cli.command {
+        Command::Run(args) => args.compression.method.as_deref(),
+        Command::Backup(args) => args.compression.method.as_deref(),
+        _ => None,
+    };
     let (flush_interval, as_applied, listen) = match &cli.command {
         Command::Run(args) => {
             let as_applied = args.treat_archived_as_applied.then_some("true");
@@ -202,6 +212,7 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         ("--pg", cli.common.pg.as_deref()),
         ("--repo", cli.common.repo.as_deref()),
         ("--slot", slot),
+        ("--compression", compression),
         ("--log-format", cli.common.log_format.map(LogFormat::name)),
         ("--flush-interval", flush_interval),
         ("--treat-archived-as-applied", as_applied),

@@ -3,6 +3,7 @@
 use super::Repository;
 use super::documents::{BackupBegin, BackupDocument, Cluster, FORMAT_VERSION, GapNote};
 use super::layout::{BackupId, Key, Layout};
+use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
 use crate::store::{ObjectInfo, Store, StoreErrorKind, list_all};
 use crate::wal::{History, Lsn, TimelineId, WalRange};
@@ -18,6 +19,8 @@ pub struct Stored {
     pub range: WalRange,
     /// The object's full name.
     pub name: String,
+    /// How it is stored, as the end of its name says.
+    pub codec: Codec,
     /// True for a block: permanent, and preferred by readers.
     pub is_block: bool,
     /// Bytes of the object.
@@ -254,7 +257,8 @@ fn stored(layout: &Layout, object: &ObjectInfo) -> Option<Stored> {
         _ => return None,
     };
     let name = object.key.clone();
-    Some(Stored { range, name, is_block, stored_bytes: object.bytes, modified: object.modified })
+    let codec = Layout::codec_of(&name)?;
+    Some(Stored { range, name, codec, is_block, stored_bytes: object.bytes, modified: object.modified })
 }
 
 impl Repository {
@@ -405,7 +409,14 @@ mod tests {
 
     fn stored(start: u64, end: u64, is_block: bool) -> Stored {
         let range = WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) };
-        Stored { range, name: format!("{range}"), is_block, stored_bytes: 1, modified: Timestamp::UNIX_EPOCH }
+        Stored {
+            range,
+            name: format!("{range}"),
+            codec: Codec::Lz4,
+            is_block,
+            stored_bytes: 1,
+            modified: Timestamp::UNIX_EPOCH,
+        }
     }
 
     #[test]
@@ -425,7 +436,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_timeline_of_which_only_tails_are_stored_is_found() {
-        let layout = Layout::new("main", crate::wal::SegmentSize::DEFAULT, crate::codec::Codec::Lz4);
+        let layout = Layout::new("main", crate::wal::SegmentSize::DEFAULT, crate::codec::Compression::Lz4);
         let repository = Repository { store: std::sync::Arc::new(crate::store::MemoryStore::new()), layout };
         let range = WalRange { timeline: TimelineId(1), start: Lsn(0x300_0000), end: Lsn(0x300_0100) };
         let name = repository.layout.name(&Key::Tail(range));

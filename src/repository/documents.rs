@@ -3,6 +3,7 @@
 
 use super::file_path::FilePath;
 use super::layout::BackupId;
+use crate::codec::Codec;
 use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,9 @@ pub struct BackupDocument {
     pub stored_bytes: u64,
     /// SHA-256 of the manifest as PostgreSQL sent it.
     pub manifest_sha256: String,
+    /// How its parts and its manifest are stored, as the ends of their names say.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub codec: Codec,
     /// What was found wrong with it while it was taken.
     #[serde(default, skip_serializing_if = "Findings::is_empty")]
     pub findings: Findings,
@@ -437,6 +441,7 @@ pub(super) mod tests {
         let path = |text: &[u8]| FilePath::parse(text).unwrap();
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
         BackupDocument {
+            codec: Codec::Lz4,
             format: FORMAT_VERSION,
             id: BackupId::parse("20261120T140300Z").unwrap(),
             label: "nightly \"one\"".into(),

@@ -18,7 +18,7 @@
 //!
 //! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has.
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Compression};
 use crate::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -138,13 +138,13 @@ pub struct ParseKeyError(String);
 pub struct Layout {
     cluster: String,
     size: SegmentSize,
-    codec: Codec,
+    compression: Compression,
 }
 
 impl Layout {
-    /// Names for the cluster called `cluster`, whose segments have `size`; new objects are written with `codec`.
-    pub fn new(cluster: impl Into<String>, size: SegmentSize, codec: Codec) -> Layout {
-        Layout { cluster: cluster.into(), size, codec }
+    /// Names for the cluster called `cluster`, whose segments have `size`; new objects are compressed so.
+    pub fn new(cluster: impl Into<String>, size: SegmentSize, compression: Compression) -> Layout {
+        Layout { cluster: cluster.into(), size, compression }
     }
 
     /// The cluster's name.
@@ -157,9 +157,9 @@ impl Layout {
         self.size
     }
 
-    /// The codec of new objects.
-    pub fn codec(&self) -> Codec {
-        self.codec
+    /// How new objects are compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
     }
 
     /// The name of `cluster.json`, which must be read before the segment size is known.
@@ -167,10 +167,15 @@ impl Layout {
         format!("{cluster}/cluster.json")
     }
 
-    /// The full name of an object.
+    /// The full name of a new object.
     pub fn name(&self, key: &Key) -> String {
+        self.name_in(key, self.compression.codec())
+    }
+
+    /// The full name of an object that is stored in `codec`.
+    pub fn name_in(&self, key: &Key, codec: Codec) -> String {
         let cluster = &self.cluster;
-        let suffix = self.codec.suffix();
+        let suffix = codec.suffix();
         match key {
             Key::Cluster => Layout::cluster_key(cluster),
             Key::Block(range) => {
@@ -218,6 +223,11 @@ impl Layout {
     pub fn parse(&self, name: &str) -> Result<Key, ParseKeyError> {
         let key = name.strip_prefix(&self.cluster).and_then(|rest| rest.strip_prefix('/'));
         key.and_then(|rest| self.parse_relative(rest)).ok_or_else(|| ParseKeyError(name.to_owned()))
+    }
+
+    /// The codec of an object with this name, if it has one.
+    pub fn codec_of(name: &str) -> Option<Codec> {
+        Codec::from_suffix(name.rsplit_once('.')?.1)
     }
 
     fn parse_relative(&self, name: &str) -> Option<Key> {
@@ -420,7 +430,7 @@ mod tests {
     fn layouts() -> impl Strategy<Value = Layout> {
         prop_oneof![Just(1u64 << 20), Just(16 << 20), Just(64 << 20), Just(1 << 30)].prop_map(|bytes| {
             let size = SegmentSize::new(bytes).unwrap();
-            Layout::new("main", size, Codec::Lz4)
+            Layout::new("main", size, Compression::Lz4)
         })
     }
 
@@ -483,7 +493,7 @@ mod tests {
 
     #[test]
     fn names_are_the_documented_ones() {
-        let layout = Layout::new("main", SegmentSize::DEFAULT, Codec::Lz4);
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
         let range = |start, end| WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) };
         let expected = [
             (

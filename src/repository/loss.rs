@@ -127,7 +127,7 @@ impl Repository {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Codec;
+    use crate::codec::Compression;
     use crate::repository::documents::{FORMAT_VERSION, Findings, GapNote, tests::sample};
     use crate::repository::{BackupId, Layout, Writer};
     use crate::store::MemoryStore;
@@ -154,7 +154,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_backup_answers_no_hole_and_no_other_is_wanted() {
         // Given a hole, and nothing behind it
-        let layout = Layout::new("main", SegmentSize::DEFAULT, Codec::Lz4);
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
         let repository = Repository { store: Arc::new(MemoryStore::new()), layout: layout.clone() };
         let writer = Writer::new(repository.store.clone(), layout, 7);
         let lost = gap(1, 0x100, 0x200);

@@ -5,12 +5,13 @@ use super::catalog::{Coverage, Stored};
 use super::identity::{Identity, Subject};
 use super::layout::Key;
 use super::writer::Stamp;
-use crate::codec;
+use crate::codec::{self, Codec};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::StoreErrorKind;
 use crate::wal::{BLOCK_BYTES_MAX, Lsn, TimelineId, WalRange};
 use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How often a listing that has become stale under our hands is made again before that is an error.
 const RELISTINGS: usize = 5;
@@ -20,6 +21,8 @@ const RELISTINGS: usize = 5;
 pub struct WalReader {
     repository: Repository,
     system_identifier: u64,
+    /// The codec of the last block that was found: where it is tried first.
+    last_codec: Arc<Mutex<Codec>>,
 }
 
 /// What a reader found for a range: the bytes from its start up to the first hole or its end.
@@ -37,7 +40,8 @@ pub struct Window {
 impl WalReader {
     /// Reads from `repository`, whose cluster has this system identifier.
     pub fn new(repository: Repository, system_identifier: u64) -> WalReader {
-        WalReader { repository, system_identifier }
+        let codec = repository.layout.compression().codec();
+        WalReader { repository, system_identifier, last_codec: Arc::new(Mutex::new(codec)) }
     }
 
     /// The repository.
@@ -72,9 +76,21 @@ impl WalReader {
     pub async fn read_block(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>> {
         let size = self.repository.layout.segment_size();
         let range = WalRange { timeline, start: size.block_start(lsn), end: size.block_end(lsn) };
-        let name = self.repository.layout.name(&Key::Block(range));
-        let modified = jiff::Timestamp::UNIX_EPOCH;
-        self.read(&Stored { range, name, is_block: true, stored_bytes: 0, modified }).await
+        let first = *self.last_codec();
+        for codec in std::iter::once(first).chain(Codec::ALL.into_iter().filter(|codec| *codec != first)) {
+            let name = self.repository.layout.name_in(&Key::Block(range), codec);
+            let modified = jiff::Timestamp::UNIX_EPOCH;
+            let block = Stored { range, name, codec, is_block: true, stored_bytes: 0, modified };
+            if let Some(bytes) = self.read(&block).await? {
+                *self.last_codec() = codec;
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    fn last_codec(&self) -> MutexGuard<'_, Codec> {
+        self.last_codec.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bytes of `range`, as far as they are covered. Whole blocks are read without a listing.

@@ -108,7 +108,7 @@ impl std::fmt::Debug for Encoders {
 impl Encoders {
     fn with<T>(&self, layout: &Layout, work: impl FnOnce(&mut FrameEncoder) -> T) -> T {
         let free = self.free.lock().ok().and_then(|mut free| free.pop());
-        let new = || FrameEncoder::with_buffers(layout.codec(), self.buffers.clone());
+        let new = || FrameEncoder::with_buffers(layout.compression(), self.buffers.clone());
         let mut encoder = free.unwrap_or_else(new);
         let result = work(&mut encoder);
         if let Ok(mut free) = self.free.lock() {

@@ -115,7 +115,7 @@ pub async fn execute(
 
 /// Fetches what PostgreSQL says was in the backup.
 async fn fetch_manifest(repository: &Repository, plan: &Plan) -> Result<Manifest> {
-    let name = repository.layout.name(&Key::BackupManifest(plan.backup.id.clone()));
+    let name = repository.layout.name_in(&Key::BackupManifest(plan.backup.id.clone()), plan.document.codec);
     let stored = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?.collect().await?;
     let (document, system_identifier) = (plan.document.clone(), plan.system_identifier);
     runtime::blocking(move || {
@@ -195,6 +195,7 @@ async fn fetch_parts(
     let source = Arc::new(Source {
         system_identifier: plan.system_identifier,
         backup: plan.backup.id.clone(),
+        codec: plan.document.codec,
         tablespaces: plan.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
     });
     let buffers = Buffers::new(downloads.max(1));
@@ -224,7 +225,7 @@ async fn fetch_part(
 ) -> Result<Extracted> {
     let archive = Archive::parse(&part.archive)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
-    let name = repository.layout.name(&Key::BackupPart(source.backup.clone(), archive, part.number));
+    let name = repository.layout.name_in(&Key::BackupPart(source.backup.clone(), archive, part.number), source.codec);
     let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
     // Before it fills the memory.
     if stream.head.info.bytes != part.stored_bytes {

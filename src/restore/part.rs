@@ -1,7 +1,7 @@
 //! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
 
 use super::tree::Tree;
-use crate::codec::{Buffers, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, RawFrame};
+use crate::codec::{Buffers, Codec, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, RawFrame};
 use crate::error::{Error, Kind, Result};
 use crate::repository::tar::{EntryKind, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex};
@@ -33,6 +33,7 @@ const NOT_WRITTEN: [&str; 8] = [
 pub(super) struct Source {
     pub(super) system_identifier: u64,
     pub(super) backup: BackupId,
+    pub(super) codec: Codec,
     /// OIDs of the tablespaces, whose links are made by us.
     pub(super) tablespaces: Vec<u32>,
 }

@@ -80,7 +80,14 @@ impl CatalogBuilder {
         while position < Lsn(end) {
             let range = WalRange { timeline, start: position, end: size.block_end(position).min(Lsn(end)) };
             let is_block = range.is_whole_block(size);
-            let stored = Stored { range, name: range.to_string(), is_block, stored_bytes: 1, modified: at(count) };
+            let stored = Stored {
+                range,
+                name: range.to_string(),
+                codec: crate::codec::Codec::Lz4,
+                is_block,
+                stored_bytes: 1,
+                modified: at(count),
+            };
             self.wal.entry(timeline).or_default().push(stored);
             position = range.end;
         }
@@ -97,6 +104,7 @@ impl CatalogBuilder {
     pub(crate) fn backup(mut self, timeline: u32, seconds: i64, start: u64, end: u64) -> CatalogBuilder {
         let id = BackupId::at(at(seconds), 0);
         let document = BackupDocument {
+            codec: crate::codec::Codec::Lz4,
             format: FORMAT_VERSION,
             id: id.clone(),
             label: "test".into(),

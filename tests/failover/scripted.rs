@@ -7,7 +7,7 @@ use seawall::archive::{
     ArchiveOptions, ArchiveState, Archiver, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source,
     SourceError, Standing, Started, TimelineEnd,
 };
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::repository::{Key, Layout, Repository, Writer};
 use seawall::runtime::{Clock, Shutdown};
 use seawall::store::{MemoryStore, Store};
@@ -144,7 +144,7 @@ async fn archive(
 }
 
 fn layout() -> Layout {
-    Layout::new("main", SegmentSize::new(MIB).unwrap(), Codec::Lz4)
+    Layout::new("main", SegmentSize::new(MIB).unwrap(), Compression::Lz4)
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use crate::support::postgres::{programs, row_digests, scratch_directory};
 use crate::support::program::{Finished, Seawall, path_for_server};
 use crate::support::waiting::{PATIENCE, wait_for};
 use seawall::archive::{ArchiveOptions, ArchiveState, Archiver, PostgresSource};
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::error::Error;
 use seawall::postgres::ConnInfo;
 use seawall::repository::{Catalog, Layout, Repository};
@@ -236,7 +236,7 @@ impl Stage {
         let cluster =
             Repository::read_cluster(self.store.as_ref(), "main").await.unwrap().expect("cluster.json is there");
         let size = SegmentSize::new(cluster.segment_bytes).unwrap();
-        let repository = Repository { store: self.store.clone(), layout: Layout::new("main", size, Codec::Lz4) };
+        let repository = Repository { store: self.store.clone(), layout: Layout::new("main", size, Compression::Lz4) };
         Catalog::read(&repository, cluster).await.unwrap()
     }
 

@@ -2,7 +2,7 @@
 #![allow(unreachable_pub)]
 
 use bytes::Bytes;
-use seawall::codec::{Codec, FRAME_BYTES, FrameEncoder};
+use seawall::codec::{Compression, FRAME_BYTES, FrameEncoder};
 use seawall::repository::{
     Archive, BackupBegin, BackupDocument, BackupId, BackupPart, BackupTablespace, Catalog, Cluster, Continuation,
     FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
@@ -76,7 +76,7 @@ impl Invented {
 
     pub async fn twisted(twist: Twist) -> Invented {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Codec::Lz4);
+        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Compression::Lz4);
         let repository = Repository { store: store.clone(), layout: layout.clone() };
         let writer = Writer::new(store.clone(), layout, SYSTEM);
         let time = Clock::system().now();
@@ -116,6 +116,7 @@ impl Invented {
             .object(&Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() }, manifest.as_bytes())
             .await;
         let document = BackupDocument {
+            codec: seawall::codec::Codec::Lz4,
             format: FORMAT_VERSION,
             id: id.clone(),
             label: "invented".into(),
@@ -230,7 +231,7 @@ impl Maker<'_> {
             plain_bytes: plain.len() as u64,
             blake3: None,
         };
-        let mut encoder = FrameEncoder::new(Codec::Lz4);
+        let mut encoder = FrameEncoder::new(Compression::Lz4);
         let mut stored = identity.frame().unwrap().to_vec();
         for chunk in plain.chunks(FRAME_BYTES) {
             stored.extend_from_slice(&encoder.encode(chunk));

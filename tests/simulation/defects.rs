@@ -11,7 +11,7 @@ use seawall::archive::{
     Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError, Standing, Started,
     TimelineEnd,
 };
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::repository::{Key, Layout};
 use seawall::store::{
     Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
@@ -84,7 +84,7 @@ struct Shared {
 struct BadStore(Arc<Shared>);
 
 fn key_of(sim: &SimStore, name: &str) -> Option<Key> {
-    let layout = Layout::new(crate::ledger::CLUSTER, sim.segment_size(), Codec::Lz4);
+    let layout = Layout::new(crate::ledger::CLUSTER, sim.segment_size(), Compression::Lz4);
     layout.parse(name).ok()
 }
 
@@ -112,7 +112,7 @@ impl Store for BadStore {
             }
             (Defect::InventsHoles, Some(Key::Tail(range))) => {
                 let gap = Key::Gap(*range);
-                let layout = Layout::new(crate::ledger::CLUSTER, sim.segment_size(), Codec::Lz4);
+                let layout = Layout::new(crate::ledger::CLUSTER, sim.segment_size(), Compression::Lz4);
                 let _ = sim.create_now(&layout.name(&gap), &Body::from(Bytes::from("{}")), &Metadata::new()).await;
             }
             (Defect::WritesOver, Some(Key::Block(_) | Key::Tail(_))) => {

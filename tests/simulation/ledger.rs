@@ -2,7 +2,7 @@
 
 use crate::invariant::{Invariant, Violation};
 use crate::wal::{BranchId, Wal};
-use seawall::codec::{Codec, decode_object};
+use seawall::codec::{Compression, decode_object};
 use seawall::repository::{Key, Layout};
 use seawall::wal::{BLOCK_BYTES_MAX, Lsn, TimelineId, WalRange};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -53,7 +53,7 @@ struct Inner {
 
 impl Ledger {
     pub fn new(wal: Arc<Wal>) -> Ledger {
-        let layout = Layout::new(CLUSTER, wal.size, Codec::Lz4);
+        let layout = Layout::new(CLUSTER, wal.size, Compression::Lz4);
         Ledger { wal, layout, inner: Mutex::default() }
     }
 

@@ -3,7 +3,7 @@
 use super::waiting::{PATIENCE, wait_for};
 use bytes::Bytes;
 use seawall::archive::{ArchiveOptions, ArchiveState, Archiver, PostgresSource};
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::error::Error;
 use seawall::postgres::ConnInfo;
 use seawall::repository::{Catalog, Layout, Repository};
@@ -63,7 +63,7 @@ impl Archiving {
 pub async fn catalog(store: &Arc<dyn Store>) -> (Repository, Catalog) {
     let cluster = Repository::read_cluster(store.as_ref(), "main").await.unwrap().expect("cluster.json is there");
     let size = SegmentSize::new(cluster.segment_bytes).unwrap();
-    let repository = Repository { store: store.clone(), layout: Layout::new("main", size, Codec::Lz4) };
+    let repository = Repository { store: store.clone(), layout: Layout::new("main", size, Compression::Lz4) };
     let catalog = Catalog::read(&repository, cluster).await.unwrap();
     (repository, catalog)
 }

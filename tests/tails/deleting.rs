@@ -7,7 +7,9 @@ use crate::store::Latency;
 use crate::support::waiting::{PATIENCE, wait_for};
 use crate::world::{CLUSTER, HOUR, MIB, MILLISECOND, SECOND, World, on_a_paused_clock};
 use seawall::archive::{ArchiveOptions, Archiver};
+use seawall::codec::Compression;
 use seawall::runtime::{Clock, Shutdown};
+use seawall::store::list_all;
 use seawall::wal::SegmentSize;
 use std::sync::{Arc, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
@@ -44,6 +46,30 @@ impl Warnings {
     pub fn lines(&self) -> Vec<String> {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
     }
+}
+
+#[test]
+fn tails_of_another_codec_are_compared_and_deleted_by_the_names_they_have() {
+    on_a_paused_clock(async {
+        // Given tails of an archiver that used Zstandard
+        let zstd = ArchiveOptions { compression: Compression::Zstd(1), ..ArchiveOptions::default() };
+        let mut world = World::begin(zstd, MIB, Latency::NEAR).await;
+        world.trickle(700, SECOND / 2, 60 * SECOND).await;
+        world.stop().await;
+        let tails = async |world: &World, codec: &str| {
+            let objects = list_all(&world.store, "main/open/").await.unwrap();
+            objects.iter().filter(|object| object.key.ends_with(codec)).count()
+        };
+        assert!(tails(&world, ".zst").await > 0);
+        // When one that uses LZ4 goes on
+        world.options.compression = Compression::Lz4;
+        world.start().await;
+        world.trickle(700, SECOND / 2, 10 * 60 * SECOND).await;
+        // Then what it replaced is gone, and everything reads
+        assert_eq!(tails(&world, ".zst").await, 0);
+        assert!(tails(&world, ".lz4").await > 0);
+        world.assert_readable().await;
+    });
 }
 
 #[test]

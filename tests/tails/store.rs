@@ -2,7 +2,7 @@
 
 use crate::world::CLUSTER;
 use async_trait::async_trait;
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::repository::{Key, Layout};
 use seawall::store::{
     Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
@@ -75,6 +75,11 @@ impl Latency {
     pub const NEAR: Latency = Latency::Fixed(Duration::from_millis(10));
 }
 
+/// Names that differ only in the codec are one object.
+fn without_codec(name: &str) -> String {
+    name.rsplit_once('.').expect("WAL has a codec").0.to_owned()
+}
+
 /// Clones are one store.
 #[derive(Clone, Debug)]
 pub struct WatchedStore {
@@ -126,7 +131,7 @@ impl WatchedStore {
             is_recording: false,
             violations: Vec::new(),
         };
-        let layout = Layout::new(CLUSTER, size, Codec::Lz4);
+        let layout = Layout::new(CLUSTER, size, Compression::Lz4);
         WatchedStore { memory, layout, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -219,7 +224,7 @@ impl Inner {
         live.retain(|tail| {
             let is_replaced = range.contains(*tail) && (is_block || range != *tail);
             if is_replaced {
-                covered.insert(layout.name(&Key::Tail(*tail)), Instant::now());
+                covered.insert(without_codec(&layout.name(&Key::Tail(*tail))), Instant::now());
             }
             !is_replaced
         });
@@ -227,7 +232,7 @@ impl Inner {
         if is_block {
             self.blocks.insert(block, range);
         } else if self.live.iter().chain(self.blocks.get(&block)).any(|other| other.contains(range)) {
-            self.covered.insert(layout.name(&Key::Tail(range)), Instant::now());
+            self.covered.insert(without_codec(&layout.name(&Key::Tail(range))), Instant::now());
         } else {
             self.live.push(range);
         }
@@ -238,7 +243,7 @@ impl Inner {
     }
 
     fn deleted(&mut self, key: &str) {
-        match self.covered.remove(key) {
+        match self.covered.remove(&without_codec(key)) {
             Some(since) if since.elapsed() < self.garbage_age => {
                 self.violations.push(format!("{key} was deleted {:?} after it was replaced", since.elapsed()));
             }

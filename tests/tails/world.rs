@@ -4,7 +4,7 @@ use crate::server::{SYSTEM_IDENTIFIER, Server, TIMELINE, wal};
 use crate::store::{Latency, WatchedStore};
 use jiff::Timestamp;
 use seawall::archive::{ArchiveOptions, ArchiveState, Archiver};
-use seawall::codec::Codec;
+use seawall::codec::Compression;
 use seawall::repository::{Layout, Repository, WalReader};
 use seawall::runtime::{Clock, RetryPolicy, Shutdown};
 use seawall::store::{MemoryStore, RetryingStore, Store};
@@ -114,7 +114,7 @@ impl World {
     }
 
     pub fn reader(&self) -> WalReader {
-        let layout = Layout::new(CLUSTER, self.size, Codec::Lz4);
+        let layout = Layout::new(CLUSTER, self.size, Compression::Lz4);
         let repository = Repository { store: Arc::new(self.store.clone()), layout };
         WalReader::new(repository, SYSTEM_IDENTIFIER)
     }

@@ -1,19 +1,9 @@
-//! The fixed fields of LZ4 and skippable frames: read, checked and written. Sizes are in bytes.
+//! The fixed fields of LZ4 frames: read, checked and written. Sizes are in bytes.
 
 use super::CodecError;
+use super::magic::{LZ4_MAGIC, Magic, cut, u32_at};
 use twox_hash::XxHash32;
 
-/// First four bytes of a data frame (`LZ4F_MAGICNUMBER`).
-const LZ4_MAGIC: u32 = 0x184D_2204;
-/// First four bytes of the legacy format (`LZ4IO_LEGACY_MAGICNUMBER`).
-const LEGACY_MAGIC: u32 = 0x184C_2102;
-/// First four bytes of a skippable frame (`LZ4F_MAGIC_SKIPPABLE_START`); the last digit is free for the writer.
-const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
-/// The skippable frame that carries an identity. Other digits belong to other writers and are passed over.
-pub(super) const IDENTITY_MAGIC: u32 = SKIPPABLE_MAGIC | 7;
-
-/// Magic and length of a skippable frame.
-pub(super) const SKIPPABLE_HEADER_BYTES: usize = 8;
 /// The longest header of a data frame: magic, FLG, BD, content size, dictionary id, header checksum.
 pub(super) const HEADER_BYTES_MAX: usize = 4 + 2 + 8 + 4 + 1;
 /// A block's length field, and a checksum.
@@ -36,38 +26,6 @@ const FLAG_DICTIONARY: u8 = 0b0000_0001;
 /// What a frame of ours with `plain_bytes` has at most.
 pub(super) const fn stored_bytes_max(plain_bytes: usize) -> usize {
     HEADER_BYTES_MAX + plain_bytes + (plain_bytes / BLOCK_BYTES + 1) * FIELD_BYTES + 2 * FIELD_BYTES
-}
-
-/// A little-endian u32 at `offset`.
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Result<u32, CodecError> {
-    let field = bytes.get(offset..).and_then(|rest| rest.first_chunk());
-    field.map(|field| u32::from_le_bytes(*field)).ok_or(CodecError::Cut { needed_bytes: offset + FIELD_BYTES })
-}
-
-/// Which frame begins here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Magic {
-    Lz4,
-    Identity,
-    /// A skippable frame of somebody else.
-    Skippable,
-}
-
-impl Magic {
-    pub(super) fn of(bytes: &[u8]) -> Result<Magic, CodecError> {
-        match u32_at(bytes, 0)? {
-            LZ4_MAGIC => Ok(Magic::Lz4),
-            IDENTITY_MAGIC => Ok(Magic::Identity),
-            magic if magic & !0xF == SKIPPABLE_MAGIC => Ok(Magic::Skippable),
-            LEGACY_MAGIC => Err(CodecError::Legacy),
-            magic => Err(CodecError::NotAFrame(magic)),
-        }
-    }
-}
-
-/// The whole length of the skippable frame that begins here.
-pub(super) fn skippable_frame_bytes(bytes: &[u8]) -> Result<usize, CodecError> {
-    Ok(SKIPPABLE_HEADER_BYTES + u32_at(bytes, 4)? as usize)
 }
 
 /// The header of a data frame.
@@ -179,8 +137,4 @@ pub(super) fn checksum(bytes: &[u8]) -> u32 {
 /// The second byte of the checksum over the header without the magic.
 fn header_checksum(described: &[u8]) -> u8 {
     (checksum(described) >> 8) as u8
-}
-
-fn cut(needed_bytes: usize) -> CodecError {
-    CodecError::Cut { needed_bytes }
 }
