@@ -82,6 +82,8 @@ pub enum Command {
     WalPush(WalPushArgs),
     /// Show it all on a throwaway server: archive, back up, lose a table, restore it
     Demo(DemoArgs),
+    /// Make a private key for encrypted repositories, and print the public one
+    Keygen(KeygenArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -120,6 +122,14 @@ pub struct CompressionArg {
     /// How what is stored is compressed: lz4, zstd, zstd:LEVEL or none [default: lz4]
     #[arg(long = "compression", value_name = "METHOD")]
     pub method: Option<String>,
+}
+
+/// `--identity`, where it is taken.
+#[derive(Args, Debug)]
+pub struct IdentityArg {
+    /// Private key that opens an encrypted repository: a file of `seawall keygen` or age-keygen [env: SEAWALL_IDENTITY]
+    #[arg(long = "identity", value_name = "FILE")]
+    pub file: Option<String>,
 }
 
 /// `--json`, where it is taken.
@@ -194,6 +204,9 @@ pub struct RestoreArgs {
     /// Give the files to this user; needed when root restores
     #[arg(long, value_name = "USER")]
     pub owner: Option<String>,
+    /// What opens an encrypted repository.
+    #[command(flatten)]
+    pub identity: IdentityArg,
     /// Print the plan and write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -306,6 +319,9 @@ pub struct CheckArgs {
 /// `seawall wal-fetch`
 #[derive(Args, Debug)]
 pub struct WalFetchArgs {
+    /// What opens an encrypted repository.
+    #[command(flatten)]
+    pub identity: IdentityArg,
     /// Name of the WAL or history file: %f
     pub name: String,
     /// Where to put it: %p
@@ -327,6 +343,17 @@ pub struct DemoArgs {
     pub keep: bool,
 }
 
+/// `seawall keygen`
+#[derive(Args, Debug)]
+pub struct KeygenArgs {
+    /// File to write, which must not be there [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Protect the file with a passphrase, as `age -p` does; it is asked for
+    #[arg(long, requires = "out")]
+    pub passphrase: bool,
+}
+
 /// `seawall completions`
 #[derive(Args, Debug)]
 pub struct CompletionsArgs {
@@ -346,6 +373,7 @@ impl Command {
             | Command::WalFetch(_)
             | Command::WalPush(_)
             | Command::Demo(_)
+            | Command::Keygen(_)
             | Command::Completions(_) => false,
         }
     }
@@ -396,6 +424,11 @@ Exit codes, of its own since PostgreSQL takes 1 to 125 for the end of the archiv
     ),
     ("wal-push", "  archive_command = 'seawall --config /etc/seawall.toml wal-push %p'"),
     ("demo", "  seawall demo\n  seawall demo --keep"),
+    (
+        "keygen",
+        "  seawall keygen --out identity.txt
+  seawall keygen --out identity.txt --passphrase",
+    ),
     (
         "completions",
         "  seawall completions bash > /etc/bash_completion.d/seawall

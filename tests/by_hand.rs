@@ -3,11 +3,13 @@
 
 mod support;
 
+use age::secrecy::ExposeSecret;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seawall::archive::{ArchiveOptions, Archiver, PostgresSource};
 use seawall::backup::{BackupOptions, BackupProgress, RepositoryWaiter};
-use seawall::codec::Compression;
+use seawall::codec::encryption::generate_identity;
+use seawall::codec::{Compression, Form, Recipients};
 use seawall::postgres::{Client, ConnInfo, Mode};
 use seawall::repository::{BackupDocument, Layout, Repository, Writer};
 use seawall::runtime::{Clock, Shutdown};
@@ -49,11 +51,11 @@ fn script(values: &[(&str, String)]) -> String {
 }
 
 /// A repository in a directory, with a base backup and all WAL of `server` up to the end of the load.
-async fn archive(server: &Postgres, root: &Path, compression: Compression) -> (Layout, BackupDocument) {
+async fn archive(server: &Postgres, root: &Path, form: &Form) -> (Layout, BackupDocument) {
     let store: Arc<dyn Store> = Arc::new(FileStore::new(root.to_owned()));
     let info = ConnInfo::parse(&server.conninfo(), &|_| None).unwrap();
     let source = Arc::new(PostgresSource::new(info.clone(), "seawall", Clock::system()));
-    let options = ArchiveOptions { compression, ..ArchiveOptions::default() };
+    let options = ArchiveOptions { form: form.clone(), ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), "main", options, Clock::system());
     let (shutdown, state) = (Shutdown::default(), archiver.state());
     let token = shutdown.clone();
@@ -61,7 +63,7 @@ async fn archive(server: &Postgres, root: &Path, compression: Compression) -> (L
     let cluster =
         wait_for("cluster.json", PATIENCE, async || Repository::read_cluster(store.as_ref(), "main").await.unwrap())
             .await;
-    let layout = Layout::new("main", SegmentSize::new(cluster.segment_bytes).unwrap(), compression);
+    let layout = Layout::new("main", SegmentSize::new(cluster.segment_bytes).unwrap(), form.clone());
     let repository = Repository { store: store.clone(), layout: layout.clone() };
     let writer = Writer::new(store, layout.clone(), cluster.system_identifier);
 
@@ -157,25 +159,33 @@ fn objects(directory: &Path, part: &str) -> Vec<PathBuf> {
     found
 }
 
-fn fetch(program: &Path, repository: &Path, segment_bytes: u64, name: &str, target: &Path) -> Option<i32> {
+fn fetch(program: &Path, repository: &Path, segment_bytes: u64, name: &str, target: &Path, key: &Path) -> Option<i32> {
     let mut command: Command = Unprivileged::find().unwrap().command(Path::new("/bin/sh"));
-    command.arg(program).arg(repository).arg(segment_bytes.to_string()).arg(name).arg(target);
+    command.arg(program).arg(repository).arg(segment_bytes.to_string()).arg(name).arg(target).arg(key);
     command.current_dir("/").stderr(Stdio::null()).status().unwrap().code()
 }
 
-async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression) {
-    // Given a server with a tablespace, archived and backed up under way
+async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression, is_encrypted: bool) {
+    // Given a private key, which the archiver does not have
+    let directory = scratch_directory();
+    let key = directory.path().join("key.txt");
+    let (secret, public) = generate_identity();
+    fs::write(&key, secret.expose_secret()).unwrap();
+    Unprivileged::find().unwrap().give_all(&key).unwrap();
+    let recipients = if is_encrypted { Recipients::parse([&*public]).unwrap() } else { Recipients::default() };
+    let form = Form { compression, recipients, ..Form::default() };
+    let ending = form.ending();
+    // and a server with a tablespace, archived and backed up under way
     let server = Postgres::create(DEBIAN, ServerOptions { wal_segment_mib, ..ServerOptions::default() }).await;
     let tablespace = server.side_directory("aside");
     server.sql(&format!("CREATE TABLESPACE aside LOCATION '{}'", tablespace.display())).await.unwrap();
     server.sql("CREATE TABLE aside (n int, t text) TABLESPACE aside").await.unwrap();
     server.sql("INSERT INTO aside SELECT n, 'before the backup' FROM generate_series(1, 20000) n").await.unwrap();
-    let directory = scratch_directory();
     let root = directory.path().join("repository");
     fs::create_dir(&root).unwrap();
     // Load on both sides of the backup; some of it is more than a block.
     pgbench_tables(&server, 3).await;
-    let (layout, backup) = archive(&server, &root, compression).await;
+    let (layout, backup) = archive(&server, &root, &form).await;
     let expected = row_digests(&server, "postgres").await;
     let repository = root.join("main");
     let segment_bytes = layout.segment_size().bytes();
@@ -203,6 +213,7 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression)
         ("timeline", backup.timeline.to_string()),
         ("segment_bytes", segment_bytes.to_string()),
         ("data", data.display().to_string()),
+        ("identity", key.display().to_string()),
     ];
     let mut by_hand = ByHand::start(&script(&values), &data);
     by_hand.recovered().await;
@@ -221,7 +232,7 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression)
     let (program, target) = (data.with_extension("fetch"), directory.path().join("segment"));
     let last = objects(&repository.join("open"), "0000").pop().unwrap();
     let last_name = last.file_name().unwrap().to_string_lossy()[..24].to_owned();
-    let get = |name: &str| fetch(&program, &repository, segment_bytes, name, &target);
+    let get = |name: &str| fetch(&program, &repository, segment_bytes, name, &target, &key);
     assert_eq!(get(&last_name), Some(0));
     assert_eq!(fs::metadata(&target).unwrap().len(), segment_bytes);
     assert_eq!(get("0000000100000FFF00000000"), Some(1));
@@ -245,17 +256,22 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression)
         values.map(|(name, value)| (name, if name == "data" { elsewhere.display().to_string() } else { value }));
     let mut by_hand = ByHand::start(&script(&values), &elsewhere);
     assert_eq!(by_hand.shell.wait().unwrap().code(), Some(1), "{}", by_hand.log());
-    let name = format!("base.00001.tar.{} is damaged", compression.codec().suffix());
+    let name = format!("base.00001.tar.{} is damaged", ending);
     assert!(by_hand.log().contains(&name), "{}", by_hand.log());
     assert!(!elsewhere.exists());
 }
 
 #[tokio::test]
 async fn the_commands_on_the_page_restore_every_row() {
-    restore_by_hand(None, Compression::Lz4).await;
+    restore_by_hand(None, Compression::Lz4, false).await;
 }
 
 #[tokio::test]
 async fn they_put_segments_of_several_blocks_together_too_and_read_zstandard() {
-    restore_by_hand(Some(64), Compression::Zstd(3)).await;
+    restore_by_hand(Some(64), Compression::Zstd(3), false).await;
+}
+
+#[tokio::test]
+async fn with_the_private_key_they_restore_what_is_encrypted() {
+    restore_by_hand(None, Compression::Lz4, true).await;
 }

@@ -192,6 +192,39 @@ fn wal_fetch_says_nothing_and_still_fails_right_when_standard_error_is_gone() {
 }
 
 #[test]
+fn a_key_is_made_for_its_owner_alone_and_never_overwritten() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("identity.txt");
+    let path = file.to_str().unwrap();
+    // Given a new key in a file
+    let made = output(&["keygen", "--out", path]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let public = text(&made.stdout);
+    assert!(public.starts_with("age1") && public.lines().count() == 1, "{public}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains(public.trim()) && written.contains("\nAGE-SECRET-KEY-1"), "its file has both keys");
+    // When another is to have that name, then it is refused, and the first one stays
+    let again = output(&["keygen", "--out", path]);
+    assert_eq!(again.status.code(), Some(6), "{}", text(&again.stderr));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
+    // And with a passphrase it is itself an age file, for that passphrase
+    let protected = place.path().join("protected");
+    let mut command = seawall(&["keygen", "--passphrase", "--out", protected.to_str().unwrap()]);
+    let made = command.env("SEAWALL_IDENTITY_PASSPHRASE", "open sesame").output().unwrap();
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let bytes = std::fs::read(&protected).unwrap();
+    assert!(bytes.starts_with(b"age-encryption.org/v1\n-> scrypt "), "{}", String::from_utf8_lossy(&bytes));
+    // And an identity file that others may read is not used
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let repo = format!("file://{}", place.path().display());
+    let refused = output(&["wal-fetch", "--repo", &repo, "--identity", path, "000000010000000000000001", "x"]);
+    assert_eq!(refused.status.code(), Some(255));
+    assert!(text(&refused.stderr).contains("chmod 600"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn completions_are_printed_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = output(&["completions", shell]);

@@ -263,6 +263,118 @@ async fn compression_may_change_at_any_time_and_a_restore_needs_no_setting() {
     assert_eq!(row_digests(&restored, "postgres").await, digests);
 }
 
+/// A new private key in a file, and the public one.
+async fn keygen(directory: &Path, name: &str) -> (PathBuf, String) {
+    let file = directory.join(name);
+    let made = Seawall::new(["keygen", "--out"]).arg(&file).run_ok().await;
+    (file, made.stdout.trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_encrypted_restores_with_its_keys_and_not_without() {
+    // Given an archiver that knows two public keys and no private one
+    let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    let places = scene.places.path();
+    let (first, first_public) = keygen(places, "first").await;
+    let (_, spare_public) = keygen(places, "spare").await;
+    let (second, second_public) = keygen(places, "second").await;
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    let write = async |what: &str| {
+        scene.server.sql(&format!("INSERT INTO marks (what) VALUES ('{what}')")).await.unwrap();
+        scene.server.sql("SELECT pg_switch_wal()").await.unwrap();
+        scene.server.sql(&format!("INSERT INTO marks (what) VALUES ('{what}, in a tail')")).await.unwrap();
+        scene.settle().await;
+    };
+    let both = format!("{first_public} {spare_public}");
+    let run = |recipients: &str| {
+        let seawall = scene.seawall(&["run", "--listen", "off"]).env("SEAWALL_RECIPIENTS", recipients);
+        seawall.start()
+    };
+    let archiver = run(&both);
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast"]).env("SEAWALL_RECIPIENTS", &both).run_ok().await;
+    write("hush, the first key").await;
+    // When it is killed and goes on, then with another key, then it finds its place without being able to read
+    drop(archiver);
+    let mut archiver = run(&both);
+    write("hush, after a restart").await;
+    assert!(archiver.terminate().await.success());
+    let mut archiver = run(&second_public);
+    write("hush, the second key").await;
+    assert!(archiver.terminate().await.success());
+    let digests = row_digests(&scene.server, "postgres").await;
+    // Then whatever has rows in it is an age file
+    for (name, object) in scene.bucket.snapshot() {
+        let is_document = name.ends_with(".json") || name.ends_with(".history");
+        assert_eq!(object.bytes.starts_with(b"age-encryption.org/v1\n"), !is_document, "{name}");
+        assert_eq!(name.ends_with(".age"), !is_document, "{name}");
+        assert!(!object.bytes.windows(4).any(|bytes| bytes == b"hush"), "{name} has a row in clear");
+    }
+    // And the plain commands need no key
+    scene.seawall(&["list"]).run_ok().await;
+    // And nothing is restored without one, or with half of them
+    let into = places.join("refused");
+    let restore = |identity: Option<&Path>| {
+        let owner = scene.server.user().name().to_owned();
+        let seawall = scene.seawall(&["restore", "--to-end", "--into"]).arg(&into).arg("--owner").arg(owner);
+        match identity {
+            Some(file) => seawall.arg("--identity").arg(file),
+            None => seawall,
+        }
+    };
+    let refused = restore(None).run_err(3).await;
+    assert!(refused.stderr.contains("--identity"), "{}", refused.stderr);
+    for half in [&first, &second] {
+        let refused = restore(Some(half)).run_err(3).await;
+        assert!(refused.stderr.contains("encrypted for others"), "{}", refused.stderr);
+    }
+    assert!(!into.exists());
+    // And with both every row is there, and no key
+    let keys = places.join("keys");
+    let bytes = [std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap()].concat();
+    std::fs::write(&keys, bytes).unwrap();
+    scene.server.user().give_all(&keys).unwrap();
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let restored = scene.restored("all", &["--to-end", "--identity", keys.to_str().unwrap()]).await;
+    let expected = ["hush, the first key", "hush, after a restart", "hush, the second key"];
+    let expected = expected.map(|one| [one.to_owned(), format!("{one}, in a tail")]);
+    assert_eq!(marks(&restored).await, expected.concat());
+    assert_eq!(row_digests(&restored, "postgres").await, digests);
+    let settings = std::fs::read_to_string(places.join("all/postgresql.auto.conf")).unwrap();
+    assert!(settings.contains("--identity") && !settings.contains("AGE-SECRET-KEY"), "{settings}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archiver_that_cannot_read_goes_on_where_a_copy_has_no_metadata() {
+    // Given an encrypted repository of plain files, which keep no metadata, and an archiver that was killed
+    let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    let (key, public) = keygen(scene.places.path(), "key").await;
+    let repository = format!("file://{}", scene.places.path().join("repository").display());
+    std::fs::create_dir(scene.places.path().join("repository")).unwrap();
+    let start = || {
+        let seawall = scene.seawall(&["run", "--listen", "off"]).env("SEAWALL_RECIPIENTS", &public);
+        seawall.env("SEAWALL_REPO", &repository).start()
+    };
+    scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+    let archiver = start();
+    scene.settle().await;
+    drop(archiver);
+    // When it is started again
+    scene.server.sql("INSERT INTO marks (what) VALUES ('later')").await.unwrap();
+    let mut archiver = start();
+    // Then it compares what comes again with what is stored, and acknowledges
+    scene.settle().await;
+    assert!(archiver.terminate().await.success());
+    // And what it wrote can be read with the key, while without it nothing is called absent
+    let fetch = |identity: &[&str]| {
+        let seawall = scene.seawall(&["wal-fetch", "000000010000000000000001"]).env("SEAWALL_REPO", &repository);
+        let seawall = seawall.arg(scene.places.path().join("fetched"));
+        identity.iter().fold(seawall, |seawall, argument| seawall.arg(argument))
+    };
+    fetch(&["--identity", key.to_str().unwrap()]).run_ok().await;
+    fetch(&[]).run_err(255).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_can_be_slowed_down_and_says_how_far_it_is() {
     // Given a server, and a rate at which its 20 MB take more than ten seconds

@@ -66,6 +66,7 @@ stage "Programs"
 need_compiler
 need lz4 lz4
 need zstd zstd
+need age age
 need b3sum b3sum
 need tar tar
 for program in initdb postgres psql pgbench pg_dump pg_waldump pg_verifybackup pg_receivewal pg_basebackup; do

@@ -12,7 +12,7 @@ use super::source::{
 };
 use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
-use crate::codec::Compression;
+use crate::codec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
@@ -49,8 +49,8 @@ pub struct ArchiveOptions {
     pub heartbeat_interval: Duration,
     /// A tail that something larger has replaced is deleted after so long.
     pub garbage_age: Duration,
-    /// How new objects are compressed.
-    pub compression: Compression,
+    /// How new objects are stored.
+    pub form: Form,
 }
 
 impl Default for ArchiveOptions {
@@ -61,7 +61,7 @@ impl Default for ArchiveOptions {
             in_flight_bytes_max: 32 << 20,
             heartbeat_interval: Duration::from_secs(15 * 60),
             garbage_age: Duration::from_secs(5 * 60),
-            compression: Compression::default(),
+            form: Form::default(),
         }
     }
 }
@@ -309,7 +309,7 @@ impl Archiver {
                 let _ = self.known.set(cluster);
             }
         }
-        let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.compression);
+        let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.form.clone());
         let repository = Repository { store: self.store.clone(), layout: layout.clone() };
         let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing

@@ -26,8 +26,18 @@ pub(super) async fn settle(
         return Ok(None);
     }
     let reader = WalReader::new(repository.clone(), writer.system_identifier());
-    compare_shared(&reader, &coverage, switch).await?;
-    for piece in pieces(&coverage, repository.layout.segment_size(), switch) {
+    // Without a private key it stays in tails, which nobody deletes, as nothing covers them.
+    let can_open = reader.can_open(coverage.objects());
+    if can_open {
+        compare_shared(&reader, &coverage, switch).await?;
+    } else {
+        tracing::warn!(
+            %timeline, %switch,
+            "what is stored behind the switch point is encrypted and not compared: this archiver has no identity"
+        );
+    }
+    let to_seal = if can_open { pieces(&coverage, repository.layout.segment_size(), switch) } else { Vec::new() };
+    for piece in to_seal {
         let is_permanent = coverage.chain(piece.start, piece.end).is_ok_and(|chain| chain.iter().all(|it| it.is_block));
         if !is_permanent {
             let window = reader.read_range(piece).await?;
@@ -91,7 +101,8 @@ async fn compare_shared(reader: &WalReader, coverage: &Coverage, switch: Lsn) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Compression;
+    use crate::codec::encryption::generate_identity;
+    use crate::codec::{Compression, Form, Recipients};
     use crate::repository::Layout;
     use crate::store::MemoryStore;
     use bytes::Bytes;
@@ -104,7 +115,11 @@ mod tests {
     }
 
     fn parts() -> (Repository, Writer) {
-        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Compression::Lz4);
+        parts_in(Compression::Lz4.into())
+    }
+
+    fn parts_in(form: Form) -> (Repository, Writer) {
+        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), form);
         let store = Arc::new(MemoryStore::new());
         let repository = Repository { store: store.clone(), layout: layout.clone() };
         (repository, Writer::new(store, layout, 7))
@@ -147,6 +162,20 @@ mod tests {
         assert!(settle(&writer, &repository, TimelineId(1), switch).await.unwrap().is_some());
         let flags = repository.read_dead_branches(TimelineId(1)).await.unwrap();
         assert_eq!(flags, [range(MIB + 500, 2 * MIB + 40)]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_opened_stays_in_tails_and_is_flagged() {
+        // Given a branch that is encrypted for somebody else
+        let recipients = Recipients::parse([&*generate_identity().1]).unwrap();
+        let (repository, writer) = parts_in(Form { recipients, ..Form::default() });
+        put(&writer, Key::Block(range(MIB, MIB + 500)), 0).await;
+        put(&writer, Key::Tail(range(MIB, MIB + 700)), 0).await;
+        // When it is settled, then it is flagged, and as it was
+        let flag = settle(&writer, &repository, TimelineId(1), Lsn(MIB + 500)).await.unwrap();
+        assert_eq!(flag, Some(range(MIB + 500, MIB + 700)));
+        let coverage = repository.read_coverage(TimelineId(1), Lsn(MIB)).await.unwrap();
+        assert_eq!(coverage.objects().iter().filter(|it| it.is_block).count(), 1);
     }
 
     #[tokio::test]

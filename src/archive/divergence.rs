@@ -87,7 +87,7 @@ mod tests {
     fn resume(timeline: u32, end: u64, island: Option<u64>) -> Resume {
         let timeline = TimelineId(timeline);
         let stored = |end| Stored {
-            codec: crate::codec::Codec::Lz4,
+            ending: crate::codec::Ending::default(),
             range: WalRange { timeline, start: Lsn(end - 1), end: Lsn(end) },
             name: String::new(),
             is_block: false,

@@ -4,7 +4,7 @@
 //! It outlives connections: what one has compared stays true. A process that ends leaves behind what was not due yet;
 //! the next one deletes what of that it sees again, and the rest is for `prune`.
 
-use crate::codec::Codec;
+use crate::codec::Ending;
 use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, TimelineId, WalRange};
 use std::collections::VecDeque;
@@ -26,8 +26,8 @@ const DENIED_PAUSE: Duration = Duration::from_secs(3600);
 pub(super) struct Replaced {
     /// Which bytes it has.
     pub(super) range: WalRange,
-    /// Its codec, if an earlier process stored it.
-    pub(super) codec: Option<Codec>,
+    /// How it is stored, if an earlier process stored it.
+    pub(super) ending: Option<Ending>,
 }
 
 #[derive(Debug, Default)]
@@ -110,7 +110,7 @@ mod tests {
 
     fn tail(start: u64) -> Replaced {
         let range = WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(start + 1) };
-        Replaced { range, codec: None }
+        Replaced { range, ending: None }
     }
 
     fn due(garbage: &mut Garbage, now: Instant) -> Vec<u64> {

@@ -8,7 +8,7 @@
 use super::open_block::OpenBlock;
 use super::progress::Progress;
 use super::unused::Unused;
-use crate::codec::Codec;
+use crate::codec::Ending;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Stored};
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
@@ -42,8 +42,8 @@ pub enum Job {
     Compare {
         /// The object's key.
         key: Key,
-        /// Its codec.
-        codec: Codec,
+        /// How it is stored.
+        ending: Ending,
         /// Which bytes they are.
         range: WalRange,
         /// They.
@@ -72,8 +72,8 @@ impl Job {
 pub struct Garbage {
     /// Which bytes it has.
     pub range: WalRange,
-    /// Its codec, if an earlier process stored it.
-    pub codec: Option<Codec>,
+    /// How it is stored, if an earlier process stored it.
+    pub ending: Option<Ending>,
     /// The larger object has been there for at least so long.
     pub covered_for: Duration,
 }
@@ -99,7 +99,7 @@ impl Cover {
 struct Tail {
     range: WalRange,
     /// If an earlier process stored it.
-    codec: Option<Codec>,
+    ending: Option<Ending>,
     level: u8,
     confirmed: bool,
     /// A larger one that holds it is under way.
@@ -229,12 +229,12 @@ impl Line {
             let age = self.found_at.map(|found_at| found_at.duration_since(stored.modified).unsigned_abs());
             self.ages.insert(key.clone(), age.unwrap_or_default());
             if !stored.is_block {
-                let codec = Some(stored.codec);
-                self.tails.push(Tail { range, codec, level: RESTART_LEVEL, confirmed: false, merging: false });
+                let ending = Some(stored.ending);
+                self.tails.push(Tail { range, ending, level: RESTART_LEVEL, confirmed: false, merging: false });
                 self.replaces_earlier = true;
             }
             let bytes = bytes.slice((range.start - first) as usize..(range.end - first) as usize);
-            jobs.push(Job::Compare { key, codec: stored.codec, range, bytes });
+            jobs.push(Job::Compare { key, ending: stored.ending, range, bytes });
         }
     }
 
@@ -295,7 +295,7 @@ impl Line {
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
         let pieces = vec![self.copy(range)];
-        self.tails.push(Tail { range, codec: None, level, confirmed: false, merging: false });
+        self.tails.push(Tail { range, ending: None, level, confirmed: false, merging: false });
         jobs.push(Job::Store { key: Key::Tail(range), range, pieces });
     }
 
@@ -343,7 +343,7 @@ impl Line {
             let covered_for = holders.map(|cover| cover.age).max();
             garbage.extend(covered_for.map(|covered_for| Garbage {
                 range: tail.range,
-                codec: tail.codec,
+                ending: tail.ending,
                 covered_for,
             }));
             covered_for.is_none()
@@ -425,7 +425,7 @@ mod tests {
         Stored {
             range,
             name: String::new(),
-            codec: Codec::Lz4,
+            ending: Ending::default(),
             is_block,
             stored_bytes: 0,
             modified: Timestamp::UNIX_EPOCH,
@@ -626,7 +626,10 @@ mod tests {
         }
         // Then the first has been garbage for a hundred seconds at least, and the others are not
         let range = WalRange { timeline: TimelineId(1), start: Lsn(MIB), end: Lsn(MIB + 10) };
-        assert_eq!(garbage, [Garbage { range, codec: Some(Codec::Lz4), covered_for: Duration::from_secs(100) }]);
+        assert_eq!(
+            garbage,
+            [Garbage { range, ending: Some(Ending::default()), covered_for: Duration::from_secs(100) }]
+        );
     }
 
     #[test]

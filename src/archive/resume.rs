@@ -285,7 +285,7 @@ mod tests {
 
     fn coverage(ranges: &[(u64, u64)]) -> Coverage {
         let stored = |&(start, end): &(u64, u64)| Stored {
-            codec: crate::codec::Codec::Lz4,
+            ending: crate::codec::Ending::default(),
             range: WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) },
             name: String::new(),
             is_block: false,

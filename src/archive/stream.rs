@@ -515,7 +515,7 @@ impl<'a> Stream<'a> {
         }
         for tail in garbage {
             let due = now + self.options.garbage_age.saturating_sub(tail.covered_for);
-            let replaced = Replaced { range: tail.range, codec: tail.codec };
+            let replaced = Replaced { range: tail.range, ending: tail.ending };
             if !lock(self.garbage).add(due, replaced) {
                 self.state.send_modify(|state| state.counts.undeleted += 1);
             }
@@ -623,7 +623,7 @@ impl<'a> Stream<'a> {
             && let Some(tail) = lock(self.garbage).take_due(now)
         {
             let (store, layout) = (self.writer.store().clone(), self.writer.layout());
-            let name = layout.name_in(&Key::Tail(tail.range), tail.codec.unwrap_or(layout.compression().codec()));
+            let name = layout.name_in(&Key::Tail(tail.range), tail.ending.unwrap_or(layout.form().ending()));
             self.deletions.start(async move { (tail, store.delete(&name).await.map_err(|error| error.kind)) });
         }
     }
@@ -714,8 +714,8 @@ async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, is_urgent: bool
                 None => writer.encode_wal(range, pieces).await?,
             }
         }
-        Job::Compare { bytes, codec, .. } => {
-            let name = writer.layout().name_in(&key, codec);
+        Job::Compare { bytes, ending, .. } => {
+            let name = writer.layout().name_in(&key, ending);
             if let Some(stored) = persist(&state, || writer.stamp_of(&name, range)).await? {
                 let ours = blocking(move || Stamp::of(range, &bytes)).await?;
                 crate::repository::same(&name, &stored, &ours)?;

@@ -192,7 +192,7 @@ impl Run<'_> {
         self.wal.wait_covered(&manifest.wal_ranges).await?;
         let tablespaces = tablespaces.into_iter();
         let document = BackupDocument {
-            codec: self.writer.layout().compression().codec(),
+            ending: self.writer.layout().form().ending(),
             format: FORMAT_VERSION,
             id: id.clone(),
             label: self.options.label.clone(),

@@ -1,17 +1,16 @@
-//! How objects are compressed, and what that makes of the end of their names.
+//! How objects are compressed and encrypted, and what that makes of the end of their names.
 
+use super::encryption::{Identities, Recipients};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How an object is compressed, as the end of its name says.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
 pub enum Codec {
     /// LZ4 frames, as the `lz4` program reads and writes them.
     #[default]
-    #[serde(rename = "lz4")]
     Lz4,
     /// Zstandard frames, as the `zstd` program does.
-    #[serde(rename = "zst")]
     Zstd,
 }
 
@@ -30,6 +29,85 @@ impl Codec {
     /// Reads [`Codec::suffix`] back.
     pub fn from_suffix(suffix: &str) -> Option<Codec> {
         Codec::ALL.into_iter().find(|codec| codec.suffix() == suffix)
+    }
+}
+
+/// How an object is stored, as the end of its name says: `lz4`, `zst`, `lz4.age`, `zst.age`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Ending {
+    /// How it is compressed.
+    pub codec: Codec,
+    /// True if it is an age file.
+    pub is_encrypted: bool,
+}
+
+/// Behind the codec of an encrypted object.
+const ENCRYPTED_SUFFIX: &str = ".age";
+
+impl Ending {
+    /// Every one.
+    pub const ALL: [Ending; 4] = [
+        Ending { codec: Codec::Lz4, is_encrypted: false },
+        Ending { codec: Codec::Zstd, is_encrypted: false },
+        Ending { codec: Codec::Lz4, is_encrypted: true },
+        Ending { codec: Codec::Zstd, is_encrypted: true },
+    ];
+
+    /// Splits a name into what is before the ending's dot, and the ending; `None` if it has none.
+    pub fn split(name: &str) -> Option<(&str, Ending)> {
+        let (rest, is_encrypted) = match name.strip_suffix(ENCRYPTED_SUFFIX) {
+            Some(rest) => (rest, true),
+            None => (name, false),
+        };
+        let (stem, codec) = rest.rsplit_once('.')?;
+        Some((stem, Ending { codec: Codec::from_suffix(codec)?, is_encrypted }))
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encrypted = if self.is_encrypted { ENCRYPTED_SUFFIX } else { "" };
+        write!(f, "{}{encrypted}", self.codec.suffix())
+    }
+}
+
+impl From<Ending> for String {
+    fn from(ending: Ending) -> String {
+        ending.to_string()
+    }
+}
+
+impl TryFrom<String> for Ending {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Ending, String> {
+        let known = Ending::ALL.into_iter().find(|ending| ending.to_string() == text);
+        known.ok_or_else(|| format!("{text:?} is no way in which this version stores objects"))
+    }
+}
+
+/// How new objects are stored, and what opens those that are there.
+#[derive(Clone, Debug, Default)]
+pub struct Form {
+    /// How new objects are compressed.
+    pub compression: Compression,
+    /// For whom they are encrypted; if for nobody, they are not.
+    pub recipients: Recipients,
+    /// What opens encrypted ones.
+    pub identities: Identities,
+}
+
+impl Form {
+    /// The end of new objects' names.
+    pub fn ending(&self) -> Ending {
+        Ending { codec: self.compression.codec(), is_encrypted: !self.recipients.is_empty() }
+    }
+}
+
+impl From<Compression> for Form {
+    fn from(compression: Compression) -> Form {
+        Form { compression, ..Form::default() }
     }
 }
 
@@ -94,6 +172,17 @@ impl fmt::Display for Compression {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ending_is_read_as_it_is_written() {
+        for ending in Ending::ALL {
+            assert_eq!(Ending::split(&format!("a.b.{ending}")), Some(("a.b", ending)));
+            assert_eq!(Ending::try_from(ending.to_string()), Ok(ending));
+        }
+        assert_eq!(Ending::split("a.lz4.age.age"), None);
+        assert_eq!(Ending::split("a.age"), None);
+        assert!(Ending::try_from("gz".to_owned()).is_err());
+    }
 
     #[test]
     fn a_compression_is_read_as_it_is_written() {

@@ -8,12 +8,15 @@
 //!            hash of the content in the identity, or of the object elsewhere
 //! ```
 //! Frames do not refer to one another, so that every core can take one, and an object may be cut between two.
+//! An encrypted object is an age file with all of that in it (`encryption.rs`).
+//!
 //! What a whole object must hold (its length, its hash) is said by its identity: a file cut exactly between two frames
 //! reads as a shorter one, and only the identity's reader can tell.
 //!
 //! Formats: `doc/lz4_Frame_format.md` and `doc/lz4_Block_format.md` of the LZ4 project; RFC 8878.
 
 mod buffers;
+pub mod encryption;
 mod form;
 mod frame;
 mod lz4;
@@ -25,7 +28,8 @@ mod tests;
 mod zstd;
 
 pub use buffers::{Buffer, Buffers};
-pub use form::{Codec, Compression, ZSTD_LEVELS};
+pub use encryption::{Identities, Recipients};
+pub use form::{Codec, Compression, Ending, Form, ZSTD_LEVELS};
 pub use frame::{FrameDecoder, FrameEncoder};
 pub use split::{FrameSplitter, RawFrame};
 
@@ -83,15 +87,46 @@ pub enum CodecError {
     /// A Zstandard frame is damaged, or asks for what this reader does not do.
     #[error("the Zstandard frame cannot be decompressed: {0}")]
     Zstd(&'static str),
+    /// It is encrypted, and there is nothing to open it with.
+    #[error("it is encrypted, and no identity was given")]
+    NoIdentity,
+    /// It is encrypted, and none of its recipients is ours.
+    #[error("it is encrypted for others than the identity that was given")]
+    OtherRecipients,
+    /// An encrypted object is damaged.
+    #[error("it cannot be decrypted")]
+    Decryption(#[source] age::DecryptError),
+    /// An object cannot be encrypted.
+    #[error("it cannot be encrypted")]
+    Encryption(#[source] std::io::Error),
+}
+
+impl CodecError {
+    /// True if the bytes may be as they should, and it is us who cannot read them.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, CodecError::NoIdentity | CodecError::OtherRecipients)
+    }
 }
 
 impl From<CodecError> for Error {
     fn from(error: CodecError) -> Error {
-        let legacy = matches!(error, CodecError::Legacy);
-        let error = Error::new(Kind::Damaged, "cannot decompress").because(error);
-        match legacy {
-            true => error.hint("Was this file written by `lz4 -l`? Write it again without that option."),
-            false => error,
+        let hint = match error {
+            CodecError::Legacy => Some("Was this file written by `lz4 -l`? Write it again without that option."),
+            CodecError::NoIdentity => {
+                Some("Name the file with the private key: --identity FILE, or identity_file under [encryption].")
+            }
+            CodecError::OtherRecipients => {
+                Some("Was the key changed since? Put every key that is still needed into the file.")
+            }
+            _ => None,
+        };
+        let error = match error.is_ours() {
+            true => Error::new(Kind::Config, "cannot decrypt").because(error),
+            false => Error::new(Kind::Damaged, "cannot decompress").because(error),
+        };
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `seawall backup`: one base backup now, beside `run` or alone.
 
 use super::progress::{self, Step};
-use super::{parts, print, signals};
+use super::{keys, parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
 use crate::cli::BackupArgs;
@@ -40,7 +40,7 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
 
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
-    let options = ArchiveOptions { compression: settings.compression, ..ArchiveOptions::default() };
+    let options = ArchiveOptions { form: keys::reading_form(&settings)?, ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
     let archiving = Shutdown::default();
     let mut state = archiver.state();

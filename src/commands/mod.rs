@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod demo;
 pub mod exit;
+mod keys;
 mod list;
 mod looks;
 pub mod observer;
@@ -29,6 +30,7 @@ use exit::Ending;
 /// Whatever ends the command early.
 pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
     match cli.command {
+        Command::Keygen(args) => keys::keygen(&args)?,
         Command::Completions(args) => completions::completions(args.shell)?,
         Command::Run(_) => Box::pin(run::run(settings)).await?,
         Command::Backup(args) => Box::pin(backup::backup(args, settings)).await?,

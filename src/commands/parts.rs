@@ -1,5 +1,6 @@
 //! The parts that several commands build from the settings: connection, store, repository.
 
+use super::keys;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
@@ -40,9 +41,9 @@ pub(super) async fn observed_store(settings: &Settings, observer: Arc<dyn StoreO
     open(settings.repo()?, &settings.store, observer).await
 }
 
-/// The names in the cluster's folder, whose segments have this size.
+/// The names in the cluster's folder, whose segments have this size. What is encrypted cannot be read with it.
 pub(super) fn layout(settings: &Settings, size: SegmentSize) -> Layout {
-    Layout::new(settings.cluster.clone(), size, settings.compression)
+    Layout::new(settings.cluster.clone(), size, keys::writing_form(settings))
 }
 
 /// The cluster's folder, which must be there.
@@ -52,6 +53,18 @@ pub(super) fn layout(settings: &Settings, size: SegmentSize) -> Layout {
 pub(super) async fn repository(settings: &Settings) -> Result<(Repository, Cluster)> {
     let store = store(settings).await?;
     repository_in(settings, store).await
+}
+
+/// As [`repository`], with what opens encrypted objects, if it was named.
+///
+/// # Errors
+/// As [`repository`], or if the identity file cannot be read.
+pub(super) async fn readable_repository(settings: &Settings) -> Result<(Repository, Cluster)> {
+    let form = keys::reading_form(settings)?;
+    let (mut repository, cluster) = repository(settings).await?;
+    let size = repository.layout.segment_size();
+    repository.layout = Layout::new(settings.cluster.clone(), size, form);
+    Ok((repository, cluster))
 }
 
 /// As [`repository`], in a store that is open already.

@@ -26,7 +26,7 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let clock = Clock::system();
     let as_json = args.json.json;
     let request = request(&args, &clock)?;
-    let (repository, cluster) = parts::repository(&settings).await?;
+    let (repository, cluster) = parts::readable_repository(&settings).await?;
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
@@ -101,6 +101,11 @@ fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
         reads.push(PathBuf::from(path));
     }
     arguments.extend(["--repo".to_owned(), repo.to_owned(), "--cluster".to_owned(), settings.cluster.clone()]);
+    if let Some(file) = &settings.encryption.identity_file {
+        let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
+        arguments.extend(["--identity".to_owned(), path.display().to_string()]);
+        reads.push(path);
+    }
     let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };
     command.take_environment(std::env::vars());
     Ok(command)
@@ -134,7 +139,7 @@ fn step(progress: &RestoreProgress) -> Step {
 /// # Errors
 /// Everything else.
 pub(super) async fn wal_fetch(name: &str, destination: &Path, settings: Settings) -> Result<Ending> {
-    let (repository, cluster) = parts::repository(&settings).await?;
+    let (repository, cluster) = parts::readable_repository(&settings).await?;
     let reader = WalReader::new(repository, cluster.system_identifier);
     // PostgreSQL runs a restore_command in its data directory.
     let data_directory = std::env::current_dir()

@@ -2,7 +2,7 @@
 
 use super::backups::Backups;
 use super::observer::StoreMetrics;
-use super::{parts, signals};
+use super::{keys, parts, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, Synchronous};
 use crate::config::Settings;
 use crate::error::Result;
@@ -39,8 +39,8 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     }
     let source = PostgresSource::new(info, &settings.slot, clock.clone());
     let source = Arc::new(source.treat_archived_as_applied(settings.run.treat_archived_as_applied));
-    let (flush_interval, compression) = (settings.run.flush_interval, settings.compression);
-    let options = ArchiveOptions { flush_interval, compression, ..ArchiveOptions::default() };
+    let (flush_interval, form) = (settings.run.flush_interval, keys::reading_form(&settings)?);
+    let options = ArchiveOptions { flush_interval, form, ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
 
     let mut services: Tasks<()> = Tasks::default();

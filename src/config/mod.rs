@@ -6,7 +6,7 @@ mod keys;
 pub use keys::{KEYS, Key, Written, document, parse_duration};
 
 use crate::cli::{Cli, Command, LogFormat};
-use crate::codec::Compression;
+use crate::codec::{Compression, Recipients};
 use crate::error::{Error, Kind, Result};
 use crate::store::{ServerSideEncryption, StoreOptions};
 use std::ffi::OsString;
@@ -38,12 +38,23 @@ pub struct Settings {
     pub slot: String,
     /// How what is stored is compressed.
     pub compression: Compression,
+    /// For whom it is encrypted, and what opens it.
+    pub encryption: EncryptionSettings,
     /// How standard error is written.
     pub log_format: LogFormat,
     /// For `run` alone.
     pub run: RunSettings,
     /// How the repository's store is used.
     pub store: StoreOptions,
+}
+
+/// For whom what is stored is encrypted, and what opens it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EncryptionSettings {
+    /// Public keys; without any, nothing is encrypted.
+    pub recipients: Recipients,
+    /// The file with the private keys.
+    pub identity_file: Option<PathBuf>,
 }
 
 /// For `run` alone.
@@ -68,6 +79,7 @@ impl fmt::Debug for Settings {
             .field("repo", &self.repo)
             .field("slot", &self.slot)
             .field("compression", &self.compression)
+            .field("encryption", &self.encryption)
             .field("log_format", &self.log_format)
             .field("run", &self.run)
             .field("store", &self.store)
@@ -125,6 +137,7 @@ impl Settings {
             repo: None,
             slot: String::new(),
             compression: Compression::default(),
+            encryption: EncryptionSettings::default(),
             log_format: LogFormat::default(),
             run: RunSettings {
                 flush_interval: Duration::ZERO,
@@ -164,6 +177,10 @@ impl Settings {
             let value = match (key.written, value) {
                 (Written::Text, DeValue::String(text)) => text.to_string(),
                 (Written::Boolean, DeValue::Boolean(value)) => value.to_string(),
+                (Written::Words, DeValue::Array(words)) => {
+                    let words: Option<Vec<&str>> = words.iter().map(|word| word.get_ref().as_str()).collect();
+                    words.ok_or_else(|| bad("has the wrong type".to_owned()).hint(form(key)))?.join(" ")
+                }
                 _ => return Err(bad("has the wrong type".to_owned()).hint(form(key))),
             };
             (key.set)(self, &value).map_err(bad)?;
@@ -195,6 +212,11 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         Command::Check(args) => args.slot.name.as_deref(),
         _ => None,
     };
+    let identity = match &cli.command {
+        Command::Restore(args) => args.identity.file.as_deref(),
+        Command::WalFetch(args) => args.identity.file.as_deref(),
+        _ => None,
+    };
     let compression = match &cli.command {
         Command::Run(args) => args.compression.method.as_deref(),
         Command::Backup(args) => args.compression.method.as_deref(),
@@ -212,6 +234,7 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         ("--pg", cli.common.pg.as_deref()),
         ("--repo", cli.common.repo.as_deref()),
         ("--slot", slot),
+        ("--identity", identity),
         ("--compression", compression),
         ("--log-format", cli.common.log_format.map(LogFormat::name)),
         ("--flush-interval", flush_interval),
@@ -290,7 +313,7 @@ fn has_password(conninfo: &str) -> bool {
 }
 
 /// Others are everybody, and the group too unless root owns the file (libpq's rule for private keys).
-fn others_may_read(metadata: &Metadata) -> bool {
+pub(crate) fn others_may_read(metadata: &Metadata) -> bool {
     let forbidden = if metadata.uid() == 0 { 0o007 } else { 0o077 };
     metadata.mode() & forbidden != 0
 }

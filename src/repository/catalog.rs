@@ -3,7 +3,7 @@
 use super::Repository;
 use super::documents::{BackupBegin, BackupDocument, Cluster, FORMAT_VERSION, GapNote};
 use super::layout::{BackupId, Key, Layout};
-use crate::codec::Codec;
+use crate::codec::Ending;
 use crate::error::{Error, Kind, Result};
 use crate::store::{ObjectInfo, Store, StoreErrorKind, list_all};
 use crate::wal::{History, Lsn, TimelineId, WalRange};
@@ -20,7 +20,7 @@ pub struct Stored {
     /// The object's full name.
     pub name: String,
     /// How it is stored, as the end of its name says.
-    pub codec: Codec,
+    pub ending: Ending,
     /// True for a block: permanent, and preferred by readers.
     pub is_block: bool,
     /// Bytes of the object.
@@ -257,8 +257,8 @@ fn stored(layout: &Layout, object: &ObjectInfo) -> Option<Stored> {
         _ => return None,
     };
     let name = object.key.clone();
-    let codec = Layout::codec_of(&name)?;
-    Some(Stored { range, name, codec, is_block, stored_bytes: object.bytes, modified: object.modified })
+    let (_, ending) = Ending::split(&name)?;
+    Some(Stored { range, name, ending, is_block, stored_bytes: object.bytes, modified: object.modified })
 }
 
 impl Repository {
@@ -412,7 +412,7 @@ mod tests {
         Stored {
             range,
             name: format!("{range}"),
-            codec: Codec::Lz4,
+            ending: Ending::default(),
             is_block,
             stored_bytes: 1,
             modified: Timestamp::UNIX_EPOCH,

@@ -3,7 +3,7 @@
 
 use super::file_path::FilePath;
 use super::layout::BackupId;
-use crate::codec::Codec;
+use crate::codec::Ending;
 use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ pub struct BackupDocument {
     pub manifest_sha256: String,
     /// How its parts and its manifest are stored, as the ends of their names say.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub codec: Codec,
+    pub ending: Ending,
     /// What was found wrong with it while it was taken.
     #[serde(default, skip_serializing_if = "Findings::is_empty")]
     pub findings: Findings,
@@ -441,7 +441,7 @@ pub(super) mod tests {
         let path = |text: &[u8]| FilePath::parse(text).unwrap();
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
         BackupDocument {
-            codec: Codec::Lz4,
+            ending: Ending::default(),
             format: FORMAT_VERSION,
             id: BackupId::parse("20261120T140300Z").unwrap(),
             label: "nightly \"one\"".into(),

@@ -2,7 +2,7 @@
 
 use super::documents::decimal;
 use super::layout::{Archive, BackupId};
-use crate::codec;
+use crate::codec::{self, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::store::{Metadata, ObjectHead, Store, StoreErrorKind};
 use crate::wal::{Lsn, TimelineId, WalRange};
@@ -83,9 +83,16 @@ impl Identity {
     /// # Errors
     /// None that the world can cause.
     pub fn frame(&self) -> Result<Bytes> {
-        let json = serde_json::to_vec(self)
-            .map_err(|error| Error::new(Kind::Internal, "cannot write an object's identity").because(error))?;
-        Ok(codec::identity_frame(&json))
+        Ok(codec::identity_frame(&self.json()?))
+    }
+
+    /// What is in that frame.
+    ///
+    /// # Errors
+    /// None that the world can cause.
+    pub(super) fn json(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self)
+            .map_err(|error| Error::new(Kind::Internal, "cannot write an object's identity").because(error))
     }
 
     /// The copy kept beside the object.
@@ -137,7 +144,7 @@ impl Identity {
 }
 
 /// Length and hash of a stored WAL object's content: from the metadata of `head`, or where a copy of the bucket has
-/// lost it, from the object's own first frame.
+/// lost it, from the object's own first frame, or what an encrypted one says in clear.
 ///
 /// # Errors
 /// If the store fails, or the object has no readable identity.
@@ -156,6 +163,10 @@ pub(super) async fn stored_identity(store: &dyn Store, head: &ObjectHead, subjec
         Err(error) if error.kind == StoreErrorKind::Range => Bytes::new(),
         Err(error) => return Err(error.into()),
     };
-    let frame = codec::read_identity(&prefix).map_err(|error| Error::from(error).context(name))?;
+    let frame = match encryption::is_encrypted(&prefix) {
+        true => encryption::read_note(&prefix),
+        false => codec::read_identity(&prefix),
+    };
+    let frame = frame.map_err(|error| Error::from(error).context(name))?;
     Identity::parse(name, frame.as_deref())
 }

@@ -16,9 +16,10 @@
 //! <cluster>/open/probe-<id>
 //! ```
 //!
-//! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has.
+//! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has. Encrypted objects have `.age`
+//! behind it.
 
-use crate::codec::{Codec, Compression};
+use crate::codec::{Ending, Form};
 use crate::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -134,17 +135,17 @@ pub enum Key {
 pub struct ParseKeyError(String);
 
 /// Builds and parses names for one cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Layout {
     cluster: String,
     size: SegmentSize,
-    compression: Compression,
+    form: Form,
 }
 
 impl Layout {
-    /// Names for the cluster called `cluster`, whose segments have `size`; new objects are compressed so.
-    pub fn new(cluster: impl Into<String>, size: SegmentSize, compression: Compression) -> Layout {
-        Layout { cluster: cluster.into(), size, compression }
+    /// Names for the cluster called `cluster`, whose segments have `size`; objects are stored so.
+    pub fn new(cluster: impl Into<String>, size: SegmentSize, form: impl Into<Form>) -> Layout {
+        Layout { cluster: cluster.into(), size, form: form.into() }
     }
 
     /// The cluster's name.
@@ -157,9 +158,9 @@ impl Layout {
         self.size
     }
 
-    /// How new objects are compressed.
-    pub fn compression(&self) -> Compression {
-        self.compression
+    /// How new objects are stored, and what opens those that are there.
+    pub fn form(&self) -> &Form {
+        &self.form
     }
 
     /// The name of `cluster.json`, which must be read before the segment size is known.
@@ -169,13 +170,12 @@ impl Layout {
 
     /// The full name of a new object.
     pub fn name(&self, key: &Key) -> String {
-        self.name_in(key, self.compression.codec())
+        self.name_in(key, self.form.ending())
     }
 
-    /// The full name of an object that is stored in `codec`.
-    pub fn name_in(&self, key: &Key, codec: Codec) -> String {
+    /// The full name of an object that is stored so.
+    pub fn name_in(&self, key: &Key, suffix: Ending) -> String {
         let cluster = &self.cluster;
-        let suffix = codec.suffix();
         match key {
             Key::Cluster => Layout::cluster_key(cluster),
             Key::Block(range) => {
@@ -225,11 +225,6 @@ impl Layout {
         key.and_then(|rest| self.parse_relative(rest)).ok_or_else(|| ParseKeyError(name.to_owned()))
     }
 
-    /// The codec of an object with this name, if it has one.
-    pub fn codec_of(name: &str) -> Option<Codec> {
-        Codec::from_suffix(name.rsplit_once('.')?.1)
-    }
-
     fn parse_relative(&self, name: &str) -> Option<Key> {
         let (folder, rest) = match name.split_once('/') {
             None => return (name == "cluster.json").then_some(Key::Cluster),
@@ -251,7 +246,7 @@ impl Layout {
                 }
                 let (directory, file) = rest.split_once('/')?;
                 let range = self.parse_wal_file(file)?;
-                let has_offsets = file.matches('.').count() == 2;
+                let has_offsets = Ending::split(file)?.0.contains('.');
                 (TimelineId::parse_hex(directory) == Some(range.timeline) && has_offsets).then_some(Key::Tail(range))
             }
             "index" => {
@@ -268,8 +263,7 @@ impl Layout {
 
     /// `<segment>.<codec>` or `<segment>.<start>-<end>.<codec>`.
     fn parse_wal_file(&self, file: &str) -> Option<WalRange> {
-        let (stem, suffix) = file.rsplit_once('.')?;
-        Codec::from_suffix(suffix)?;
+        let (stem, _) = Ending::split(file)?;
         let (name, offsets) = match stem.split_once('.') {
             Some((name, offsets)) => (name, Some(offsets)),
             None => (stem, None),
@@ -390,8 +384,7 @@ fn parse_backup_file(id: BackupId, file: &str) -> Option<Key> {
         "backup.json" => return Some(Key::BackupEnd(id)),
         _ => {}
     }
-    let (stem, suffix) = file.rsplit_once('.')?;
-    Codec::from_suffix(suffix)?;
+    let (stem, _) = Ending::split(file)?;
     if stem == "backup_manifest" {
         return Some(Key::BackupManifest(id));
     }
@@ -425,6 +418,7 @@ fn parse_compact(text: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Compression;
     use proptest::prelude::*;
 
     fn layouts() -> impl Strategy<Value = Layout> {
@@ -471,7 +465,11 @@ mod tests {
             ];
             for key in keys {
                 let name = layout.name(&key);
-                prop_assert_eq!(layout.parse(&name), Ok(key), "{}", name);
+                prop_assert_eq!(layout.parse(&name), Ok(key.clone()), "{}", name);
+                for ending in Ending::ALL {
+                    let name = layout.name_in(&key, ending);
+                    prop_assert_eq!(layout.parse(&name), Ok(key.clone()), "{}", name);
+                }
             }
         }
 

@@ -5,7 +5,7 @@ use super::catalog::{Coverage, Stored};
 use super::identity::{Identity, Subject};
 use super::layout::Key;
 use super::writer::Stamp;
-use crate::codec::{self, Codec};
+use crate::codec::{self, Ending, Identities, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::StoreErrorKind;
@@ -21,8 +21,8 @@ const RELISTINGS: usize = 5;
 pub struct WalReader {
     repository: Repository,
     system_identifier: u64,
-    /// The codec of the last block that was found: where it is tried first.
-    last_codec: Arc<Mutex<Codec>>,
+    /// How the last block that was found was stored: that is tried first.
+    last_ending: Arc<Mutex<Ending>>,
 }
 
 /// What a reader found for a range: the bytes from its start up to the first hole or its end.
@@ -40,8 +40,8 @@ pub struct Window {
 impl WalReader {
     /// Reads from `repository`, whose cluster has this system identifier.
     pub fn new(repository: Repository, system_identifier: u64) -> WalReader {
-        let codec = repository.layout.compression().codec();
-        WalReader { repository, system_identifier, last_codec: Arc::new(Mutex::new(codec)) }
+        let ending = repository.layout.form().ending();
+        WalReader { repository, system_identifier, last_ending: Arc::new(Mutex::new(ending)) }
     }
 
     /// The repository.
@@ -66,7 +66,14 @@ impl WalReader {
             Err(error) => return Err(error.into()),
         };
         let (range, system_identifier) = (stored.range, self.system_identifier);
-        runtime::blocking(move || decode(&name, range, system_identifier, &bytes)).await?.map(Some)
+        let identities = self.repository.layout.form().identities.clone();
+        runtime::blocking(move || decode(&name, range, system_identifier, &identities, bytes)).await?.map(Some)
+    }
+
+    /// True unless one of these is encrypted and there is no identity to open it with.
+    pub fn can_open<'a>(&self, objects: impl IntoIterator<Item = &'a Stored>) -> bool {
+        let has_identity = !self.repository.layout.form().identities.is_empty();
+        has_identity || objects.into_iter().all(|stored| !stored.ending.is_encrypted)
     }
 
     /// The bytes of a whole block, straight by its name; `None` if it is not there.
@@ -76,21 +83,21 @@ impl WalReader {
     pub async fn read_block(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>> {
         let size = self.repository.layout.segment_size();
         let range = WalRange { timeline, start: size.block_start(lsn), end: size.block_end(lsn) };
-        let first = *self.last_codec();
-        for codec in std::iter::once(first).chain(Codec::ALL.into_iter().filter(|codec| *codec != first)) {
-            let name = self.repository.layout.name_in(&Key::Block(range), codec);
+        let first = *self.last_ending();
+        for ending in std::iter::once(first).chain(Ending::ALL.into_iter().filter(|ending| *ending != first)) {
+            let name = self.repository.layout.name_in(&Key::Block(range), ending);
             let modified = jiff::Timestamp::UNIX_EPOCH;
-            let block = Stored { range, name, codec, is_block: true, stored_bytes: 0, modified };
+            let block = Stored { range, name, ending, is_block: true, stored_bytes: 0, modified };
             if let Some(bytes) = self.read(&block).await? {
-                *self.last_codec() = codec;
+                *self.last_ending() = ending;
                 return Ok(Some(bytes));
             }
         }
         Ok(None)
     }
 
-    fn last_codec(&self) -> MutexGuard<'_, Codec> {
-        self.last_codec.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_ending(&self) -> MutexGuard<'_, Ending> {
+        self.last_ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bytes of `range`, as far as they are covered. Whole blocks are read without a listing.
@@ -156,13 +163,17 @@ impl WalReader {
     }
 }
 
-fn decode(name: &str, range: WalRange, system_identifier: u64, bytes: &[u8]) -> Result<Bytes> {
+fn decode(name: &str, range: WalRange, system_identifier: u64, identities: &Identities, bytes: Bytes) -> Result<Bytes> {
     let damaged = |why: String| {
         Error::new(Kind::Damaged, format!("{name} {why}"))
             .hint("Is there another copy of the bucket (versions, replication)? `seawall list` shows what can still be restored.")
     };
-    let decoded = codec::decode_object(bytes, BLOCK_BYTES_MAX as usize)
-        .map_err(|error| damaged("is damaged".to_owned()).because(error))?;
+    let opened = encryption::open_whole(identities, bytes);
+    let decoded = opened.and_then(|bytes| codec::decode_object(&bytes, BLOCK_BYTES_MAX as usize));
+    let decoded = decoded.map_err(|error| match error.is_ours() {
+        true => Error::from(error).context(name),
+        false => damaged("is damaged".to_owned()).because(error),
+    })?;
     let identity = Identity::parse(name, decoded.identity.as_deref())?;
     identity.check(name, system_identifier, &Subject::wal(range))?;
     if decoded.plain.len() as u64 != range.bytes() {

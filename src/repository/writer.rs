@@ -3,7 +3,7 @@
 use super::documents::{self, FORMAT_VERSION};
 use super::identity::{Identity, Subject, stored_identity};
 use super::layout::{Key, Layout};
-use crate::codec::{Buffers, FrameEncoder};
+use crate::codec::{Buffers, FrameEncoder, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::{Body, Created, Metadata, Store, StoreErrorKind};
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Encoders {
 impl Encoders {
     fn with<T>(&self, layout: &Layout, work: impl FnOnce(&mut FrameEncoder) -> T) -> T {
         let free = self.free.lock().ok().and_then(|mut free| free.pop());
-        let new = || FrameEncoder::with_buffers(layout.compression(), self.buffers.clone());
+        let new = || FrameEncoder::with_buffers(layout.form().compression, self.buffers.clone());
         let mut encoder = free.unwrap_or_else(new);
         let result = work(&mut encoder);
         if let Ok(mut free) = self.free.lock() {
@@ -187,7 +187,19 @@ impl Writer {
             blake3: Some(blake3.clone()),
         };
         frames[0] = identity.frame()?;
-        Ok(EncodedWal { stamp: Stamp { range, blake3 }, body: Body::from(frames), metadata: identity.metadata() })
+        let body = self.seal(&identity, frames)?;
+        Ok(EncodedWal { stamp: Stamp { range, blake3 }, body, metadata: identity.metadata() })
+    }
+
+    /// The frames of an object as they are stored: encrypted, if that is wanted. CPU work.
+    fn seal(&self, identity: &Identity, frames: Vec<Bytes>) -> Result<Body> {
+        let recipients = &self.layout.form().recipients;
+        if recipients.is_empty() {
+            return Ok(Body::from(frames));
+        }
+        let encrypted = encryption::encrypt(recipients, &identity.json()?, frames)
+            .map_err(|error| Error::new(Kind::Internal, "cannot encrypt an object").because(error))?;
+        Ok(Body::from(encrypted))
     }
 
     /// Stores WAL under `key` ([`Key::Block`] or [`Key::Tail`]). When this says yes, the bytes are in the store, durably:
@@ -261,18 +273,19 @@ impl Writer {
     ) -> Result<StoredFrames> {
         let system_identifier = self.system_identifier;
         let identity = Identity { format: FORMAT_VERSION, system_identifier, subject, plain_bytes, blake3: None };
+        let metadata = identity.metadata();
         let mut pieces = vec![identity.frame()?];
         pieces.extend(frames);
-        let body = Body::from(pieces);
-        let hashed = body.clone();
-        let sha256 = runtime::blocking(move || {
+        let writer = self.clone();
+        let (body, sha256) = runtime::blocking(move || {
+            let body = writer.seal(&identity, pieces)?;
             let mut sha256 = Sha256::new();
-            hashed.pieces().iter().for_each(|piece| sha256.update(piece));
-            hex(&sha256.finalize())
+            body.pieces().iter().for_each(|piece| sha256.update(piece));
+            Ok::<_, Error>((body, hex(&sha256.finalize())))
         })
-        .await?;
+        .await??;
         let (name, bytes) = (self.layout.name(key), body.bytes());
-        if self.store.create(&name, body, identity.metadata()).await? == Created::Exists {
+        if self.store.create(&name, body, metadata).await? == Created::Exists {
             let mut stored = self.store.get(&name, None).await?;
             let mut found = Sha256::new();
             while let Some(piece) = stored.bytes.next().await {

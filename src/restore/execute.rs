@@ -8,7 +8,7 @@ use super::plan::{Plan, Stop};
 use super::request::TargetAction;
 use super::tree::{self, Tree};
 use super::{settings, verify};
-use crate::codec::{self, Buffers};
+use crate::codec::{self, Buffers, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
 use crate::repository::{Archive, BackupPart, Identity, Key, Repository, Subject, hex};
@@ -115,13 +115,18 @@ pub async fn execute(
 
 /// Fetches what PostgreSQL says was in the backup.
 async fn fetch_manifest(repository: &Repository, plan: &Plan) -> Result<Manifest> {
-    let name = repository.layout.name_in(&Key::BackupManifest(plan.backup.id.clone()), plan.document.codec);
+    let name = repository.layout.name_in(&Key::BackupManifest(plan.backup.id.clone()), plan.document.ending);
     let stored = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?.collect().await?;
     let (document, system_identifier) = (plan.document.clone(), plan.system_identifier);
+    let identities = repository.layout.form().identities.clone();
     runtime::blocking(move || {
         let damaged = |why: &str| Error::new(Kind::Damaged, format!("{name} {why}"));
-        let decoded =
-            codec::decode_object(&stored, MANIFEST_BYTES_MAX).map_err(|error| damaged("is damaged").because(error))?;
+        let opened = encryption::open_whole(&identities, stored);
+        let decoded = opened.and_then(|bytes| codec::decode_object(&bytes, MANIFEST_BYTES_MAX));
+        let decoded = decoded.map_err(|error| match error.is_ours() {
+            true => Error::from(error).context(&name),
+            false => damaged("is damaged").because(error),
+        })?;
         let identity = Identity::parse(&name, decoded.identity.as_deref())?;
         identity.check(&name, system_identifier, &Subject::Manifest { backup: document.id.clone() })?;
         if hex(&Sha256::digest(&decoded.plain)) != document.manifest_sha256 {
@@ -195,7 +200,8 @@ async fn fetch_parts(
     let source = Arc::new(Source {
         system_identifier: plan.system_identifier,
         backup: plan.backup.id.clone(),
-        codec: plan.document.codec,
+        ending: plan.document.ending,
+        identities: repository.layout.form().identities.clone(),
         tablespaces: plan.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
     });
     let buffers = Buffers::new(downloads.max(1));
@@ -225,7 +231,7 @@ async fn fetch_part(
 ) -> Result<Extracted> {
     let archive = Archive::parse(&part.archive)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
-    let name = repository.layout.name_in(&Key::BackupPart(source.backup.clone(), archive, part.number), source.codec);
+    let name = repository.layout.name_in(&Key::BackupPart(source.backup.clone(), archive, part.number), source.ending);
     let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
     // Before it fills the memory.
     if stream.head.info.bytes != part.stored_bytes {

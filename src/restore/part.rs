@@ -1,7 +1,9 @@
 //! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
 
 use super::tree::Tree;
-use crate::codec::{Buffers, Codec, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, RawFrame};
+use crate::codec::{
+    Buffers, Ending, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, Identities, RawFrame, encryption,
+};
 use crate::error::{Error, Kind, Result};
 use crate::repository::tar::{EntryKind, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex};
@@ -33,7 +35,8 @@ const NOT_WRITTEN: [&str; 8] = [
 pub(super) struct Source {
     pub(super) system_identifier: u64,
     pub(super) backup: BackupId,
-    pub(super) codec: Codec,
+    pub(super) ending: Ending,
+    pub(super) identities: Identities,
     /// OIDs of the tablespaces, whose links are made by us.
     pub(super) tablespaces: Vec<u32>,
 }
@@ -83,20 +86,24 @@ pub(super) fn extract(
         writer.begin_file(path, from.file_offset, from.file_bytes, None).map_err(|error| error.context(name))?;
     }
     let mut splitter = FrameSplitter::new(FRAME_STORED_BYTES_MAX);
-    splitter.push(stored);
     let mut decoder = FrameDecoder::new();
     let (mut identity, mut plain_bytes) = (None, 0);
     let unreadable = |error| Error::from(error).context(name);
-    while let Some(frame) = splitter.next().map_err(unreadable)? {
-        match frame {
-            RawFrame::Identity(bytes) => identity = Some(bytes),
-            RawFrame::Data(raw) => {
-                let mut plain = buffers.take();
-                decoder.decode(&raw, &mut plain, FRAME_BYTES).map_err(unreadable)?;
-                plain_bytes += plain.len() as u64;
-                tar.feed(plain.freeze());
-                while let Some(event) = tar.next_event().map_err(|error| damaged("is no tar".into()).because(error))? {
-                    writer.take(event).map_err(|error| error.context(name))?;
+    for piece in encryption::open(&source.identities, stored).map_err(unreadable)? {
+        splitter.push(piece.map_err(unreadable)?);
+        while let Some(frame) = splitter.next().map_err(unreadable)? {
+            match frame {
+                RawFrame::Identity(bytes) => identity = Some(bytes),
+                RawFrame::Data(raw) => {
+                    let mut plain = buffers.take();
+                    decoder.decode(&raw, &mut plain, FRAME_BYTES).map_err(unreadable)?;
+                    plain_bytes += plain.len() as u64;
+                    tar.feed(plain.freeze());
+                    while let Some(event) =
+                        tar.next_event().map_err(|error| damaged("is no tar".into()).because(error))?
+                    {
+                        writer.take(event).map_err(|error| error.context(name))?;
+                    }
                 }
             }
         }

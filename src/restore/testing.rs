@@ -83,7 +83,7 @@ impl CatalogBuilder {
             let stored = Stored {
                 range,
                 name: range.to_string(),
-                codec: crate::codec::Codec::Lz4,
+                ending: crate::codec::Ending::default(),
                 is_block,
                 stored_bytes: 1,
                 modified: at(count),
@@ -104,7 +104,7 @@ impl CatalogBuilder {
     pub(crate) fn backup(mut self, timeline: u32, seconds: i64, start: u64, end: u64) -> CatalogBuilder {
         let id = BackupId::at(at(seconds), 0);
         let document = BackupDocument {
-            codec: crate::codec::Codec::Lz4,
+            ending: crate::codec::Ending::default(),
             format: FORMAT_VERSION,
             id: id.clone(),
             label: "test".into(),

@@ -116,7 +116,7 @@ impl Invented {
             .object(&Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() }, manifest.as_bytes())
             .await;
         let document = BackupDocument {
-            codec: seawall::codec::Codec::Lz4,
+            ending: seawall::codec::Ending::default(),
             format: FORMAT_VERSION,
             id: id.clone(),
             label: "invented".into(),

@@ -47,7 +47,7 @@ impl Marker {
     pub async fn end(&self, store: Arc<dyn Store>, ledger: &Ledger, now: Timestamp) {
         let timeline = ledger.wal.timeline(self.branch);
         let document = BackupDocument {
-            codec: seawall::codec::Codec::Lz4,
+            ending: seawall::codec::Ending::default(),
             format: FORMAT_VERSION,
             id: self.id.clone(),
             label: "simulated".to_owned(),

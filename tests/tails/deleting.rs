@@ -52,7 +52,7 @@ impl Warnings {
 fn tails_of_another_codec_are_compared_and_deleted_by_the_names_they_have() {
     on_a_paused_clock(async {
         // Given tails of an archiver that used Zstandard
-        let zstd = ArchiveOptions { compression: Compression::Zstd(1), ..ArchiveOptions::default() };
+        let zstd = ArchiveOptions { form: Compression::Zstd(1).into(), ..ArchiveOptions::default() };
         let mut world = World::begin(zstd, MIB, Latency::NEAR).await;
         world.trickle(700, SECOND / 2, 60 * SECOND).await;
         world.stop().await;
@@ -62,7 +62,7 @@ fn tails_of_another_codec_are_compared_and_deleted_by_the_names_they_have() {
         };
         assert!(tails(&world, ".zst").await > 0);
         // When one that uses LZ4 goes on
-        world.options.compression = Compression::Lz4;
+        world.options.form = Compression::Lz4.into();
         world.start().await;
         world.trickle(700, SECOND / 2, 10 * 60 * SECOND).await;
         // Then what it replaced is gone, and everything reads

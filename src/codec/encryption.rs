@@ -1,0 +1,375 @@
+//! Encrypted objects: age files, which the `age` program reads. An object is written for recipients, public keys, and opened with an
+//! identity, the private key to one of them: the machine that writes need not be able to read.
+//!
+//! ```text
+//! age-encryption.org/v1
+//! -> seawall-identity            what the object is, in clear, as the first frame inside says: no secret, and what an
+//! <base64>                       archiver that cannot read compares by
+//! -> X25519 ...                  the file's key, once for each recipient
+//! --- <MAC of all that>
+//! <the object, in chunks of 64 KiB, each authenticated>
+//! ```
+//!
+//! Format: <https://age-encryption.org/v1>. Programs pass over recipients of a kind that they do not know.
+
+use super::CodecError;
+use age::secrecy::{ExposeSecret, SecretString};
+use age::x25519;
+use age::{DecryptError, EncryptError};
+use age_core::format::{FileKey, Stanza};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bytes::{Buf, Bytes};
+use std::collections::HashSet;
+use std::fmt;
+use std::io::{Read, Write};
+use std::iter::once;
+use std::sync::Arc;
+
+/// The first line of every age file.
+const FIRST_LINE: &[u8] = b"age-encryption.org/v1\n";
+/// The line in front of what the object says of itself.
+const NOTE_LINE: &str = "-> seawall-identity\n";
+/// The tag in that line.
+const NOTE_TAG: &str = "seawall-identity";
+/// Columns of a stanza's body; its last line has fewer.
+const BODY_COLUMNS: usize = 64;
+/// Plain bytes of a chunk, and what its authentication adds.
+const CHUNK_BYTES: usize = 64 << 10;
+const TAG_BYTES: usize = 16;
+/// Room for a header with a few recipients.
+const HEADER_BYTES: usize = 2 << 10;
+/// An object is decrypted in pieces of so many bytes.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Who can read what is stored: X25519 public keys. Without any, nothing is encrypted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Recipients(Arc<[x25519::Recipient]>);
+
+impl Recipients {
+    /// Reads recipients as `age-keygen` prints them (`age1...`).
+    ///
+    /// # Errors
+    /// The word that is none.
+    pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Recipients, String> {
+        let parsed = words.into_iter().map(|word| word.parse().map_err(|_| word.to_owned()));
+        Ok(Recipients(parsed.collect::<Result<_, _>>()?))
+    }
+
+    /// True if nothing is encrypted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What opens encrypted objects. Never printed.
+#[derive(Clone, Default)]
+pub struct Identities(Arc<[x25519::Identity]>);
+
+impl fmt::Debug for Identities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identities({})", self.0.len())
+    }
+}
+
+/// A file is no identity file.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityFileError {
+    /// It has no line with a key.
+    #[error("has no line that begins with AGE-SECRET-KEY-1")]
+    NoKey,
+    /// A line with a key has something else in it.
+    #[error("has a key in line {0} that cannot be read")]
+    Key(usize),
+    /// It is encrypted, and not with a passphrase or not with this one.
+    #[error("cannot be opened with this passphrase")]
+    Passphrase(#[source] DecryptError),
+    /// It is not text.
+    #[error("is not a text file")]
+    NotText,
+}
+
+impl Identities {
+    /// True if none was given.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Reads an identity file as `age-keygen` writes it.
+    ///
+    /// # Errors
+    /// If it is none. No error has a key in it.
+    pub fn parse(file: &[u8]) -> Result<Identities, IdentityFileError> {
+        let text = std::str::from_utf8(file).map_err(|_| IdentityFileError::NotText)?;
+        let lines = text.lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
+        let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let keys = keys.map(|(number, line)| line.parse().map_err(|_| IdentityFileError::Key(number)));
+        let keys: Vec<x25519::Identity> = keys.collect::<Result<_, _>>()?;
+        match keys.is_empty() {
+            true => Err(IdentityFileError::NoKey),
+            false => Ok(Identities(keys.into())),
+        }
+    }
+
+    /// True if an identity file is itself encrypted, with a passphrase, as `age -p` does.
+    pub fn needs_passphrase(file: &[u8]) -> bool {
+        is_encrypted(file)
+    }
+
+    /// Reads an identity file that is protected by `passphrase`. Takes about a second, by intention.
+    ///
+    /// # Errors
+    /// As [`Identities::parse`], and if the passphrase is another one.
+    pub fn parse_protected(file: &[u8], passphrase: String) -> Result<Identities, IdentityFileError> {
+        let identity = age::scrypt::Identity::new(SecretString::from(passphrase));
+        let opened = age::decrypt(&identity, file).map_err(IdentityFileError::Passphrase)?;
+        Identities::parse(&opened)
+    }
+
+    /// The public keys to them.
+    pub fn recipients(&self) -> Recipients {
+        Recipients(self.0.iter().map(x25519::Identity::to_public).collect())
+    }
+}
+
+/// A new private key, and the public key to it.
+pub fn generate_identity() -> (SecretString, String) {
+    let identity = x25519::Identity::generate();
+    let public = identity.to_public().to_string();
+    (SecretString::from(identity.to_string().expose_secret().to_owned()), public)
+}
+
+/// The file, encrypted with a passphrase: for identity files alone, never for objects.
+///
+/// # Errors
+/// None that the world can cause.
+pub fn protect(file: &[u8], passphrase: String) -> Result<Vec<u8>, CodecError> {
+    let encryptor = age::Encryptor::with_user_passphrase(SecretString::from(passphrase));
+    let mut protected = Vec::new();
+    let mut writer = encryptor.wrap_output(&mut protected).map_err(CodecError::Encryption)?;
+    writer.write_all(file).and_then(|()| writer.finish()).map_err(CodecError::Encryption)?;
+    Ok(protected)
+}
+
+/// What an object says of itself, as the first of its recipients. It gets nothing of the key.
+struct Note<'a>(&'a [u8]);
+
+impl age::Recipient for Note<'_> {
+    fn wrap_file_key(&self, _: &FileKey) -> Result<(Vec<Stanza>, HashSet<String>), EncryptError> {
+        let stanza = Stanza { tag: NOTE_TAG.to_owned(), args: Vec::new(), body: self.0.to_vec() };
+        Ok((vec![stanza], HashSet::new()))
+    }
+}
+
+/// Encrypts `pieces`, an object, for `recipients`, and puts `note` in front, for everybody to read. Lets go of each piece as soon as
+/// it can. CPU work.
+///
+/// # Errors
+/// None that the world can cause.
+pub fn encrypt(
+    recipients: &Recipients,
+    note: &[u8],
+    pieces: impl IntoIterator<Item = Bytes, IntoIter: Clone>,
+) -> Result<Bytes, CodecError> {
+    let pieces = pieces.into_iter();
+    let note = Note(note);
+    let readers = recipients.0.iter().map(|recipient| recipient as &dyn age::Recipient);
+    let encryptor = age::Encryptor::with_recipients(once(&note as &dyn age::Recipient).chain(readers))
+        .map_err(|error| CodecError::Encryption(std::io::Error::other(error)))?;
+    let plain_bytes: usize = pieces.clone().map(|piece| piece.len()).sum();
+    let mut encrypted = Vec::with_capacity(HEADER_BYTES + plain_bytes + (plain_bytes / CHUNK_BYTES + 1) * TAG_BYTES);
+    let mut writer = encryptor.wrap_output(&mut encrypted).map_err(CodecError::Encryption)?;
+    for piece in pieces {
+        writer.write_all(&piece).map_err(CodecError::Encryption)?;
+    }
+    writer.finish().map_err(CodecError::Encryption)?;
+    Ok(Bytes::from(encrypted))
+}
+
+/// True if this is the beginning of an age file.
+pub fn is_encrypted(prefix: &[u8]) -> bool {
+    prefix.starts_with(FIRST_LINE)
+}
+
+/// What an encrypted object says of itself, from its first bytes; `None` if it says nothing.
+///
+/// # Errors
+/// [`CodecError::Cut`] if more bytes of the object are needed.
+pub fn read_note(prefix: &[u8]) -> Result<Option<Bytes>, CodecError> {
+    let rest = prefix.strip_prefix(FIRST_LINE).unwrap_or_default();
+    let Some(body) = rest.strip_prefix(NOTE_LINE.as_bytes()) else {
+        return Ok(None);
+    };
+    let mut encoded = Vec::new();
+    for line in body.split_inclusive(|byte| *byte == b'\n') {
+        let Some(columns) = line.strip_suffix(b"\n") else { break };
+        encoded.extend_from_slice(columns);
+        if columns.len() < BODY_COLUMNS {
+            let note = STANDARD_NO_PAD.decode(&encoded).map_err(|_| CodecError::Malformed("has an unreadable note"))?;
+            return Ok(Some(Bytes::from(note)));
+        }
+    }
+    Err(CodecError::Cut { needed_bytes: prefix.len() + 1 })
+}
+
+/// An object's bytes, opened if they are encrypted, in pieces. CPU work.
+pub struct Opened(Inner);
+
+enum Inner {
+    Plain(Option<Bytes>),
+    Encrypted(Box<age::stream::StreamReader<bytes::buf::Reader<Bytes>>>),
+    Ended,
+}
+
+/// Opens an object if it is encrypted.
+///
+/// # Errors
+/// [`CodecError::NoIdentity`], [`CodecError::OtherRecipients`], or what is wrong with the file's header.
+pub fn open(identities: &Identities, stored: Bytes) -> Result<Opened, CodecError> {
+    if !is_encrypted(&stored) {
+        return Ok(Opened(Inner::Plain(Some(stored))));
+    }
+    if identities.is_empty() {
+        return Err(CodecError::NoIdentity);
+    }
+    let keys = identities.0.iter().map(|identity| identity as &dyn age::Identity);
+    let decryptor = age::Decryptor::new_buffered(stored.reader()).map_err(CodecError::Decryption)?;
+    match decryptor.decrypt(keys) {
+        Ok(reader) => Ok(Opened(Inner::Encrypted(Box::new(reader)))),
+        Err(DecryptError::NoMatchingKeys) => Err(CodecError::OtherRecipients),
+        Err(error) => Err(CodecError::Decryption(error)),
+    }
+}
+
+/// A whole object that lies in memory, opened if it is encrypted. CPU work.
+///
+/// # Errors
+/// As [`open`], or if any of it is damaged or missing.
+pub fn open_whole(identities: &Identities, stored: Bytes) -> Result<Bytes, CodecError> {
+    let bytes = stored.len();
+    match open(identities, stored)? {
+        Opened(Inner::Plain(plain)) => Ok(plain.unwrap_or_default()),
+        pieces => {
+            let mut whole = Vec::with_capacity(bytes);
+            for piece in pieces {
+                whole.extend_from_slice(&piece?);
+            }
+            Ok(Bytes::from(whole))
+        }
+    }
+}
+
+impl Iterator for Opened {
+    type Item = Result<Bytes, CodecError>;
+
+    fn next(&mut self) -> Option<Result<Bytes, CodecError>> {
+        let reader = match &mut self.0 {
+            Inner::Plain(plain) => return plain.take().map(Ok),
+            Inner::Encrypted(reader) => reader,
+            Inner::Ended => return None,
+        };
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let read = reader.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece);
+        match read {
+            Ok(0) => {
+                self.0 = Inner::Ended;
+                None
+            }
+            Ok(_) => Some(Ok(Bytes::from(piece))),
+            Err(error) => {
+                self.0 = Inner::Ended;
+                Some(Err(CodecError::Decryption(DecryptError::Io(error))))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> (Identities, Recipients) {
+        let (secret, public) = generate_identity();
+        let file = format!("# a comment\n\n{}\n", secret.expose_secret());
+        (Identities::parse(file.as_bytes()).unwrap(), Recipients::parse([public.as_str()]).unwrap())
+    }
+
+    fn sample(bytes: usize) -> Bytes {
+        (0..bytes).map(|at| (at / 7) as u8).collect()
+    }
+
+    #[test]
+    fn what_was_encrypted_is_opened_by_each_of_its_recipients_and_by_nobody_else() {
+        let ((one, one_public), (two, two_public), (other, _)) = (key(), key(), key());
+        let both = Recipients([&one_public.0[..], &two_public.0[..]].concat().into());
+        for bytes in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * PIECE_BYTES + 5] {
+            let plain = sample(bytes);
+            let pieces = vec![plain.slice(..bytes / 3), plain.slice(bytes / 3..)];
+            let stored = encrypt(&both, b"a note", pieces).unwrap();
+            for identity in [&one, &two] {
+                assert!(open_whole(identity, stored.clone()).unwrap() == plain, "{bytes} bytes");
+            }
+            assert!(matches!(open(&other, stored.clone()), Err(CodecError::OtherRecipients)));
+            assert!(matches!(open(&Identities::default(), stored.clone()), Err(CodecError::NoIdentity)));
+            assert_eq!(read_note(&stored).unwrap().as_deref(), Some(&b"a note"[..]));
+        }
+        assert_eq!(open_whole(&one, Bytes::from_static(b"not encrypted")).unwrap(), "not encrypted");
+    }
+
+    #[test]
+    fn what_is_cut_or_altered_is_an_error_and_never_data() {
+        let (identity, public) = key();
+        let plain = sample(2 * CHUNK_BYTES + 100);
+        let stored = encrypt(&public, b"note", vec![plain]).unwrap();
+        let body = stored.len() - (2 * CHUNK_BYTES + 100 + 3 * TAG_BYTES);
+        // A bit anywhere in the header, and here and there in the rest
+        for at in (0..body).chain((body..stored.len()).step_by(997)) {
+            let mut damaged = stored.to_vec();
+            damaged[at] ^= 1;
+            let opened = open_whole(&identity, Bytes::from(damaged));
+            // With its first line gone it is no age file, and what it is then nobody takes for a frame.
+            let is_none = at < FIRST_LINE.len() && opened.as_ref().is_ok_and(|bytes| !bytes.is_empty());
+            assert!(opened.is_err() || is_none, "bit 0 of byte {at} of {} was not missed", stored.len());
+        }
+        // A cut, also exactly between two chunks
+        for end in [0, 10, body, body + 1, body + CHUNK_BYTES + TAG_BYTES, stored.len() - 1] {
+            let opened = open_whole(&identity, stored.slice(..end));
+            assert!(opened.is_err() || end < FIRST_LINE.len(), "a cut at {end} of {} was not missed", stored.len());
+        }
+    }
+
+    #[test]
+    fn a_note_of_any_length_is_read_back_from_as_much_as_there_is() {
+        let (_, public) = key();
+        for length in [0, 1, 47, 48, 49, 500] {
+            let note = sample(length);
+            let stored = encrypt(&public, &note, vec![sample(10)]).unwrap();
+            let end = (0..stored.len()).find(|end| matches!(read_note(&stored[..*end]), Ok(Some(_)))).unwrap();
+            assert_eq!(read_note(&stored[..end]).unwrap(), Some(note));
+            // As soon as it can be one, it says that more is needed.
+            let first = FIRST_LINE.len() + NOTE_LINE.len();
+            assert!((first..end).all(|end| matches!(read_note(&stored[..end]), Err(CodecError::Cut { .. }))));
+        }
+        assert_eq!(read_note(b"age-encryption.org/v1\n-> X25519 abc\n").unwrap(), None);
+        assert_eq!(read_note(b"nothing of ours").unwrap(), None);
+    }
+
+    #[test]
+    fn identity_files_are_read_with_and_without_a_passphrase() {
+        let (secret, public) = generate_identity();
+        let file = format!("# created: now\n# public key: {public}\n{}\n", secret.expose_secret());
+        assert_eq!(Identities::parse(file.as_bytes()).unwrap().recipients(), Recipients::parse([&*public]).unwrap());
+        assert!(matches!(Identities::parse(b"# nothing\n"), Err(IdentityFileError::NoKey)));
+        let wrong = Identities::parse(b"\nAGE-SECRET-KEY-1HUSH\n").unwrap_err();
+        assert_eq!(wrong.to_string(), "has a key in line 2 that cannot be read");
+        assert!(matches!(Identities::parse(&[0xFF]), Err(IdentityFileError::NotText)));
+
+        let protected = protect(file.as_bytes(), "open sesame".to_owned()).unwrap();
+        assert!(Identities::needs_passphrase(&protected) && !Identities::needs_passphrase(file.as_bytes()));
+        let opened = Identities::parse_protected(&protected, "open sesame".to_owned()).unwrap();
+        assert_eq!(opened.recipients(), Recipients::parse([&*public]).unwrap());
+        let refused = Identities::parse_protected(&protected, "guess".to_owned()).unwrap_err();
+        assert_eq!(refused.to_string(), "cannot be opened with this passphrase");
+        assert_eq!(format!("{opened:?}"), "Identities(1)");
+    }
+}
