@@ -18,7 +18,8 @@ use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, 
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
 use crate::wal::{Lsn, TimelineId};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -85,6 +86,9 @@ pub struct Archiver {
     /// What `cluster.json` says, once it was read: it never changes.
     known: OnceLock<Cluster>,
     pub(super) garbage: Mutex<Garbage>,
+    /// Timelines that are stored up to their switch point, which the server no longer has, and whose end cannot be opened to be
+    /// made permanent.
+    kept_in_tails: Mutex<BTreeSet<(TimelineId, Lsn)>>,
 }
 
 /// What a connection led to.
@@ -113,8 +117,9 @@ impl Archiver {
         clock: Clock,
     ) -> Archiver {
         let (state, _) = watch::channel(ArchiveState::new());
-        let (cluster, known, garbage) = (cluster.into(), OnceLock::new(), Mutex::default());
-        Archiver { source, store, cluster, options, clock, state, known, garbage }
+        let (cluster, known) = (cluster.into(), OnceLock::new());
+        let (garbage, kept_in_tails) = (Mutex::default(), Mutex::default());
+        Archiver { source, store, cluster, options, clock, state, known, garbage, kept_in_tails }
     }
 
     /// What it shows of itself.
@@ -315,7 +320,8 @@ impl Archiver {
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing
         // else keeps it, also while the store is away.
         let slot = session.take_slot().await?;
-        let found = match resume::find(session, &writer, &repository, slot.restart_lsn).await {
+        let kept_in_tails = self.kept_in_tails.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let found = match resume::find(session, &writer, &repository, slot.restart_lsn, &kept_in_tails).await {
             Ok(resume) => check_standing(session, resume).await,
             Err(error) => Err(error),
         };

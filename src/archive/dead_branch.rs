@@ -26,18 +26,29 @@ pub(super) async fn settle(
         return Ok(None);
     }
     let reader = WalReader::new(repository.clone(), writer.system_identifier());
-    // Without a private key it stays in tails, which nobody deletes, as nothing covers them.
-    let can_open = reader.can_open(coverage.objects());
-    if can_open {
-        compare_shared(&reader, &coverage, switch).await?;
-    } else {
-        tracing::warn!(
-            %timeline, %switch,
-            "what is stored behind the switch point is encrypted and not compared: this archiver has no identity"
-        );
+    match make_permanent(writer, &reader, &coverage, switch).await {
+        Ok(()) => {}
+        // It stays in tails, which nobody deletes, as nothing covers them; whoever comes with the key does the rest.
+        Err(error) if WalReader::is_sealed_from_us(&error) => {
+            tracing::warn!(
+                %branch,
+                "a dead branch, encrypted for others than this archiver: it is neither compared nor flagged before one \
+                 with the key comes"
+            );
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
     }
-    let to_seal = if can_open { pieces(&coverage, repository.layout.segment_size(), switch) } else { Vec::new() };
-    for piece in to_seal {
+    // The flag comes last: without it, all of this is done again.
+    let note = DeadBranchNote { format: FORMAT_VERSION, timeline, start: switch, end };
+    let created = writer.store_document(&Key::DeadBranch(branch), &note).await?;
+    Ok((created == Created::New).then_some(branch))
+}
+
+/// Compares the branches up to the switch point, and stores as blocks what lies behind it in tails.
+async fn make_permanent(writer: &Writer, reader: &WalReader, coverage: &Coverage, switch: Lsn) -> Result<()> {
+    compare_shared(reader, coverage, switch).await?;
+    for piece in pieces(coverage, reader.repository().layout.segment_size(), switch) {
         let is_permanent = coverage.chain(piece.start, piece.end).is_ok_and(|chain| chain.iter().all(|it| it.is_block));
         if !is_permanent {
             let window = reader.read_range(piece).await?;
@@ -47,10 +58,7 @@ pub(super) async fn settle(
             writer.store_wal(&Key::Block(piece), piece, window.pieces.concat().into()).await?;
         }
     }
-    // The flag comes last: without it, all of this is done again.
-    let note = DeadBranchNote { format: FORMAT_VERSION, timeline, start: switch, end };
-    let created = writer.store_document(&Key::DeadBranch(branch), &note).await?;
-    Ok((created == Created::New).then_some(branch))
+    Ok(())
 }
 
 /// The parts of `coverage` in blocks that have anything behind `switch`.
@@ -102,9 +110,10 @@ async fn compare_shared(reader: &WalReader, coverage: &Coverage, switch: Lsn) ->
 mod tests {
     use super::*;
     use crate::codec::encryption::generate_identity;
-    use crate::codec::{Compression, Form, Recipients};
+    use crate::codec::{Compression, Form, Identities, Recipients};
     use crate::repository::Layout;
     use crate::store::MemoryStore;
+    use age::secrecy::ExposeSecret;
     use bytes::Bytes;
     use std::sync::Arc;
 
@@ -165,17 +174,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_opened_stays_in_tails_and_is_flagged() {
-        // Given a branch that is encrypted for somebody else
-        let recipients = Recipients::parse([&*generate_identity().1]).unwrap();
-        let (repository, writer) = parts_in(Form { recipients, ..Form::default() });
+    async fn what_cannot_be_opened_waits_for_one_who_can() {
+        // Given a branch that is encrypted for somebody else than this archiver, which has another key
+        let (secret, public) = generate_identity();
+        let identity = |secret: &str| Identities::parse(secret.as_bytes()).unwrap();
+        let recipients = Recipients::parse([&*public]).unwrap();
+        let identities = identity(generate_identity().0.expose_secret());
+        let (mut repository, writer) = parts_in(Form { recipients: recipients.clone(), identities, ..Form::default() });
         put(&writer, Key::Block(range(MIB, MIB + 500)), 0).await;
         put(&writer, Key::Tail(range(MIB, MIB + 700)), 0).await;
-        // When it is settled, then it is flagged, and as it was
+        // When it is settled, then it is as it was, and not flagged
+        let blocks = async |repository: &Repository| {
+            let coverage = repository.read_coverage(TimelineId(1), Lsn(MIB)).await.unwrap();
+            coverage.objects().iter().filter(|it| it.is_block).count()
+        };
+        assert_eq!(settle(&writer, &repository, TimelineId(1), Lsn(MIB + 500)).await.unwrap(), None);
+        assert!(repository.read_dead_branches(TimelineId(1)).await.unwrap().is_empty());
+        assert_eq!(blocks(&repository).await, 1);
+        // And one with the key does it all
+        let form = Form { recipients, identities: identity(secret.expose_secret()), ..Form::default() };
+        repository.layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), form);
         let flag = settle(&writer, &repository, TimelineId(1), Lsn(MIB + 500)).await.unwrap();
         assert_eq!(flag, Some(range(MIB + 500, MIB + 700)));
-        let coverage = repository.read_coverage(TimelineId(1), Lsn(MIB)).await.unwrap();
-        assert_eq!(coverage.objects().iter().filter(|it| it.is_block).count(), 1);
+        assert_eq!(blocks(&repository).await, 2);
     }
 
     #[tokio::test]

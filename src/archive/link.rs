@@ -13,14 +13,25 @@ pub(super) struct Link {
 
 impl Link {
     /// Walks the stored block before `border`. `None` if its records cannot be read (a version that this Seawall does
-    /// not know): archiving does not depend on reading records.
+    /// not know, or it is encrypted for others): archiving does not depend on reading records.
     ///
     /// # Errors
     /// If the store fails.
     pub(super) async fn from_stored(reader: &WalReader, timeline: TimelineId, border: Lsn) -> Result<Option<Link>> {
         let size = reader.repository().layout.segment_size();
         let start = size.block_start(Lsn(border.0.saturating_sub(1)));
-        let window = reader.read_range(WalRange { timeline, start, end: border }).await?;
+        let window = match reader.read_range(WalRange { timeline, start, end: border }).await {
+            Ok(window) => window,
+            Err(error) if WalReader::is_sealed_from_us(&error) => {
+                tracing::warn!(
+                    %timeline, %border,
+                    "the server goes on exactly where what is stored ends, and this archiver has no key to prove by its \
+                     records that the two belong together: what speaks for it is the server's identity and history"
+                );
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         let mut walker = RecordWalker::new(size, start);
         let mut position = start;
         for piece in &window.pieces {

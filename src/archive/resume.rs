@@ -6,6 +6,7 @@ use super::{ancestry, dead_branch};
 use crate::error::{Error, Kind};
 use crate::repository::{Coverage, Repository, Stored, Writer};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
+use std::collections::BTreeSet;
 
 /// So much has to be equal to show that a server's past is the repository's. Less may be equal by chance, if two servers
 /// that went apart in an earlier segment have begun this one alike: with a checkpoint, say.
@@ -67,9 +68,10 @@ pub(super) async fn find(
     writer: &Writer,
     repository: &Repository,
     restart_lsn: Option<Lsn>,
+    kept_in_tails: &BTreeSet<(TimelineId, Lsn)>,
 ) -> Result<Resume, ResumeError> {
     let ancestry = ancestry::establish(session, writer, repository).await?;
-    let resume = locate(session.identity(), repository, ancestry, restart_lsn).await?;
+    let resume = locate(session.identity(), repository, ancestry, restart_lsn, kept_in_tails).await?;
     // Before anything is stored of a timeline, what its predecessor has behind the switch point is looked after.
     let timelines = repository.read_timelines().await?;
     let before = resume.history.path().into_iter().rev().skip_while(|(timeline, ..)| *timeline >= resume.timeline);
@@ -92,6 +94,7 @@ async fn locate(
     repository: &Repository,
     ancestry: ancestry::Ancestry,
     restart_lsn: Option<Lsn>,
+    kept_in_tails: &BTreeSet<(TimelineId, Lsn)>,
 ) -> Result<Resume, ResumeError> {
     let (history, size) = (ancestry.history, identity.segment_size);
     let timelines = repository.read_timelines().await?;
@@ -129,7 +132,9 @@ async fn locate(
         let end = stored_end(&coverage, &gaps, hint, begun);
         if let Some(switch) = switch
             && end >= switch
-            && (is_sealed(&coverage, size, switch) || is_lost_at(&gaps, switch))
+            && (is_sealed(&coverage, size, switch)
+                || is_lost_at(&gaps, switch)
+                || kept_in_tails.contains(&(timeline, switch)))
         {
             return match history.successor(timeline) {
                 Some(next) => Ok(enter(repository, &history, next, size).await?),

@@ -39,6 +39,10 @@ const CHUNK_BYTES: usize = 64 << 10;
 const TAG_BYTES: usize = 16;
 /// Room for a header with a few recipients.
 const HEADER_BYTES: usize = 2 << 10;
+/// The longest header: room for hundreds of recipients. Reading one takes time by the square of its lines.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// How the header's last line begins.
+const HEADER_END: &[u8] = b"\n--- ";
 /// An object is decrypted in pieces of so many bytes.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -54,6 +58,11 @@ impl Recipients {
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Recipients, String> {
         let parsed = words.into_iter().map(|word| word.parse().map_err(|_| word.to_owned()));
         Ok(Recipients(parsed.collect::<Result<_, _>>()?))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// True if nothing is encrypted.
@@ -205,7 +214,7 @@ pub fn read_note(prefix: &[u8]) -> Result<Option<Bytes>, CodecError> {
         let Some(columns) = line.strip_suffix(b"\n") else { break };
         encoded.extend_from_slice(columns);
         if columns.len() < BODY_COLUMNS {
-            let note = STANDARD_NO_PAD.decode(&encoded).map_err(|_| CodecError::Malformed("has an unreadable note"))?;
+            let note = STANDARD_NO_PAD.decode(&encoded).map_err(|_| CodecError::Note)?;
             return Ok(Some(Bytes::from(note)));
         }
     }
@@ -231,6 +240,10 @@ pub fn open(identities: &Identities, stored: Bytes) -> Result<Opened, CodecError
     }
     if identities.is_empty() {
         return Err(CodecError::NoIdentity);
+    }
+    let header = stored.get(..HEADER_BYTES_MAX).unwrap_or(&stored);
+    if !header.windows(HEADER_END.len()).any(|bytes| bytes == HEADER_END) {
+        return Err(CodecError::Decryption(DecryptError::InvalidHeader));
     }
     let keys = identities.0.iter().map(|identity| identity as &dyn age::Identity);
     let decryptor = age::Decryptor::new_buffered(stored.reader()).map_err(CodecError::Decryption)?;
@@ -336,6 +349,16 @@ mod tests {
             let opened = open_whole(&identity, stored.slice(..end));
             assert!(opened.is_err() || end < FIRST_LINE.len(), "a cut at {end} of {} was not missed", stored.len());
         }
+    }
+
+    #[test]
+    fn a_header_without_an_end_is_refused_before_it_is_read() {
+        // Each line of it would be read again for the next one: minutes, for sixteen megabytes.
+        let (identity, _) = key();
+        let mut endless = b"age-encryption.org/v1\n-> X25519 a\n".to_vec();
+        (0..1 << 18).for_each(|_| endless.extend_from_slice(&[&[b'A'; BODY_COLUMNS][..], b"\n"].concat()));
+        let refused = open(&identity, Bytes::from(endless));
+        assert!(matches!(refused, Err(CodecError::Decryption(DecryptError::InvalidHeader))));
     }
 
     #[test]

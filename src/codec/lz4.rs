@@ -8,6 +8,9 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, 
 /// How far back a match may reach, over block borders too if blocks are linked (`LZ4_Block_format.md`, offset).
 const WINDOW_BYTES: usize = 64 << 10;
 
+/// A byte of a block is at most so many plain bytes: a length grows by 255 with each (`LZ4_Block_format.md`).
+const EXPANSION_MAX: usize = 256;
+
 /// Compresses blocks. Its hash table is most of a small frame's cost.
 pub(super) struct BlockEncoder {
     table: CompressTable,
@@ -111,7 +114,9 @@ fn decode_block(
     // What is still to come, if the header says it: no need to clear more than that.
     let expected =
         frame.content_bytes.map_or(usize::MAX, |bytes| bytes as usize - (before - start).min(bytes as usize));
-    let room = frame.block_bytes_max.min(left).min(expected);
+    // Nor more than a block can become: of many small ones each would clear megabytes.
+    let grown = block.len().saturating_mul(EXPANSION_MAX);
+    let room = frame.block_bytes_max.min(left).min(expected).min(grown);
     out.resize(before + room, 0);
     let (done, space) = out.split_at_mut(before);
     let history = done.get(start..).unwrap_or_default();

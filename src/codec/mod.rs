@@ -87,6 +87,9 @@ pub enum CodecError {
     /// A Zstandard frame is damaged, or asks for what this reader does not do.
     #[error("the Zstandard frame cannot be decompressed: {0}")]
     Zstd(&'static str),
+    /// What an encrypted object says of itself in clear is no Base64.
+    #[error("what it says of itself in front cannot be read")]
+    Note,
     /// It is encrypted, and there is nothing to open it with.
     #[error("it is encrypted, and no identity was given")]
     NoIdentity,

@@ -95,23 +95,29 @@ impl Decoder {
         let header = FrameHeader::read(raw)?;
         let (bytes, blocks) = measure(raw, &header)?;
         let frame = raw.get(..bytes).ok_or(cut(bytes))?;
-        let room = match header.content_bytes {
-            Some(bytes) if bytes > limit_bytes as u64 => return Err(CodecError::TooLarge { limit_bytes }),
-            Some(bytes) => bytes as usize,
-            None => limit_bytes.min(blocks * BLOCK_BYTES_MAX),
+        let context = self.context.as_mut().ok_or(CodecError::Zstd("there is no memory for it"))?;
+        let Some(content_bytes) = header.content_bytes else {
+            // Not straight behind `out`: room for it would have to be cleared, for each of many small frames.
+            let mut plain = Vec::with_capacity(limit_bytes.min(blocks * BLOCK_BYTES_MAX));
+            context.decompress(&mut plain, frame).map_err(|code| match zstd_safe::get_error_name(code) {
+                DESTINATION_TOO_SMALL => CodecError::TooLarge { limit_bytes },
+                name => CodecError::Zstd(name),
+            })?;
+            out.extend_from_slice(&plain);
+            return Ok(bytes);
         };
-        let start = out.len();
+        if content_bytes > limit_bytes as u64 {
+            return Err(CodecError::TooLarge { limit_bytes });
+        }
+        if content_bytes > (blocks * BLOCK_BYTES_MAX) as u64 {
+            return Err(CodecError::Zstd("it is shorter than its header says"));
+        }
+        let (start, room) = (out.len(), content_bytes as usize);
         out.reserve_exact(room);
         out.resize(start + room, 0);
         let space = out.get_mut(start..).unwrap_or_default();
-        let context = self.context.as_mut().ok_or(CodecError::Zstd("there is no memory for it"))?;
-        let written = context.decompress(space, frame).map_err(|code| {
-            let name = zstd_safe::get_error_name(code);
-            match header.content_bytes.is_none() && name == DESTINATION_TOO_SMALL {
-                true => CodecError::TooLarge { limit_bytes },
-                false => CodecError::Zstd(name),
-            }
-        })?;
+        let written =
+            context.decompress(space, frame).map_err(|code| CodecError::Zstd(zstd_safe::get_error_name(code)))?;
         out.truncate(start + written);
         Ok(bytes)
     }

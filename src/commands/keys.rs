@@ -6,18 +6,19 @@ use crate::codec::encryption::{generate_identity, protect};
 use crate::codec::{Form, Identities};
 use crate::config::{Settings, others_may_read};
 use crate::error::{Error, Kind, Result};
+use crate::restore::PASSPHRASE_VARIABLE;
 use crate::runtime::Clock;
 use age::secrecy::ExposeSecret;
-use std::fs::{self, File, OpenOptions};
-use std::io::{IsTerminal, Read, Write};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens an identity file that is protected by a passphrase, where nobody can be asked.
-const PASSPHRASE_VARIABLE: &str = "SEAWALL_IDENTITY_PASSPHRASE";
-
 /// No identity file is longer than this, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How a file of `age -a` begins.
+const ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
 
 /// How new objects are stored, with nothing to open encrypted ones.
 pub(super) fn writing_form(settings: &Settings) -> Form {
@@ -37,12 +38,29 @@ pub(super) fn reading_form(settings: &Settings) -> Result<Form> {
     Ok(Form { identities, ..writing_form(settings) })
 }
 
-fn load(path: &Path) -> Result<Identities> {
+/// True if the server that is restored will need a passphrase to open what it fetches.
+///
+/// # Errors
+/// If the identity file cannot be read.
+pub(super) fn needs_passphrase(path: &Path) -> Result<bool> {
+    Ok(Identities::needs_passphrase(&read(path)?.0))
+}
+
+fn read(path: &Path) -> Result<(Vec<u8>, Metadata)> {
     let unreadable = |error| Error::local("read", path, error).hint("It is what --identity or identity_file names.");
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok((bytes, metadata))
+}
+
+fn load(path: &Path) -> Result<Identities> {
+    let (bytes, metadata) = read(path)?;
+    if bytes.starts_with(ARMOR) {
+        return Err(Error::new(Kind::Config, format!("{} is an armored age file", path.display()))
+            .hint("Write it again without `-a`, or open it: `age -d -o FILE`."));
+    }
     let is_protected = Identities::needs_passphrase(&bytes);
     if !is_protected && others_may_read(&metadata) {
         return Err(Error::new(Kind::Config, format!("{} holds a private key and others may read it", path.display()))
@@ -60,20 +78,21 @@ fn load(path: &Path) -> Result<Identities> {
 }
 
 fn passphrase(path: &Path) -> Result<String> {
-    if let Some(passphrase) = std::env::var_os(PASSPHRASE_VARIABLE) {
-        let not_text = |_| Error::new(Kind::Config, format!("{PASSPHRASE_VARIABLE} is not UTF-8"));
-        return passphrase.into_string().map_err(not_text);
-    }
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::Config, format!("{} is protected by a passphrase", path.display()))
-            .hint(format!("There is no terminal to ask at: give it in {PASSPHRASE_VARIABLE}.")));
+    if let Some(passphrase) = given_passphrase()? {
+        return Ok(passphrase);
     }
     ask(&format!("Passphrase for {}: ", path.display()))
 }
 
+fn given_passphrase() -> Result<Option<String>> {
+    let not_text = |_| Error::new(Kind::Config, format!("{PASSPHRASE_VARIABLE} is not UTF-8"));
+    std::env::var_os(PASSPHRASE_VARIABLE).map(|given| given.into_string().map_err(not_text)).transpose()
+}
+
 fn ask(prompt: &str) -> Result<String> {
     rpassword::prompt_password(prompt)
-        .map_err(|error| Error::new(Kind::Local, "cannot ask for a passphrase").because(error))
+        .map_err(|error| Error::new(Kind::Config, "cannot ask for a passphrase").because(error))
+        .map_err(|error| error.hint(format!("Where there is no terminal, give it in {PASSPHRASE_VARIABLE}.")))
 }
 
 /// Makes a private key, and says the public one.
@@ -103,11 +122,12 @@ pub(super) fn keygen(args: &KeygenArgs) -> Result<()> {
 
 /// Given twice, or by the variable.
 fn new_passphrase() -> Result<String> {
-    if let Ok(passphrase) = std::env::var(PASSPHRASE_VARIABLE) {
-        return Ok(passphrase);
-    }
-    let passphrase = ask("Passphrase: ")?;
-    if passphrase.is_empty() || passphrase != ask("Once more: ")? {
+    let given = given_passphrase()?;
+    let (passphrase, again) = match &given {
+        Some(given) => (given.clone(), given.clone()),
+        None => (ask("Passphrase: ")?, ask("Once more: ")?),
+    };
+    if passphrase.is_empty() || passphrase != again {
         return Err(Error::new(Kind::Usage, "the passphrases differ, or are empty: nothing was written"));
     }
     Ok(passphrase)
@@ -115,6 +135,11 @@ fn new_passphrase() -> Result<String> {
 
 fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| {
+        // Half a key is none, and would be in the way of the next attempt.
+        let _ = fs::remove_file(path);
+    })?;
+    // Its name as well: the public key is told, and used, from now on.
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }

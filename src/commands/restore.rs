@@ -2,14 +2,14 @@
 
 use super::exit::Ending;
 use super::progress::{self, Step};
-use super::{parts, print, time};
+use super::{keys, parts, print, time};
 use crate::cli::{self, RestoreArgs};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    FetchCommand, Fetched, Pin, Request, RestoreOptions, RestoreProgress, RestoreReport, Target, TargetAction, execute,
-    fetch, plan, push,
+    FetchCommand, Fetched, PASSPHRASE_VARIABLE, Pin, Request, RestoreOptions, RestoreProgress, RestoreReport, Target,
+    TargetAction, execute, fetch, plan, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
@@ -108,6 +108,11 @@ fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
     }
     let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };
     command.take_environment(std::env::vars());
+    if let Some(file) = &settings.encryption.identity_file
+        && keys::needs_passphrase(file)?
+    {
+        command.need_secret(PASSPHRASE_VARIABLE);
+    }
     Ok(command)
 }
 

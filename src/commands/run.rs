@@ -40,6 +40,10 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     let source = PostgresSource::new(info, &settings.slot, clock.clone());
     let source = Arc::new(source.treat_archived_as_applied(settings.run.treat_archived_as_applied));
     let (flush_interval, form) = (settings.run.flush_interval, keys::reading_form(&settings)?);
+    match form.recipients.count() {
+        0 => tracing::info!(compression = %form.compression, "what is stored is not encrypted"),
+        recipients => tracing::info!(compression = %form.compression, recipients, "what is stored is encrypted"),
+    }
     let options = ArchiveOptions { flush_interval, form, ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
 

@@ -228,6 +228,9 @@ pub const KEYS: &[Key] = &[
                 base backups and manifests are then encrypted, each object for all of them; documents are not. It may change \
                 at any time: a new key opens what is stored from then on. In a variable, with blanks between them.",
         set: |settings, text| {
+            if text.trim().is_empty() {
+                return Err("is empty: name at least one public key (age1...), or leave it out".to_owned());
+            }
             let recipients = Recipients::parse(text.split_whitespace());
             settings.encryption.recipients =
                 recipients.map_err(|word| format!("has {word:?} in it, which is no public key (age1...)"))?;

@@ -70,10 +70,10 @@ impl WalReader {
         runtime::blocking(move || decode(&name, range, system_identifier, &identities, bytes)).await?.map(Some)
     }
 
-    /// True unless one of these is encrypted and there is no identity to open it with.
-    pub fn can_open<'a>(&self, objects: impl IntoIterator<Item = &'a Stored>) -> bool {
-        let has_identity = !self.repository.layout.form().identities.is_empty();
-        has_identity || objects.into_iter().all(|stored| !stored.ending.is_encrypted)
+    /// True if a reader failed because what it read is encrypted, and not for us: then there is nothing wrong with it.
+    pub fn is_sealed_from_us(error: &Error) -> bool {
+        // Nothing else that is read is a question of the configuration.
+        error.kind() == Kind::Config
     }
 
     /// The bytes of a whole block, straight by its name; `None` if it is not there.
@@ -84,16 +84,23 @@ impl WalReader {
         let size = self.repository.layout.segment_size();
         let range = WalRange { timeline, start: size.block_start(lsn), end: size.block_end(lsn) };
         let first = *self.last_ending();
+        let mut sealed = None;
         for ending in std::iter::once(first).chain(Ending::ALL.into_iter().filter(|ending| *ending != first)) {
             let name = self.repository.layout.name_in(&Key::Block(range), ending);
             let modified = jiff::Timestamp::UNIX_EPOCH;
             let block = Stored { range, name, ending, is_block: true, stored_bytes: 0, modified };
-            if let Some(bytes) = self.read(&block).await? {
-                *self.last_ending() = ending;
-                return Ok(Some(bytes));
+            match self.read(&block).await {
+                Ok(None) => {}
+                Ok(Some(bytes)) => {
+                    *self.last_ending() = ending;
+                    return Ok(Some(bytes));
+                }
+                // Another that can be opened may lie beside it.
+                Err(error) if WalReader::is_sealed_from_us(&error) => sealed = Some(error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        sealed.map_or(Ok(None), Err)
     }
 
     fn last_ending(&self) -> MutexGuard<'_, Ending> {

@@ -23,14 +23,18 @@ const PASSED_ON: [&str; 14] = [
 ];
 
 /// Credentials, and what gives them to whoever asks: never written anywhere.
-const SECRET: [&str; 6] = [
+const SECRET: [&str; 7] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    PASSPHRASE_VARIABLE,
 ];
+
+/// Opens an identity file that is protected by a passphrase, where nobody can be asked.
+pub const PASSPHRASE_VARIABLE: &str = "SEAWALL_IDENTITY_PASSPHRASE";
 
 /// What `restore_command` is made of.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -66,6 +70,14 @@ impl FetchCommand {
         self.missing_secrets.sort();
     }
 
+    /// The server will need this variable, whether this process has it or was told at a terminal.
+    pub fn need_secret(&mut self, name: &str) {
+        if !self.missing_secrets.iter().any(|missing| missing == name) {
+            self.missing_secrets.push(name.to_owned());
+            self.missing_secrets.sort();
+        }
+    }
+
     /// The command line, for `sh`, with PostgreSQL's own `%f` and `%p` in it and every other `%` doubled.
     ///
     /// # Errors
@@ -95,8 +107,8 @@ impl FetchCommand {
         (!self.missing_secrets.is_empty()).then(|| {
             format!(
                 "restore_command will need what only this shell has ({names}), and no secret was written into the data \
-                 directory: put them into the environment of the server or into ~/.aws/credentials of its user before it \
-                 starts"
+                 directory: put them into the environment of the server, or those of AWS into ~/.aws/credentials of its \
+                 user, before it starts"
             )
         })
     }

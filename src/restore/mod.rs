@@ -30,7 +30,7 @@ mod verify;
 pub mod wal_fetch;
 pub mod wal_push;
 
-pub use command::FetchCommand;
+pub use command::{FetchCommand, PASSPHRASE_VARIABLE};
 pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
 pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};

@@ -2,11 +2,14 @@
 
 use crate::invariant::{Invariant, Violation};
 use crate::wal::{BranchId, Wal};
-use seawall::codec::{Compression, decode_object};
+use age::secrecy::ExposeSecret;
+use bytes::Bytes;
+use seawall::codec::encryption::{generate_identity, open_whole};
+use seawall::codec::{Form, Identities, Recipients, decode_object};
 use seawall::repository::{Key, Layout};
 use seawall::wal::{BLOCK_BYTES_MAX, Lsn, TimelineId, WalRange};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// The cluster's name in the repository.
 pub const CLUSTER: &str = "main";
@@ -51,9 +54,22 @@ struct Inner {
     violations: Vec<Violation>,
 }
 
+/// What reads everything: a key that no archiver has.
+pub fn reading_form() -> Form {
+    static IDENTITIES: OnceLock<Identities> = OnceLock::new();
+    let new = || Identities::parse(generate_identity().0.expose_secret().as_bytes()).unwrap();
+    Form { identities: IDENTITIES.get_or_init(new).clone(), ..Form::default() }
+}
+
+/// Of one seed in eight the archiver encrypts, and cannot read what it writes.
+pub fn writing_form(seed: u64) -> Form {
+    let recipients = if seed % 8 == 5 { reading_form().identities.recipients() } else { Recipients::default() };
+    Form { recipients, ..Form::default() }
+}
+
 impl Ledger {
     pub fn new(wal: Arc<Wal>) -> Ledger {
-        let layout = Layout::new(CLUSTER, wal.size, Compression::Lz4);
+        let layout = Layout::new(CLUSTER, wal.size, reading_form());
         Ledger { wal, layout, inner: Mutex::default() }
     }
 
@@ -105,13 +121,16 @@ impl Ledger {
     pub fn stored(&self, name: &str, body: &[u8]) {
         let key = self.layout.parse(name);
         let mut inner = self.lock();
-        let mark = (body.len(), crc32c::crc32c(body));
+        // Encryption is never the same twice: a tail that was deleted and comes again counts by what is in it.
+        let opened = open_whole(&self.layout.form().identities, Bytes::copy_from_slice(body));
+        let opened = opened.unwrap_or_default();
+        let mark = (opened.len(), crc32c::crc32c(&opened));
         if inner.ever.insert(name.to_owned(), mark).is_some_and(|before| before != mark) {
             inner.violate(Invariant::NameKeepsItsBytes, format!("{name} got second bytes"));
         }
         match key {
             Ok(key @ (Key::Block(range) | Key::Tail(range))) => {
-                self.judge_wal(&mut inner, name, range, matches!(key, Key::Block(_)), body);
+                self.judge_wal(&mut inner, name, range, matches!(key, Key::Block(_)), &opened);
             }
             Ok(Key::Gap(range)) => {
                 let Kept { removed_before, kept_from, .. } = inner.kept;
@@ -130,8 +149,9 @@ impl Ledger {
         }
     }
 
-    fn judge_wal(&self, inner: &mut Inner, name: &str, range: WalRange, is_block: bool, body: &[u8]) {
-        let plain = decode_object(body, BLOCK_BYTES_MAX as usize).map(|object| object.plain).unwrap_or_default();
+    fn judge_wal(&self, inner: &mut Inner, name: &str, range: WalRange, is_block: bool, opened: &[u8]) {
+        let decoded = decode_object(opened, BLOCK_BYTES_MAX as usize);
+        let plain = decoded.map(|object| object.plain).unwrap_or_default();
         let (timeline, start, end) = (range.timeline, range.start, range.end);
         let of_timeline = self.wal.branches().into_iter().rev().filter(|branch| self.wal.timeline(*branch) == timeline);
         let Some(writer) = of_timeline.into_iter().find(|branch| self.wal.bytes(*branch, start, end) == plain) else {

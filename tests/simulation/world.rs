@@ -4,7 +4,7 @@ use crate::counts::Counts;
 use crate::defects::Defect;
 use crate::gate::{Gate, Gated};
 use crate::invariant::Invariant;
-use crate::ledger::{CLUSTER, Ledger};
+use crate::ledger::{CLUSTER, Ledger, writing_form};
 use crate::promises::{self, Marker};
 use crate::server::Server;
 use crate::store::SimStore;
@@ -69,7 +69,7 @@ impl World {
             store,
             ledger,
             counts,
-            options: ArchiveOptions::default(),
+            options: ArchiveOptions { form: writing_form(seed), ..ArchiveOptions::default() },
             clock,
             retries: true,
             defect: None,

@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Key, Repository, WalReader, Writer};
 use crate::runtime::Shutdown;
 use crate::wal::{Lsn, TimelineId, WalRange};
+use std::sync::PoisonError;
 
 impl Archiver {
     /// The server no longer has what was asked for: goes on behind what is stored, and where that is gone as well, says
@@ -30,6 +31,14 @@ impl Archiver {
             // Complete, but not all of it permanent: that much can be had from what is stored.
             return match self.seal_from_repository(writer, repository, timeline, end).await {
                 Ok(()) => Ok(Outcome::Again),
+                Err(error) if WalReader::is_sealed_from_us(&error) => {
+                    tracing::warn!(
+                        %timeline, switch = %end,
+                        "the end of the timeline stays in tails: it is encrypted for others than this archiver"
+                    );
+                    self.kept_in_tails.lock().unwrap_or_else(PoisonError::into_inner).insert((timeline, end));
+                    Ok(Outcome::Again)
+                }
                 Err(error) => wait_for_store(error),
             };
         }
@@ -57,10 +66,6 @@ impl Archiver {
         let Some(start) = resume::unsealed_before(&coverage, size, switch) else { return Ok(()) };
         let range = WalRange { timeline, start, end: switch };
         let reader = WalReader::new(repository.clone(), writer.system_identifier());
-        // Without a private key it stays in tails, which nobody deletes, as nothing covers them.
-        if !reader.can_open(coverage.objects()) {
-            return Ok(());
-        }
         let window = reader.read_range(range).await?;
         if window.end < switch {
             return Err(Error::new(Kind::Store, format!("{range} cannot be read beyond {}", window.end)));
