@@ -43,7 +43,7 @@ pub(crate) fn pack(writer: &Writer, frame: Frame, checks: Option<PageChecks>) ->
     for span in &frame.spans {
         if let (Some(checks), Some(pages)) = (checks, &span.pages) {
             let bytes = &frame.plain[span.start..span.start + span.bytes];
-            let blocks = checks.rejected(pages.first, &pages.head, bytes);
+            let blocks = checks.rejected(pages, bytes);
             rejected.extend(blocks.into_iter().map(|block| (span.file, block)));
         }
     }

@@ -3,15 +3,14 @@
 //! The server checks them as well if it has data checksums: what both reject is wrong on its disk. What only we reject it may
 //! not have looked at.
 
-use crate::repository::FilePath;
+use crate::repository::incremental::IncrementalHeader;
+use crate::repository::{FilePath, RelationFile};
 use crate::wal::Lsn;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// PostgreSQL's page, as it is built by everybody (`BLCKSZ`).
 pub(crate) const PAGE_BYTES: usize = 8192;
-
-/// Pages in each file of a relation but the last: 1 GB of them (`RELSEG_SIZE` in `pg_config.h`).
-const SEGMENT_PAGES: u32 = 131_072;
 
 /// Page size and layout version 4, since 8.3 (`PG_PAGE_LAYOUT_VERSION` in `bufpage.h`).
 const SIZE_AND_VERSION: u16 = 0x2004;
@@ -70,23 +69,23 @@ impl PageChecks {
         is_known.then(|| PageChecks { start_lsn, has_checksums: is("data_checksums", "on") })
     }
 
-    /// The numbers of the pages in `bytes` that are not what PostgreSQL writes. The first of `bytes` are of page `first`,
-    /// whose beginning is `head`; a page that is not complete at the end is left out.
-    pub(crate) fn rejected(&self, first: u32, head: &[u8], bytes: &[u8]) -> Vec<u32> {
+    /// The numbers of the pages in `bytes`, which begin at `pages`, that are not what PostgreSQL writes. A page that is not
+    /// complete at the end is left out.
+    pub(crate) fn rejected(&self, pages: &Pages, bytes: &[u8]) -> Vec<u32> {
         let mut rejected = Vec::new();
-        let mut look = |page: &[u8], block: u32| {
-            if let Ok(page) = page.try_into()
+        let mut look = |page: &[u8], at: u32| {
+            if let (Ok(page), Some(block)) = (page.try_into(), pages.numbering.page_at(at))
                 && !self.accepts(page, block)
             {
                 rejected.push(block);
             }
         };
-        let mut first_whole = first;
+        let mut first_whole = pages.first;
         let mut whole = bytes;
-        if !head.is_empty() {
-            let (completing, behind) = bytes.split_at(bytes.len().min(PAGE_BYTES.saturating_sub(head.len())));
-            look(&[head, completing].concat(), first);
-            (first_whole, whole) = (first.wrapping_add(1), behind);
+        if !pages.head.is_empty() {
+            let (completing, behind) = bytes.split_at(bytes.len().min(PAGE_BYTES.saturating_sub(pages.head.len())));
+            look(&[&pages.head, completing].concat(), pages.first);
+            (first_whole, whole) = (first_whole.wrapping_add(1), behind);
         }
         whole.chunks_exact(PAGE_BYTES).zip(0u32..).for_each(|(page, at)| look(page, first_whole.wrapping_add(at)));
         rejected
@@ -137,28 +136,48 @@ fn checksum_of(page: &[u8; PAGE_BYTES], block: u32) -> u16 {
     (folded % 65_535 + 1) as u16
 }
 
-/// The number of the first page in a file of a relation; `None` for a file of anything else, which has no pages.
-pub(crate) fn first_page(path: &FilePath) -> Option<u32> {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let parts: Vec<&str> = std::str::from_utf8(path.as_bytes()).ok()?.split('/').collect();
-    let name = match parts[..] {
-        ["global", name] => name,
-        ["base", database, name] if is_number(database) => name,
-        ["pg_tblspc", oid, version, database, name]
-            if is_number(oid) && version.starts_with("PG_") && is_number(database) =>
-        {
-            name
+/// The numbers of the pages in a file of a relation, in the relation's fork.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Numbering {
+    /// All of them, from this one on.
+    From(u32),
+    /// Those that an incremental file lists, behind its header, of which the file's first has this number. Without a
+    /// header: it is not complete yet, and no page has come.
+    Listed(u32, Option<Arc<IncrementalHeader>>),
+}
+
+impl Numbering {
+    /// For the file at `path`; `None` for a file of anything else, which has no pages.
+    pub(crate) fn of(path: &FilePath) -> Option<Numbering> {
+        let file = RelationFile::parse(path)?;
+        Some(match file.is_incremental {
+            true => Numbering::Listed(file.first_block(), None),
+            false => Numbering::From(file.first_block()),
+        })
+    }
+
+    /// The number of the page that begins at `at` pages from the file's beginning; `None` for what is no page.
+    fn page_at(&self, at: u32) -> Option<u32> {
+        match self {
+            Numbering::From(first) => Some(first.wrapping_add(at)),
+            Numbering::Listed(first, header) => {
+                let header = header.as_ref()?;
+                let listed = u64::from(at).checked_sub(header.bytes() / PAGE_BYTES as u64)?;
+                header.blocks.get(listed as usize).map(|block| first.wrapping_add(*block))
+            }
         }
-        _ => return None,
-    };
-    let (relation, segment) = match name.split_once('.') {
-        Some((relation, segment)) if is_number(segment) => (relation, segment.parse::<u32>().ok()),
-        Some(_) => return None,
-        None => (name, Some(0)),
-    };
-    let (number, fork) = relation.split_once('_').map_or((relation, None), |(number, fork)| (number, Some(fork)));
-    let is_relation = is_number(number) && fork.is_none_or(|fork| ["fsm", "vm", "init"].contains(&fork));
-    segment.filter(|_| is_relation)?.checked_mul(SEGMENT_PAGES)
+    }
+}
+
+/// Where in a relation some bytes begin.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Pages {
+    /// The page of the first byte, counted from the file's beginning.
+    pub(crate) first: u32,
+    /// What came before of that page.
+    pub(crate) head: Vec<u8>,
+    /// What the pages are called.
+    pub(crate) numbering: Numbering,
 }
 
 #[cfg(test)]
@@ -182,49 +201,24 @@ pub(super) mod testing {
 mod tests {
     use super::testing::page;
     use super::*;
+    use crate::repository::incremental::HeaderReader;
+    use crate::repository::incremental::testing::incremental;
 
     const CHECKS: PageChecks = PageChecks { start_lsn: Lsn(0x2000), has_checksums: true };
 
-    fn first_page_of(path: &str) -> Option<u32> {
-        first_page(&FilePath::parse(path.as_bytes()).unwrap())
-    }
-
-    #[test]
-    fn files_of_relations_are_known_by_their_names() {
-        for path in ["base/5/16384", "global/1262", "base/5/16384_vm", "base/1/2_fsm", "base/1/2_init"] {
-            assert_eq!(first_page_of(path), Some(0), "{path}");
-        }
-        assert_eq!(first_page_of("base/5/16384.3"), Some(3 * SEGMENT_PAGES));
-        assert_eq!(first_page_of("pg_tblspc/16400/PG_15_202209061/5/16401_fsm.2"), Some(2 * SEGMENT_PAGES));
-        for path in [
-            "global/pg_control",
-            "global/pg_filenode.map",
-            "base/5/PG_VERSION",
-            "base/5/pg_internal.init",
-            "base/pgsql_tmp/1.2",
-            "base/5/16384_other",
-            "base/5/16384.x",
-            "base/5/16384.",
-            "base/5/_vm",
-            "base/5/99.4294967295",
-            "pg_wal/000000010000000000000001",
-            "pg_xact/0000",
-            "pg_tblspc/16400/5/16401",
-            "16384",
-        ] {
-            assert_eq!(first_page_of(path), None, "{path}");
-        }
+    fn rejected(first: u32, head: &[u8], bytes: &[u8]) -> Vec<u32> {
+        CHECKS.rejected(&Pages { first, head: head.to_vec(), numbering: Numbering::From(0) }, bytes)
     }
 
     #[test]
     fn a_page_is_rejected_for_any_changed_bit_and_in_any_other_place() {
         let good = page(7, 0x1000, 3);
-        assert!(CHECKS.rejected(7, &[], &good).is_empty());
-        assert_eq!(CHECKS.rejected(8, &[], &good), [8], "in another place");
+        assert!(rejected(7, &[], &good).is_empty());
+        assert_eq!(rejected(8, &[], &good), [8], "in another place");
         for at in [9, 12, 20, 4095, PAGE_BYTES - 1] {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
-            assert_eq!(CHECKS.rejected(7, &[], &bad), [7], "byte {at}");
+            assert_eq!(rejected(7, &[], &bad), [7], "byte {at}");
         }
     }
 
@@ -232,8 +226,8 @@ mod tests {
     fn what_recovery_writes_anew_and_what_was_never_used_is_not_looked_at() {
         let mut later = page(7, 0x2000, 3);
         later[100] ^= 1;
-        assert!(CHECKS.rejected(7, &[], &later).is_empty());
-        assert!(CHECKS.rejected(7, &[], &[0; PAGE_BYTES]).is_empty());
+        assert!(rejected(7, &[], &later).is_empty());
+        assert!(rejected(7, &[], &[0; PAGE_BYTES]).is_empty());
     }
 
     #[test]
@@ -243,14 +237,37 @@ mod tests {
         bytes[PAGE_BYTES + 5000] ^= 1;
         // When the frame before has the beginning of the first, then the second is the one that is found
         for cut in [0, 1, 512, PAGE_BYTES - 1] {
-            assert_eq!(CHECKS.rejected(10, &bytes[..cut], &bytes[cut..]), [11], "cut at {cut}");
+            assert_eq!(rejected(10, &bytes[..cut], &bytes[cut..]), [11], "cut at {cut}");
         }
         // And the same for the damaged one
         for cut in [PAGE_BYTES + 1, PAGE_BYTES + 5001, 2 * PAGE_BYTES - 1] {
-            assert_eq!(CHECKS.rejected(11, &bytes[PAGE_BYTES..cut], &bytes[cut..]), [11], "cut at {cut}");
+            assert_eq!(rejected(11, &bytes[PAGE_BYTES..cut], &bytes[cut..]), [11], "cut at {cut}");
         }
         // A file that ends inside of a page has no page there
-        assert!(CHECKS.rejected(10, &bytes[..100], &bytes[100..200]).is_empty());
+        assert!(rejected(10, &bytes[..100], &bytes[100..200]).is_empty());
+    }
+
+    #[test]
+    fn the_pages_of_an_incremental_file_have_the_numbers_that_it_lists() {
+        // Given the second file of a relation, of which two pages have changed
+        let path = FilePath::parse(b"base/5/INCREMENTAL.16384.1").unwrap();
+        let first = 131_072;
+        let file = incremental(50, &[(3, page(first + 3, 1, 1)), (20, page(first + 20, 1, 2))]);
+        let mut reader = HeaderReader::new(file.len() as u64);
+        reader.push(&file).unwrap();
+        let pages = |first_page: u32, head: &[u8], header: Option<&Arc<IncrementalHeader>>| {
+            let Some(Numbering::Listed(first, None)) = Numbering::of(&path) else { panic!("{path}") };
+            Pages { first: first_page, head: head.to_vec(), numbering: Numbering::Listed(first, header.cloned()) }
+        };
+        // Then they are accepted in their places, and their header is no page
+        assert!(CHECKS.rejected(&pages(0, &[], reader.header()), &file).is_empty());
+        assert!(CHECKS.rejected(&pages(0, &[], None), &file[..PAGE_BYTES]).is_empty());
+        // And a changed byte is found, also where a frame cuts the page
+        let mut bad = file.clone();
+        bad[2 * PAGE_BYTES + 5000] ^= 1;
+        assert_eq!(CHECKS.rejected(&pages(0, &[], reader.header()), &bad), [first + 20]);
+        let (head, rest) = bad[PAGE_BYTES..].split_at(PAGE_BYTES + 100);
+        assert_eq!(CHECKS.rejected(&pages(2, &head[PAGE_BYTES..], reader.header()), rest), [first + 20]);
     }
 
     #[test]
@@ -258,9 +275,10 @@ mod tests {
         let checks = PageChecks { has_checksums: false, ..CHECKS };
         let mut changed = page(7, 0x1000, 3);
         changed[5000] ^= 1;
-        assert!(checks.rejected(7, &[], &changed).is_empty(), "nothing says what that byte was");
+        let at_seven = Pages { first: 0, head: Vec::new(), numbering: Numbering::From(7) };
+        assert!(checks.rejected(&at_seven, &changed).is_empty(), "nothing says what that byte was");
         changed[13] = 0x7F;
-        assert_eq!(checks.rejected(7, &[], &changed), [7], "free space that ends before it begins");
+        assert_eq!(checks.rejected(&at_seven, &changed), [7], "free space that ends before it begins");
     }
 
     #[test]

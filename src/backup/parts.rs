@@ -6,8 +6,9 @@
 //! compressed independently. All parts of an archive, decompressed and joined, are exactly what the server sent, and
 //! the two blocks of zeros that servers before 15 leave out.
 
-use super::pages::{self, PAGE_BYTES};
+use super::pages::{Numbering, PAGE_BYTES, Pages};
 use crate::codec::{Buffer, Buffers, FRAME_BYTES};
+use crate::repository::incremental::{BLOCK_BYTES, HeaderReader, IncrementalError};
 use crate::repository::tar::{BLOCK, EntryKind, TRAILER_BYTES, TarError, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupFile, Continuation, FilePath};
 use bytes::Bytes;
@@ -36,15 +37,6 @@ pub(crate) struct Span {
     pub(crate) bytes: usize,
     /// What they are, if they are pages.
     pub(crate) pages: Option<Pages>,
-}
-
-/// Where in a relation a span begins.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Pages {
-    /// The page of its first byte.
-    pub(crate) first: u32,
-    /// What the frame before has of that page.
-    pub(crate) head: Vec<u8>,
 }
 
 /// A frame's plain bytes and what they are.
@@ -95,8 +87,10 @@ struct Open {
     path: FilePath,
     bytes: u64,
     done_bytes: u64,
-    /// The number of its first page, if it has pages.
-    first_page: Option<u32>,
+    /// Of its pages, if it has pages.
+    numbering: Option<Numbering>,
+    /// What an incremental file begins with.
+    header: Option<HeaderReader>,
     /// The end of the frame before: the page that it was cut in.
     head: Vec<u8>,
 }
@@ -105,16 +99,43 @@ impl Open {
     /// A frame ends with the bytes that are done.
     fn keep_head(&mut self, frame: &[u8]) {
         let bytes = (self.done_bytes % PAGE_BYTES as u64) as usize;
-        if self.first_page.is_some() && self.done_bytes < self.bytes {
+        if self.numbering.is_some() && self.done_bytes < self.bytes {
             self.head = frame[frame.len() - bytes.min(frame.len())..].to_vec();
         }
     }
 
     /// What begins in a new frame.
     fn pages(&mut self) -> Option<Pages> {
-        let first = self.first_page?.wrapping_add((self.done_bytes / PAGE_BYTES as u64) as u32);
-        Some(Pages { first, head: std::mem::take(&mut self.head) })
+        let numbering = self.numbering.clone()?;
+        let first = (self.done_bytes / PAGE_BYTES as u64) as u32;
+        Some(Pages { first, head: std::mem::take(&mut self.head), numbering })
     }
+
+    /// Looks at what passes of an incremental file, and numbers its pages once its header is complete.
+    fn read_header(&mut self, content: &[u8]) -> Result<(), IncrementalError> {
+        let Some(reader) = &mut self.header else { return Ok(()) };
+        reader.push(content)?;
+        if let (Some(Numbering::Listed(_, header @ None)), Some(found)) = (&mut self.numbering, reader.header()) {
+            *header = Some(found.clone());
+        }
+        Ok(())
+    }
+}
+
+/// What comes is not a base backup.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CutError {
+    /// It is no tar stream.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// A file that should hold changed blocks holds something else.
+    #[error("{path} cannot be used")]
+    Incremental {
+        /// The file.
+        path: FilePath,
+        /// Why.
+        source: IncrementalError,
+    },
 }
 
 /// Cuts one archive after the other.
@@ -133,11 +154,13 @@ pub(crate) struct PartCutter {
     frame: Frame,
     open: Option<Open>,
     ready: VecDeque<Piece>,
+    is_incremental: bool,
+    whole_bytes: u64,
 }
 
 impl PartCutter {
-    /// Before the first archive.
-    pub(crate) fn new() -> PartCutter {
+    /// Before the first archive of a base backup, incremental or full.
+    pub(crate) fn new(is_incremental: bool) -> PartCutter {
         let buffers = Buffers::new(SPARE_FRAMES_MAX);
         PartCutter {
             frame: Frame::new(&buffers),
@@ -151,6 +174,8 @@ impl PartCutter {
             continues: None,
             open: None,
             ready: VecDeque::new(),
+            is_incremental,
+            whole_bytes: 0,
         }
     }
 
@@ -164,13 +189,13 @@ impl PartCutter {
     /// Takes in the next bytes of the archive.
     ///
     /// # Errors
-    /// If they are not a tar stream.
-    pub(crate) fn feed(&mut self, bytes: Bytes) -> Result<(), TarError> {
+    /// If they are not a tar stream, or a file of an incremental backup is not one.
+    pub(crate) fn feed(&mut self, bytes: Bytes) -> Result<(), CutError> {
         self.reader.feed(bytes);
         while let Some(event) = self.reader.next_event()? {
             match event {
-                TarEvent::Header(header) => self.take_header(header),
-                TarEvent::Content(content) => self.take_content(&content),
+                TarEvent::Header(header) => self.take_header(header)?,
+                TarEvent::Content(content) => self.take_content(&content)?,
                 TarEvent::Padding(zeros) => self.append(&zeros),
             }
         }
@@ -181,8 +206,9 @@ impl PartCutter {
     ///
     /// # Errors
     /// If it is not.
-    pub(crate) fn end_archive(&mut self) -> Result<(), TarError> {
+    pub(crate) fn end_archive(&mut self) -> Result<(), CutError> {
         self.reader.finish()?;
+        self.end_file()?;
         let missing = self.reader.missing_trailer_bytes();
         self.append(&[0; TRAILER_BYTES][..missing]);
         self.end_part(missing as u32);
@@ -194,14 +220,31 @@ impl PartCutter {
         self.ready.pop_front()
     }
 
-    fn take_header(&mut self, header: TarHeader) {
+    /// Bytes of the files so far, those of incremental ones as what they stand for.
+    pub(crate) fn whole_bytes(&self) -> u64 {
+        self.whole_bytes
+    }
+
+    fn end_file(&mut self) -> Result<(), CutError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        self.whole_bytes += match open.header {
+            None => open.bytes,
+            Some(reader) => {
+                let header = reader.finish().map_err(|source| CutError::Incremental { path: open.path, source })?;
+                u64::from(header.whole_blocks()) * BLOCK_BYTES
+            }
+        };
+        Ok(())
+    }
+
+    fn take_header(&mut self, header: TarHeader) -> Result<(), CutError> {
         let entry_bytes = header.size_bytes.saturating_add(2 * BLOCK as u64 - 1) / BLOCK as u64 * BLOCK as u64;
         let is_large = header.size_bytes >= LARGE_FILE_BYTES;
         if self.part_bytes > 0 && (is_large || self.part_bytes.saturating_add(entry_bytes) > PART_BYTES) {
             self.end_part(0);
         }
+        self.end_file()?;
         self.append(&header.block);
-        self.open = None;
         if header.kind == EntryKind::File {
             let path = match self.archive {
                 Archive::Base => header.path,
@@ -210,13 +253,19 @@ impl PartCutter {
             let file =
                 BackupFile { path: path.clone(), part: self.parts, offset: self.part_bytes, bytes: header.size_bytes };
             self.frame.files.push(file);
-            let (number, bytes, first_page) = (self.files, header.size_bytes, pages::first_page(&path));
-            self.open = Some(Open { number, path, bytes, done_bytes: 0, first_page, head: Vec::new() });
+            let (number, bytes) = (self.files, header.size_bytes);
+            let numbering = Numbering::of(&path);
+            let header = match numbering {
+                Some(Numbering::Listed(..)) if self.is_incremental => Some(HeaderReader::new(bytes)),
+                _ => None,
+            };
+            self.open = Some(Open { number, path, bytes, done_bytes: 0, numbering, header, head: Vec::new() });
             self.files += 1;
         }
+        Ok(())
     }
 
-    fn take_content(&mut self, mut content: &[u8]) {
+    fn take_content(&mut self, mut content: &[u8]) -> Result<(), CutError> {
         while let Some(open) = self.open.as_mut().filter(|_| !content.is_empty()) {
             let at_multiple = open.done_bytes > 0 && open.done_bytes.is_multiple_of(PART_BYTES);
             if at_multiple && self.continues.as_ref().is_none_or(|from| from.file_offset != open.done_bytes) {
@@ -230,8 +279,15 @@ impl PartCutter {
             let count = (content.len() as u64).min(to_multiple).min((FRAME_BYTES - self.frame.plain.len()) as u64);
             let (now, rest) = content.split_at(count as usize);
             let start = self.frame.plain.len();
+            let read = open.read_header(now);
+            read.map_err(|source| CutError::Incremental { path: open.path.clone(), source })?;
             match self.frame.spans.last_mut() {
-                Some(span) if span.file == open.number => span.bytes += now.len(),
+                Some(span) if span.file == open.number => {
+                    span.bytes += now.len();
+                    if let (Some(pages), Some(numbering)) = (&mut span.pages, &open.numbering) {
+                        pages.numbering.clone_from(numbering);
+                    }
+                }
                 _ => {
                     let pages = open.pages();
                     self.frame.spans.push(Span { file: open.number, start, bytes: now.len(), pages });
@@ -241,6 +297,7 @@ impl PartCutter {
             self.append(now);
             content = rest;
         }
+        Ok(())
     }
 
     /// Adds bytes to the part, and cuts a frame whenever one is full.
@@ -300,7 +357,7 @@ mod tests {
     }
 
     fn cut(stream: &[u8], piece_bytes: usize) -> Cut {
-        let mut cutter = PartCutter::new();
+        let mut cutter = PartCutter::new(false);
         cutter.begin_archive(Archive::Base);
         let (mut parts, mut files, mut contents) = (Vec::new(), Vec::new(), Vec::new());
         let mut part = Vec::new();
@@ -405,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_tablespaces_files_are_named_as_in_the_manifest_and_numbering_goes_on() {
-        let mut cutter = PartCutter::new();
+        let mut cutter = PartCutter::new(false);
         for archive in [Archive::Tablespace(16384), Archive::Base] {
             cutter.begin_archive(archive);
             cutter.feed(Bytes::from(file("PG_15_202209061/5/1", b"x"))).unwrap();
@@ -429,12 +486,12 @@ mod tests {
 
     #[test]
     fn an_archive_that_is_cut_does_not_end() {
-        let mut cutter = PartCutter::new();
+        let mut cutter = PartCutter::new(false);
         cutter.begin_archive(Archive::Base);
         cutter.feed(Bytes::from(file("base/1/1", &[1; 2000])).slice(..1500)).unwrap();
         assert!(cutter.end_archive().is_err());
         // Nor does an absurd length make it panic.
-        let mut cutter = PartCutter::new();
+        let mut cutter = PartCutter::new(false);
         cutter.feed(Bytes::copy_from_slice(&header(b"x", b'0', u64::MAX, b""))).unwrap();
         assert!(cutter.end_archive().is_err());
     }

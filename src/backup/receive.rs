@@ -2,12 +2,11 @@
 
 use super::collect::{Work, pack};
 use super::pages::PageChecks;
-use super::parts::{PartCutter, Piece};
+use super::parts::{CutError, PartCutter, Piece};
 use super::run::BackupProgress;
 use crate::codec::FRAME_BYTES;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupEvent, BackupStream, PgError, ServerMessage};
-use crate::repository::tar::TarError;
 use crate::repository::{Archive, Findings, Writer};
 use crate::runtime;
 use crate::wal::{Lsn, TimelineId};
@@ -39,6 +38,8 @@ pub(crate) struct Read {
     pub(crate) end: (TimelineId, Lsn),
     /// If pages on its disk are damaged, and the first of its warnings.
     pub(crate) findings: Findings,
+    /// Bytes that a restore writes: those of incremental files count as what they stand for.
+    pub(crate) whole_bytes: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,15 +63,16 @@ pub(crate) struct Receiver<S> {
 }
 
 impl<S: EventSource> Receiver<S> {
-    /// Reads from `source` and hands on to `work`, whose capacity is how many frames are packed at once.
+    /// Reads an incremental or full one from `source` and hands on to `work`, whose capacity is how many frames are packed at once.
     pub(crate) fn new(
         source: S,
+        is_incremental: bool,
         writer: Writer,
         checks: Option<PageChecks>,
         work: mpsc::Sender<Work>,
         progress: watch::Sender<BackupProgress>,
     ) -> Receiver<S> {
-        let cutter = PartCutter::new();
+        let cutter = PartCutter::new(is_incremental);
         let (manifest, findings) = (Vec::new(), Findings::default());
         Receiver { source, writer, checks, progress, work, cutter, now: Now::Nothing, manifest, findings }
     }
@@ -105,7 +107,8 @@ impl<S: EventSource> Receiver<S> {
                         self.findings.damaged = true;
                         self.findings.warnings.push(shortened(&damage.message));
                     }
-                    return Ok(Read { end: (timeline, end_lsn), findings: self.findings });
+                    let whole_bytes = self.cutter.whole_bytes();
+                    return Ok(Read { end: (timeline, end_lsn), findings: self.findings, whole_bytes });
                 }
             }
         }
@@ -116,7 +119,7 @@ impl<S: EventSource> Receiver<S> {
             Now::Nothing => return Err(Error::new(Kind::Postgres, "the server sent data that belongs to no archive")),
             Now::Archive => {
                 self.progress.send_modify(|progress| progress.received_bytes += bytes.len() as u64);
-                self.cutter.feed(bytes).map_err(not_tar)?;
+                self.cutter.feed(bytes).map_err(unreadable)?;
                 self.send_pieces().await?;
             }
             Now::Manifest => {
@@ -131,7 +134,7 @@ impl<S: EventSource> Receiver<S> {
 
     async fn end_archive(&mut self) -> Result<()> {
         if self.now == Now::Archive {
-            self.cutter.end_archive().map_err(not_tar)?;
+            self.cutter.end_archive().map_err(unreadable)?;
             self.send_pieces().await?;
         }
         Ok(())
@@ -185,7 +188,7 @@ fn shortened(message: &str) -> String {
     message.chars().take(WARNING_CHARS_MAX).collect()
 }
 
-fn not_tar(error: TarError) -> Error {
+fn unreadable(error: CutError) -> Error {
     Error::new(Kind::Postgres, "the server's archive cannot be read").because(error)
 }
 

@@ -123,12 +123,14 @@ pub async fn take(
     };
     let started_at = clock.now();
     let (start, stream) = client.base_backup(&request).await?;
-    let server = Server { postgres_version, settings, started_at, start };
+    let server = Server { reference: None, postgres_version, settings, started_at, start };
     Run { writer, options, clock, wal, progress }.store(stream, server).await
 }
 
 /// What is known before the first byte.
 struct Server {
+    /// The backup that this one builds on.
+    reference: Option<BackupId>,
     postgres_version: u32,
     settings: BTreeMap<String, String>,
     started_at: Timestamp,
@@ -162,8 +164,15 @@ impl Run<'_> {
         let (started_at, system_identifier) = (server.started_at, self.writer.system_identifier());
         for attempt in 0..NAMES_TRIED {
             let id = BackupId::at(started_at, attempt);
-            let format = FORMAT_VERSION;
-            let begin = BackupBegin { format, id: id.clone(), system_identifier, started_at, start_lsn, timeline };
+            let begin = BackupBegin {
+                format: FORMAT_VERSION,
+                id: id.clone(),
+                system_identifier,
+                started_at,
+                start_lsn,
+                timeline,
+                reference: server.reference.clone(),
+            };
             match self.writer.store_document(&Key::BackupBegin(id.clone()), &begin).await {
                 Ok(_) => return Ok(id),
                 // Another backup began in this second.
@@ -181,9 +190,9 @@ impl Run<'_> {
                 "this server's pages or files are not of PostgreSQL's usual size: Seawall does not check them"
             );
         }
-        let (read, collected) = self.copy(source, &id, checks).await?;
+        let (read, collected) = self.copy(source, &id, server.reference.is_some(), checks).await?;
         let Collected { parts, files, manifest, rejected, rejected_count } = collected;
-        let Read { end, findings } = read;
+        let Read { end, findings, whole_bytes } = read;
         let (end_timeline, end_lsn) = end;
         let BackupStart { start_lsn, timeline, tablespaces, .. } = server.start;
         let system_identifier = self.writer.system_identifier();
@@ -195,6 +204,8 @@ impl Run<'_> {
             ending: self.writer.layout().form().ending(),
             format: FORMAT_VERSION,
             id: id.clone(),
+            restored_bytes: server.reference.as_ref().map(|_| whole_bytes),
+            reference: server.reference,
             label: self.options.label.clone(),
             system_identifier,
             postgres_version: server.postgres_version,
@@ -225,10 +236,12 @@ impl Run<'_> {
         &self,
         source: impl EventSource,
         id: &BackupId,
+        is_incremental: bool,
         checks: Option<PageChecks>,
     ) -> Result<(Read, Collected)> {
         let (sender, work) = mpsc::channel(FRAMES_AT_WORK);
-        let receiver = Receiver::new(source, self.writer.clone(), checks, sender, self.progress.clone());
+        let receiver =
+            Receiver::new(source, is_incremental, self.writer.clone(), checks, sender, self.progress.clone());
         let in_flight = self.options.uploads_in_flight;
         let collector = Collector::new(self.writer.clone(), id.clone(), in_flight, self.progress.clone());
         tokio::try_join!(Box::pin(receiver.receive()), Box::pin(collector.collect(work)))

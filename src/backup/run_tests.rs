@@ -99,6 +99,7 @@ fn need() -> WalNeed {
 fn server() -> Server {
     let tablespace = Tablespace { oid: 16384, location: "/srv/fast".into(), size_kib: Some(1) };
     Server {
+        reference: None,
         postgres_version: 150_018,
         settings: BTreeMap::from(
             [("max_connections", "100"), ("block_size", "8192"), ("segment_size", "1GB"), ("data_checksums", "on")]

@@ -4,7 +4,7 @@
 use super::file_path::FilePath;
 use super::layout::BackupId;
 use crate::codec::Ending;
-use crate::wal::{Lsn, TimelineId};
+use crate::wal::{History, Lsn, TimelineId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
@@ -47,6 +47,9 @@ pub struct BackupBegin {
     pub start_lsn: Lsn,
     /// The timeline of `start_lsn`.
     pub timeline: TimelineId,
+    /// The backup that it will build on; `None`: on none, it is a full one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<BackupId>,
 }
 
 /// `backup.json`: the base backup exists, and this is what is in it.
@@ -56,6 +59,10 @@ pub struct BackupDocument {
     pub format: u32,
     /// The backup's name.
     pub id: BackupId,
+    /// The backup that it builds on: it is an incremental one, and of no use without that and what that builds on. `None`:
+    /// it is a full one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<BackupId>,
     /// The label that the operator gave it.
     pub label: String,
     /// Whose.
@@ -83,6 +90,9 @@ pub struct BackupDocument {
     pub tablespaces: Vec<BackupTablespace>,
     /// Bytes of all files, uncompressed.
     pub plain_bytes: u64,
+    /// Bytes that a restore of an incremental backup writes; of a full one they are `plain_bytes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_bytes: Option<u64>,
     /// Bytes of all parts, as stored.
     pub stored_bytes: u64,
     /// SHA-256 of the manifest as PostgreSQL sent it.
@@ -98,6 +108,14 @@ pub struct BackupDocument {
     /// Where each file is. Last, so that the rest can be read without it.
     #[serde(default)]
     pub files: Vec<BackupFile>,
+}
+
+impl BackupDocument {
+    /// True if recovery along `history` can begin with it: it lies wholly on the path.
+    pub fn is_on_path(&self, history: &History) -> bool {
+        let last_byte = Lsn(self.end_lsn.0.saturating_sub(1)).max(self.start_lsn);
+        history.timeline_at(self.start_lsn) == self.timeline && history.timeline_at(last_byte) == self.end_timeline
+    }
 }
 
 /// What was found wrong with a base backup while it was taken.
@@ -444,6 +462,7 @@ pub(super) mod tests {
             ending: Ending::default(),
             format: FORMAT_VERSION,
             id: BackupId::parse("20261120T140300Z").unwrap(),
+            reference: Some(BackupId::parse("20261119T140300Z").unwrap()),
             label: "nightly \"one\"".into(),
             system_identifier: 7_300_000_000_000_000_001,
             postgres_version: 150_018,
@@ -460,6 +479,7 @@ pub(super) mod tests {
             ]),
             tablespaces: Vec::new(),
             plain_bytes: 20 << 20,
+            restored_bytes: Some(30 << 20),
             stored_bytes: 100,
             manifest_sha256: "ab".repeat(32),
             findings: Findings {

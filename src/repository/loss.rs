@@ -178,6 +178,7 @@ mod tests {
                 started_at,
                 start_lsn,
                 timeline,
+                reference: None,
             };
             writer.store_document(&Key::BackupBegin(id.clone()), &begin).await.unwrap();
             let findings = Findings { damaged, ..Findings::default() };

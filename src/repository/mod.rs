@@ -4,10 +4,12 @@ mod catalog;
 mod documents;
 mod file_path;
 mod identity;
+pub mod incremental;
 mod layout;
 mod loss;
 pub mod manifest;
 mod reader;
+mod relation_file;
 pub mod tar;
 mod writer;
 
@@ -21,6 +23,7 @@ pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use loss::Loss;
 pub use reader::{WalReader, Window};
+pub use relation_file::{Fork, RelationFile, RelationId, whole_path};
 pub use writer::{EncodedWal, Stamp, StoredFrames, WAL_FRAME_BYTES, WalEncoding, Writer};
 pub(crate) use writer::{hex, same};
 

@@ -72,7 +72,7 @@ impl<'a> Choice<'a> {
     /// [`Kind::Refused`] if there is none, with what can be reached instead.
     pub(super) fn candidates(&self) -> Result<Vec<Candidate<'a>>> {
         let mut on_path: Vec<&BackupDocument> =
-            self.catalog.finished_backups().filter(|backup| is_on_path(backup, &self.route.history)).collect();
+            self.catalog.finished_backups().filter(|backup| backup.is_on_path(&self.route.history)).collect();
         on_path.sort_by_key(|backup| std::cmp::Reverse((backup.end_lsn, backup.ended_at)));
         if let Some(id) = &self.request.backup {
             let known = self.catalog.finished_backups().find(|backup| backup.id == *id);
@@ -121,7 +121,7 @@ impl<'a> Choice<'a> {
             self.request.backup.is_none()
                 && backup.findings.damaged
                 && self.fits(backup)
-                && is_on_path(backup, &self.route.history)
+                && backup.is_on_path(&self.route.history)
         };
         self.catalog.finished_backups().filter(is_passed_over).max_by_key(|backup| (backup.end_lsn, backup.ended_at))
     }
@@ -187,10 +187,4 @@ fn known_history(catalog: &Catalog, timeline: TimelineId) -> Result<History> {
         .hint("Was it deleted? PostgreSQL cannot recover to a timeline without it: copy it back from the server's pg_wal.")),
         None => Err(refusal::unknown_timeline(catalog, timeline)),
     }
-}
-
-/// True if recovery along `history` can begin with `backup`: it lies wholly on the path.
-fn is_on_path(backup: &BackupDocument, history: &History) -> bool {
-    let last_byte = Lsn(backup.end_lsn.0.saturating_sub(1)).max(backup.start_lsn);
-    history.timeline_at(backup.start_lsn) == backup.timeline && history.timeline_at(last_byte) == backup.end_timeline
 }

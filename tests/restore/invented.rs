@@ -98,6 +98,7 @@ impl Invented {
             started_at: time,
             start_lsn: Lsn(2 * MIB + 40),
             timeline: TimelineId(1),
+            reference: None,
         };
         writer.store_document(&Key::BackupBegin(id.clone()), &begin).await.unwrap();
         let maker = Maker { repository: &repository, id: &id, system: twist.system.unwrap_or(SYSTEM) };
@@ -119,6 +120,7 @@ impl Invented {
             ending: seawall::codec::Ending::default(),
             format: FORMAT_VERSION,
             id: id.clone(),
+            reference: None,
             label: "invented".into(),
             system_identifier: SYSTEM,
             postgres_version: 150_018,
@@ -135,6 +137,7 @@ impl Invented {
             ]),
             tablespaces: vec![BackupTablespace { oid: TABLESPACE, location: "/srv/fast".into() }],
             plain_bytes: parts.iter().map(|part| part.plain_bytes).sum(),
+            restored_bytes: None,
             stored_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
             manifest_sha256: hex(&Sha256::digest(manifest.as_bytes())),
             findings: Findings::default(),

@@ -38,6 +38,7 @@ impl Marker {
             started_at: self.started_at,
             start_lsn: self.start,
             timeline: ledger.wal.timeline(self.branch),
+            reference: None,
         };
         let writer = Writer::new(store, ledger.layout.clone(), SYSTEM_IDENTIFIER);
         writer.store_document(&Key::BackupBegin(self.id.clone()), &document).await.unwrap();
@@ -50,6 +51,7 @@ impl Marker {
             ending: seawall::codec::Ending::default(),
             format: FORMAT_VERSION,
             id: self.id.clone(),
+            reference: None,
             label: "simulated".to_owned(),
             system_identifier: SYSTEM_IDENTIFIER,
             postgres_version: 170_000,
@@ -63,6 +65,7 @@ impl Marker {
             settings: BTreeMap::new(),
             tablespaces: Vec::new(),
             plain_bytes: 0,
+            restored_bytes: None,
             stored_bytes: 0,
             manifest_sha256: String::new(),
             findings: Findings::default(),
