@@ -220,6 +220,14 @@ fn expected(kind: &RecordKind) -> (&'static str, String) {
             assert_eq!(*tablespace, 1663, "only tables in the default tablespace are truncated");
             ("Storage", format!("TRUNCATE base/{database}/{file} to {first_block} blocks"))
         }
+        RecordKind::RelationCreate { tablespace, database, file } => {
+            let place = match tablespace {
+                1663 => format!("base/{database}"),
+                1664 => "global".to_owned(),
+                other => format!("pg_tblspc/{other}/PG_15_202209061/{database}"),
+            };
+            ("Storage", format!("CREATE {place}/{file}"))
+        }
         RecordKind::Other { rmgr, .. } => (RMGRS[usize::from(*rmgr)], String::new()),
     }
 }
@@ -333,6 +341,7 @@ fn the_walker_sees_what_pg_waldump_sees() {
         has("dropped tablespace", &|kind| matches!(kind, RecordKind::TablespaceDrop { .. }));
         has("dropped database", &|kind| matches!(kind, RecordKind::DatabaseDrop { .. }));
         has("truncation", &|kind| matches!(kind, RecordKind::Truncate { .. }));
+        has("new relation", &|kind| matches!(kind, RecordKind::RelationCreate { .. }));
         has("backup end", &|kind| matches!(kind, RecordKind::BackupEnd { .. }));
         has("switch", &|kind| matches!(kind, RecordKind::Switch));
         has("new setting", &|kind| matches!(kind, RecordKind::ParameterChange(it) if it.max_connections == 37));

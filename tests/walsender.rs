@@ -499,6 +499,65 @@ async fn both_wire_forms_of_a_base_backup_give_the_same_events() {
     server.finish();
 }
 
+/// A manifest of two messages, of which the server hears each.
+fn long_manifest() -> Vec<u8> {
+    (0..200_000u32).map(|at| (at % 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn a_manifest_is_uploaded_and_the_backup_that_follows_is_incremental() {
+    const INCREMENTAL: &str = "BASE_BACKUP (LABEL 'seawall', PROGRESS, CHECKPOINT 'fast', WAIT false, TABLESPACE_MAP, \
+                               MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C', INCREMENTAL)";
+    let manifest = long_manifest();
+    let server = Walsender::script(vec![
+        Startup(vec![]),
+        Send(say::welcome("17.10")),
+        Query("UPLOAD_MANIFEST"),
+        Send(say::copy_in()),
+        Expect(say::copy_data(&manifest[..128 << 10])),
+        Expect(say::copy_data(&manifest[128 << 10..])),
+        Expect(say::copy_done()),
+        Send([say::complete("UPLOAD_MANIFEST"), say::ready()].concat()),
+        Query(INCREMENTAL),
+        Send([backup_start(), typed_copy(), backup_end()].concat()),
+    ]);
+    let mut client = connect(&server).await;
+    client.upload_manifest(&manifest).await.unwrap();
+    let options = BaseBackupOptions { incremental: true, ..BaseBackupOptions::default() };
+    let (_, mut stream) = client.base_backup(&options).await.unwrap();
+    while !matches!(stream.next().await.unwrap(), BackupEvent::End { .. }) {}
+    server.finish();
+}
+
+#[tokio::test]
+async fn a_manifest_that_the_server_refuses_leaves_a_connection_that_works() {
+    let refusal = || [say::error("ERROR", "XX000", "manifest checksum mismatch"), say::ready()].concat();
+    let manifest = long_manifest();
+    let server = Walsender::script(vec![
+        Startup(vec![]),
+        Send(say::welcome("17.10")),
+        // One that knows no such command,
+        Query("UPLOAD_MANIFEST"),
+        Send(refusal()),
+        // and one that has read it all.
+        Query("UPLOAD_MANIFEST"),
+        Send(say::copy_in()),
+        Expect(say::copy_data(&manifest[..128 << 10])),
+        Expect(say::copy_data(&manifest[128 << 10..])),
+        Expect(say::copy_done()),
+        Send(refusal()),
+        Query("IDENTIFY_SYSTEM"),
+        Send(say::identity(7, 1, Lsn(0x300_0000))),
+    ]);
+    let mut client = connect(&server).await;
+    for _ in 0..2 {
+        let error = client.upload_manifest(&manifest).await.unwrap_err();
+        assert_eq!(error.sqlstate(), Some("XX000"), "{error}");
+    }
+    assert_eq!(client.identify_system().await.unwrap().system_identifier, 7);
+    server.finish();
+}
+
 #[tokio::test]
 async fn wrong_page_checksums_are_a_verdict_and_any_other_error_is_an_end() {
     let end = || say::result(&POSITION, &[Some("0/2000138"), Some("1")]);

@@ -120,6 +120,7 @@ pub async fn take(
         fast_checkpoint: options.fast_checkpoint,
         max_rate_kib: options.max_rate_kib,
         verify_checksums: true,
+        incremental: false,
     };
     let started_at = clock.now();
     let (start, stream) = client.base_backup(&request).await?;

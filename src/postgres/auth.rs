@@ -204,6 +204,7 @@ pub(super) fn unexpected(during: &str, message: &Message) -> PgError {
         Message::DataRow(_) => "DataRow",
         Message::CommandComplete(_) => "CommandComplete",
         Message::CopyBoth => "CopyBothResponse",
+        Message::CopyIn => "CopyInResponse",
         Message::CopyOut => "CopyOutResponse",
         Message::CopyData(_) => "CopyData",
         Message::CopyDone => "CopyDone",

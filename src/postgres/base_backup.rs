@@ -22,11 +22,19 @@ pub struct BaseBackupOptions {
     pub max_rate_kib: Option<u32>,
     /// The server checks its data checksums while it reads, and says at the end of the backup if some are wrong.
     pub verify_checksums: bool,
+    /// Only what has changed since the backup whose manifest was sent with [`Client::upload_manifest`] (17 and later).
+    pub incremental: bool,
 }
 
 impl Default for BaseBackupOptions {
     fn default() -> Self {
-        BaseBackupOptions { label: "seawall".into(), fast_checkpoint: true, max_rate_kib: None, verify_checksums: true }
+        BaseBackupOptions {
+            label: "seawall".into(),
+            fast_checkpoint: true,
+            max_rate_kib: None,
+            verify_checksums: true,
+            incremental: false,
+        }
     }
 }
 
@@ -170,6 +178,9 @@ fn command(options: &BaseBackupOptions, parenthesised: bool) -> String {
     }
     add("MANIFEST 'yes'", "MANIFEST 'yes'");
     add("MANIFEST_CHECKSUMS 'CRC32C'", "MANIFEST_CHECKSUMS 'CRC32C'");
+    if options.incremental {
+        add("INCREMENTAL", "INCREMENTAL");
+    }
     match parenthesised {
         true => format!("BASE_BACKUP ({})", words.join(", ")),
         false => format!("BASE_BACKUP {}", words.join(" ")),
@@ -334,6 +345,7 @@ mod tests {
             fast_checkpoint: true,
             max_rate_kib: Some(1024),
             verify_checksums: false,
+            incremental: false,
         };
         assert_eq!(
             command(&options, false),

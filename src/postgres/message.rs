@@ -25,6 +25,8 @@ pub(super) enum Message {
     CommandComplete(String),
     /// `W`
     CopyBoth,
+    /// `G`
+    CopyIn,
     /// `H`
     CopyOut,
     /// `d`
@@ -53,7 +55,7 @@ pub(super) fn decode(tag: u8, mut body: Bytes) -> Result<Message, PgError> {
         b'c' => Message::CopyDone,
         b'Z' => Message::ReadyForQuery,
         b'K' | b'A' | b'I' => Message::Other,
-        b'G' => return Err(PgError::protocol("the server wants to be sent a copy")),
+        b'G' => Message::CopyIn,
         b'v' => return Err(PgError::protocol("the server does not speak protocol 3.0")),
         tag => return Err(PgError::protocol(format!("a message of unknown type {:?}", char::from(tag)))),
     };

@@ -13,6 +13,7 @@ mod connection;
 mod conninfo;
 mod conninfo_text;
 mod error;
+mod manifest;
 mod message;
 mod passfile;
 mod slot;

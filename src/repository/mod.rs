@@ -11,6 +11,7 @@ pub mod manifest;
 mod reader;
 mod relation_file;
 pub mod tar;
+mod walk;
 mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
@@ -24,6 +25,7 @@ pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use loss::Loss;
 pub use reader::{WalReader, Window};
 pub use relation_file::{Fork, RelationFile, RelationId, whole_path};
+pub use walk::{RecordSink, WalWalk};
 pub use writer::{EncodedWal, Stamp, StoredFrames, WAL_FRAME_BYTES, WalEncoding, Writer};
 pub(crate) use writer::{hex, same};
 

@@ -3,9 +3,7 @@
 use crate::repository::Catalog;
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
 
-/// A path of timelines, cut into files as recovery asks for them: the segment that holds a switch point is read from
-/// the child's copy of it (`XLogFileReadAnyTLI` in `xlogrecovery.c` tries the newest timeline first), so each timeline
-/// is read from the first byte of the segment in which it begins up to that of its successor.
+/// A path of timelines, cut into files as recovery asks for them ([`History::files`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
     /// The path.
@@ -44,12 +42,7 @@ impl Route {
     /// The files that hold the bytes from `start` to `end`, as ranges of whole path timelines.
     pub fn files(&self, start: Lsn, end: Lsn) -> Vec<WalRange> {
         let end = self.cap.map_or(end, |cap| cap.min(end));
-        let steps = self.history.path().into_iter().map(|(timeline, from, to)| WalRange {
-            timeline,
-            start: self.size.segment_start(from).max(start),
-            end: to.map_or(end, |to| self.size.segment_start(to).min(end)),
-        });
-        steps.filter(|range| range.start < range.end).collect()
+        self.history.files(start, end, self.size)
     }
 
     /// The timeline whose file recovery reads for the segment that begins at `start`.

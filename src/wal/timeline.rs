@@ -1,6 +1,6 @@
 //! Timelines and the history files that say where each one left its parent.
 
-use super::{Lsn, SegmentSize};
+use super::{Lsn, SegmentSize, WalRange};
 use std::fmt;
 
 /// A timeline's number. PostgreSQL starts at 1 and takes a new one at every promotion.
@@ -125,6 +125,19 @@ impl History {
         }
         path.push((self.timeline, start, None));
         path
+    }
+
+    /// The files that recovery reads for the bytes from `start` to `end`, as one range for each timeline: the segment that
+    /// holds a switch point is read from the child's copy of it (`XLogFileReadAnyTLI` in `xlogrecovery.c` tries the
+    /// newest timeline first), so each timeline is read from the first byte of the segment in which it begins up to that of
+    /// its successor.
+    pub fn files(&self, start: Lsn, end: Lsn, size: SegmentSize) -> Vec<WalRange> {
+        let steps = self.path().into_iter().map(|(timeline, from, to)| WalRange {
+            timeline,
+            start: size.segment_start(from).max(start),
+            end: to.map_or(end, |to| size.segment_start(to).min(end)),
+        });
+        steps.filter(|range| range.start < range.end).collect()
     }
 
     /// The first position whose segment file carries `timeline`'s number on this path: the segment that holds the

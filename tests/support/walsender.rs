@@ -369,6 +369,10 @@ pub mod say {
         frame(b'W', &[0, 0, 0])
     }
 
+    pub fn copy_in() -> Vec<u8> {
+        frame(b'G', &[0, 0, 0])
+    }
+
     pub fn copy_out() -> Vec<u8> {
         frame(b'H', &[0, 0, 0])
     }

@@ -22,6 +22,7 @@ const RESTORE_POINT: u8 = 0x70;
 const END_OF_RECOVERY: u8 = 0x90;
 const OVERWRITE_CONTRECORD: u8 = 0xD0;
 
+const STORAGE_CREATE: u8 = 0x10;
 const STORAGE_TRUNCATE: u8 = 0x20;
 const TABLESPACE_CREATE: u8 = 0x00;
 const TABLESPACE_DROP: u8 = 0x10;
@@ -101,7 +102,7 @@ impl Body {
                     | OVERWRITE_CONTRECORD
             ),
             TRANSACTION => TransactionReader::reads(info),
-            STORAGE => operation == STORAGE_TRUNCATE,
+            STORAGE => matches!(operation, STORAGE_CREATE | STORAGE_TRUNCATE),
             DATABASE | TABLESPACE => true,
             _ => false,
         };
@@ -174,6 +175,11 @@ impl Body {
 fn decode(rmgr: u8, operation: u8, main: &[u8]) -> Option<RecordKind> {
     match rmgr {
         XLOG => decode_xlog(operation, main),
+        STORAGE if operation == STORAGE_CREATE => Some(RecordKind::RelationCreate {
+            tablespace: u32_at(main, 0)?,
+            database: u32_at(main, 4)?,
+            file: u32_at(main, 8)?,
+        }),
         STORAGE => Some(RecordKind::Truncate {
             first_block: u32_at(main, 0)?,
             tablespace: u32_at(main, 4)?,

@@ -135,6 +135,15 @@ pub enum RecordKind {
         /// The first block that is gone.
         first_block: u32,
     },
+    /// A file of a relation was made (`storage_xlog.h`, `xl_smgr_create`).
+    RelationCreate {
+        /// The number of its tablespace.
+        tablespace: u32,
+        /// The number of its database; 0 for a relation that all share.
+        database: u32,
+        /// The number of its file.
+        file: u32,
+    },
     /// Anything else.
     Other {
         /// The resource manager (`rmgrlist.h`).

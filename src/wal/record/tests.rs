@@ -314,6 +314,7 @@ fn records_that_matter_are_read() {
     wal.main(1, 4, 0x10, &words(&[8, 1, 1663]));
     // The lower four bits of the flags belong to PostgreSQL's own machinery.
     wal.main(1, 2, 0x21, &words(&[10, 1663, 5, 16400, 7]));
+    wal.main(1, 2, 0x10, &words(&[1663, 5, 16401, 0]));
     let checkpoint = |shutdown| RecordKind::Checkpoint {
         shutdown,
         redo: Lsn(0x1_0000_2000),
@@ -345,8 +346,29 @@ fn records_that_matter_are_read() {
             RecordKind::DatabaseDrop { oid: 7 },
             RecordKind::DatabaseDrop { oid: 8 },
             RecordKind::Truncate { tablespace: 1663, database: 5, file: 16400, first_block: 10 },
+            RecordKind::RelationCreate { tablespace: 1663, database: 5, file: 16401 },
         ]
     );
+}
+
+#[test]
+fn between_two_records_all_before_are_known() {
+    // Given records of which two cross pages
+    let mut wal = WalWriter::new(START);
+    let starts = [20_000, 100, 9000].map(|bytes| wal.main(1, 10, 0, &vec![1; bytes]));
+    let is_between = |position: Lsn| {
+        let mut walker = RecordWalker::new(size(), START);
+        walker.push(START, &wal.bytes[..(position - START) as usize], &mut |_| {}).unwrap();
+        walker.is_between_records()
+    };
+    // Then where one begins and none has begun, all are known, but for the first, before which there may be others
+    assert!(!is_between(starts[0]));
+    for start in [starts[1], starts[2], wal.position()] {
+        assert!(is_between(start), "{start}");
+    }
+    for (start, bytes) in [(starts[0], 1), (starts[0], PAGE), (starts[1], 24), (starts[2], 30), (starts[2], 8500)] {
+        assert!(!is_between(start + bytes), "{bytes} bytes of the record at {start}");
+    }
 }
 
 #[test]

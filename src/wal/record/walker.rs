@@ -174,6 +174,13 @@ impl RecordWalker {
         self.next_record
     }
 
+    /// True if the bytes so far end between two records: every record that begins before [`RecordWalker::position`] was
+    /// given out. Not before the walk has met one.
+    pub fn is_between_records(&self) -> bool {
+        let is_among_records = matches!(self.doing, Doing::Record | Doing::Switched { .. }) && self.end.is_none();
+        is_among_records && self.record.have_bytes == 0 && self.previous.is_some()
+    }
+
     /// Where WAL ends, once that was seen: zeros, or what a recycled segment held before. Meant for the last segment of
     /// a file system or a padded one: a stream from a server has no such place.
     pub fn end_of_wal(&self) -> Option<Lsn> {

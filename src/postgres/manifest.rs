@@ -1,0 +1,51 @@
+//! `UPLOAD_MANIFEST`: tells a walsender of 17 or later what an earlier backup holds, so that the next one on the same
+//! connection can be incremental (`UploadManifest` in `walsender.c`).
+
+use super::auth::unexpected;
+use super::client::Client;
+use super::error::PgError;
+use super::message::Message;
+use postgres_protocol::message::frontend;
+
+/// Bytes in each message.
+const PIECE_BYTES: usize = 128 << 10;
+
+impl Client {
+    /// Sends the manifest of the backup that the next one shall build on. The server reads all of it before it says a word.
+    ///
+    /// # Errors
+    /// What the server says: it is damaged, or another cluster's. The connection can be used further unless the error is
+    /// about the connection itself; it is of no use if this is dropped.
+    pub async fn upload_manifest(&mut self, manifest: &[u8]) -> Result<(), PgError> {
+        Client::in_time(self.patience(), self.send_and_hear(manifest)).await
+    }
+
+    async fn send_and_hear(&mut self, manifest: &[u8]) -> Result<(), PgError> {
+        self.ask("UPLOAD_MANIFEST").await?;
+        let mut refusal = None;
+        match self.answer(&mut refusal).await? {
+            Message::CopyIn => {}
+            Message::ReadyForQuery => return Err(refusal.map_or(PgError::Closed, PgError::Server)),
+            other => return Err(unexpected("the upload of a manifest", &other)),
+        }
+        for piece in manifest.chunks(PIECE_BYTES) {
+            self.connection().write(|out| {
+                frontend::CopyData::new(piece)?.write(out);
+                Ok(())
+            })?;
+            self.connection().flush().await?;
+        }
+        self.connection().write(|out| {
+            frontend::copy_done(out);
+            Ok(())
+        })?;
+        self.connection().flush().await?;
+        loop {
+            match self.answer(&mut refusal).await? {
+                Message::CommandComplete(_) => {}
+                Message::ReadyForQuery => return refusal.map_or(Ok(()), |error| Err(PgError::Server(error))),
+                other => return Err(unexpected("the upload of a manifest", &other)),
+            }
+        }
+    }
+}
