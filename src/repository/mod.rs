@@ -1,6 +1,7 @@
 //! Names, documents, what is there: a repository of format 1 (`docs/repository-format.md`) on top of a store.
 
 mod catalog;
+mod chain;
 mod documents;
 mod file_path;
 mod identity;
@@ -15,6 +16,7 @@ mod walk;
 mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
+pub use chain::{BrokenChain, chain};
 pub use documents::{
     BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation,
     DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, RejectedPage, WalNeed,

@@ -4,7 +4,7 @@ use super::refusal;
 use super::request::{Request, Target};
 use super::route::{Covered, Route};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, Catalog};
+use crate::repository::{BackupDocument, BrokenChain, Catalog};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId};
 use jiff::Timestamp;
 
@@ -26,6 +26,8 @@ pub(super) struct Choice<'a> {
 pub(super) struct Candidate<'a> {
     /// The backup.
     pub(super) backup: &'a BackupDocument,
+    /// What it builds on, the nearest first.
+    pub(super) references: Vec<&'a BackupDocument>,
     /// How far its WAL is stored.
     pub(super) covered: Covered,
     /// Look no further than here: what lies behind was looked at from a newer backup on.
@@ -87,10 +89,20 @@ impl<'a> Choice<'a> {
         }
         let mut candidates = Vec::new();
         let mut until = None;
+        let mut broken = None;
         for backup in &on_path {
+            let references = match self.catalog.chain(backup) {
+                Ok(references) => references,
+                // Another one may do, and its plan says so.
+                Err(chain) if self.fits(backup) => {
+                    broken.get_or_insert(chain);
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let covered = self.route.covered(self.catalog, self.route.size.segment_start(backup.start_lsn));
             if self.fits(backup) || self.request.backup.is_some() {
-                candidates.push(Candidate { backup, covered, until, why: self.why(backup) });
+                candidates.push(Candidate { backup, references, covered, until, why: self.why(backup) });
             }
             // Only these are looked for from one backup after the other.
             if matches!(self.request.target, Target::Xid(_) | Target::Name(_)) {
@@ -100,9 +112,10 @@ impl<'a> Choice<'a> {
         if matches!(self.request.target, Target::End | Target::Immediate) {
             candidates.truncate(1);
         }
-        match candidates.first() {
-            None => Err(refusal::before_first(self, &on_path)),
-            Some(first) => self.check_stored(first).map(|()| candidates),
+        match (candidates.first(), broken) {
+            (None, Some(chain)) => Err(refusal::broken_chain(self, &chain)),
+            (None, None) => Err(refusal::before_first(self, &on_path)),
+            (Some(first), _) => self.check_stored(first).map(|()| candidates),
         }
     }
 
@@ -124,6 +137,14 @@ impl<'a> Choice<'a> {
                 && backup.is_on_path(&self.route.history)
         };
         self.catalog.finished_backups().filter(is_passed_over).max_by_key(|backup| (backup.end_lsn, backup.ended_at))
+    }
+
+    /// The newest backup that may reach the target and cannot be used, since what it builds on cannot.
+    pub(super) fn broken_chain(&self) -> Option<BrokenChain> {
+        let backups = self.catalog.finished_backups();
+        let fitting = backups.filter(|backup| self.fits(backup) && backup.is_on_path(&self.route.history));
+        let newest = fitting.max_by_key(|backup| (backup.end_lsn, backup.ended_at));
+        newest.and_then(|backup| self.catalog.chain(backup).err())
     }
 
     /// Fails if what is stored from the best candidate on does not reach the target; then no other can.

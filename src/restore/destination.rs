@@ -114,6 +114,8 @@ impl Destination {
             let tablespace = self.tablespaces.iter().find(|it| it.oid.to_string() == part.archive);
             need(tablespace.map_or(&self.data, |it| &it.to), part.plain_bytes)?;
         }
+        // What an incremental backup leaves out may belong anywhere.
+        need(&self.data, plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes))?;
         for (path, needed) in needs.values() {
             let space = statvfs(path)
                 .map_err(|error| Error::local("ask for the free space of", path, std::io::Error::from(error)))?;

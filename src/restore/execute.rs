@@ -2,22 +2,18 @@
 
 use super::command::FetchCommand;
 use super::destination::{Destination, MARKER_FILE};
-use super::part::{self, CONTROL_FILE, Extracted, Source};
+use super::levels::Levels;
+use super::part::CONTROL_FILE;
 use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
 use super::request::TargetAction;
 use super::tree::{self, Tree};
-use super::{settings, verify};
-use crate::codec::{self, Buffers, encryption};
+use super::{settings, stored};
 use crate::error::{Error, Kind, Result};
-use crate::repository::manifest::Manifest;
-use crate::repository::{Archive, BackupPart, Identity, Key, Repository, Subject, hex};
+use crate::repository::Repository;
 use crate::runtime;
-use crate::store::StoreErrorKind;
 use crate::wal::Lsn;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +70,8 @@ pub struct RestoreReport {
 }
 
 /// Executes `plan`. When this returns, the data directory is complete and durable, and a server started on it recovers
-/// to the target. Memory: about 40 MiB for each download, and 100 bytes for each file.
+/// to the target. Memory: about 40 MiB for each download, and 100 bytes for each file; where the backup is an incremental
+/// one, some 500 bytes for each file, and 16 KiB for each GB of those of which a part has changed.
 ///
 /// If this fails or is dropped, what was written stays and no server starts on it: `global/pg_control` is put there last.
 ///
@@ -89,7 +86,7 @@ pub async fn execute(
 ) -> Result<RestoreReport> {
     let restore_command = options.command.line()?;
     let destination = Destination::check(plan, options)?;
-    let manifest = fetch_manifest(repository, plan).await?;
+    let manifest = stored::manifest(repository, &plan.document).await?;
     let tree = Arc::new(Tree::new(&destination));
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
@@ -99,10 +96,9 @@ pub async fn execute(
         _ => error,
     };
     prepare(&tree, plan, &destination).await.map_err(again)?;
-    let extracted = fetch_parts(repository, plan, options.downloads, &tree, &progress).await.map_err(again)?;
-    let (files, bytes) = (manifest.files.len(), manifest.files.values().map(|check| check.size_bytes).sum());
-    let Extracted { pieces, control } = extracted;
-    runtime::blocking(move || verify::verify(&manifest, pieces)).await??;
+    let (files, bytes) = (manifest.files.len(), plan.backup.plain_bytes);
+    let levels = Levels { repository, plan, downloads: options.downloads, tree: &tree, progress: &progress };
+    let control = levels.write(manifest).await.map_err(again)?;
     let control = control.ok_or_else(|| {
         Error::new(Kind::Damaged, format!("backup {} has no {CONTROL_FILE}", plan.backup.id))
             .hint("Try an older backup (`seawall list`).")
@@ -111,42 +107,6 @@ pub async fn execute(
     let mut warnings = warnings(plan, options, &destination);
     warnings.extend(finish(&tree, plan, &destination, restore_command.clone(), control).await.map_err(again)?);
     Ok(RestoreReport { data: destination.data, files, bytes, end_lsn: plan.end_lsn, restore_command, warnings })
-}
-
-/// Fetches what PostgreSQL says was in the backup.
-async fn fetch_manifest(repository: &Repository, plan: &Plan) -> Result<Manifest> {
-    let name = repository.layout.name_in(&Key::BackupManifest(plan.backup.id.clone()), plan.document.ending);
-    let stored = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?.collect().await?;
-    let (document, system_identifier) = (plan.document.clone(), plan.system_identifier);
-    let identities = repository.layout.form().identities.clone();
-    runtime::blocking(move || {
-        let damaged = |why: &str| Error::new(Kind::Damaged, format!("{name} {why}"));
-        let opened = encryption::open_whole(&identities, stored);
-        let decoded = opened.and_then(|bytes| codec::decode_object(&bytes, MANIFEST_BYTES_MAX));
-        let decoded = decoded.map_err(|error| match error.is_ours() {
-            true => Error::from(error).context(&name),
-            false => damaged("is damaged").because(error),
-        })?;
-        let identity = Identity::parse(&name, decoded.identity.as_deref())?;
-        identity.check(&name, system_identifier, &Subject::Manifest { backup: document.id.clone() })?;
-        if hex(&Sha256::digest(&decoded.plain)) != document.manifest_sha256 {
-            return Err(damaged("does not have the SHA-256 that backup.json says"));
-        }
-        Manifest::parse(&decoded.plain).map_err(|error| damaged("cannot be read").because(error))
-    })
-    .await?
-}
-
-/// The largest manifest that is read: ten million files.
-const MANIFEST_BYTES_MAX: usize = 2 << 30;
-
-/// Something that `backup.json` names and that is not there is damage, not an answer.
-fn gone(error: crate::store::StoreError, name: &str) -> Error {
-    match error.kind {
-        StoreErrorKind::NotFound => Error::new(Kind::Damaged, format!("{name} is missing, and the backup needs it"))
-            .hint("Was it deleted by somebody or by a lifecycle rule? Try an older backup (`seawall list`)."),
-        _ => error.into(),
-    }
 }
 
 /// Directories that a backup leaves out and a server needs (`basebackup.c`, `excludeDirContents`): they come as empty
@@ -185,63 +145,6 @@ async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Re
         destination.creates.iter().try_for_each(|path| tree.make_directory(path))
     })
     .await?
-}
-
-/// Fetches and writes all parts, several at a time.
-async fn fetch_parts(
-    repository: &Repository,
-    plan: &Plan,
-    downloads: usize,
-    tree: &Arc<Tree>,
-    progress: &watch::Sender<RestoreProgress>,
-) -> Result<Extracted> {
-    let total_bytes = plan.document.parts.iter().map(|part| part.stored_bytes).sum();
-    progress.send_modify(|progress| progress.total_bytes = total_bytes);
-    let source = Arc::new(Source {
-        system_identifier: plan.system_identifier,
-        backup: plan.backup.id.clone(),
-        ending: plan.document.ending,
-        identities: repository.layout.form().identities.clone(),
-        tablespaces: plan.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
-    });
-    let buffers = Buffers::new(downloads.max(1));
-    let parts = stream::iter(plan.document.parts.clone()).map(|part| {
-        let (source, tree, buffers) = (Arc::clone(&source), Arc::clone(tree), buffers.clone());
-        async move {
-            let bytes = part.stored_bytes;
-            fetch_part(repository, part, source, tree, buffers).await.map(|extracted| (bytes, extracted))
-        }
-    });
-    let mut parts = parts.buffer_unordered(downloads.max(1));
-    let mut all = Extracted::default();
-    while let Some((bytes, extracted)) = parts.try_next().await? {
-        progress.send_modify(|progress| progress.fetched_bytes += bytes);
-        all.pieces.extend(extracted.pieces);
-        all.control = all.control.or(extracted.control);
-    }
-    Ok(all)
-}
-
-async fn fetch_part(
-    repository: &Repository,
-    part: BackupPart,
-    source: Arc<Source>,
-    tree: Arc<Tree>,
-    buffers: Buffers,
-) -> Result<Extracted> {
-    let archive = Archive::parse(&part.archive)
-        .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
-    let name = repository.layout.name_in(&Key::BackupPart(source.backup.clone(), archive, part.number), source.ending);
-    let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
-    // Before it fills the memory.
-    if stream.head.info.bytes != part.stored_bytes {
-        let (found, expected) = (stream.head.info.bytes, part.stored_bytes);
-        return Err(Error::new(Kind::Damaged, format!("{name} has {found} bytes instead of {expected}")).hint(
-            "Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?",
-        ));
-    }
-    let stored = stream.collect().await?;
-    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
 }
 
 /// Writes what makes a server recover, makes everything durable, and puts `pg_control` there. Returns warnings.

@@ -4,13 +4,18 @@
 //! ```text
 //! Request ─► choose ─► candidates ─► scan: survey of the WAL ─► plan, or a refusal that says what can be reached
 //! Plan ─► destination, checked ─► execute: parts ─► files, checked ─► settings ─► pg_control last
+//!                                     levels: parts of what an incremental backup builds on ─► blocks
 //! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
 //! ```
 
+mod blocks;
 mod choose;
+mod combine;
 mod command;
 mod destination;
 mod execute;
+mod label;
+mod levels;
 mod part;
 mod pin;
 mod plan;
@@ -22,6 +27,7 @@ mod route;
 mod scan;
 mod settings;
 mod spool;
+mod stored;
 mod survey;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,22 +1,26 @@
 //! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
 
+use super::blocks::{BlockWriter, Level};
+use super::combine::Listed;
+use super::label::LABEL_FILE;
 use super::tree::Tree;
 use crate::codec::{
     Buffers, Ending, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, Identities, RawFrame, encryption,
 };
 use crate::error::{Error, Kind, Result};
 use crate::repository::tar::{EntryKind, TarEvent, TarHeader, TarReader};
-use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex};
+use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex, whole_path};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Written last, so that nothing starts before everything is there.
 pub(super) const CONTROL_FILE: &str = "global/pg_control";
 
-/// The largest `pg_control` that is kept in memory: many times what it has (`PG_CONTROL_FILE_SIZE`, 8 KiB).
-const CONTROL_BYTES_MAX: u64 = 1 << 20;
+/// The largest file that is kept in memory: many times what `pg_control` has (`PG_CONTROL_FILE_SIZE`, 8 KiB).
+const HELD_BYTES_MAX: u64 = 1 << 20;
 
 /// Files of the backup that are checked but not written: links are made by us, and the rest tells of a life before.
 const NOT_WRITTEN: [&str; 8] = [
@@ -39,6 +43,8 @@ pub(super) struct Source {
     pub(super) identities: Identities,
     /// OIDs of the tablespaces, whose links are made by us.
     pub(super) tablespaces: Vec<u32>,
+    /// It is one of a chain.
+    pub(super) level: Option<Arc<Level>>,
 }
 
 /// A stretch of a file, with the CRC-32C of what was written.
@@ -56,6 +62,20 @@ pub(super) struct Extracted {
     pub(super) pieces: Vec<Piece>,
     /// `pg_control` and its permissions, held back.
     pub(super) control: Option<(Vec<u8>, u32)>,
+    /// Of one of a chain: `backup_label` and its permissions.
+    pub(super) label: Option<(Vec<u8>, u32)>,
+    /// What incremental files list, by the paths of the whole ones.
+    pub(super) listed: Vec<(FilePath, Listed)>,
+}
+
+impl Extracted {
+    /// Adds what another part held.
+    pub(super) fn take_in(&mut self, other: Extracted) {
+        self.pieces.extend(other.pieces);
+        self.control = self.control.take().or(other.control);
+        self.label = self.label.take().or(other.label);
+        self.listed.extend(other.listed);
+    }
 }
 
 /// Checks that `stored` is `part`, the object called `name`, and writes its files. Frames are decompressed into `buffers`.
@@ -109,7 +129,8 @@ pub(super) fn extract(
         }
     }
     splitter.finish().map_err(unreadable)?;
-    writer.end_file();
+    // A file may go on in the next part.
+    writer.end_file().map_err(|error| error.context(name))?;
     let subject = Subject::part(source.backup.clone(), archive, part.number);
     Identity::parse(name, identity.as_deref())?.check(name, source.system_identifier, &subject)?;
     if plain_bytes != part.plain_bytes {
@@ -136,7 +157,9 @@ struct Open {
 
 enum Sink {
     File(File),
-    Control(Vec<u8>, u32),
+    Blocks(Box<BlockWriter>),
+    /// `pg_control`, or else `backup_label`.
+    Held(Vec<u8>, u32),
     Nothing,
 }
 
@@ -144,7 +167,7 @@ impl Writer<'_> {
     fn take(&mut self, event: TarEvent) -> Result<()> {
         match event {
             TarEvent::Header(header) => {
-                self.end_file();
+                self.end_file()?;
                 self.take_header(header)
             }
             TarEvent::Content(bytes) => self.take_content(&bytes),
@@ -158,6 +181,8 @@ impl Writer<'_> {
             Archive::Tablespace(oid) => header.path.in_tablespace(oid),
         };
         match header.kind {
+            // What the newest does not have is gone.
+            EntryKind::Directory | EntryKind::Symlink(_) if self.is_older() => Ok(()),
             EntryKind::Directory => self.tree.make_directory(&self.tree.path_of(&path)),
             EntryKind::File => self.begin_file(path, 0, header.size_bytes, Some(header.mode)),
             EntryKind::Symlink(_) => {
@@ -173,15 +198,39 @@ impl Writer<'_> {
 
     fn begin_file(&mut self, path: FilePath, start: u64, file_bytes: u64, mode: Option<u32>) -> Result<()> {
         let name = path.to_string();
-        let sink = if name == CONTROL_FILE && start == 0 && file_bytes <= CONTROL_BYTES_MAX {
-            Sink::Control(Vec::new(), mode.unwrap_or(0o600))
+        let is_held = name == CONTROL_FILE && !self.is_older() || name == LABEL_FILE && self.source.level.is_some();
+        let sink = if is_held && start == 0 && file_bytes <= HELD_BYTES_MAX {
+            Sink::Held(Vec::new(), mode.unwrap_or(0o600))
         } else if NOT_WRITTEN.contains(&name.as_str()) {
+            Sink::Nothing
+        } else if let Some(writer) = self.blocks_of(&path, (start, file_bytes), mode)? {
+            Sink::Blocks(Box::new(writer))
+        } else if self.is_older() {
             Sink::Nothing
         } else {
             Sink::File(self.tree.open(&self.tree.path_of(&path), mode)?)
         };
         self.open = Some(Open { path, sink, start, bytes: 0, crc32c: 0 });
         Ok(())
+    }
+
+    /// True for a backup of which nothing is taken but blocks that newer ones lack.
+    fn is_older(&self) -> bool {
+        self.source.level.as_ref().is_some_and(|level| level.wanted.is_some())
+    }
+
+    /// What writes the blocks of a member, if it is one that gives blocks.
+    fn blocks_of(&self, path: &FilePath, stretch: (u64, u64), mode: Option<u32>) -> Result<Option<BlockWriter>> {
+        let Some(level) = &self.source.level else { return Ok(None) };
+        let whole = whole_path(path).filter(|_| level.is_incremental);
+        let is_incremental = whole.is_some();
+        let whole = whole.unwrap_or_else(|| path.clone());
+        let gives_blocks = match &level.wanted {
+            None => is_incremental,
+            Some(wanted) => wanted.file(&whole).is_some(),
+        };
+        let writer = gives_blocks.then(|| BlockWriter::new(Arc::clone(level), whole, is_incremental, stretch, mode));
+        writer.transpose()
     }
 
     fn take_content(&mut self, bytes: &[u8]) -> Result<()> {
@@ -192,7 +241,11 @@ impl Writer<'_> {
             Sink::File(file) => file
                 .write_all_at(bytes, open.start + open.bytes)
                 .map_err(|error| Error::local("write", &self.tree.path_of(&open.path), error))?,
-            Sink::Control(control, _) => control.extend_from_slice(bytes),
+            Sink::Blocks(writer) => {
+                let listed = writer.take(self.tree, open.start + open.bytes, bytes)?;
+                self.extracted.listed.extend(listed.map(|listed| (writer.whole().clone(), listed)));
+            }
+            Sink::Held(held, _) => held.extend_from_slice(bytes),
             Sink::Nothing => {}
         }
         open.bytes += bytes.len() as u64;
@@ -200,12 +253,18 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn end_file(&mut self) {
-        let Some(open) = self.open.take() else { return };
-        if let Sink::Control(bytes, mode) = open.sink {
-            self.extracted.control = Some((bytes, mode));
+    fn end_file(&mut self) -> Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        if let Sink::Blocks(writer) = &open.sink {
+            writer.finish()?;
+        }
+        if let Sink::Held(bytes, mode) = open.sink {
+            let is_label = open.path.as_bytes() == LABEL_FILE.as_bytes();
+            let held = if is_label { &mut self.extracted.label } else { &mut self.extracted.control };
+            *held = Some((bytes, mode));
         }
         let piece = Piece { path: open.path, offset: open.start, bytes: open.bytes, crc32c: open.crc32c };
         self.extracted.pieces.push(piece);
+        Ok(())
     }
 }

@@ -75,6 +75,9 @@ pub struct Plan {
     /// The backup's own description, without its list of files.
     #[serde(skip)]
     pub document: BackupDocument,
+    /// Those of what it builds on, the nearest first.
+    #[serde(skip)]
+    pub references: Vec<BackupDocument>,
 }
 
 /// The chosen backup.
@@ -92,11 +95,14 @@ pub struct PlannedBackup {
     pub start_lsn: Lsn,
     /// Recovery is consistent from here on.
     pub end_lsn: Lsn,
+    /// What it builds on, the nearest first; nothing for a full one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub builds_on: Vec<BackupId>,
     /// Bytes that will be written.
     pub plain_bytes: u64,
-    /// Bytes that will be fetched.
+    /// Bytes that will be fetched; of what it builds on perhaps fewer.
     pub stored_bytes: u64,
-    /// Objects that will be fetched.
+    /// Objects that will be fetched; of what it builds on perhaps fewer.
     pub parts: usize,
 }
 
@@ -209,7 +215,8 @@ fn proven(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, time:
 }
 
 fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop, end_lsn: Lsn) -> Plan {
-    let document = candidate.backup;
+    let (document, references) = (candidate.backup, &candidate.references);
+    let links = || std::iter::once(document).chain(references.iter().copied());
     let size = choice.route.size;
     let files = choice.route.files(size.segment_start(document.start_lsn), end_lsn);
     let wal: Vec<WalNeed> =
@@ -234,9 +241,10 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
             ended_at: document.ended_at,
             start_lsn: document.start_lsn,
             end_lsn: document.end_lsn,
-            plain_bytes: document.plain_bytes,
-            stored_bytes: document.stored_bytes,
-            parts: document.parts.len(),
+            builds_on: references.iter().map(|link| link.id.clone()).collect(),
+            plain_bytes: document.restored_bytes.unwrap_or(document.plain_bytes),
+            stored_bytes: links().map(|link| link.stored_bytes).sum(),
+            parts: links().map(|link| link.parts.len()).sum(),
         },
         timeline: history.timeline,
         path: steps.map(|(timeline, _, switch)| PathStep { timeline, switch }).collect(),
@@ -251,6 +259,7 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
         creates: creates.map(|it| NewTablespacePath { oid: it.oid, path: it.path.clone() }).collect(),
         notes: notes(choice, candidate, survey, stop),
         document: BackupDocument { files: Vec::new(), ..document.clone() },
+        references: references.iter().map(|&link| BackupDocument { files: Vec::new(), ..link.clone() }).collect(),
     }
 }
 
@@ -278,6 +287,9 @@ fn requirements(document: &BackupDocument, survey: &Survey) -> BTreeMap<String, 
 
 fn notes(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop) -> Vec<String> {
     let mut notes: Vec<String> = candidate.backup.findings.in_words().into_iter().collect();
+    if let Some(chain) = choice.broken_chain().filter(|_| choice.request.backup.is_none()) {
+        notes.push(format!("a newer backup cannot be used, so that more WAL is replayed: {chain}"));
+    }
     let until = candidate.covered.until;
     if let (Target::End, Some(next)) = (&choice.request.target, candidate.covered.next) {
         notes.push(format!(
@@ -340,6 +352,10 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "backup       {} ({} to {})", backup.id, backup.start_lsn, backup.end_lsn)?;
         writeln!(f, "             {}", backup.why)?;
+        for (index, link) in backup.builds_on.iter().enumerate() {
+            let is_full = if index + 1 == backup.builds_on.len() { ", a full one" } else { "" };
+            writeln!(f, "             builds on {link}{is_full}")?;
+        }
         let (plain, stored) = (mib(backup.plain_bytes), mib(backup.stored_bytes));
         writeln!(f, "             {plain} to write, {stored} to fetch in {} parts", backup.parts)?;
         write!(f, "timelines    ")?;

@@ -109,6 +109,32 @@ fn a_damaged_backup_is_used_only_when_it_is_named() {
 }
 
 #[test]
+fn a_backup_is_used_with_all_that_it_builds_on_or_not_at_all() {
+    // Given a backup that builds on another
+    let (mut catalog, records) = simple(12 * MIB);
+    let [older, newer] = [0, 1].map(|index| catalog.backups[index].id.clone());
+    catalog.backups[1].document.as_mut().unwrap().reference = Some(older.clone());
+    // Then its plan names both
+    let planned = plan(&catalog, &request(Target::End), &records).unwrap();
+    assert_eq!((&planned.backup.id, planned.backup.builds_on.as_slice()), (&newer, &[older.clone()][..]));
+    assert_eq!((planned.references.len(), planned.backup.stored_bytes), (1, 200));
+    let text = planned.to_string();
+    assert!(text.contains(&format!("builds on {older}, a full one")), "{text}");
+    // When it builds on one that is not there, then another leads to the target, and the plan says why
+    let missing = BackupId::at(at(50), 0);
+    catalog.backups[1].document.as_mut().unwrap().reference = Some(missing.clone());
+    let planned = plan(&catalog, &request(Target::End), &records).unwrap();
+    assert_eq!(planned.backup.id, older);
+    let broken = format!("backup {newer} builds on {missing}, which is not there");
+    assert!(planned.notes.iter().any(|note| note.contains(&broken)), "{:?}", planned.notes);
+    // And if it is named, or no other does, that is refused by the missing one's name.
+    let by_name = Request { backup: Some(newer), ..request(Target::End) };
+    assert!(refused(&catalog, &by_name, &records).contains(&broken));
+    catalog.backups.remove(0);
+    assert!(refused(&catalog, &request(Target::End), &records).contains(&broken));
+}
+
+#[test]
 fn a_time_between_two_commits_becomes_the_first_ones_record() {
     let (catalog, records) = simple(12 * MIB);
     let plan = plan(&catalog, &request(Target::Time(at(345))), &records).unwrap();

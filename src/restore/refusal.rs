@@ -4,7 +4,7 @@ use super::choose::{Candidate, Choice};
 use super::request::Target;
 use super::survey::Survey;
 use crate::error::{Error, Kind};
-use crate::repository::{BackupDocument, BackupId, Catalog};
+use crate::repository::{BackupDocument, BackupId, BrokenChain, Catalog};
 use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -69,6 +69,14 @@ pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> 
                 .hint(listed("finished backup", elsewhere))
         }
     }
+}
+
+pub(super) fn broken_chain(choice: &Choice<'_>, chain: &BrokenChain) -> Error {
+    let hint = match choice.request.backup {
+        Some(_) => "Leave --backup out: another one may reach the target. Is there another copy of the bucket?",
+        None => "No other backup reaches the target. Is there another copy of the bucket (versions, replication)?",
+    };
+    refused(chain.to_string()).hint(hint)
 }
 
 /// Adds that a damaged backup was not tried.

@@ -1,0 +1,115 @@
+//! Writes the blocks that one backup of a chain gives to a file. Blocking calls.
+
+use super::combine::{Combination, Content, Listed};
+use super::tree::Tree;
+use crate::error::{Error, Kind, Result};
+use crate::repository::FilePath;
+use crate::repository::incremental::{BLOCK_BYTES, HeaderReader};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// One backup of a chain, as the extraction of its parts needs to know it.
+#[derive(Clone, Debug)]
+pub(super) struct Level {
+    /// It has incremental files; the last of a chain has none.
+    pub(super) is_incremental: bool,
+    /// What newer backups left open; `None` for the newest, which gives all that it has.
+    pub(super) wanted: Option<Arc<Combination>>,
+    /// Headers of incremental files that go on in other parts, by the paths of the whole files.
+    pub(super) listed: Arc<HashMap<FilePath, Listed>>,
+}
+
+/// See the head of the file.
+pub(super) struct BlockWriter {
+    level: Arc<Level>,
+    whole: FilePath,
+    source: Source,
+    /// Permissions, where it is made here.
+    mode: Option<u32>,
+    file: Option<File>,
+}
+
+enum Source {
+    /// An incremental file whose header is not complete.
+    Begun(HeaderReader),
+    Known(Content),
+}
+
+impl BlockWriter {
+    /// For the stretch of a member of `level` that begins at `offset`; `whole` is the path of the file that it belongs to.
+    pub(super) fn new(
+        level: Arc<Level>,
+        whole: FilePath,
+        is_incremental: bool,
+        (offset, member_bytes): (u64, u64),
+        mode: Option<u32>,
+    ) -> Result<BlockWriter> {
+        let source = match (is_incremental, offset) {
+            (false, _) => Source::Known(Content::Whole((member_bytes / BLOCK_BYTES).try_into().unwrap_or(u32::MAX))),
+            (true, 0) => Source::Begun(HeaderReader::new(member_bytes)),
+            (true, _) => {
+                let listed = level.listed.get(&whole).ok_or_else(|| {
+                    Error::new(Kind::Damaged, format!("a part begins inside {whole}, which does not go on in another"))
+                })?;
+                Source::Known(Content::Listed(Arc::new(listed.header())))
+            }
+        };
+        Ok(BlockWriter { level, whole, source, mode, file: None })
+    }
+
+    /// Writes what belongs into the file of `bytes`, which lie at `offset` in the member. Says what the member lists, once.
+    pub(super) fn take(&mut self, tree: &Tree, offset: u64, bytes: &[u8]) -> Result<Option<Listed>> {
+        let mut found = None;
+        if let Source::Begun(reader) = &mut self.source {
+            let unusable = |error| Error::new(Kind::Damaged, format!("{} cannot be used", self.whole)).because(error);
+            reader.push(bytes).map_err(unusable)?;
+            let Some(header) = reader.header().cloned() else { return Ok(None) };
+            if self.level.wanted.is_none() {
+                let (path, bytes) = (tree.path_of(&self.whole), u64::from(header.whole_blocks()) * BLOCK_BYTES);
+                let file = tree.open(&path, self.mode)?;
+                // What nobody gives is a hole, and reads as zeros.
+                file.set_len(bytes).map_err(|error| Error::local("write", &path, error))?;
+                self.file = Some(file);
+            }
+            found = Some(Listed::of(&header));
+            self.source = Source::Known(Content::Listed(header));
+        }
+        let Source::Known(content) = &self.source else { return Ok(found) };
+        let assembly = match &self.level.wanted {
+            None => None,
+            Some(wanted) => match wanted.file(&self.whole) {
+                Some(assembly) => Some(assembly),
+                None => return Ok(found),
+            },
+        };
+        for (range, place) in content.places(assembly, offset, bytes.len()) {
+            let path = tree.path_of(&self.whole);
+            let file = match &mut self.file {
+                Some(file) => file,
+                none => none.insert(tree.open(&path, None)?),
+            };
+            file.write_all_at(&bytes[range], place).map_err(|error| Error::local("write", &path, error))?;
+        }
+        Ok(found)
+    }
+
+    /// Says that the stretch ends here.
+    ///
+    /// # Errors
+    /// If the member's header was not complete: a large one's is in its first part.
+    pub(super) fn finish(&self) -> Result<()> {
+        match &self.source {
+            Source::Known(_) => Ok(()),
+            Source::Begun(_) => {
+                Err(Error::new(Kind::Damaged, format!("{} cannot be used: its header is cut", self.whole)))
+            }
+        }
+    }
+
+    /// The path of the file that it writes to.
+    pub(super) fn whole(&self) -> &FilePath {
+        &self.whole
+    }
+}

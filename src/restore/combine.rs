@@ -1,0 +1,178 @@
+//! Which blocks of which backup make up the files of an incremental one. Pure.
+//!
+//! Backups are taken in from the newest to the oldest. Of a file that the newest has only changed blocks of, each older one
+//! gives the blocks that no newer one gave, as far as the file was never cut below them since; a backup that has it whole
+//! is the last that is asked. What nobody gives is zeros (`reconstruct.c` of `pg_combinebackup`, which looks only at
+//! where the newest was cut: a block from before an earlier cut would come back).
+
+use crate::repository::incremental::{BLOCK_BYTES, IncrementalHeader};
+use crate::repository::{BackupFile, FilePath, whole_path};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A set of block numbers: a bit for each, so that a file of 1 GB takes 16 KiB whatever has changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Blocks(Vec<u64>);
+
+impl Blocks {
+    fn insert(&mut self, block: u32) {
+        let word = (block / 64) as usize;
+        if word >= self.0.len() {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (block % 64);
+    }
+
+    fn contains(&self, block: u32) -> bool {
+        self.0.get((block / 64) as usize).is_some_and(|word| word & 1 << (block % 64) != 0)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        (0u32..)
+            .zip(&self.0)
+            .flat_map(|(word, bits)| (0..64).filter_map(move |bit| (bits & 1 << bit != 0).then_some(word * 64 + bit)))
+    }
+}
+
+/// What an incremental file lists, kept small.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Listed {
+    truncation_block: u32,
+    blocks: Blocks,
+}
+
+impl Listed {
+    pub(super) fn of(header: &IncrementalHeader) -> Listed {
+        let mut blocks = Blocks::default();
+        header.blocks.iter().for_each(|block| blocks.insert(*block));
+        Listed { truncation_block: header.truncation_block, blocks }
+    }
+
+    /// The header again, for the rest of the file.
+    pub(super) fn header(&self) -> IncrementalHeader {
+        IncrementalHeader { truncation_block: self.truncation_block, blocks: self.blocks.iter().collect() }
+    }
+}
+
+/// A file being put together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Assembly {
+    /// Blocks of older backups count below this one alone.
+    limit: u32,
+    /// What newer backups gave.
+    given: Blocks,
+}
+
+impl Assembly {
+    /// True if a block of the next older backup belongs into the file.
+    fn wants(&self, block: u32) -> bool {
+        block < self.limit && !self.given.contains(block)
+    }
+}
+
+/// The files that are not complete, by the paths of the whole ones.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Combination {
+    files: HashMap<FilePath, Assembly>,
+}
+
+impl Combination {
+    /// What the newest backup leaves to older ones.
+    pub(super) fn of_newest(listed: Vec<(FilePath, Listed)>) -> Combination {
+        let left = listed.into_iter().filter(|(_, listed)| listed.truncation_block > 0);
+        let files =
+            left.map(|(path, listed)| (path, Assembly { limit: listed.truncation_block, given: listed.blocks }));
+        Combination { files: files.collect() }
+    }
+
+    /// True if no older backup is needed.
+    pub(super) fn is_complete(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// A file, by the path of the whole one; `None` if it needs nothing more.
+    pub(super) fn file(&self, path: &FilePath) -> Option<&Assembly> {
+        self.files.get(path)
+    }
+
+    /// Finds what is needed of the next older backup: the paths of its members.
+    ///
+    /// # Errors
+    /// A file that it should have and does not.
+    pub(super) fn members(&self, files: &[BackupFile], is_incremental: bool) -> Result<HashSet<FilePath>, FilePath> {
+        let mut left: HashSet<&FilePath> = self.files.keys().collect();
+        let mut members = HashSet::with_capacity(left.len());
+        for file in files {
+            let whole = whole_path(&file.path).filter(|_| is_incremental);
+            if left.remove(whole.as_ref().unwrap_or(&file.path)) {
+                members.insert(file.path.clone());
+            }
+        }
+        match left.into_iter().min() {
+            Some(missing) => Err(missing.clone()),
+            None => Ok(members),
+        }
+    }
+
+    /// The next older backup has given its blocks: of these files those that it lists, all of every other.
+    pub(super) fn take_in(&mut self, listed: Vec<(FilePath, Listed)>) {
+        let mut newer = std::mem::take(&mut self.files);
+        for (path, listed) in listed {
+            let Some(mut assembly) = newer.remove(&path) else { continue };
+            listed.blocks.iter().filter(|block| *block < assembly.limit).for_each(|block| assembly.given.insert(block));
+            // A file that was cut here, and then grew, has nothing from before in between.
+            assembly.limit = assembly.limit.min(listed.truncation_block);
+            if assembly.limit > 0 {
+                self.files.insert(path, assembly);
+            }
+        }
+    }
+}
+
+/// What a file of a backup is made of.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// So many whole blocks, from the first on.
+    Whole(u32),
+    /// A header and the blocks that it lists.
+    Listed(Arc<IncrementalHeader>),
+}
+
+impl Content {
+    /// The block that lies so many blocks behind the beginning.
+    fn block_at(&self, index: u64) -> Option<u32> {
+        match self {
+            Content::Whole(blocks) => u32::try_from(index).ok().filter(|block| block < blocks),
+            Content::Listed(header) => {
+                let listed = index.checked_sub(header.bytes() / BLOCK_BYTES)?;
+                header.blocks.get(usize::try_from(listed).ok()?).copied()
+            }
+        }
+    }
+
+    /// Where so many bytes at `offset` of it belong: which of them, and to which place in the whole file. All that there
+    /// are for the newest backup; for an older one what `assembly` wants.
+    pub(super) fn places(&self, assembly: Option<&Assembly>, offset: u64, bytes: usize) -> Vec<(Range<usize>, u64)> {
+        let mut places: Vec<(Range<usize>, u64)> = Vec::new();
+        let mut at = 0;
+        while at < bytes {
+            let (index, within) = ((offset + at as u64) / BLOCK_BYTES, (offset + at as u64) % BLOCK_BYTES);
+            let end = bytes.min(at + (BLOCK_BYTES - within) as usize);
+            let block = self.block_at(index).filter(|block| assembly.is_none_or(|assembly| assembly.wants(*block)));
+            if let Some(block) = block {
+                let place = u64::from(block) * BLOCK_BYTES + within;
+                match places.last_mut() {
+                    Some((range, start)) if range.end == at && *start + range.len() as u64 == place => range.end = end,
+                    _ => places.push((at..end, place)),
+                }
+            }
+            at = end;
+        }
+        places
+    }
+}
+
+#[cfg(test)]
+#[path = "combine_tests.rs"]
+mod tests;

@@ -1,0 +1,182 @@
+//! Writes the files of a backup and, if it is an incremental one, what it lacks of each backup that it builds on: straight
+//! from the store into their places, from the newest to the oldest.
+//!
+//! What is fetched of an older backup is checked as strictly as the newest: each part by its SHA-256 before a byte of it
+//! is written, each file by the CRC-32C of that backup's own manifest, and its label must name the one before it.
+
+use super::blocks::Level;
+use super::combine::Combination;
+use super::execute::RestoreProgress;
+use super::label::{self, LABEL_FILE};
+use super::part::{Extracted, Source};
+use super::plan::Plan;
+use super::tree::Tree;
+use super::{stored, verify};
+use crate::error::{Error, Kind, Result};
+use crate::repository::manifest::Manifest;
+use crate::repository::{BackupDocument, BackupPart, FilePath, Key, Repository, whole_path};
+use crate::runtime;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What it takes to write files.
+pub(super) struct Levels<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) plan: &'a Plan,
+    pub(super) downloads: usize,
+    pub(super) tree: &'a Arc<Tree>,
+    pub(super) progress: &'a watch::Sender<RestoreProgress>,
+}
+
+impl Levels<'_> {
+    /// Writes everything but `pg_control`, which it returns with its permissions, if there is one. `manifest` is the newest
+    /// backup's.
+    pub(super) async fn write(self, manifest: Manifest) -> Result<Option<(Vec<u8>, u32)>> {
+        let Plan { document, references, .. } = self.plan;
+        let links = std::iter::once(document).chain(references);
+        let total_bytes = links.flat_map(|link| &link.parts).map(|part| part.stored_bytes).sum();
+        self.progress.send_modify(|progress| progress.total_bytes = total_bytes);
+        let level = Level { is_incremental: true, wanted: None, listed: Arc::default() };
+        let level = (!references.is_empty()).then_some(level);
+        let mut extracted = self.write_level(document, document.parts.clone(), level).await?;
+        let pieces = std::mem::take(&mut extracted.pieces);
+        runtime::blocking(move || verify::verify(&manifest, pieces)).await??;
+        if let Some(reference) = references.first() {
+            let (label, mode) = held_label(extracted.label, document)?;
+            label::check(&label, document, Some(reference))?;
+            self.write_older(Combination::of_newest(extracted.listed)).await?;
+            let (tree, path) = (Arc::clone(self.tree), self.tree.data().join(LABEL_FILE));
+            runtime::blocking(move || tree.put(&path, &label::of_whole(&label), mode)).await??;
+        }
+        Ok(extracted.control)
+    }
+
+    /// Writes what older backups give to the files that are not complete.
+    async fn write_older(&self, mut combination: Combination) -> Result<()> {
+        let references = &self.plan.references;
+        let bytes_of = |parts: &[BackupPart]| parts.iter().map(|part| part.stored_bytes).sum::<u64>();
+        for (index, link) in references.iter().enumerate() {
+            if combination.is_complete() {
+                self.spare(references[index..].iter().map(|link| bytes_of(&link.parts)).sum());
+                return Ok(());
+            }
+            let link = self.read_whole(link).await?;
+            let is_incremental = link.reference.is_some();
+            let members = combination.members(&link.files, is_incremental).map_err(|missing| {
+                Error::new(Kind::Damaged, format!("backup {} has nothing of the file {missing}", link.id))
+                    .hint("The backups of this chain do not belong together. Try one before it (`seawall list`).")
+            })?;
+            let needed = Needed::of(&link, members)?;
+            self.spare(bytes_of(&link.parts) - bytes_of(&needed.parts));
+            let wanted = Arc::new(combination);
+            let level = Level { is_incremental, wanted: Some(Arc::clone(&wanted)), listed: Arc::default() };
+            let mut extracted = self.write_level(&link, needed.parts, Some(level)).await?;
+            label::check(&held_label(extracted.label, &link)?.0, &link, references.get(index + 1))?;
+            let pieces = std::mem::take(&mut extracted.pieces);
+            let (manifest, members) = (stored::manifest(self.repository, &link).await?, needed.members);
+            combination = runtime::blocking(move || {
+                verify::verify_some(manifest, pieces, |path| members.contains(path))?;
+                let mut combination = Arc::unwrap_or_clone(wanted);
+                combination.take_in(extracted.listed);
+                Ok::<_, Error>(combination)
+            })
+            .await??;
+        }
+        Ok(())
+    }
+
+    /// So many bytes need not be fetched.
+    fn spare(&self, bytes: u64) {
+        self.progress.send_modify(|progress| progress.total_bytes = progress.total_bytes.saturating_sub(bytes));
+    }
+
+    /// A link of the chain again, with its list of files.
+    async fn read_whole(&self, link: &BackupDocument) -> Result<BackupDocument> {
+        let key = Key::BackupEnd(link.id.clone());
+        let whole: Option<BackupDocument> = self.repository.read_document(&key).await?;
+        let is_the_same = |whole: &BackupDocument| {
+            whole.manifest_sha256 == link.manifest_sha256
+                && whole.parts == link.parts
+                && whole.reference == link.reference
+        };
+        whole.filter(is_the_same).ok_or_else(|| {
+            let name = self.repository.layout.name(&key);
+            Error::new(Kind::Damaged, format!("{name} is no longer what it was when the restore was planned"))
+                .hint("Does somebody delete or copy backups at this moment?")
+        })
+    }
+
+    /// Fetches and writes `parts`. Those that begin inside an incremental file come last: its header is in another.
+    async fn write_level(
+        &self,
+        backup: &BackupDocument,
+        parts: Vec<BackupPart>,
+        level: Option<Level>,
+    ) -> Result<Extracted> {
+        let is_incremental = level.as_ref().is_some_and(|level| level.is_incremental);
+        let goes_on = |part: &BackupPart| {
+            let continues = part.continues.as_ref().filter(|_| is_incremental);
+            continues.and_then(|from| whole_path(&from.path))
+        };
+        let (last, first): (Vec<BackupPart>, Vec<BackupPart>) =
+            parts.into_iter().partition(|part| goes_on(part).is_some());
+        let continued: HashSet<FilePath> = last.iter().filter_map(goes_on).collect();
+        let source = |level: Option<Level>| Source {
+            system_identifier: self.plan.system_identifier,
+            backup: backup.id.clone(),
+            ending: backup.ending,
+            identities: self.repository.layout.form().identities.clone(),
+            tablespaces: backup.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
+            level: level.map(Arc::new),
+        };
+        let write = async |parts, level| {
+            stored::write_parts(self.repository, parts, source(level), self.downloads, self.tree, self.progress).await
+        };
+        let mut extracted = write(first, level.clone()).await?;
+        if !last.is_empty() {
+            let listed = extracted.listed.iter().filter(|(path, _)| continued.contains(path)).cloned();
+            let listed: Arc<HashMap<_, _>> = Arc::new(listed.collect());
+            extracted.take_in(write(last, level.map(|level| Level { listed, ..level })).await?);
+        }
+        Ok(extracted)
+    }
+}
+
+fn held_label(label: Option<(Vec<u8>, u32)>, backup: &BackupDocument) -> Result<(Vec<u8>, u32)> {
+    label.ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("backup {} has no {LABEL_FILE}", backup.id))
+            .hint("Try an older backup (`seawall list`).")
+    })
+}
+
+/// What is needed of an older backup.
+struct Needed {
+    /// Files, and the label.
+    members: HashSet<FilePath>,
+    parts: Vec<BackupPart>,
+}
+
+impl Needed {
+    fn of(backup: &BackupDocument, mut members: HashSet<FilePath>) -> Result<Needed> {
+        let is_label = |path: &FilePath| path.as_bytes() == LABEL_FILE.as_bytes();
+        let mut indexes = BTreeSet::new();
+        for file in &backup.files {
+            if is_label(&file.path) {
+                members.insert(file.path.clone());
+            }
+            if members.contains(&file.path) {
+                let first = file.part as usize;
+                let rest = backup.parts.get(first + 1..).unwrap_or_default().iter();
+                let rest = rest.take_while(|part| part.continues.as_ref().is_some_and(|from| from.path == file.path));
+                indexes.extend(first..=first + rest.count());
+            }
+        }
+        let parts: Option<Vec<BackupPart>> =
+            indexes.into_iter().map(|index| backup.parts.get(index).cloned()).collect();
+        let parts = parts.ok_or_else(|| {
+            Error::new(Kind::Damaged, format!("backup.json of {} names a part that it does not list", backup.id))
+        })?;
+        Ok(Needed { members, parts })
+    }
+}
