@@ -146,6 +146,10 @@ pub struct BackupArgs {
     /// The slot that this uses while `run` does not.
     #[command(flatten)]
     pub slot: SlotArg,
+    /// What is taken: everything, or what has changed since the newest backup (PostgreSQL 17 and later, with
+    /// summarize_wal = on)
+    #[arg(long = "type", value_name = "TYPE", default_value = "full")]
+    pub backup_type: BackupType,
     /// How what is stored is compressed.
     #[command(flatten)]
     pub compression: CompressionArg,
@@ -161,6 +165,17 @@ pub struct BackupArgs {
     /// How the result is printed.
     #[command(flatten)]
     pub json: JsonArg,
+}
+
+/// What a base backup holds.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackupType {
+    /// Everything.
+    Full,
+    /// What has changed since the newest backup, or an error that says why that cannot be.
+    Incremental,
+    /// Incremental if that can be, else full, with the reason.
+    Auto,
 }
 
 /// `seawall restore`
@@ -392,7 +407,8 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
         "backup",
         "  seawall backup --pg 'host=db user=seawall' --repo s3://backups/shop --fast
   seawall backup --config /etc/seawall.toml --label before-upgrade --json
-  seawall backup --config /etc/seawall.toml --max-rate 50M",
+  seawall backup --config /etc/seawall.toml --max-rate 50M
+  seawall backup --config /etc/seawall.toml --type auto",
     ),
     (
         "restore",

@@ -8,16 +8,21 @@
 //!            └──► manifest: every file's length and CRC-32C are what the server read             (verify.rs)
 //! ```
 //!
-//! [`take`] is the whole workflow. `begin.json` is stored first: from then on prune keeps the WAL that the backup will
+//! [`take`] is the whole workflow; of an incremental one, [`take_incremental`]: what it builds on (reference.rs), what of
+//! that the server must not see (cut_relations.rs). `begin.json` is stored first: from then on prune keeps the WAL that the backup will
 //! need. `backup.json` is stored last, and its presence means that the backup exists.
 
 mod collect;
+mod cut_relations;
+mod incremental;
 mod pages;
 mod parts;
 mod receive;
+mod reference;
 mod run;
 mod verify;
 mod wal_wait;
 
+pub use incremental::{NotIncremental, take_incremental};
 pub use run::{BackupOptions, BackupPhase, BackupProgress, take};
 pub use wal_wait::{RepositoryWaiter, WalWaiter};

@@ -1,6 +1,7 @@
 //! The workflow of one base backup, from the first question to the document that says that it exists.
 
 use super::collect::{Collected, Collector};
+use super::cut_relations::CutRelations;
 use super::pages::PageChecks;
 use super::receive::{EventSource, Read, Receiver};
 use super::verify;
@@ -8,7 +9,8 @@ use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupStart, BaseBackupOptions, Client};
 use crate::repository::{
-    BackupBegin, BackupDocument, BackupId, BackupTablespace, FORMAT_VERSION, Findings, Key, Writer,
+    BackupBegin, BackupDocument, BackupFile, BackupId, BackupTablespace, FORMAT_VERSION, Findings, Key, Writer,
+    whole_path,
 };
 use crate::runtime::Clock;
 use jiff::Timestamp;
@@ -55,17 +57,41 @@ pub struct BackupOptions {
     pub max_rate_kib: Option<u32>,
     /// Parts being stored at once: each takes up to 32 MiB of memory.
     pub uploads_in_flight: usize,
+    /// Shows the server all of a reference's manifest, which corrupts incremental backups silently: for tests that show it.
+    #[doc(hidden)]
+    pub trusts_summaries: bool,
 }
 
 impl Default for BackupOptions {
     fn default() -> BackupOptions {
-        BackupOptions { label: "seawall".into(), fast_checkpoint: true, max_rate_kib: None, uploads_in_flight: 3 }
+        BackupOptions {
+            label: "seawall".into(),
+            fast_checkpoint: true,
+            max_rate_kib: None,
+            uploads_in_flight: 3,
+            trusts_summaries: false,
+        }
+    }
+}
+
+impl BackupOptions {
+    /// What the server is asked for, of a full backup.
+    pub(super) fn request(&self) -> BaseBackupOptions {
+        BaseBackupOptions {
+            label: self.label.clone(),
+            fast_checkpoint: self.fast_checkpoint,
+            max_rate_kib: self.max_rate_kib,
+            verify_checksums: true,
+            incremental: false,
+        }
     }
 }
 
 /// What a base backup is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum BackupPhase {
+    /// The WAL since the backup that it builds on is looked through.
+    ReadingWal,
     /// The server makes its checkpoint.
     #[default]
     Checkpoint,
@@ -115,40 +141,40 @@ pub async fn take(
     check_cluster(found, writer)?;
     let postgres_version = client.server_version();
     let settings = read_settings(&mut client).await?;
-    let request = BaseBackupOptions {
-        label: options.label.clone(),
-        fast_checkpoint: options.fast_checkpoint,
-        max_rate_kib: options.max_rate_kib,
-        verify_checksums: true,
-        incremental: false,
-    };
     let started_at = clock.now();
-    let (start, stream) = client.base_backup(&request).await?;
+    let (start, stream) = client.base_backup(&options.request()).await?;
     let server = Server { reference: None, postgres_version, settings, started_at, start };
     Run { writer, options, clock, wal, progress }.store(stream, server).await
 }
 
+/// What an incremental backup builds on.
+pub(super) struct Reference {
+    pub(super) id: BackupId,
+    /// What the server must send whole nevertheless.
+    pub(super) cut: Option<CutRelations>,
+}
+
 /// What is known before the first byte.
-struct Server {
-    /// The backup that this one builds on.
-    reference: Option<BackupId>,
-    postgres_version: u32,
-    settings: BTreeMap<String, String>,
-    started_at: Timestamp,
-    start: BackupStart,
+pub(super) struct Server {
+    pub(super) reference: Option<Reference>,
+    pub(super) postgres_version: u32,
+    pub(super) settings: BTreeMap<String, String>,
+    pub(super) started_at: Timestamp,
+    pub(super) start: BackupStart,
 }
 
 /// What a backup is taken with.
-struct Run<'a> {
-    writer: &'a Writer,
-    options: &'a BackupOptions,
-    clock: &'a Clock,
-    wal: &'a dyn WalWaiter,
-    progress: watch::Sender<BackupProgress>,
+pub(super) struct Run<'a> {
+    pub(super) writer: &'a Writer,
+    pub(super) options: &'a BackupOptions,
+    pub(super) clock: &'a Clock,
+    pub(super) wal: &'a dyn WalWaiter,
+    pub(super) progress: watch::Sender<BackupProgress>,
 }
 
 impl Run<'_> {
-    async fn store(self, source: impl EventSource, server: Server) -> Result<BackupDocument> {
+    /// Takes in what the server sends. The backup exists when this returns.
+    pub(super) async fn store(self, source: impl EventSource, server: Server) -> Result<BackupDocument> {
         let id = self.begin(&server).await?;
         self.progress.send_modify(|progress| {
             progress.phase = BackupPhase::Copying;
@@ -172,7 +198,7 @@ impl Run<'_> {
                 started_at,
                 start_lsn,
                 timeline,
-                reference: server.reference.clone(),
+                reference: server.reference.as_ref().map(|reference| reference.id.clone()),
             };
             match self.writer.store_document(&Key::BackupBegin(id.clone()), &begin).await {
                 Ok(_) => return Ok(id),
@@ -197,6 +223,9 @@ impl Run<'_> {
         let (end_timeline, end_lsn) = end;
         let BackupStart { start_lsn, timeline, tablespaces, .. } = server.start;
         let system_identifier = self.writer.system_identifier();
+        if let Some(cut) = server.reference.as_ref().and_then(|reference| reference.cut.as_ref()) {
+            check_whole(&files, cut)?;
+        }
         verify::check_end(&manifest, system_identifier, (timeline, start_lsn), end)?;
         self.progress.send_modify(|progress| progress.phase = BackupPhase::WaitingForWal);
         self.wal.wait_covered(&manifest.wal_ranges).await?;
@@ -206,7 +235,7 @@ impl Run<'_> {
             format: FORMAT_VERSION,
             id: id.clone(),
             restored_bytes: server.reference.as_ref().map(|_| whole_bytes),
-            reference: server.reference,
+            reference: server.reference.map(|reference| reference.id),
             label: self.options.label.clone(),
             system_identifier,
             postgres_version: server.postgres_version,
@@ -249,7 +278,7 @@ impl Run<'_> {
     }
 }
 
-async fn read_settings(client: &mut Client) -> Result<BTreeMap<String, String>> {
+pub(super) async fn read_settings(client: &mut Client) -> Result<BTreeMap<String, String>> {
     /// No such setting, or not for this role (`src/backend/utils/errcodes.txt`).
     const NOT_TOLD: [&str; 2] = ["42704", "42501"];
     let mut settings = BTreeMap::new();
@@ -265,7 +294,16 @@ async fn read_settings(client: &mut Client) -> Result<BTreeMap<String, String>> 
     Ok(settings)
 }
 
-fn check_cluster(found: u64, writer: &Writer) -> Result<()> {
+/// The server was not shown these, so that it must send them whole.
+fn check_whole(files: &[BackupFile], cut: &CutRelations) -> Result<()> {
+    match files.iter().find(|file| whole_path(&file.path).is_some() && cut.wants_whole(&file.path)) {
+        None => Ok(()),
+        Some(file) => Err(Error::new(Kind::Damaged, format!("the server sent only changes of {}", file.path))
+            .hint("They cannot be trusted, and it was asked for the whole file. Take a full backup (--type full).")),
+    }
+}
+
+pub(super) fn check_cluster(found: u64, writer: &Writer) -> Result<()> {
     let expected = writer.system_identifier();
     if found == expected {
         return Ok(());
@@ -279,7 +317,7 @@ fn check_cluster(found: u64, writer: &Writer) -> Result<()> {
 }
 
 /// A label is one line of `backup_label`, which PostgreSQL reads back line by line.
-fn check_label(label: &str) -> Result<()> {
+pub(super) fn check_label(label: &str) -> Result<()> {
     if label.len() <= LABEL_BYTES_MAX && !label.chars().any(char::is_control) {
         return Ok(());
     }

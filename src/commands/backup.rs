@@ -3,11 +3,13 @@
 use super::progress::{self, Step};
 use super::{keys, parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
-use crate::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, take};
-use crate::cli::BackupArgs;
+use crate::backup::{
+    BackupOptions, BackupPhase, BackupProgress, NotIncremental, RepositoryWaiter, take, take_incremental,
+};
+use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, BackupVerdict, Repository, Writer};
+use crate::repository::{BackupDocument, BackupVerdict, Repository, WalReader, Writer};
 use crate::runtime::{Clock, Shutdown};
 use serde::Serialize;
 use std::sync::Arc;
@@ -63,26 +65,47 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             max_rate_kib: args.max_rate,
             ..BackupOptions::default()
         };
-        let waiter = RepositoryWaiter::new(Repository { store: store.clone(), layout: layout.clone() });
-        let taken = take(client, &writer, &options, &clock, &waiter, sender);
-        let document = tokio::select! {
+        let repository = Repository { store: store.clone(), layout: layout.clone() };
+        let waiter = RepositoryWaiter::new(repository.clone());
+        let reader = WalReader::new(repository, identity.system_identifier);
+        let taken = async {
+            let why_full = match args.backup_type {
+                BackupType::Full => None,
+                wanted => {
+                    let connect = async || parts::connect(&settings).await;
+                    let taken =
+                        take_incremental(connect, &reader, &writer, &options, &clock, &waiter, sender.clone()).await;
+                    match (taken, wanted) {
+                        (Ok(document), _) => return Ok(Taken { document, why_full: None }),
+                        (Err(NotIncremental::Unavailable(why)), BackupType::Auto) => Some(why.to_string()),
+                        (Err(error), _) => return Err(error.into()),
+                    }
+                }
+            };
+            if let Some(why) = &why_full {
+                tracing::warn!(why, "taking a full backup instead of an incremental one");
+            }
+            let document = Box::pin(take(client, &writer, &options, &clock, &waiter, sender)).await?;
+            Ok(Taken { document, why_full })
+        };
+        let taken = tokio::select! {
             taken = Box::pin(taken) => taken,
             never = progress::show(watched, step) => match never {},
             () = shutdown.stop.cancelled() => Err(Error::new(Kind::Local, "the backup was interrupted")
                 .hint("What was stored of it is never used for a restore; run `seawall backup` again.")),
         };
         archiving.begin_stop();
-        document
+        taken
     };
     let mut archived = Box::pin(archiver.run(&archiving));
     let mut work = Box::pin(work);
-    let document = tokio::select! {
+    let taken = tokio::select! {
         biased;
-        document = &mut work => {
+        taken = &mut work => {
             archiving.begin_stop();
-            match (archived.await, document) {
+            match (archived.await, taken) {
                 (Err(error), Err(_)) => return Err(error),
-                (_, document) => document?,
+                (_, taken) => taken?,
             }
         }
         // Told to, because another archiver has the slot; or it cannot go on, and neither can the backup.
@@ -91,14 +114,22 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             work.await?
         }
     };
-    report(&document, args.json.json)
+    report(&taken, args.json.json)
+}
+
+/// What became of it.
+struct Taken {
+    document: BackupDocument,
+    /// Why it is a full one, where an incremental one was wanted.
+    why_full: Option<String>,
 }
 
 fn lost_archiver() -> Error {
     Error::new(Kind::Internal, "the archiver ended before the backup did")
 }
 
-fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
+fn report(taken: &Taken, as_json: bool) -> Result<()> {
+    let Taken { document, why_full } = taken;
     let found = document.findings.in_words();
     let verdict = match &found {
         Some(found) if document.findings.damaged => {
@@ -109,14 +140,20 @@ fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
     };
     if as_json {
         #[derive(Serialize)]
-        struct Taken {
+        struct Report<'a> {
             verdict: BackupVerdict,
+            #[serde(rename = "type")]
+            backup_type: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            why_full: Option<&'a str>,
             #[serde(flatten)]
             document: BackupDocument,
         }
         let document = BackupDocument { files: Vec::new(), ..document.clone() };
-        let taken = Taken { verdict: document.findings.verdict(), document };
-        print::stdout(&print::json(&taken)?)?;
+        let (verdict_of_pages, backup_type) = (document.findings.verdict(), document.backup_type());
+        let why_full = why_full.as_deref();
+        let report = Report { verdict: verdict_of_pages, backup_type, why_full, document };
+        print::stdout(&print::json(&report)?)?;
         return verdict;
     }
     let took = document.ended_at.duration_since(document.started_at).unsigned_abs();
@@ -132,6 +169,12 @@ fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
         document.end_timeline,
     ))?;
     verdict?;
+    if let Some(reference) = &document.reference {
+        print::stdout(&format!("it builds on {reference}: keep both\n"))?;
+    }
+    if let Some(why) = why_full {
+        print::stdout(&format!("it is a full one, because no incremental one could be taken: {why}\n"))?;
+    }
     match found {
         Some(found) => print::stdout(&format!("it is {found}\n")),
         None => Ok(()),
@@ -140,6 +183,7 @@ fn report(document: &BackupDocument, as_json: bool) -> Result<()> {
 
 fn step(progress: &BackupProgress) -> Step {
     let what = match progress.phase {
+        BackupPhase::ReadingWal => "reading the WAL since the last one",
         BackupPhase::Checkpoint => "waiting for the checkpoint",
         BackupPhase::Copying => "copying",
         BackupPhase::WaitingForWal => "waiting for its WAL",

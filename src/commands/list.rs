@@ -4,7 +4,7 @@ use super::print::{self, Align, Table};
 use super::{parts, time};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::repository::{BackupVerdict, Catalog, CoverageRun, Findings};
+use crate::repository::{BackupId, BackupVerdict, Catalog, CoverageRun, Findings};
 use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -19,6 +19,13 @@ const BACKUP_NEEDED: &str =
 struct Window {
     backup: String,
     label: String,
+    #[serde(rename = "type")]
+    backup_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<BackupId>,
+    /// What it builds on is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broken: Option<String>,
     timeline: TimelineId,
     started_at: Timestamp,
     ended_at: Timestamp,
@@ -83,6 +90,7 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     );
     let mut backups = Table::new(&[
         ("backup", Align::Left),
+        ("builds on", Align::Left),
         ("taken", Align::Left),
         ("size", Align::Right),
         ("stored", Align::Right),
@@ -93,12 +101,14 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     for window in &report.backups {
         backups.row([
             window.backup.clone(),
+            window.reference.as_ref().map_or_else(|| "(full)".to_owned(), ToString::to_string),
             print::time(window.ended_at, &zone),
             print::size(window.plain_bytes),
             print::size(window.stored_bytes),
             window.timeline.to_string(),
             window.consistent_from.to_string(),
             match (window.restorable_to, window.verdict) {
+                _ if window.broken.is_some() => "not restorable: see below".to_owned(),
                 (None, _) => "not restorable: its WAL is missing".to_owned(),
                 (Some(to), BackupVerdict::Sound) => to.to_string(),
                 (Some(to), BackupVerdict::Suspect) => format!("{to} (suspect)"),
@@ -111,6 +121,9 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     } else {
         backups.render()
     });
+    for broken in report.backups.iter().filter_map(|window| window.broken.as_ref()) {
+        text.push_str(&format!("NOT RESTORABLE: {broken}\n"));
+    }
     for window in &report.backups {
         if let Some(found) = window.findings.in_words() {
             text.push_str(&format!("{} is {found}\n", window.backup));
@@ -168,6 +181,8 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
 struct Status {
     cluster: String,
     newest_backup: Option<String>,
+    newest_backup_type: Option<&'static str>,
+    newest_backup_reference: Option<BackupId>,
     newest_backup_ended_at: Option<Timestamp>,
     restorable_to: Option<Lsn>,
     timeline: Option<TimelineId>,
@@ -185,7 +200,7 @@ struct Status {
 /// If the repository cannot be read; a server that is away is part of the answer.
 pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let report = read(&settings).await?;
-    let newest = report.backups.iter().rfind(|window| !window.findings.damaged);
+    let newest = report.backups.iter().rfind(|window| !window.findings.damaged && window.broken.is_none());
     let damaged = report.backups.iter().filter(|window| window.findings.damaged).count();
     let server = match parts::connect(&settings).await {
         Ok(mut client) => client.identify_system().await.map(|system| system.flush_lsn).map_err(Into::into),
@@ -196,6 +211,8 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let status = Status {
         cluster: report.cluster.clone(),
         newest_backup: newest.map(|window| window.backup.clone()),
+        newest_backup_type: newest.map(|window| window.backup_type),
+        newest_backup_reference: newest.and_then(|window| window.reference.clone()),
         newest_backup_ended_at: newest.map(|window| window.ended_at),
         restorable_to: newest.and_then(|window| window.restorable_to),
         timeline: report.wal.last().map(|timeline| timeline.timeline),
@@ -211,7 +228,10 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     }
     let clock = Clock::system();
     let backup = match newest {
-        Some(window) => format!("{}, {}", window.backup, print::age(window.ended_at, clock.now())),
+        Some(window) => {
+            let builds_on = window.reference.as_ref().map_or(String::new(), |id| format!(", builds on {id}"));
+            format!("{}, {}{builds_on}", window.backup, print::age(window.ended_at, clock.now()))
+        }
         None => "none: run `seawall backup`".to_owned(),
     };
     let shown = |lsn: Option<Lsn>| lsn.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
@@ -251,16 +271,20 @@ fn report(name: &str, catalog: Catalog) -> Report {
         let history = path.clone().filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
         let history = history.unwrap_or_else(|| catalog.history(backup.end_timeline));
         let (_, covered) = catalog.covered_until(&history, backup.start_lsn);
+        let broken = catalog.chain(backup).err().map(|broken| broken.to_string());
         Window {
             backup: backup.id.to_string(),
             label: backup.label.clone(),
+            backup_type: backup.backup_type(),
+            reference: backup.reference.clone(),
+            broken: broken.clone(),
             timeline: backup.timeline,
             started_at: backup.started_at,
             ended_at: backup.ended_at,
             plain_bytes: backup.plain_bytes,
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
-            restorable_to: (covered >= backup.end_lsn).then_some(covered),
+            restorable_to: (covered >= backup.end_lsn && broken.is_none()).then_some(covered),
             verdict: backup.findings.verdict(),
             findings: backup.findings.clone(),
         }

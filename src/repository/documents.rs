@@ -111,6 +111,11 @@ pub struct BackupDocument {
 }
 
 impl BackupDocument {
+    /// What operators call it: `full` or `incremental`.
+    pub fn backup_type(&self) -> &'static str {
+        if self.reference.is_some() { "incremental" } else { "full" }
+    }
+
     /// True if recovery along `history` can begin with it: it lies wholly on the path.
     pub fn is_on_path(&self, history: &History) -> bool {
         let last_byte = Lsn(self.end_lsn.0.saturating_sub(1)).max(self.start_lsn);

@@ -11,6 +11,7 @@ mod loss;
 pub mod manifest;
 mod reader;
 mod relation_file;
+mod stored_manifest;
 pub mod tar;
 mod walk;
 mod writer;

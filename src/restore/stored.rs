@@ -3,40 +3,23 @@
 use super::execute::RestoreProgress;
 use super::part::{self, Extracted, Source};
 use super::tree::Tree;
-use crate::codec::{self, Buffers, encryption};
+use crate::codec::Buffers;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{Archive, BackupDocument, BackupPart, Identity, Key, Repository, Subject, hex};
+use crate::repository::{Archive, BackupDocument, BackupPart, Key, Repository};
 use crate::runtime;
 use crate::store::{StoreError, StoreErrorKind};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The largest manifest that is read: ten million files.
-const MANIFEST_BYTES_MAX: usize = 2 << 30;
-
 /// Fetches what PostgreSQL says was in the backup.
 pub(super) async fn manifest(repository: &Repository, backup: &BackupDocument) -> Result<Manifest> {
+    let bytes = repository.read_manifest(backup).await?;
     let name = repository.layout.name_in(&Key::BackupManifest(backup.id.clone()), backup.ending);
-    let stored = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?.collect().await?;
-    let (id, system_identifier, sha256) = (backup.id.clone(), backup.system_identifier, backup.manifest_sha256.clone());
-    let identities = repository.layout.form().identities.clone();
     runtime::blocking(move || {
-        let damaged = |why: &str| Error::new(Kind::Damaged, format!("{name} {why}"));
-        let opened = encryption::open_whole(&identities, stored);
-        let decoded = opened.and_then(|bytes| codec::decode_object(&bytes, MANIFEST_BYTES_MAX));
-        let decoded = decoded.map_err(|error| match error.is_ours() {
-            true => Error::from(error).context(&name),
-            false => damaged("is damaged").because(error),
-        })?;
-        let identity = Identity::parse(&name, decoded.identity.as_deref())?;
-        identity.check(&name, system_identifier, &Subject::Manifest { backup: id })?;
-        if hex(&Sha256::digest(&decoded.plain)) != sha256 {
-            return Err(damaged("does not have the SHA-256 that backup.json says"));
-        }
-        Manifest::parse(&decoded.plain).map_err(|error| damaged("cannot be read").because(error))
+        Manifest::parse(&bytes)
+            .map_err(|error| Error::new(Kind::Damaged, format!("{name} cannot be read")).because(error))
     })
     .await?
 }

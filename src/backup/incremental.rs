@@ -1,0 +1,193 @@
+//! The workflow of an incremental base backup, up to the server's first byte: what it builds on, what the server is shown
+//! of that, and the proof that nothing came between.
+
+use super::cut_relations::{CutRelations, Search};
+use super::reference::{self, Wanted};
+use super::run::{BackupOptions, BackupPhase, BackupProgress, Reference, Run, Server};
+use super::run::{check_cluster, check_label, read_settings};
+use super::wal_wait::WalWaiter;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{BaseBackupOptions, Client, PgError};
+use crate::repository::manifest::{self, EditedManifest};
+use crate::repository::{BackupDocument, FilePath, WalNeed, WalReader, Writer};
+use crate::runtime::{self, Clock};
+use crate::wal::{History, Lsn, TimelineId};
+use tokio::sync::watch;
+
+/// The first version that makes incremental backups.
+const FIRST_VERSION: u32 = 170_000;
+
+/// How often one is begun anew because a relation was cut in the moment before it began. Nothing was copied by then.
+const ATTEMPTS: usize = 3;
+
+/// Why there is no incremental backup.
+#[derive(Debug)]
+pub enum NotIncremental {
+    /// It cannot be had here and now; a full one can.
+    Unavailable(Error),
+    /// It failed, as a full one would.
+    Failed(Error),
+}
+
+impl From<Error> for NotIncremental {
+    fn from(error: Error) -> NotIncremental {
+        match error.kind() {
+            // What it would build on, or what the WAL since would have to show, is not there or cannot be read: by one who
+            // has no identity to decrypt it either.
+            Kind::Refused | Kind::Damaged | Kind::Config => NotIncremental::Unavailable(error),
+            _ => NotIncremental::Failed(error),
+        }
+    }
+}
+
+impl From<PgError> for NotIncremental {
+    fn from(error: PgError) -> NotIncremental {
+        NotIncremental::Failed(error.into())
+    }
+}
+
+impl From<NotIncremental> for Error {
+    fn from(why: NotIncremental) -> Error {
+        match why {
+            NotIncremental::Unavailable(error) => error.context("no incremental backup can be taken"),
+            NotIncremental::Failed(error) => error,
+        }
+    }
+}
+
+/// Takes an incremental base backup through a replication connection of `connect`, on the newest backup that it can build
+/// on. As [`super::take`] otherwise; `reader` reads the WAL that the same archiver stores.
+///
+/// Memory beside that of [`super::take`]: while it is prepared, 500 bytes for each file of the reference, and 16 MiB for
+/// each of four blocks of WAL.
+///
+/// # Errors
+/// [`NotIncremental::Unavailable`] before anything was stored, with the reason; otherwise as [`super::take`].
+pub async fn take_incremental(
+    connect: impl AsyncFn() -> Result<Client>,
+    reader: &WalReader,
+    writer: &Writer,
+    options: &BackupOptions,
+    clock: &Clock,
+    wal: &dyn WalWaiter,
+    progress: watch::Sender<BackupProgress>,
+) -> Result<BackupDocument, NotIncremental> {
+    check_label(&options.label).map_err(NotIncremental::Failed)?;
+    let mut client = connect().await?;
+    let system = client.identify_system().await?;
+    check_cluster(system.system_identifier, writer)?;
+    check_server(&mut client).await?;
+    let history = read_history(&mut client, system.timeline).await?;
+    let settings = read_settings(&mut client).await?;
+    let wanted = Wanted {
+        system_identifier: system.system_identifier,
+        postgres_version: client.server_version(),
+        data_checksums: settings.get("data_checksums").cloned(),
+        history: history.clone(),
+    };
+    let found = reference::choose(reader.repository(), &wanted).await?;
+    let found = found.map_err(|why| {
+        Error::new(Kind::Refused, why).hint("A full backup is what the next ones can build on: --type full.")
+    })?;
+    tracing::info!(reference = %found.id, "preparing an incremental backup");
+    progress.send_modify(|progress| progress.phase = BackupPhase::ReadingWal);
+    let mut manifest = reader.repository().read_manifest(&found).await?;
+    let mut search = Search::new(reader, history.clone(), found.start_lsn);
+    let request = BaseBackupOptions { incremental: true, ..options.request() };
+    let cut = |search: &Search| (!options.trusts_summaries).then(|| search.found().clone());
+    for _ in 0..ATTEMPTS {
+        let flushed = client.identify_system().await?.flush_lsn;
+        search = read_on(search, reader, &history, wal, flushed).await?;
+        manifest = edit(manifest, cut(&search)).await?.bytes;
+        client.upload_manifest(&manifest).await.map_err(refused)?;
+        progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
+        let started_at = clock.now();
+        let postgres_version = client.server_version();
+        let (start, stream) = client.base_backup(&request).await.map_err(refused)?;
+        // What came between the look at the WAL and the beginning: the server knew nothing of it.
+        search = read_on(search, reader, &history, wal, start.start_lsn).await?;
+        if search.position() == start.start_lsn && !search.is_between_records() {
+            let why = format!("the backup begins at {}, where no record of the archived WAL does", start.start_lsn);
+            return Err(NotIncremental::Unavailable(Error::new(Kind::Damaged, why)));
+        }
+        let again = edit(manifest, cut(&search)).await?;
+        if again.taken_out == 0 {
+            drop(again);
+            let reference = Some(Reference { id: found.id, cut: cut(&search) });
+            let server = Server { reference, postgres_version, settings, started_at, start };
+            let run = Run { writer, options, clock, wal, progress };
+            return run.store(stream, server).await.map_err(NotIncremental::Failed);
+        }
+        tracing::info!(relations_files = again.taken_out, "relations were cut while the backup began: beginning anew");
+        manifest = again.bytes;
+        // The backup ends with its connection.
+        drop(stream);
+        client = connect().await?;
+    }
+    let why = format!("relations were cut in the moment before each of {ATTEMPTS} attempts");
+    Err(NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again when the server is less busy.")))
+}
+
+/// Fails unless the server can and may make incremental backups.
+async fn check_server(client: &mut Client) -> Result<()> {
+    let version = client.server_version();
+    if version < FIRST_VERSION {
+        return Err(Error::new(Kind::Refused, format!("PostgreSQL {} makes full backups only", version / 10_000))
+            .hint("Version 17 and later make incremental ones."));
+    }
+    if client.show("summarize_wal").await? != "on" {
+        return Err(Error::new(Kind::Refused, "the server does not summarize its WAL (summarize_wal is off)").hint(
+            "ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf(); then take a full backup for the next ones to \
+             build on.",
+        ));
+    }
+    Ok(())
+}
+
+/// The server's way to `timeline`.
+async fn read_history(client: &mut Client, timeline: TimelineId) -> Result<History> {
+    if timeline == TimelineId(1) {
+        return Ok(History::root(timeline));
+    }
+    let text = client.timeline_history(timeline).await?;
+    History::parse(timeline, &text).map_err(|error| {
+        Error::new(Kind::Postgres, format!("the server's {} cannot be read", timeline.history_name())).because(error)
+    })
+}
+
+/// Waits until the WAL up to `end` is stored, and reads it.
+async fn read_on(
+    search: Search,
+    reader: &WalReader,
+    history: &History,
+    wal: &dyn WalWaiter,
+    end: Lsn,
+) -> Result<Search> {
+    let files = history.files(search.position(), end, reader.repository().layout.segment_size());
+    let needs: Vec<WalNeed> =
+        files.iter().map(|range| WalNeed { timeline: range.timeline, start: range.start, end: range.end }).collect();
+    wal.wait_covered(&needs).await?;
+    search.read_to(reader, end).await
+}
+
+/// Takes out of a manifest what the server must send whole.
+async fn edit(manifest: Vec<u8>, cut: Option<CutRelations>) -> Result<EditedManifest> {
+    let is_taken_out = move |path: &FilePath| cut.as_ref().is_some_and(|cut| cut.wants_whole(path));
+    let edited = runtime::blocking(move || manifest::without(&manifest, is_taken_out)).await?;
+    edited
+        .map_err(|error| Error::new(Kind::Damaged, "the manifest of the backup to build on is damaged").because(error))
+}
+
+/// What the server says to a manifest, or to a backup that builds on it. It refuses where its summaries do not reach back
+/// far enough, are not written in time, or the reference ends behind the beginning, as it may on a quiet standby (all 55000,
+/// `PrepareForIncrementalBackup` in `basebackup_incremental.c`).
+fn refused(error: PgError) -> NotIncremental {
+    /// `ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE`, and what a damaged manifest gets (`src/backend/utils/errcodes.txt`).
+    const UNAVAILABLE: [&str; 2] = ["55000", "XX000"];
+    match error {
+        PgError::Server(message) if UNAVAILABLE.contains(&message.sqlstate.as_str()) => {
+            NotIncremental::Unavailable(PgError::Server(message).into())
+        }
+        error => error.into(),
+    }
+}

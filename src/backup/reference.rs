@@ -1,0 +1,80 @@
+//! Which base backup an incremental one builds on.
+
+use crate::error::Result;
+use crate::repository::{BackupDocument, BackupId, Key, Repository, chain};
+use crate::wal::History;
+use std::collections::BTreeMap;
+
+/// The server, as far as a reference must fit it.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) system_identifier: u64,
+    /// `server_version_num`.
+    pub(super) postgres_version: u32,
+    /// `SHOW data_checksums`.
+    pub(super) data_checksums: Option<String>,
+    /// The way to the timeline that the server is on.
+    pub(super) history: History,
+}
+
+/// The newest backup that one of this server can build on; or why there is none.
+///
+/// # Errors
+/// If the store fails or a document is unreadable.
+pub(super) async fn choose(repository: &Repository, wanted: &Wanted) -> Result<Result<BackupDocument, String>> {
+    let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
+    let mut ids: Vec<BackupId> =
+        level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
+    ids.sort();
+    let mut newest_problem = None;
+    for id in ids.into_iter().rev() {
+        let Some(backup) = read(repository, &id).await? else { continue };
+        let problem = match misfit(&backup, wanted) {
+            Some(problem) => Some(format!("the base backup {id} {problem}")),
+            None => broken_chain(repository, &backup).await?,
+        };
+        let Some(problem) = problem else { return Ok(Ok(backup)) };
+        newest_problem.get_or_insert(problem);
+    }
+    Ok(Err(newest_problem.unwrap_or_else(|| "there is no base backup yet".to_owned())))
+}
+
+/// A finished backup without its list of files.
+async fn read(repository: &Repository, id: &BackupId) -> Result<Option<BackupDocument>> {
+    let document: Option<BackupDocument> = repository.read_document(&Key::BackupEnd(id.clone())).await?;
+    Ok(document.map(|document| BackupDocument { files: Vec::new(), ..document }))
+}
+
+/// Why nothing of this server can build on `backup`.
+fn misfit(backup: &BackupDocument, wanted: &Wanted) -> Option<&'static str> {
+    let is_of_usual_size = |name: &str, value: &str| backup.settings.get(name).is_some_and(|it| it == value);
+    let problems = [
+        (backup.findings.damaged, "has damaged pages"),
+        (backup.system_identifier != wanted.system_identifier, "is another cluster's"),
+        (backup.postgres_version / 10_000 != wanted.postgres_version / 10_000, "is another major version's"),
+        // A dead branch, or a server that is behind.
+        (!backup.is_on_path(&wanted.history), "is not on this server's history"),
+        // `pg_checksums` changes every page and writes no WAL.
+        (
+            backup.settings.get("data_checksums") != wanted.data_checksums.as_ref(),
+            "was taken before data checksums were switched on or off",
+        ),
+        (
+            !is_of_usual_size("block_size", "8192") || !is_of_usual_size("segment_size", "1GB"),
+            "has pages or files of an unusual size",
+        ),
+    ];
+    problems.into_iter().find_map(|(is_so, problem)| is_so.then_some(problem))
+}
+
+/// What is the matter with what `backup` builds on.
+async fn broken_chain(repository: &Repository, backup: &BackupDocument) -> Result<Option<String>> {
+    let mut links = BTreeMap::new();
+    let mut next = backup.reference.clone();
+    while let Some(id) = next.filter(|id| !links.contains_key(id)) {
+        let Some(link) = read(repository, &id).await? else { break };
+        next = link.reference.clone();
+        links.insert(id, link);
+    }
+    Ok(chain(|id| links.get(id), backup).err().map(|broken| broken.to_string()))
+}

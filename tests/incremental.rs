@@ -1,0 +1,450 @@
+//! Incremental backups of real servers by the built program, and what their chains restore to.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+mod support;
+
+use async_trait::async_trait;
+use seawall::backup::{BackupOptions, BackupProgress, RepositoryWaiter, WalWaiter, take, take_incremental};
+use seawall::codec::Compression;
+use seawall::error::Result;
+use seawall::postgres::{Client, ConnInfo, Mode};
+use seawall::repository::{BackupDocument, Findings, Layout, Repository, WalNeed, WalReader, Writer};
+use seawall::runtime::Clock;
+use seawall::scratch::{Server, ServerOptions};
+use seawall::store::{FileStore, MemoryStore};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use support::postgres::{Postgres, programs, row_digests, scratch_directory};
+use support::program::{Running, Seawall, path_for_server};
+use support::waiting::{PATIENCE, wait_for};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// A server that is archived into a directory by `seawall run`.
+struct Scene {
+    version: u32,
+    server: Postgres,
+    places: TempDir,
+    /// Where its tablespace is.
+    space: PathBuf,
+    _archiver: Running,
+}
+
+impl Scene {
+    async fn new(version: u32, settings: &[(&str, &str)]) -> Scene {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let options = ServerOptions { settings, data_checksums: true, ..ServerOptions::default() };
+        let server = Postgres::create(version, options).await;
+        let (places, space) = (scratch_directory(), server.side_directory("space"));
+        std::fs::create_dir(places.path().join("repository")).unwrap();
+        server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
+        let archiver = seawall(&server, &places, &["run", "--listen", "off"]).start();
+        let scene = Scene { version, server, places, space, _archiver: archiver };
+        scene.settle().await;
+        scene
+    }
+
+    /// One that summarizes its WAL.
+    async fn summarized(version: u32) -> Scene {
+        Scene::new(version, &[("summarize_wal", "on"), ("autovacuum", "off")]).await
+    }
+
+    fn seawall(&self, arguments: &[&str]) -> Seawall {
+        seawall(&self.server, &self.places, arguments)
+    }
+
+    async fn sql(&self, statements: &[&str]) {
+        for statement in statements {
+            self.server.sql(statement).await.unwrap_or_else(|error| panic!("`{statement}`: {error}"));
+        }
+    }
+
+    /// Waits until everything that the server has now is acknowledged.
+    async fn settle(&self) {
+        let lsn = self.server.value("SELECT pg_current_wal_flush_lsn()").await;
+        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
+        wait_for("the archiver", PATIENCE * 2, async || (self.server.value(&query).await != "0").then_some(())).await;
+    }
+
+    /// What `seawall backup --json` says.
+    async fn backup(&self, backup_type: &str) -> Value {
+        let taken = self.seawall(&["backup", "--fast", "--json", "--type", backup_type]).run_ok().await;
+        let taken: Value = serde_json::from_str(&taken.stdout).unwrap();
+        assert_eq!(taken["verdict"], "sound", "{taken}");
+        taken
+    }
+
+    /// Restores to the end and starts a server on it.
+    async fn restored(&self, name: &str, more: &[&str]) -> Server {
+        self.settle().await;
+        let into = self.places.path().join(name);
+        let program = path_for_server(self.places.path());
+        let map = format!("{}={}", self.space.display(), self.places.path().join(format!("{name}.space")).display());
+        let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", self.server.user().name()];
+        let arguments = [&arguments[..], &["--tablespace-map", &map], more].concat();
+        self.seawall(&arguments).program(&program).run_ok().await;
+        // The server reads WAL there.
+        self.server.user().give_all(&self.repository()).unwrap();
+        // Else it makes every file durable once more, one after the other.
+        let settings = vec![("fsync".to_owned(), "off".to_owned())];
+        let programs = programs(self.version);
+        let opened = Server::open(&programs, &into, ServerOptions { settings, ..ServerOptions::default() });
+        tokio::time::timeout(PATIENCE * 3, opened).await.expect("recovery ends").unwrap()
+    }
+
+    async fn digests(&self) -> BTreeMap<String, BTreeMap<String, (u64, String)>> {
+        digests(&self.server).await
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.places.path().join("repository")
+    }
+
+    fn folder(&self, backup: &Value) -> PathBuf {
+        self.repository().join("main/base").join(backup["id"].as_str().unwrap())
+    }
+
+    /// `backup.json` with its files.
+    fn document(&self, backup: &Value) -> BackupDocument {
+        serde_json::from_slice(&std::fs::read(self.folder(backup).join("backup.json")).unwrap()).unwrap()
+    }
+
+    /// Takes an incremental backup that trusts the server, as the library can be made to.
+    async fn backup_on_trust(&self) {
+        let mut client = connect(&self.server.conninfo()).await;
+        let layout = Layout::new("main", client.wal_segment_size().await.unwrap(), Compression::Lz4);
+        let system_identifier = client.identify_system().await.unwrap().system_identifier;
+        let repository = Repository { store: Arc::new(FileStore::new(self.repository())), layout };
+        let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
+        let (reader, waiter) =
+            (WalReader::new(repository.clone(), system_identifier), RepositoryWaiter::new(repository));
+        let options = BackupOptions { trusts_summaries: true, ..BackupOptions::default() };
+        let (progress, _) = watch::channel(BackupProgress::default());
+        let (connect, clock) = (async || Ok(connect(&self.server.conninfo()).await), Clock::system());
+        let taken = take_incremental(connect, &reader, &writer, &options, &clock, &waiter, progress);
+        Box::pin(taken).await.unwrap();
+    }
+}
+
+fn seawall(server: &Server, places: &TempDir, arguments: &[&str]) -> Seawall {
+    let repository = format!("file://{}", places.path().join("repository").display());
+    Seawall::new(arguments).env("SEAWALL_PG", server.conninfo()).env("SEAWALL_REPO", repository)
+}
+
+async fn connect(conninfo: &str) -> Client {
+    Client::connect(&ConnInfo::parse(conninfo, &|_| None).unwrap(), Mode::Physical, &[]).await.unwrap()
+}
+
+/// What every database holds.
+async fn digests(server: &Server) -> BTreeMap<String, BTreeMap<String, (u64, String)>> {
+    let databases = server.sql("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1").await.unwrap();
+    let mut digests = BTreeMap::new();
+    for database in databases.into_iter().map(|mut row| row.remove(0).unwrap()) {
+        digests.insert(database.clone(), row_digests(server, &database).await);
+    }
+    digests
+}
+
+/// For a backup whose WAL nobody needs.
+#[derive(Debug)]
+struct Unneeded;
+
+#[async_trait]
+impl WalWaiter for Unneeded {
+    async fn wait_covered(&self, _: &[WalNeed]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Has every page of a server looked at: by the server itself, and by a base backup into memory.
+async fn assert_sound_pages(server: &Server) {
+    server.sql("CHECKPOINT").await.unwrap();
+    let mut client = connect(&server.conninfo()).await;
+    assert_eq!(client.show("data_checksums").await.unwrap(), "on");
+    let layout = Layout::new("look", client.wal_segment_size().await.unwrap(), Compression::Lz4);
+    let system_identifier = client.identify_system().await.unwrap().system_identifier;
+    let writer = Writer::new(Arc::new(MemoryStore::new()), layout, system_identifier);
+    let (progress, _) = watch::channel(BackupProgress::default());
+    let (options, clock) = (BackupOptions::default(), Clock::system());
+    let looked = Box::pin(take(client, &writer, &options, &clock, &Unneeded, progress)).await.unwrap();
+    assert_eq!(looked.findings, Findings::default(), "pages of a restored server");
+    // And indexes against their tables.
+    server.sql("CREATE EXTENSION IF NOT EXISTS amcheck").await.unwrap();
+    let check = "SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+                 JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisvalid";
+    server.sql(check).await.unwrap();
+    let heaps = "SELECT count(*) FROM pg_class c, verify_heapam(c.oid) WHERE c.relkind IN ('r', 't', 'm')";
+    assert_eq!(server.sql(heaps).await.unwrap()[0][0].as_deref(), Some("0"), "verify_heapam found something");
+}
+
+/// How many files of a backup hold changes only, and how many of them go on in another part.
+fn incremental_files(document: &BackupDocument) -> (usize, usize) {
+    let is_incremental = |path: &str| path.contains("/INCREMENTAL.");
+    let files = document.files.iter().filter(|file| is_incremental(&file.path.to_string()));
+    let go_on = document.parts.iter().filter_map(|part| part.continues.as_ref());
+    (files.count(), go_on.filter(|from| is_incremental(&from.path.to_string())).count())
+}
+
+async fn chains_of_three_restore_to_their_source(version: u32) {
+    // Given a server with tables of all kinds, one of them in a tablespace, one of over 100 MB, and a full backup
+    let scene = Scene::summarized(version).await;
+    scene
+        .sql(&[
+            "CREATE TABLE large AS SELECT n AS id, repeat(md5(n::text), 12) AS filling FROM generate_series(1, 260000) n",
+            "CREATE INDEX ON large (id)",
+            "VACUUM large",
+            "CREATE TABLE still AS SELECT n AS id, md5(n::text) FROM generate_series(1, 50000) n",
+            "CREATE TABLE cut AS SELECT n AS id, repeat('old ', 30) AS filling FROM generate_series(1, 60000) n",
+            "CREATE TABLE emptied AS SELECT generate_series(1, 20000) AS id",
+            "CREATE TABLE dropped AS SELECT generate_series(1, 20000) AS id",
+            "CREATE TABLE spaced TABLESPACE apart AS SELECT n AS id, md5(n::text) FROM generate_series(1, 30000) n",
+            "CREATE TABLE long (id int PRIMARY KEY, what text)",
+            "ALTER TABLE long ALTER what SET STORAGE EXTERNAL",
+            "INSERT INTO long SELECT n, repeat(md5(n::text), 500) FROM generate_series(1, 300) n",
+            "CREATE DATABASE other",
+        ])
+        .await;
+    let full = scene.backup("full").await;
+    assert_eq!((full["type"].as_str(), &full["reference"]), (Some("full"), &Value::Null));
+
+    // When half of the large table changes, and the others in their ways
+    scene
+        .sql(&[
+            "UPDATE large SET filling = reverse(filling) WHERE id <= 130000",
+            "VACUUM large",
+            "DELETE FROM cut WHERE id > 20000",
+            "VACUUM cut",
+            "INSERT INTO cut SELECT n, repeat('new ', 30) FROM generate_series(1, 10000) n",
+            "TRUNCATE emptied",
+            "INSERT INTO emptied VALUES (1)",
+            "DROP TABLE dropped",
+            "CREATE TABLE fresh AS SELECT n AS id, md5(n::text) FROM generate_series(1, 20000) n",
+            "UPDATE spaced SET id = -id WHERE id < 500",
+            "CREATE TABLE spaced_too TABLESPACE apart AS SELECT generate_series(1, 5000) AS id",
+            "UPDATE long SET what = repeat(md5(what), 400) WHERE id < 20",
+        ])
+        .await;
+    let first = scene.backup("incremental").await;
+    assert_eq!((first["type"].as_str(), &first["reference"]), (Some("incremental"), &full["id"]));
+    let (files, go_on) = incremental_files(&scene.document(&first));
+    assert!(files > 200 && go_on > 0, "{files} files hold changes, {go_on} of them beyond a part");
+    let first_digests = scene.digests().await;
+    // and then a little here and there,
+    scene
+        .sql(&[
+            "UPDATE large SET filling = 'short' WHERE id < 300",
+            "VACUUM fresh",
+            "INSERT INTO fresh SELECT n, 'more' FROM generate_series(1, 3000) n",
+            "REINDEX TABLE long",
+            "CREATE DATABASE copied TEMPLATE other STRATEGY file_copy",
+            "INSERT INTO spaced_too VALUES (7)",
+            "DELETE FROM still WHERE id > 100",
+            "VACUUM still",
+        ])
+        .await;
+    let second = scene.backup("auto").await;
+    assert_eq!((second["type"].as_str(), &second["reference"]), (Some("incremental"), &first["id"]));
+    let bytes = |backup: &Value| backup["stored_bytes"].as_u64().unwrap();
+    assert!(bytes(&second) * 4 < bytes(&full), "{} of {}", bytes(&second), bytes(&full));
+    // and more that is in WAL only
+    scene.sql(&["INSERT INTO fresh VALUES (0, 'last')", "CREATE TABLE last AS SELECT 1 AS id"]).await;
+    let expected = scene.digests().await;
+
+    // Then each of the three restores to the same end, page by page
+    for (name, backup) in [("second", &second), ("first", &first), ("full", &full)] {
+        let restored = scene.restored(name, &["--backup", backup["id"].as_str().unwrap()]).await;
+        assert_eq!(digests(&restored).await, expected, "restored from the {name}");
+        assert_sound_pages(&restored).await;
+    }
+    // and the middle one to its own moment
+    let end = first["end_lsn"].as_str().unwrap();
+    let restored = scene.restored("middle", &["--to-lsn", end]).await;
+    assert_eq!(digests(&restored).await, first_digests);
+    // and lists and plans name the chain.
+    let listed = scene.seawall(&["list"]).run_ok().await.stdout;
+    let status = scene.seawall(&["status", "--json"]).run_ok().await.stdout;
+    let plan = scene.seawall(&["restore", "--into", "/nowhere", "--dry-run"]).run_ok().await.stdout;
+    for (text, ids) in [(&listed, vec![&full, &first, &second]), (&status, vec![&first]), (&plan, vec![&full, &first])]
+    {
+        assert!(ids.iter().all(|backup| text.contains(backup["id"].as_str().unwrap())), "{text}");
+    }
+}
+
+mod chains {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_three_restore_to_their_source_on_17() {
+        chains_of_three_restore_to_their_source(17).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_three_restore_to_their_source_on_18() {
+        chains_of_three_restore_to_their_source(18).await;
+    }
+}
+
+/// A table is cut and grows by pages that are added and never written. How many rows are there, and how many after a
+/// restore of an incremental backup.
+async fn rows_of_a_cut_table(version: u32, trusts: bool) -> (String, String) {
+    let scene = Scene::summarized(version).await;
+    let load = scene.server.side_directory("load").join("rows");
+    let rows = |from: u32, to: u32| {
+        format!("SELECT n AS id, repeat('x', 100) AS filling FROM generate_series({from}, {to}) n")
+    };
+    scene
+        .sql(&[
+            &format!("CREATE TABLE cut AS {}", rows(1, 60_000)),
+            // Else the next one would touch every page, and a file that has changed altogether is sent whole.
+            "VACUUM cut",
+            &format!("COPY ({}) TO '{}'", rows(100_001, 103_000), load.display()),
+        ])
+        .await;
+    scene.backup("full").await;
+    // COPY adds pages in ever larger groups, the last of which it leaves empty.
+    let copy = format!("COPY cut FROM '{}'", load.display());
+    scene.sql(&["DELETE FROM cut WHERE id > 30000", "VACUUM cut", &copy]).await;
+    match trusts {
+        true => scene.backup_on_trust().await,
+        false => {
+            assert_eq!(scene.backup("incremental").await["type"], "incremental");
+        }
+    }
+    let count = "SELECT count(*) FROM cut";
+    let (there, restored) = (scene.server.value(count).await, scene.restored("restored", &[]).await);
+    let found = restored.sql(count).await.unwrap()[0][0].clone().unwrap();
+    (there, found)
+}
+
+mod deleted_rows {
+    use super::*;
+
+    async fn come_back_where_the_server_is_trusted_and_not_with_us(version: u32) {
+        let (there, found) = rows_of_a_cut_table(version, true).await;
+        assert_eq!(there, "33000");
+        assert_ne!(
+            found, there,
+            "PostgreSQL {version} has mended its incremental backups: look at cut_relations.rs again"
+        );
+        let (there, found) = rows_of_a_cut_table(version, false).await;
+        assert_eq!(found, there);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn come_back_on_17_where_the_server_is_trusted_and_not_with_us() {
+        come_back_where_the_server_is_trusted_and_not_with_us(17).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn come_back_on_18_where_the_server_is_trusted_and_not_with_us() {
+        come_back_where_the_server_is_trusted_and_not_with_us(18).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_server_cannot_auto_says_so_and_takes_a_full_one() {
+    // Given a server of an old version, and one that does not summarize
+    for (version, says) in [(15, "PostgreSQL 15 makes full backups only"), (18, "summarize_wal is off")] {
+        let scene = Scene::new(version, &[]).await;
+        let failed = scene.seawall(&["backup", "--fast", "--type", "incremental"]).run_err(6).await;
+        assert!(failed.stderr.contains(says) && failed.stderr.contains("hint:"), "{}", failed.stderr);
+        let taken = scene.backup("auto").await;
+        assert_eq!(taken["type"], "full");
+        assert!(taken["why_full"].as_str().unwrap().contains(says), "{taken}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_fitting_reference_or_its_summaries_auto_takes_a_full_one() {
+    // Given a server that summarizes, and no backup yet
+    let scene = Scene::summarized(17).await;
+    let why = async |scene: &Scene| {
+        let taken = scene.backup("auto").await;
+        assert_eq!(taken["type"], "full", "{taken}");
+        taken["why_full"].as_str().unwrap().to_owned()
+    };
+    assert!(why(&scene).await.contains("no base backup yet"));
+    assert_eq!(scene.backup("auto").await["type"], "incremental", "with one");
+    // When summaries are gone, then the server says which
+    scene.sql(&["CREATE TABLE t AS SELECT 1", "CHECKPOINT"]).await;
+    let summarized =
+        "SELECT count(*) FROM pg_available_wal_summaries(), pg_control_checkpoint() WHERE end_lsn >= redo_lsn";
+    let is_summarized = async || (scene.server.value(summarized).await != "0").then_some(());
+    wait_for("the summarizer", PATIENCE, is_summarized).await;
+    let summaries = scene.server.data_directory().join("pg_wal/summaries");
+    for entry in std::fs::read_dir(summaries).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    assert!(why(&scene).await.contains("WAL summaries"), "the server's words");
+    // When the chain of the newest has lost a link, then nothing builds on it
+    let full = scene.backup("full").await;
+    let newest = scene.backup("incremental").await;
+    assert_eq!(newest["reference"], full["id"]);
+    std::fs::remove_file(scene.folder(&full).join("backup.json")).unwrap();
+    let older = scene.backup("incremental").await;
+    assert!(older["reference"] != newest["id"] && older["reference"] != full["id"], "{older}");
+    // and a restore by its name is refused, by that of the missing one, before anything is written
+    let into = scene.places.path().join("refused");
+    let arguments = ["restore", "--into", into.to_str().unwrap(), "--backup", newest["id"].as_str().unwrap()];
+    let refused = scene.seawall(&arguments).run_err(6).await;
+    assert!(refused.stderr.contains(full["id"].as_str().unwrap()) && !into.exists(), "{}", refused.stderr);
+    let listed = scene.seawall(&["list"]).run_ok().await.stdout;
+    assert!(listed.contains("NOT RESTORABLE"), "{listed}");
+}
+
+/// Changes a file of the repository.
+fn alter(path: &Path, change: impl FnOnce(String) -> String) {
+    let text = std::fs::read_to_string(path).unwrap();
+    let changed = change(text.clone());
+    assert_ne!(changed, text, "nothing was altered");
+    std::fs::write(path, changed).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_that_does_not_belong_together_leaves_nothing_that_could_start() {
+    // Given a chain, and another full backup
+    let scene = Scene::summarized(18).await;
+    scene.sql(&["CREATE TABLE t AS SELECT generate_series(1, 100000) AS id"]).await;
+    let stranger = scene.backup("full").await;
+    scene.sql(&["INSERT INTO t VALUES (0)"]).await;
+    let full = scene.backup("full").await;
+    scene.sql(&["UPDATE t SET id = -1 WHERE id = 7"]).await;
+    let newest = scene.backup("incremental").await;
+    scene.settle().await;
+    let [stranger_id, full_id] = [&stranger, &full].map(|backup| backup["id"].as_str().unwrap().to_owned());
+    let is_found_out = async |name: &str, code: i32, says: &str| {
+        let into = scene.places.path().join(name);
+        let owner = scene.server.user().name();
+        let space = scene.places.path().join(format!("{name}.space"));
+        let map = format!("{}={}", scene.space.display(), space.display());
+        let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", owner, "--tablespace-map", &map];
+        let failed = scene.seawall(&arguments).run_err(code).await;
+        assert!(failed.stderr.contains(says) && failed.stderr.contains("hint:"), "{}", failed.stderr);
+        assert!(!into.join("global/pg_control").exists(), "a server could start on it");
+    };
+    // When the newest is made to build on the stranger, then its own label says otherwise
+    let document = scene.folder(&newest).join("backup.json");
+    let reference = |id: &str| format!("\"reference\": \"{id}\"");
+    alter(&document, |text| text.replace(&reference(&full_id), &reference(&stranger_id)));
+    is_found_out("stranger", 7, "does not say that it builds on").await;
+    alter(&document, |text| text.replace(&reference(&stranger_id), &reference(&full_id)));
+    // When the manifest of what it builds on is another's, then it is named
+    let manifest = |backup: &Value| scene.folder(backup).join("backup_manifest.lz4");
+    let good = std::fs::read(manifest(&full)).unwrap();
+    std::fs::copy(manifest(&stranger), manifest(&full)).unwrap();
+    is_found_out("manifest", 7, "backup_manifest.lz4 holds something else").await;
+    std::fs::write(manifest(&full), &good).unwrap();
+    // When a part of it is damaged, then that is
+    let part = scene.folder(&full).join("base.00001.tar.lz4");
+    let good = std::fs::read(&part).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&part, bad).unwrap();
+    is_found_out("part", 7, "base.00001.tar.lz4").await;
+    std::fs::write(&part, good).unwrap();
+    // And when all is as it was, then it restores.
+    let restored = scene.restored("whole", &[]).await;
+    assert_eq!(digests(&restored).await, scene.digests().await);
+}
