@@ -4,7 +4,9 @@
 mod support;
 
 use async_trait::async_trait;
-use seawall::backup::{BackupOptions, BackupProgress, RepositoryWaiter, WalWaiter, take, take_incremental};
+use seawall::backup::{
+    BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, WalWaiter, take, take_incremental,
+};
 use seawall::codec::Compression;
 use seawall::error::Result;
 use seawall::postgres::{Client, ConnInfo, Mode};
@@ -16,6 +18,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::postgres::{Postgres, programs, row_digests, scratch_directory};
 use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
@@ -111,20 +114,52 @@ impl Scene {
         serde_json::from_slice(&std::fs::read(self.folder(backup).join("backup.json")).unwrap()).unwrap()
     }
 
-    /// Takes an incremental backup that trusts the server, as the library can be made to.
-    async fn backup_on_trust(&self) {
+    /// Takes an incremental backup by the library.
+    async fn take(&self, options: BackupOptions, meddler: Option<Meddler>) -> Result<BackupDocument, NotIncremental> {
         let mut client = connect(&self.server.conninfo()).await;
         let layout = Layout::new("main", client.wal_segment_size().await.unwrap(), Compression::Lz4);
         let system_identifier = client.identify_system().await.unwrap().system_identifier;
         let repository = Repository { store: Arc::new(FileStore::new(self.repository())), layout };
         let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
-        let (reader, waiter) =
-            (WalReader::new(repository.clone(), system_identifier), RepositoryWaiter::new(repository));
-        let options = BackupOptions { trusts_summaries: true, ..BackupOptions::default() };
+        let reader = WalReader::new(repository.clone(), system_identifier);
+        let waiter = Meddling { waiter: RepositoryWaiter::new(repository), meddler };
         let (progress, _) = watch::channel(BackupProgress::default());
         let (connect, clock) = (async || Ok(connect(&self.server.conninfo()).await), Clock::system());
         let taken = take_incremental(connect, &reader, &writer, &options, &clock, &waiter, progress);
-        Box::pin(taken).await.unwrap();
+        Box::pin(taken).await
+    }
+}
+
+/// Cuts the tables `cut_0`, `cut_1` and so on, one each time that a backup looks at the WAL before it begins.
+#[derive(Debug)]
+struct Meddler {
+    server: tokio_postgres::Client,
+    times: usize,
+    waits: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Meddling {
+    waiter: RepositoryWaiter,
+    meddler: Option<Meddler>,
+}
+
+#[async_trait]
+impl WalWaiter for Meddling {
+    async fn wait_covered(&self, ranges: &[WalNeed]) -> Result<()> {
+        self.waiter.wait_covered(ranges).await?;
+        let Some(meddler) = &self.meddler else { return Ok(()) };
+        // Of two waits the first is for what is there, the second for what came until the backup began.
+        let wait = meddler.waits.fetch_add(1, Ordering::SeqCst);
+        let (table, is_first) = (wait / 2, wait % 2 == 0);
+        if is_first && table < meddler.times {
+            for statement in
+                ["DELETE FROM cut_ WHERE id > 1000", "VACUUM cut_", "INSERT INTO cut_ SELECT generate_series(-500, 0)"]
+            {
+                meddler.server.batch_execute(&statement.replace("cut_", &format!("cut_{table}"))).await.unwrap();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -307,7 +342,10 @@ async fn rows_of_a_cut_table(version: u32, trusts: bool) -> (String, String) {
     let copy = format!("COPY cut FROM '{}'", load.display());
     scene.sql(&["DELETE FROM cut WHERE id > 30000", "VACUUM cut", &copy]).await;
     match trusts {
-        true => scene.backup_on_trust().await,
+        true => {
+            let options = BackupOptions { trusts_summaries: true, ..BackupOptions::default() };
+            scene.take(options, None).await.unwrap();
+        }
         false => {
             assert_eq!(scene.backup("incremental").await["type"], "incremental");
         }
@@ -341,6 +379,40 @@ mod deleted_rows {
     async fn come_back_on_18_where_the_server_is_trusted_and_not_with_us() {
         come_back_where_the_server_is_trusted_and_not_with_us(18).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relation_that_is_cut_while_the_backup_begins_is_seen_and_it_begins_anew() {
+    // Given tables that are in a full backup
+    let scene = Scene::summarized(18).await;
+    for table in 0..5 {
+        scene.sql(&[&format!("CREATE TABLE cut_{table} AS SELECT generate_series(1, 20000) AS id")]).await;
+    }
+    scene.backup("full").await;
+    let meddler = async |times: usize| {
+        let (server, connection) =
+            tokio_postgres::connect(&scene.server.conninfo(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        Some(Meddler { server, times, waits: AtomicUsize::new(0) })
+    };
+    // When one of them is cut each time that the WAL was looked at, then no backup begins
+    let failed = scene.take(BackupOptions::default(), meddler(3).await).await;
+    let Err(NotIncremental::Unavailable(why)) = failed else { panic!("{failed:?}") };
+    assert!(why.to_string().contains("each of 3 attempts"), "{why}");
+    let begun = std::fs::read_dir(scene.repository().join("main/base")).unwrap().count();
+    assert_eq!(begun, 1, "nothing is stored of a backup that does not begin");
+    // When that ends, then one does, with every relation whole that was cut meanwhile
+    scene.sql(&["DROP TABLE cut_0", "ALTER TABLE cut_3 RENAME TO cut_0"]).await;
+    let taken = scene.take(BackupOptions::default(), meddler(1).await).await.unwrap();
+    for table in 0..3 {
+        let path = scene.server.value(&format!("SELECT pg_relation_filepath('cut_{table}')")).await;
+        let is_there = taken.files.iter().any(|file| file.path.to_string() == path);
+        assert!(is_there, "cut_{table} ({path}) is not whole");
+    }
+    let path = scene.server.value("SELECT pg_relation_filepath('cut_4')").await.replace("/5/", "/5/INCREMENTAL.");
+    assert!(taken.files.iter().any(|file| file.path.to_string() == path), "nothing was cut of {path}");
+    let restored = scene.restored("restored", &[]).await;
+    assert_eq!(digests(&restored).await, scene.digests().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

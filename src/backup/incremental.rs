@@ -104,6 +104,10 @@ pub async fn take_incremental(
         let started_at = clock.now();
         let postgres_version = client.server_version();
         let (start, stream) = client.base_backup(&request).await.map_err(refused)?;
+        if start.timeline != system.timeline {
+            let why = format!("the server went from timeline {} to {} meanwhile", system.timeline, start.timeline);
+            return Err(NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again.")));
+        }
         // What came between the look at the WAL and the beginning: the server knew nothing of it.
         search = read_on(search, reader, &history, wal, start.start_lsn).await?;
         if search.position() == start.start_lsn && !search.is_between_records() {

@@ -5,6 +5,7 @@ use super::*;
 use crate::backup::parts::PART_BYTES;
 use crate::codec::{self, Compression};
 use crate::postgres::{BackupEvent, PgError, ServerMessage, Tablespace};
+use crate::repository::incremental::testing::incremental;
 use crate::repository::manifest::{FileCheck, testing::manifest};
 use crate::repository::tar::testing::{file, header};
 use crate::repository::{BackupVerdict, Layout, WalNeed};
@@ -288,6 +289,68 @@ async fn pages_that_only_we_reject_make_a_backup_suspect_wherever_they_lie() {
     assert_eq!(found, damaged);
     assert_eq!(document.findings.rejected_page_count, 5);
     assert!(document.findings.in_words().unwrap().contains("base/5/16384 page 511, base/5/16384 page 4095 and 2 more"));
+}
+
+/// What a server sends of an incremental backup whose one file of changes is `changes`.
+fn incremental_script(changes: &[u8]) -> Script {
+    let path = "base/5/INCREMENTAL.16384.1";
+    let check = FileCheck { size_bytes: changes.len() as u64, crc32c: crc32c::crc32c(changes) };
+    let (label, control) = (&b"START WAL LOCATION: 0/2000028"[..], &[7u8; 8192][..]);
+    let whole = [("backup_label", label), ("global/pg_control", control)]
+        .map(|(path, content)| (path, FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(content) }));
+    let listed: Vec<_> =
+        whole.into_iter().chain([(path, check)]).map(|(path, check)| (path.to_owned(), check)).collect();
+    let base = [file("backup_label", label), file(path, changes), file("global/pg_control", control)].concat();
+    let manifest = manifest(Some(SYSTEM), &listed, &[need()]).into_bytes();
+    Sample { tablespace: Vec::new(), base, manifest }.script()
+}
+
+async fn store_incremental(script: Script) -> Result<BackupDocument> {
+    let reference = Reference { id: BackupId::parse("20261119T140300Z").unwrap(), cut: None };
+    let (options, clock) = (BackupOptions::default(), Clock::simulated("2026-11-20T14:05:00Z".parse().unwrap()));
+    let (progress, _) = watch::channel(BackupProgress::default());
+    let (writer, waiter) = (writer(Arc::new(MemoryStore::new())), Answer(Ok(())));
+    let run = Run { writer: &writer, options: &options, clock: &clock, wal: &waiter, progress };
+    run.store(script, Server { reference: Some(reference), ..server() }).await
+}
+
+#[tokio::test]
+async fn the_pages_of_an_incremental_file_are_checked_by_their_own_numbers_across_parts() {
+    // Given changed pages of a relation's second file, more than a part of them, every third one
+    let first = 131_072u32;
+    let blocks: Vec<(u32, Vec<u8>)> =
+        (0..4200u32).map(|at| (3 * at, page(first + 3 * at, 0x100_0000, at as u8))).collect();
+    let mut changes = incremental(20_000, &blocks);
+    let document = store_incremental(incremental_script(&changes)).await.unwrap();
+    assert_eq!(document.findings, Findings::default(), "pages that are as they should be");
+    assert_eq!(document.reference.as_ref().map(BackupId::as_str), Some("20261119T140300Z"));
+    let small: u64 = document.files.iter().filter(|file| file.bytes < 10_000).map(|file| file.bytes).sum();
+    assert_eq!(document.restored_bytes, Some(small + 20_000 * 8192), "the whole file counts");
+    assert!(document.parts.iter().any(|part| part.continues.is_some()), "the file is cut");
+    // When some are damaged, in the first frame, at the border of two parts, and last
+    let header = changes.len() - 4200 * 8192;
+    let at_border = (PART_BYTES as usize - header) / 8192;
+    for at in [0, at_border - 1, at_border, 4199] {
+        changes[header + at * 8192 + 8000] ^= 1;
+    }
+    let document = store_incremental(incremental_script(&changes)).await.unwrap();
+    let found: Vec<_> = document.findings.rejected_pages.iter().map(|page| (page.block - first) as usize / 3).collect();
+    assert_eq!(found, [0, at_border - 1, at_border, 4199]);
+}
+
+#[tokio::test]
+async fn a_file_of_changes_that_no_restore_could_read_is_found_out() {
+    let good = incremental(7, &[(3, page(131_075, 1, 1))]);
+    store_incremental(incremental_script(&good)).await.unwrap();
+    for (bad, says) in [
+        (vec![1; 8192], "does not begin with the magic number"),
+        (good[..good.len() - 1].to_vec(), "has another length"),
+        (good[..9].to_vec(), "ends within its header"),
+        (Vec::new(), "ends within its header"),
+    ] {
+        let error = store_incremental(incremental_script(&bad)).await.unwrap_err();
+        assert!(error.to_string().contains("INCREMENTAL.16384.1") && error.to_string().contains(says), "{error}");
+    }
 }
 
 #[tokio::test]
