@@ -12,7 +12,7 @@ use seawall::error::Result;
 use seawall::postgres::{Client, ConnInfo, Mode};
 use seawall::repository::{BackupDocument, Findings, Layout, Repository, WalNeed, WalReader, Writer};
 use seawall::runtime::Clock;
-use seawall::scratch::{Server, ServerOptions};
+use seawall::scratch::{Server, ServerOptions, StopMode};
 use seawall::store::{FileStore, MemoryStore};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -30,9 +30,10 @@ struct Scene {
     version: u32,
     server: Postgres,
     places: TempDir,
-    /// Where its tablespace is.
+    /// Where its tablespace is, as long as it has it.
     space: PathBuf,
-    _archiver: Running,
+    has_space: bool,
+    archiver: Running,
 }
 
 impl Scene {
@@ -44,7 +45,7 @@ impl Scene {
         std::fs::create_dir(places.path().join("repository")).unwrap();
         server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
         let archiver = seawall(&server, &places, &["run", "--listen", "off"]).start();
-        let scene = Scene { version, server, places, space, _archiver: archiver };
+        let scene = Scene { version, server, places, space, has_space: true, archiver };
         scene.settle().await;
         scene
     }
@@ -82,11 +83,16 @@ impl Scene {
     /// Restores to the end and starts a server on it.
     async fn restored(&self, name: &str, more: &[&str]) -> Server {
         self.settle().await;
+        self.restore(name, more).await
+    }
+
+    async fn restore(&self, name: &str, more: &[&str]) -> Server {
         let into = self.places.path().join(name);
         let program = path_for_server(self.places.path());
         let map = format!("{}={}", self.space.display(), self.places.path().join(format!("{name}.space")).display());
         let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", self.server.user().name()];
-        let arguments = [&arguments[..], &["--tablespace-map", &map], more].concat();
+        let map = if self.has_space { &["--tablespace-map", map.as_str()][..] } else { &[] };
+        let arguments = [&arguments[..], map, more].concat();
         self.seawall(&arguments).program(&program).run_ok().await;
         // The server reads WAL there.
         self.server.user().give_all(&self.repository()).unwrap();
@@ -413,6 +419,67 @@ async fn a_relation_that_is_cut_while_the_backup_begins_is_seen_and_it_begins_an
     assert!(taken.files.iter().any(|file| file.path.to_string() == path), "nothing was cut of {path}");
     let restored = scene.restored("restored", &[]).await;
     assert_eq!(digests(&restored).await, scene.digests().await);
+}
+
+/// A standby of the scene's server, made from a copy of its files, and the directory that it lives in.
+async fn standby_of(scene: &mut Scene) -> (Server, TempDir) {
+    let directory = scratch_directory();
+    let (data, copy) = (scene.server.data_directory().to_owned(), directory.path().join("data"));
+    scene.server.stop(StopMode::Fast).await.unwrap();
+    let copied = std::process::Command::new("cp").arg("-a").args([&data, &copy]).status().unwrap();
+    assert!(copied.success(), "the data directory was not copied");
+    scene.server.start().await.unwrap();
+    std::fs::write(copy.join("standby.signal"), "").unwrap();
+    let settings = vec![("primary_conninfo".to_owned(), scene.server.conninfo())];
+    let options = ServerOptions { settings, standby: true, ..ServerOptions::default() };
+    (Server::open(scene.server.programs(), &copy, options).await.unwrap(), directory)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_goes_on_across_a_failover() {
+    // Given a server with a standby, and a full backup of it
+    let mut scene = Scene::summarized(17).await;
+    // Two servers of one machine cannot have one tablespace.
+    scene.sql(&["DROP TABLESPACE apart"]).await;
+    scene.has_space = false;
+    for table in ["before", "behind", "still"] {
+        scene.sql(&[&format!("CREATE TABLE {table} AS SELECT generate_series(1, 50000) AS id"), "VACUUM"]).await;
+    }
+    let (standby, _directory) = standby_of(&mut scene).await;
+    scene.settle().await;
+    let full = scene.backup("full").await;
+    let cut = |table: &str| {
+        let cut =
+            ["DELETE FROM cut WHERE id > 20000", "VACUUM cut", "INSERT INTO cut SELECT generate_series(-9000, 0)"];
+        cut.map(|statement| statement.replace("cut", table))
+    };
+    for statement in cut("before") {
+        scene.sql(&[&statement]).await;
+    }
+    scene.settle().await;
+    // When the standby takes over, and is archived in its place
+    let lsn = scene.server.value("SELECT pg_current_wal_flush_lsn()").await;
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+    let answer = async |query: &str| standby.sql(query).await.unwrap()[0][0].clone().unwrap_or_default();
+    wait_for("the standby", PATIENCE, async || (answer(&replayed).await == "t").then_some(())).await;
+    scene.server.stop(StopMode::Fast).await.unwrap();
+    scene.archiver.terminate().await;
+    assert_eq!(answer("SELECT pg_promote()").await, "t", "{}", standby.log_tail());
+    let _archiver = seawall(&standby, &scene.places, &["run", "--listen", "off"]).start();
+    for statement in cut("behind") {
+        standby.sql(&statement).await.unwrap();
+    }
+    // Then a backup of it builds on the one from before
+    let arguments = ["backup", "--fast", "--json", "--type", "incremental"];
+    let taken = seawall(&standby, &scene.places, &arguments).run_ok().await.stdout;
+    let taken: Value = serde_json::from_str(&taken).unwrap();
+    assert_eq!((&taken["reference"], taken["timeline"].as_u64()), (&full["id"], Some(2)), "{taken}");
+    // and the two restore to what it has.
+    let backup = ["--backup", taken["id"].as_str().unwrap(), "--to-lsn", taken["end_lsn"].as_str().unwrap()];
+    standby.sql("SELECT pg_switch_wal()").await.unwrap();
+    let restored = scene.restore("restored", &backup).await;
+    assert_eq!(digests(&restored).await, digests(&standby).await);
+    assert_sound_pages(&restored).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
