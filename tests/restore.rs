@@ -55,8 +55,7 @@ async fn every_file_comes_back_with_what_a_server_needs_to_recover() {
     // Then every file has its bytes, except those that tell of a life before
     let left_out = ["tablespace_map", "standby.signal", "postgresql.auto.conf"];
     for entry in files().iter().filter(|entry| !left_out.contains(&entry.path.as_str())) {
-        let folder = if entry.in_tablespace { format!("pg_tblspc/{TABLESPACE}/") } else { String::new() };
-        let path = place.data.join(format!("{folder}{}", entry.path));
+        let path = place.data.join(entry.full_path());
         assert!(std::fs::read(&path).unwrap() == entry.content, "{} differs", path.display());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640, "{}", path.display());
     }
@@ -320,13 +319,23 @@ async fn replay_never_creates_a_tablespace_where_something_lives() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_seen_before_anything_is_written() {
-    let (invented, place) = (Invented::new().await, Place::new());
-    let mut plan = invented.plan().await;
-    plan.document.parts[0].plain_bytes = 1 << 60;
-    let error = restore(&invented, &plan, &options(&place.data)).await.unwrap_err();
-    assert!(error.kind() == Kind::Local && error.to_string().contains("are free"), "{error}");
-    assert!(!place.data.exists(), "nothing was written");
-    let destination = Destination::check(&invented.plan().await, &options(&place.data)).unwrap();
+    // Given a backup whose files, one way or another, are more than any disk holds
+    for path in ["base/5/17000".to_owned(), format!("pg_tblspc/{TABLESPACE}/PG_15_202209061/5/17000")] {
+        let twist = Twist { listed: vec![(path, 1 << 60)], ..Twist::default() };
+        let (invented, place) = (Invented::twisted(twist).await, Place::new());
+        let plan = invented.plan().await;
+        // When it is restored to two places on one file system, then both are named, with sizes, and what the room is for
+        let error = restore(&invented, &plan, &options(&place.data)).await.unwrap_err();
+        assert!(error.kind() == Kind::Local && error.to_string().contains("MiB are free"), "{error}");
+        for named in [place.data.clone(), place.data.with_file_name("fast")] {
+            assert!(error.to_string().contains(&named.display().to_string()), "{error}");
+        }
+        let hint = error.hint_text().unwrap();
+        assert!(hint.contains("Nothing was written") && hint.contains("68 MiB of it are for the WAL"), "{hint}");
+        assert_eq!(std::fs::read_dir(place.data.parent().unwrap()).unwrap().count(), 0, "nothing was written");
+    }
+    let place = Place::new();
+    let destination = Destination::check(&Invented::new().await.plan().await, &options(&place.data)).unwrap();
     assert!(destination.to_string().contains("tablespace 16384"), "{destination}");
     assert!(!place.data.exists(), "looking writes nothing");
 }

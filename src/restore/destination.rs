@@ -2,22 +2,15 @@
 
 use super::execute::RestoreOptions;
 use super::plan::Plan;
-use super::wal_fetch::AHEAD_BYTES;
 use crate::error::{Error, Kind, Result};
-use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Uid, User};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Stands in a data directory from a restore's first moment to its last.
 pub const MARKER_FILE: &str = "seawall.restoring";
-
-/// Segments that recovery keeps in `pg_wal` at once, about: what is being replayed, restored and recycled.
-const SEGMENTS_KEPT: u64 = 4;
 
 /// Where everything goes, checked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -32,8 +25,6 @@ pub struct Destination {
     pub owner: Option<Owner>,
     /// Permissions of directories.
     pub directory_mode: u32,
-    /// Bytes that will be written, and some for recovery to work with.
-    pub needed_bytes: u64,
 }
 
 /// Where a tablespace goes.
@@ -70,7 +61,7 @@ impl fmt::Display for Destination {
         for path in &self.creates {
             write!(f, "\ncreates      {}, empty", path.display())?;
         }
-        write!(f, "\n             {} MiB of disk", self.needed_bytes >> 20)
+        Ok(())
     }
 }
 
@@ -82,8 +73,7 @@ impl Destination {
     /// Looks whether `plan` can be executed as `options` say. Writes nothing.
     ///
     /// # Errors
-    /// [`Kind::Refused`] if something would be overwritten; [`Kind::Usage`] if the options contradict the plan;
-    /// [`Kind::Local`] if there is not enough room.
+    /// [`Kind::Refused`] if something would be overwritten; [`Kind::Usage`] if the options contradict the plan.
     pub fn check(plan: &Plan, options: &RestoreOptions) -> Result<Destination> {
         let owner = find_owner(options.owner.as_deref())?;
         let data = absolute(&options.into)?;
@@ -93,41 +83,7 @@ impl Destination {
         let mode = plan.document.settings.get("data_directory_mode");
         // The two that a server starts with (`miscinit.c`, `checkDataDir`).
         let directory_mode = if mode.is_some_and(|mode| mode.ends_with("750")) { 0o750 } else { 0o700 };
-        let room = SEGMENTS_KEPT * plan.segment_bytes + AHEAD_BYTES;
-        let needed_bytes = plan.backup.plain_bytes + room;
-        let destination = Destination { data, tablespaces, creates, owner, directory_mode, needed_bytes };
-        destination.check_room(plan, room)?;
-        Ok(destination)
-    }
-
-    /// Fails if a file system has less room than its share needs.
-    fn check_room(&self, plan: &Plan, room: u64) -> Result<()> {
-        let mut needs: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
-        let mut need = |path: &Path, bytes: u64| -> Result<()> {
-            let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-            let found = std::fs::metadata(existing).map_err(|error| Error::local("look at", existing, error))?;
-            needs.entry(found.dev()).or_insert((existing.to_owned(), 0)).1 += bytes;
-            Ok(())
-        };
-        need(&self.data, room)?;
-        for part in &plan.document.parts {
-            let tablespace = self.tablespaces.iter().find(|it| it.oid.to_string() == part.archive);
-            need(tablespace.map_or(&self.data, |it| &it.to), part.plain_bytes)?;
-        }
-        for (path, needed) in needs.values() {
-            let space = statvfs(path)
-                .map_err(|error| Error::local("ask for the free space of", path, std::io::Error::from(error)))?;
-            // The types differ from system to system.
-            #[allow(clippy::useless_conversion)]
-            let free = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
-            if free < *needed {
-                let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
-                let message = format!("the restore needs {needed} MiB at {}, and {free} MiB are free", path.display());
-                return Err(Error::new(Kind::Local, message)
-                    .hint("Nothing was written. Free some room or choose another place."));
-            }
-        }
-        Ok(())
+        Ok(Destination { data, tablespaces, creates, owner, directory_mode })
     }
 }
 

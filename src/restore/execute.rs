@@ -6,6 +6,7 @@ use super::part::{self, CONTROL_FILE, Extracted, Source};
 use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
 use super::request::TargetAction;
+use super::room::Room;
 use super::tree::{self, Tree};
 use super::{settings, verify};
 use crate::codec::{self, Buffers, encryption};
@@ -90,6 +91,9 @@ pub async fn execute(
     let restore_command = options.command.line()?;
     let destination = Destination::check(plan, options)?;
     let manifest = fetch_manifest(repository, plan).await?;
+    let mut room = Room::new(&destination, plan.segment_bytes);
+    manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
+    room.check()?;
     let tree = Arc::new(Tree::new(&destination));
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {

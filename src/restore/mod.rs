@@ -18,6 +18,7 @@ mod plan;
 mod plan_tests;
 mod refusal;
 mod request;
+mod room;
 mod route;
 mod scan;
 mod settings;

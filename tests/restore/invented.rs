@@ -30,6 +30,14 @@ pub struct Entry {
     pub in_tablespace: bool,
 }
 
+impl Entry {
+    /// Its path below the data directory.
+    pub fn full_path(&self) -> String {
+        let folder = if self.in_tablespace { format!("pg_tblspc/{TABLESPACE}/") } else { String::new() };
+        format!("{folder}{}", self.path)
+    }
+}
+
 fn entry(path: &str, content: impl Into<Vec<u8>>) -> Entry {
     Entry { path: path.to_owned(), content: content.into(), in_tablespace: false }
 }
@@ -67,6 +75,8 @@ pub struct Twist {
     pub headers: Vec<[u8; 512]>,
     /// Another cluster's parts.
     pub system: Option<u64>,
+    /// Files, with their lengths, that only the manifest knows.
+    pub listed: Vec<(String, u64)>,
 }
 
 impl Invented {
@@ -111,7 +121,7 @@ impl Invented {
             }
             parts.push(maker.part(archive, part_number, &tar, continues).await);
         }
-        let manifest = manifest_of(&files());
+        let manifest = manifest_of(&files(), &twist.listed);
         maker
             .object(&Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() }, manifest.as_bytes())
             .await;
@@ -311,20 +321,16 @@ fn member(path: &str, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn manifest_of(files: &[Entry]) -> String {
-    let lines: Vec<String> = files
-        .iter()
-        .map(|entry| {
-            let folder = if entry.in_tablespace { format!("pg_tblspc/{TABLESPACE}/") } else { String::new() };
-            let checksum = hex(&crc32c::crc32c(&entry.content).to_le_bytes());
-            format!(
-                "{{ \"Path\": \"{folder}{}\", \"Size\": {}, \"Last-Modified\": \"2026-11-20 14:03:00 GMT\", \
-                 \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{checksum}\" }}",
-                entry.path,
-                entry.content.len()
-            )
-        })
-        .collect();
+fn manifest_of(files: &[Entry], listed: &[(String, u64)]) -> String {
+    let line = |path: &str, bytes: u64, content: &[u8]| {
+        let checksum = hex(&crc32c::crc32c(content).to_le_bytes());
+        format!(
+            "{{ \"Path\": \"{path}\", \"Size\": {bytes}, \"Last-Modified\": \"2026-11-20 14:03:00 GMT\", \
+             \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{checksum}\" }}"
+        )
+    };
+    let real = files.iter().map(|entry| line(&entry.full_path(), entry.content.len() as u64, &entry.content));
+    let lines: Vec<String> = real.chain(listed.iter().map(|(path, bytes)| line(path, *bytes, b""))).collect();
     let text = format!(
         "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{}\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": 1, \
          \"Start-LSN\": \"0/200028\", \"End-LSN\": \"0/2003E8\" }}\n],\n",
