@@ -198,6 +198,9 @@ pub struct RestoreArgs {
     /// What the server does once it has reached the target
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     pub target_action: TargetAction,
+    /// Restore a standby: it follows the archive as it grows, onto newer timelines too, until it is promoted
+    #[arg(long, conflicts_with_all = ["target", "timeline", "target_action"])]
+    pub standby: bool,
     /// Restore the tablespace that was at OLD to NEW; once for each
     #[arg(long = "tablespace-map", value_name = "OLD=NEW", value_parser = parse_tablespace_map)]
     pub tablespace_maps: Vec<TablespaceMap>,
@@ -400,7 +403,8 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /var/lib/postgresql/15/new --owner postgres
   seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
-  seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive",
+  seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
+  seawall restore --into /srv/pg --standby",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
     (
@@ -536,6 +540,14 @@ mod tests {
         assert!(restore("--to-lsn 0/1F --to-exclusive").expect("an LSN").to_exclusive);
         for line in ["--to-exclusive", "--to-end --to-exclusive", "--to-name a --to-exclusive"] {
             assert!(restore(line).is_err(), "{line} was taken");
+        }
+    }
+
+    #[test]
+    fn a_standby_has_no_target() {
+        assert!(restore("--standby").expect("a standby").standby);
+        for line in ["--to now", "--to-end", "--to-lsn 0/1F", "--timeline 2", "--target-action pause"] {
+            assert!(restore(&format!("--standby {line}")).is_err(), "{line} was taken");
         }
     }
 

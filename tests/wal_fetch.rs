@@ -356,6 +356,58 @@ async fn a_standby_sees_a_timeline_up_to_where_the_newest_left_it() {
     assert_eq!(world.ask_segment(2, 2).await.unwrap(), Fetched::Absent);
 }
 
+#[tokio::test]
+async fn a_standby_at_the_end_of_the_archive_gets_what_is_new_and_nothing_twice() {
+    // Given a standby that got the beginning of a segment, which PostgreSQL then keeps under its name
+    let world = World::new().await;
+    world.tail(1, 3 * MIB, 3 * MIB + 1000).await;
+    assert_same(&world.served(1, 3).await, &padded(1, 3, 3 * MIB + 1000));
+    let kept = world.destination().with_file_name(segment(1, 3).name());
+    std::fs::rename(world.destination(), &kept).unwrap();
+    // When it asks again, then there is no more, and nothing is written
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    assert_eq!(world.ask("00000002.history").await.unwrap(), Fetched::Absent);
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    assert!(!world.destination().exists());
+    // When the archive has grown, then it gets everything
+    world.tail(1, 3 * MIB + 1000, 3 * MIB + 7000).await;
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    assert_same(&std::fs::read(world.destination()).unwrap(), &padded(1, 3, 3 * MIB + 7000));
+    std::fs::rename(world.destination(), &kept).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    // When the file is another one, or gone, then it is brought again
+    std::fs::write(&kept, vec![1; MIB as usize]).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    std::fs::remove_file(&kept).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    std::fs::rename(world.destination(), &kept).unwrap();
+    // When the timeline was left further on, then the standby gets it up to there, and no more
+    world.tail(1, 3 * MIB + 7000, 3 * MIB + 0x8_0000).await;
+    world.history(2, "1\t0/340000\tpromoted\n").await;
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    assert_same(&std::fs::read(world.destination()).unwrap(), &padded(1, 3, 0x34_0000));
+    std::fs::rename(world.destination(), &kept).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    // and a damaged note is none.
+    std::fs::write(world.data.path().join("seawall.served.json"), "{").unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_at_the_end_of_what_a_standby_got_is_no_end() {
+    let world = World::new().await;
+    world.tail(1, 3 * MIB, 3 * MIB + 1000).await;
+    world.served(1, 3).await;
+    std::fs::rename(world.destination(), world.destination().with_file_name(segment(1, 3).name())).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    // When something is stored further on, or a newer timeline goes on behind a hole
+    world.tail(1, 3 * MIB + 2000, 3 * MIB + 3000).await;
+    assert_damaged(world.ask_segment(1, 3).await);
+    world.history(2, "1\t0/380000\tpromoted\n").await;
+    world.tail(2, 3 * MIB, 3 * MIB + 0x9_0000).await;
+    assert_damaged(world.ask_segment(1, 3).await);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hole_before_a_switch_with_wal_behind_it_is_an_error() {
     let world = World::new().await;

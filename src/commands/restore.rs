@@ -78,6 +78,7 @@ fn request(args: &RestoreArgs, clock: &Clock) -> Result<Request> {
         backup: backup.transpose()?,
         timeline: args.timeline.map(TimelineId),
         action: match args.target_action {
+            _ if args.standby => TargetAction::Follow,
             cli::TargetAction::Pause => TargetAction::Pause,
             cli::TargetAction::Promote => TargetAction::Promote,
             cli::TargetAction::Shutdown => TargetAction::Shutdown,
@@ -122,10 +123,16 @@ fn said(report: &RestoreReport, took: Duration) -> String {
     for warning in &report.warnings {
         text.push_str(&format!("warning: {warning}\n"));
     }
-    text.push_str(&format!(
-        "start PostgreSQL on it: it recovers to {} through `seawall wal-fetch`, and says so in its log\n",
-        report.end_lsn
-    ));
+    text.push_str(&match report.is_standby {
+        true => format!(
+            "start PostgreSQL on it: it follows the archive through `seawall wal-fetch`, from {} on as it grows\n",
+            report.end_lsn
+        ),
+        false => format!(
+            "start PostgreSQL on it: it recovers to {} through `seawall wal-fetch`, and says so in its log\n",
+            report.end_lsn
+        ),
+    });
     text
 }
 

@@ -68,6 +68,8 @@ pub struct RestoreReport {
     pub bytes: u64,
     /// Where recovery will end.
     pub end_lsn: Lsn,
+    /// It stays a standby, and goes on from there.
+    pub is_standby: bool,
     /// What the server will run.
     pub restore_command: String,
     /// What the operator must see to.
@@ -114,7 +116,16 @@ pub async fn execute(
     progress.send_modify(|progress| progress.is_syncing = true);
     let mut warnings = warnings(plan, options, &destination);
     warnings.extend(finish(&tree, plan, &destination, restore_command.clone(), control).await.map_err(again)?);
-    Ok(RestoreReport { data: destination.data, files, bytes, end_lsn: plan.end_lsn, restore_command, warnings })
+    let is_standby = plan.action == TargetAction::Follow;
+    Ok(RestoreReport {
+        data: destination.data,
+        files,
+        bytes,
+        end_lsn: plan.end_lsn,
+        is_standby,
+        restore_command,
+        warnings,
+    })
 }
 
 /// Fetches what PostgreSQL says was in the backup.
@@ -258,12 +269,19 @@ async fn finish(
 ) -> Result<Vec<String>> {
     let (tree, destination) = (Arc::clone(tree), destination.clone());
     let settings = settings::settings(plan, restore_command);
-    let pin = pin(plan).to_json()?;
+    let signal = match plan.action {
+        TargetAction::Follow => "standby.signal",
+        _ => "recovery.signal",
+    };
+    // A standby pins nothing.
+    let pin = if plan.action == TargetAction::Follow { None } else { Some(pin(plan).to_json()?) };
     runtime::blocking(move || {
         let (data, mode) = (tree.data(), tree.file_mode());
         let warnings = write_configuration(&tree, &settings)?;
-        tree.put(&data.join(PIN_FILE), &pin, mode)?;
-        tree.put(&data.join("recovery.signal"), b"", mode)?;
+        if let Some(pin) = pin {
+            tree.put(&data.join(PIN_FILE), &pin, mode)?;
+        }
+        tree.put(&data.join(signal), b"", mode)?;
         for tablespace in destination.tablespaces.iter().filter(|tablespace| !tablespace.in_place) {
             tree::sync_all(&tablespace.to)?;
         }
@@ -334,7 +352,7 @@ fn warnings(plan: &Plan, options: &RestoreOptions, destination: &Destination) ->
             warnings.push(format!("{} may not use {}, which restore_command needs", owner.name, path.display()));
         }
     }
-    if plan.stop == Stop::EndOfWal && plan.action != TargetAction::Promote {
+    if plan.stop == Stop::EndOfWal && matches!(plan.action, TargetAction::Pause | TargetAction::Shutdown) {
         warnings.push("the cluster opens at the end of WAL: PostgreSQL cannot pause where it has no target".to_owned());
     }
     warnings

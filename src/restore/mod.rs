@@ -21,6 +21,7 @@ mod request;
 mod room;
 mod route;
 mod scan;
+mod served;
 mod settings;
 mod spool;
 mod survey;

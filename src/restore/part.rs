@@ -19,7 +19,7 @@ pub(super) const CONTROL_FILE: &str = "global/pg_control";
 const CONTROL_BYTES_MAX: u64 = 1 << 20;
 
 /// Files of the backup that are checked but not written: links are made by us, and the rest tells of a life before.
-const NOT_WRITTEN: [&str; 8] = [
+const NOT_WRITTEN: [&str; 9] = [
     "tablespace_map",
     "standby.signal",
     "recovery.signal",
@@ -28,6 +28,7 @@ const NOT_WRITTEN: [&str; 8] = [
     "backup_label.old",
     "tablespace_map.old",
     super::pin::PIN_FILE,
+    super::served::SERVED_FILE,
 ];
 
 /// Whose part it is.

@@ -7,6 +7,7 @@
 //! zeros. Without one (a standby), the newest timeline is followed as PostgreSQL follows it, and the end moves.
 
 use super::pin::Pin;
+use super::served;
 use super::spool::{Spool, Staged};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Repository, WalReader};
@@ -33,7 +34,8 @@ const HOLE_PATIENCE: RetryPolicy = RetryPolicy {
 pub enum Fetched {
     /// The file is at its destination, whole and on disk: exit code 0.
     Written,
-    /// The archive is proven not to have it: exit code 1, which ends recovery.
+    /// The archive is proven not to have it, or, for a standby, no more of it than the standby has: exit code 1, which
+    /// ends recovery and makes a standby ask again later.
     Absent,
 }
 
@@ -59,7 +61,7 @@ pub async fn fetch(
     let fetched = if let Some(timeline) = TimelineId::parse_history_name(name) {
         fetch_history(reader.repository(), timeline, destination).await?
     } else if let Some(segment) = parse_segment(reader, name)? {
-        fetch_segment(reader, segment, destination, pin, &spool).await?
+        fetch_segment(reader, segment, destination, pin, data_directory, &spool).await?
     } else {
         Fetched::Absent
     };
@@ -149,6 +151,7 @@ async fn fetch_segment(
     segment: Segment,
     destination: &Path,
     pin: Option<&Pin>,
+    data_directory: &Path,
     spool: &Spool,
 ) -> Result<Fetched> {
     let view = match pin {
@@ -168,6 +171,19 @@ async fn fetch_segment(
     if segment.end() <= view.end && spool.take(segment, destination).await? {
         return Ok(Fetched::Written);
     }
+    if !view.is_pinned
+        && let Some(end) = served::until(segment, data_directory, destination).await?
+    {
+        let is_all = match view.newest {
+            Some(_) => end >= view.end.min(segment.end()),
+            None => {
+                reader.repository().read_coverage(segment.timeline, end).await?.end().is_none_or(|last| last <= end)
+            }
+        };
+        if is_all {
+            return Ok(Fetched::Absent);
+        }
+    }
     let mut ahead = Tasks::default();
     for next in following(segment, view.end) {
         ahead.start(fetch_ahead(reader.clone(), spool.clone(), next));
@@ -178,7 +194,12 @@ async fn fetch_segment(
             while ahead.next().await.is_some() {}
             Ok(Fetched::Written)
         }
-        Some(_) => Ok(Fetched::Written),
+        Some(end) => {
+            if !view.is_pinned {
+                served::remember(data_directory, segment, end, destination).await?;
+            }
+            Ok(Fetched::Written)
+        }
         None => Ok(Fetched::Absent),
     }
 }
