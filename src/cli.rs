@@ -168,9 +168,13 @@ pub struct BackupArgs {
 #[group(skip)]
 #[command(group = clap::ArgGroup::new("target").multiple(false))]
 pub struct RestoreArgs {
-    /// Data directory to write: new, or empty
+    /// Data directory to write: new, or empty, or what an interrupted restore left, which is gone on with
     #[arg(long, value_name = "DIR")]
     pub into: PathBuf,
+    /// Write over a stopped server of the same cluster: files that equal the backup's by content stay, everything else in
+    /// its directory and tablespaces goes. See with --dry-run what that means
+    #[arg(long)]
+    pub delta: bool,
     /// To this time: "2026-11-20 14:03:00+01:00", "2026-11-20 14:03 Europe/Berlin", "10 minutes ago"
     #[arg(long, value_name = "TIME", group = "target")]
     pub to: Option<String>,
@@ -404,7 +408,8 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
   seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
-  seawall restore --into /srv/pg --standby",
+  seawall restore --into /srv/pg --standby
+  seawall restore --into /var/lib/postgresql/15/main --delta --owner postgres --dry-run",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
     (

@@ -8,11 +8,12 @@ use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    FetchCommand, Fetched, Pin, Request, RestoreOptions, RestoreProgress, RestoreReport, Target, TargetAction, execute,
-    fetch, plan, push,
+    FetchCommand, Fetched, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress,
+    RestoreReport, Target, TargetAction, execute, fetch, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -30,19 +31,29 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
-    if args.dry_run {
-        return print::stdout(&if as_json { print::json(&plan)? } else { format!("{plan}\n") });
-    }
-    if !as_json {
-        print::stdout(&format!("{plan}\n"))?;
-    }
     let options = RestoreOptions {
+        delta: args.delta,
         tablespace_map: args.tablespace_maps.iter().map(|map| (map.old.clone(), map.new.clone())).collect(),
         owner: args.owner.clone(),
         ..RestoreOptions::new(args.into.clone(), fetch_command(&settings)?)
     };
-    let begun = Instant::now();
     let (progress, watched) = watch::channel(RestoreProgress::default());
+    if args.dry_run {
+        // Elsewhere there is nothing to compare with.
+        let over = (options.delta || args.into.join(MARKER_FILE).exists()).then(|| {
+            let previewed = Box::pin(preview(&repository, &plan, &options, progress));
+            async { tokio::select! { preview = previewed => preview, never = progress::show(watched, step) => match never {} } }
+        });
+        let over = match over {
+            Some(preview) => Some(preview.await?),
+            None => None,
+        };
+        return print::stdout(&dry_run(&plan, over.as_ref(), as_json)?);
+    }
+    if !as_json {
+        print::stdout(&format!("{plan}\n"))?;
+    }
+    let begun = Instant::now();
     let report = tokio::select! {
         report = Box::pin(execute(&repository, &plan, &options, progress)) => report?,
         never = progress::show(watched, step) => match never {},
@@ -112,6 +123,22 @@ fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
     Ok(command)
 }
 
+/// The plan, with what would become of what is there.
+fn dry_run(plan: &Plan, over: Option<&Preview>, as_json: bool) -> Result<String> {
+    #[derive(Serialize)]
+    struct Planned<'a> {
+        #[serde(flatten)]
+        plan: &'a Plan,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        over: Option<&'a Preview>,
+    }
+    Ok(match (as_json, over) {
+        (true, over) => print::json(&Planned { plan, over })?,
+        (false, Some(over)) => format!("{plan}\n{over}\n"),
+        (false, None) => format!("{plan}\n"),
+    })
+}
+
 fn said(report: &RestoreReport, took: Duration) -> String {
     let mut text = format!(
         "restored {} in {} files into {} in {}\n",
@@ -120,6 +147,10 @@ fn said(report: &RestoreReport, took: Duration) -> String {
         report.data.display(),
         print::duration(took),
     );
+    if report.kept_files > 0 {
+        let kept = print::size(report.kept_bytes);
+        text.push_str(&format!("kept {kept} in {} files that were there and equal the backup's\n", report.kept_files));
+    }
     for warning in &report.warnings {
         text.push_str(&format!("warning: {warning}\n"));
     }
@@ -137,8 +168,12 @@ fn said(report: &RestoreReport, took: Duration) -> String {
 }
 
 fn step(progress: &RestoreProgress) -> Step {
-    let what = if progress.is_syncing { "syncing" } else { "restoring" };
-    Step { what, done_bytes: progress.fetched_bytes, total_bytes: progress.total_bytes }
+    let what = match progress.phase {
+        Phase::Comparing => "comparing",
+        Phase::Fetching => "restoring",
+        Phase::Syncing => "syncing",
+    };
+    Step { what, done_bytes: progress.done_bytes, total_bytes: progress.total_bytes }
 }
 
 /// `restore_command`: exit code 1 only for what is proven not to be there.

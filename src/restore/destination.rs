@@ -1,6 +1,7 @@
 //! Where a restore would write, and whether it may: looked at before anything is touched.
 
 use super::execute::RestoreOptions;
+use super::ground::Ground;
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
 use nix::unistd::{Gid, Uid, User};
@@ -17,6 +18,8 @@ pub const MARKER_FILE: &str = "seawall.restoring";
 pub struct Destination {
     /// The data directory.
     pub data: PathBuf,
+    /// What is in it.
+    pub ground: Ground,
     /// Tablespaces of the backup.
     pub tablespaces: Vec<TablespaceDestination>,
     /// Empty directories for tablespaces that replay creates, where there is none yet.
@@ -77,13 +80,13 @@ impl Destination {
     pub fn check(plan: &Plan, options: &RestoreOptions) -> Result<Destination> {
         let owner = find_owner(options.owner.as_deref())?;
         let data = absolute(&options.into)?;
-        check_data_directory(&data)?;
-        let tablespaces = map_tablespaces(plan, &data, &options.tablespace_map)?;
+        let ground = Ground::look(&data, plan, options.delta)?;
+        let tablespaces = map_tablespaces(plan, &data, &options.tablespace_map, ground)?;
         let creates = created_tablespaces(plan, &tablespaces)?;
         let mode = plan.document.settings.get("data_directory_mode");
         // The two that a server starts with (`miscinit.c`, `checkDataDir`).
         let directory_mode = if mode.is_some_and(|mode| mode.ends_with("750")) { 0o750 } else { 0o700 };
-        Ok(Destination { data, tablespaces, creates, owner, directory_mode })
+        Ok(Destination { data, ground, tablespaces, creates, owner, directory_mode })
     }
 }
 
@@ -97,7 +100,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// What a directory holds: `None` if it is not there.
-fn entries(path: &Path) -> Result<Option<usize>> {
+pub(super) fn entries(path: &Path) -> Result<Option<usize>> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_symlink() && !path.exists() => Err(refused(
             format!("{} is a link that leads nowhere", path.display()),
@@ -115,30 +118,12 @@ fn entries(path: &Path) -> Result<Option<usize>> {
     }
 }
 
-fn check_data_directory(data: &Path) -> Result<()> {
-    let Some(count @ 1..) = entries(data)? else {
-        return Ok(());
-    };
-    let shown = data.display();
-    if data.join("postmaster.pid").exists() {
-        return Err(refused(
-            format!("a server runs in {shown}, or did until it was killed: there is a postmaster.pid"),
-            "Restore into another directory. To replace this cluster, stop it and move its directory away first.",
-        ));
-    }
-    if data.join(MARKER_FILE).exists() {
-        return Err(refused(
-            format!("an earlier restore into {shown} was not completed"),
-            "Empty that directory, and those of its tablespaces, and start again: what is there cannot be used.",
-        ));
-    }
-    Err(refused(
-        format!("{shown} is not empty: it has {count} entries"),
-        "A restore never writes over anything: choose another directory, or move away what is there.",
-    ))
-}
-
-fn map_tablespaces(plan: &Plan, data: &Path, map: &[(PathBuf, PathBuf)]) -> Result<Vec<TablespaceDestination>> {
+fn map_tablespaces(
+    plan: &Plan,
+    data: &Path,
+    map: &[(PathBuf, PathBuf)],
+    ground: Ground,
+) -> Result<Vec<TablespaceDestination>> {
     let places = || {
         let places: Vec<&str> = plan.tablespaces.iter().map(|it| it.location.as_str()).collect();
         match places.is_empty() {
@@ -178,7 +163,12 @@ fn map_tablespaces(plan: &Plan, data: &Path, map: &[(PathBuf, PathBuf)]) -> Resu
                     "Give each a place of its own with --tablespace-map OLD=NEW.",
                 ));
             }
-            if let Some(1..) = entries(&to)? {
+            // What the data directory has a link to belongs to it.
+            let link = data.join("pg_tblspc").join(oid.to_string());
+            let is_ours = ground != Ground::Empty && std::fs::read_link(link).is_ok_and(|target| target == to);
+            if let Some(1..) = entries(&to)?
+                && !is_ours
+            {
                 let hint = format!("Give another place: --tablespace-map {}=NEW.", tablespace.location);
                 return Err(refused(format!("the directory of tablespace {oid}, {shown}, is not empty"), hint));
             }

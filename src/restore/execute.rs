@@ -1,13 +1,16 @@
 //! A plan, executed: from parts to a data directory that a server can be started on.
 
 use super::command::FetchCommand;
+use super::delta::{self, Comparison};
 use super::destination::{Destination, MARKER_FILE};
+use super::ground::{self, Ground};
 use super::part::{self, CONTROL_FILE, Extracted, Source};
 use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
+use super::preparation::{self, Preparation};
 use super::request::TargetAction;
-use super::room::Room;
-use super::tree::{self, Tree};
+use super::selection::Selection;
+use super::tree::{self, REQUIRED_DIRECTORIES, Tree};
 use super::{settings, verify};
 use crate::codec::{self, Buffers, encryption};
 use crate::error::{Error, Kind, Result};
@@ -27,8 +30,11 @@ use tokio::sync::watch;
 /// How a restore is executed.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
-    /// The data directory: missing, or empty.
+    /// The data directory: missing, empty, or what an interrupted restore of the same cluster left.
     pub into: PathBuf,
+    /// It may also be that of a stopped server of the same cluster: what equals the backup by content stays, and
+    /// everything else in it goes.
+    pub delta: bool,
     /// Where tablespaces go that shall not go where they were: old and new directory.
     pub tablespace_map: Vec<(PathBuf, PathBuf)>,
     /// Who will run the server, if not we; root must say.
@@ -42,19 +48,31 @@ pub struct RestoreOptions {
 impl RestoreOptions {
     /// Restores into `into`, with everything else as most want it.
     pub fn new(into: PathBuf, command: FetchCommand) -> RestoreOptions {
-        RestoreOptions { into, tablespace_map: Vec::new(), owner: None, command, downloads: 4 }
+        RestoreOptions { into, delta: false, tablespace_map: Vec::new(), owner: None, command, downloads: 4 }
     }
+}
+
+/// What a restore is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Phase {
+    /// What is there is compared with the backup.
+    Comparing,
+    /// Parts are fetched, checked and written.
+    #[default]
+    Fetching,
+    /// Everything is written and is being made durable.
+    Syncing,
 }
 
 /// How far a restore is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RestoreProgress {
-    /// Bytes of parts that were fetched, checked and written.
-    pub fetched_bytes: u64,
+    /// What it is at.
+    pub phase: Phase,
+    /// Bytes of files that were compared, or of parts that were fetched, checked and written.
+    pub done_bytes: u64,
     /// Of so many.
     pub total_bytes: u64,
-    /// Everything is written and is being made durable.
-    pub is_syncing: bool,
 }
 
 /// What a restore did.
@@ -66,6 +84,10 @@ pub struct RestoreReport {
     pub files: usize,
     /// Bytes in them.
     pub bytes: u64,
+    /// Files that were there and equal the backup's.
+    pub kept_files: usize,
+    /// Bytes in them.
+    pub kept_bytes: u64,
     /// Where recovery will end.
     pub end_lsn: Lsn,
     /// It stays a standby, and goes on from there.
@@ -80,6 +102,7 @@ pub struct RestoreReport {
 /// to the target. Memory: about 40 MiB for each download, and 100 bytes for each file.
 ///
 /// If this fails or is dropped, what was written stays and no server starts on it: `global/pg_control` is put there last.
+/// The next restore of the same cluster into the directory goes on with what is there.
 ///
 /// # Errors
 /// As [`Destination::check`], before anything is written; then [`Kind::Damaged`] if what is stored is not what was backed
@@ -91,21 +114,21 @@ pub async fn execute(
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<RestoreReport> {
     let restore_command = options.command.line()?;
-    let destination = Destination::check(plan, options)?;
-    let manifest = fetch_manifest(repository, plan).await?;
-    let mut room = Room::new(&destination, plan.segment_bytes);
-    manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
-    room.check()?;
+    let Preparation { destination, manifest, comparison, selection, parts } =
+        preparation::prepare(repository, plan, options, &progress).await?;
     let tree = Arc::new(Tree::new(&destination));
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
-            let data = destination.data.display();
-            error.hint(format!("What was restored so far cannot be used: empty {data} and start again."))
+            error.hint("No server starts on what is there so far. The same command again goes on with it.")
         }
         _ => error,
     };
-    prepare(&tree, plan, &destination).await.map_err(again)?;
-    let extracted = fetch_parts(repository, plan, options.downloads, &tree, &progress).await.map_err(again)?;
+    let (kept_files, kept_bytes) = (comparison.kept.len(), comparison.kept_bytes);
+    let mut warnings = warnings(plan, options, &destination);
+    warnings.extend(comparison.warnings.iter().cloned());
+    prepare(&tree, plan, &destination, comparison, options.delta).await.map_err(again)?;
+    let extracted =
+        fetch_parts(repository, plan, parts, selection, options.downloads, &tree, &progress).await.map_err(again)?;
     let (files, bytes) = (manifest.files.len(), manifest.files.values().map(|check| check.size_bytes).sum());
     let Extracted { pieces, control } = extracted;
     runtime::blocking(move || verify::verify(&manifest, pieces)).await??;
@@ -113,23 +136,23 @@ pub async fn execute(
         Error::new(Kind::Damaged, format!("backup {} has no {CONTROL_FILE}", plan.backup.id))
             .hint("Try an older backup (`seawall list`).")
     })?;
-    progress.send_modify(|progress| progress.is_syncing = true);
-    let mut warnings = warnings(plan, options, &destination);
+    progress.send_modify(|progress| progress.phase = Phase::Syncing);
     warnings.extend(finish(&tree, plan, &destination, restore_command.clone(), control).await.map_err(again)?);
-    let is_standby = plan.action == TargetAction::Follow;
     Ok(RestoreReport {
         data: destination.data,
         files,
         bytes,
+        kept_files,
+        kept_bytes,
         end_lsn: plan.end_lsn,
-        is_standby,
+        is_standby: plan.action == TargetAction::Follow,
         restore_command,
         warnings,
     })
 }
 
 /// Fetches what PostgreSQL says was in the backup.
-async fn fetch_manifest(repository: &Repository, plan: &Plan) -> Result<Manifest> {
+pub(super) async fn fetch_manifest(repository: &Repository, plan: &Plan) -> Result<Manifest> {
     let name = repository.layout.name_in(&Key::BackupManifest(plan.backup.id.clone()), plan.document.ending);
     let stored = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?.collect().await?;
     let (document, system_identifier) = (plan.document.clone(), plan.system_identifier);
@@ -164,30 +187,29 @@ fn gone(error: crate::store::StoreError, name: &str) -> Error {
     }
 }
 
-/// Directories that a backup leaves out and a server needs (`basebackup.c`, `excludeDirContents`): they come as empty
-/// ones in the tar stream, and are made here for streams that lack one.
-const EMPTY_DIRECTORIES: [&str; 9] = [
-    "pg_wal/archive_status",
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_replslot",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_stat_tmp",
-    "pg_subtrans",
-    "pg_tblspc",
-];
-
-/// Makes the places to write to, the marker first.
-async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Result<()> {
-    let (tree, id, destination) = (Arc::clone(tree), plan.backup.id.clone(), destination.clone());
+/// Makes room and the places to write to, the marker first.
+async fn prepare(
+    tree: &Arc<Tree>,
+    plan: &Plan,
+    destination: &Destination,
+    comparison: Comparison,
+    delta: bool,
+) -> Result<()> {
+    let (tree, plan, destination) = (Arc::clone(tree), plan.clone(), destination.clone());
     runtime::blocking(move || {
         let data = tree.data();
         tree.make_directory(data)?;
-        let marker =
-            format!("seawall restores backup {id} here. While this file is here, the restore is not complete.\n");
-        tree.put(&data.join(MARKER_FILE), marker.as_bytes(), tree.file_mode())?;
-        for name in EMPTY_DIRECTORIES {
+        tree.lock()?;
+        // Nobody else is at it, and nobody was since it was looked at.
+        if Ground::look(data, &plan, delta)? != destination.ground {
+            let text = format!("{} has changed since it was looked at", data.display());
+            return Err(Error::new(Kind::Busy, text).hint("Is another restore, or a server, at work there?"));
+        }
+        tree.put(&data.join(MARKER_FILE), ground::marker(&plan).as_bytes(), tree.file_mode())?;
+        if destination.ground != Ground::Empty {
+            delta::clear(&tree, &comparison)?;
+        }
+        for name in REQUIRED_DIRECTORIES {
             tree.make_directory(&data.join(name))?;
         }
         for tablespace in &destination.tablespaces {
@@ -202,25 +224,28 @@ async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Re
     .await?
 }
 
-/// Fetches and writes all parts, several at a time.
+/// Fetches and writes parts, several at a time.
 async fn fetch_parts(
     repository: &Repository,
     plan: &Plan,
+    parts: Vec<BackupPart>,
+    selection: Selection,
     downloads: usize,
     tree: &Arc<Tree>,
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<Extracted> {
-    let total_bytes = plan.document.parts.iter().map(|part| part.stored_bytes).sum();
-    progress.send_modify(|progress| progress.total_bytes = total_bytes);
+    let total_bytes = parts.iter().map(|part| part.stored_bytes).sum();
+    progress.send_replace(RestoreProgress { phase: Phase::Fetching, done_bytes: 0, total_bytes });
     let source = Arc::new(Source {
         system_identifier: plan.system_identifier,
         backup: plan.backup.id.clone(),
         ending: plan.document.ending,
         identities: repository.layout.form().identities.clone(),
         tablespaces: plan.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
+        selection,
     });
     let buffers = Buffers::new(downloads.max(1));
-    let parts = stream::iter(plan.document.parts.clone()).map(|part| {
+    let parts = stream::iter(parts).map(|part| {
         let (source, tree, buffers) = (Arc::clone(&source), Arc::clone(tree), buffers.clone());
         async move {
             let bytes = part.stored_bytes;
@@ -230,7 +255,7 @@ async fn fetch_parts(
     let mut parts = parts.buffer_unordered(downloads.max(1));
     let mut all = Extracted::default();
     while let Some((bytes, extracted)) = parts.try_next().await? {
-        progress.send_modify(|progress| progress.fetched_bytes += bytes);
+        progress.send_modify(|progress| progress.done_bytes += bytes);
         all.pieces.extend(extracted.pieces);
         all.control = all.control.or(extracted.control);
     }

@@ -9,18 +9,22 @@
 
 mod choose;
 mod command;
+mod delta;
 mod destination;
 mod execute;
+mod ground;
 mod part;
 mod pin;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod preparation;
 mod refusal;
 mod request;
 mod room;
 mod route;
 mod scan;
+mod selection;
 mod served;
 mod settings;
 mod spool;
@@ -34,9 +38,11 @@ pub mod wal_push;
 
 pub use command::FetchCommand;
 pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
-pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
+pub use execute::{Phase, RestoreOptions, RestoreProgress, RestoreReport, execute};
+pub use ground::Ground;
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
+pub use preparation::{Preview, preview};
 pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};

@@ -1,5 +1,6 @@
 //! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
 
+use super::selection::Selection;
 use super::tree::Tree;
 use crate::codec::{
     Buffers, Ending, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, Identities, RawFrame, encryption,
@@ -18,8 +19,8 @@ pub(super) const CONTROL_FILE: &str = "global/pg_control";
 /// The largest `pg_control` that is kept in memory: many times what it has (`PG_CONTROL_FILE_SIZE`, 8 KiB).
 const CONTROL_BYTES_MAX: u64 = 1 << 20;
 
-/// Files of the backup that are checked but not written: links are made by us, and the rest tells of a life before.
-const NOT_WRITTEN: [&str; 9] = [
+/// Files of the backup that are not written: links are made by us, and the rest tells of a life before.
+pub(super) const NOT_WRITTEN: [&str; 9] = [
     "tablespace_map",
     "standby.signal",
     "recovery.signal",
@@ -40,6 +41,8 @@ pub(super) struct Source {
     pub(super) identities: Identities,
     /// OIDs of the tablespaces, whose links are made by us.
     pub(super) tablespaces: Vec<u32>,
+    /// Files to pass over.
+    pub(super) selection: Selection,
 }
 
 /// A stretch of a file, with the CRC-32C of what was written.
@@ -139,6 +142,8 @@ enum Sink {
     File(File),
     Control(Vec<u8>, u32),
     Nothing,
+    /// Not even looked at.
+    Skipped,
 }
 
 impl Writer<'_> {
@@ -174,7 +179,9 @@ impl Writer<'_> {
 
     fn begin_file(&mut self, path: FilePath, start: u64, file_bytes: u64, mode: Option<u32>) -> Result<()> {
         let name = path.to_string();
-        let sink = if name == CONTROL_FILE && start == 0 && file_bytes <= CONTROL_BYTES_MAX {
+        let sink = if self.source.selection.skipped.contains(&path) {
+            Sink::Skipped
+        } else if name == CONTROL_FILE && start == 0 && file_bytes <= CONTROL_BYTES_MAX {
             Sink::Control(Vec::new(), mode.unwrap_or(0o600))
         } else if NOT_WRITTEN.contains(&name.as_str()) {
             Sink::Nothing
@@ -195,6 +202,7 @@ impl Writer<'_> {
                 .map_err(|error| Error::local("write", &self.tree.path_of(&open.path), error))?,
             Sink::Control(control, _) => control.extend_from_slice(bytes),
             Sink::Nothing => {}
+            Sink::Skipped => return Ok(()),
         }
         open.bytes += bytes.len() as u64;
         open.crc32c = crc32c::crc32c_append(open.crc32c, bytes);
@@ -202,7 +210,7 @@ impl Writer<'_> {
     }
 
     fn end_file(&mut self) {
-        let Some(open) = self.open.take() else { return };
+        let Some(open) = self.open.take().filter(|open| !matches!(open.sink, Sink::Skipped)) else { return };
         if let Sink::Control(bytes, mode) = open.sink {
             self.extracted.control = Some((bytes, mode));
         }

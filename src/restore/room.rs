@@ -35,11 +35,22 @@ impl Room {
 
     /// A file of the backup that will be written.
     pub(super) fn add(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
-        let place = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
-        if let Some((_, needed)) = self.needs.get_mut(place.map_or(0, |index| index + 1)) {
+        if let Some(needed) = self.place(destination, path) {
             let bytes = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
             *needed = needed.saturating_add(bytes);
         }
+    }
+
+    /// A file that will be removed before, with what it takes on the disk.
+    pub(super) fn free(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
+        if let Some(needed) = self.place(destination, path) {
+            *needed = needed.saturating_sub(bytes);
+        }
+    }
+
+    fn place(&mut self, destination: &Destination, path: &FilePath) -> Option<&mut u64> {
+        let place = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
+        self.needs.get_mut(place.map_or(0, |index| index + 1)).map(|(_, needed)| needed)
     }
 
     /// Fails if a file system has less room than is needed on it.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_standby_follows_the_archive_across_a_failover_and_can_be_promoted() {
-    futures_util::future::join(follow(13), follow(18)).await;
+    Box::pin(futures_util::future::join(follow(13), follow(18))).await;
 }
 
 async fn has(follower: &Node, expected: &[&str]) {

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use seawall::codec::{Compression, FRAME_BYTES, FrameEncoder};
 use seawall::repository::{
-    Archive, BackupBegin, BackupDocument, BackupId, BackupPart, BackupTablespace, Catalog, Cluster, Continuation,
-    FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
+    Archive, BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, Catalog, Cluster,
+    Continuation, FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
 };
 use seawall::restore::{FetchCommand, Plan, Request, RestoreOptions, Target, TargetAction};
 use seawall::runtime::Clock;
@@ -45,6 +45,7 @@ fn entry(path: &str, content: impl Into<Vec<u8>>) -> Entry {
 /// What the server had.
 pub fn files() -> Vec<Entry> {
     let noise = |bytes: usize| (0..bytes).map(|n| (n * 31 % 251) as u8).collect::<Vec<u8>>();
+    let control = [&SYSTEM.to_ne_bytes(), noise(8184).as_slice()].concat();
     vec![
         entry("backup_label", "START WAL LOCATION: 0/200028\n"),
         entry("tablespace_map", format!("{TABLESPACE} /srv/fast\n")),
@@ -55,7 +56,7 @@ pub fn files() -> Vec<Entry> {
         entry("postgresql.auto.conf", "# by hand\nwork_mem = '64MB'\nprimary_conninfo = 'password=hush'\n"),
         Entry { in_tablespace: true, ..entry("PG_15_202209061/5/16500", noise(20_000)) },
         entry(LARGE, noise(6 << 20)),
-        entry("global/pg_control", noise(8192)),
+        entry("global/pg_control", control),
     ]
 }
 
@@ -112,9 +113,8 @@ impl Invented {
         writer.store_document(&Key::BackupBegin(id.clone()), &begin).await.unwrap();
         let maker = Maker { repository: &repository, id: &id, system: twist.system.unwrap_or(SYSTEM) };
         let mut parts = Vec::new();
-        for (number, (archive, part_number, tar, continues)) in
-            parts_of(&twist.files.clone().unwrap_or_else(files)).into_iter().enumerate()
-        {
+        let (laid_out, listed) = parts_of(&twist.files.clone().unwrap_or_else(files));
+        for (number, (archive, part_number, tar, continues)) in laid_out.into_iter().enumerate() {
             let mut tar = tar;
             if number == 0 {
                 tar.extend(twist.headers.iter().flatten());
@@ -149,7 +149,7 @@ impl Invented {
             manifest_sha256: hex(&Sha256::digest(manifest.as_bytes())),
             findings: Findings::default(),
             parts,
-            files: Vec::new(),
+            files: listed,
         };
         writer.store_document(&Key::BackupEnd(id), &document).await.unwrap();
         Invented { store, repository, document }
@@ -268,12 +268,25 @@ impl Maker<'_> {
 
 type Part = (Archive, u32, Vec<u8>, Option<Continuation>);
 
-/// Small files; the large one's beginning; its rest and what follows; the tablespace.
-fn parts_of(files: &[Entry]) -> Vec<Part> {
+/// Small files; the large one's beginning; its rest and what follows; the tablespace. And where each file is.
+fn parts_of(files: &[Entry]) -> (Vec<Part>, Vec<BackupFile>) {
+    let mut listed = Vec::new();
     let (mut parts, mut tar) = (Vec::new(), header("base/", b'5', 0, "").to_vec());
     let mut tablespace = header("PG_15_202209061/", b'5', 0, "").to_vec();
     let mut continues = None;
+    let is_cut = files.iter().any(|entry| entry.path == LARGE);
     for entry in files {
+        let (part, begin) = match (entry.in_tablespace, entry.path == LARGE) {
+            (true, _) => (if is_cut { 3 } else { 1 }, tablespace.len()),
+            (_, true) => (1, 0),
+            _ => (parts.len() as u32, tar.len()),
+        };
+        listed.push(BackupFile {
+            path: FilePath::parse(entry.full_path().as_bytes()).unwrap(),
+            part,
+            offset: begin as u64 + 512,
+            bytes: entry.content.len() as u64,
+        });
         if entry.in_tablespace {
             tablespace.extend(member(&entry.path, &entry.content));
         } else if entry.path == LARGE {
@@ -294,7 +307,7 @@ fn parts_of(files: &[Entry]) -> Vec<Part> {
     let number = parts.len() as u32 + 1;
     parts.push((Archive::Base, number, tar, continues));
     parts.push((Archive::Tablespace(TABLESPACE), 1, tablespace, None));
-    parts
+    (parts, listed)
 }
 
 /// A ustar header as PostgreSQL writes it.

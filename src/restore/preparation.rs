@@ -1,0 +1,186 @@
+//! What a restore will write, and what it will remove, decided before it does either.
+
+use super::delta::{self, Compared, Comparison};
+use super::destination::Destination;
+use super::execute::{Phase, RestoreOptions, RestoreProgress, fetch_manifest};
+use super::ground::Ground;
+use super::part::NOT_WRITTEN;
+use super::plan::Plan;
+use super::room::Room;
+use super::selection::Selection;
+use crate::error::{Error, Kind, Result};
+use crate::repository::manifest::Manifest;
+use crate::repository::{BackupDocument, BackupPart, FilePath, Key, Repository};
+use crate::runtime;
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A restore, prepared.
+#[derive(Debug)]
+pub(super) struct Preparation {
+    pub(super) destination: Destination,
+    /// Of what will be fetched.
+    pub(super) manifest: Manifest,
+    pub(super) comparison: Comparison,
+    pub(super) selection: Selection,
+    /// The parts to fetch.
+    pub(super) parts: Vec<BackupPart>,
+}
+
+/// Between two looks at a comparison.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Prepares: reads, and writes nothing.
+pub(super) async fn prepare(
+    repository: &Repository,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<Preparation> {
+    let destination = Destination::check(plan, options)?;
+    let mut manifest = fetch_manifest(repository, plan).await?;
+    let mut comparison = Comparison::default();
+    if destination.ground != Ground::Empty {
+        (manifest, comparison) = compare(&destination, manifest, plan, progress).await?;
+    }
+    let mut skipped = comparison.kept.clone();
+    if !skipped.is_empty() {
+        skipped.extend(NOT_WRITTEN.iter().filter_map(|name| FilePath::parse(name.as_bytes()).ok()));
+    }
+    manifest.files.retain(|path, _| !skipped.contains(path));
+    let selection = Selection { skipped };
+    let parts = needed_parts(repository, plan, &selection).await?;
+    let mut room = Room::new(&destination, plan.segment_bytes);
+    manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
+    comparison.freed.iter().for_each(|(path, bytes)| room.free(&destination, path, *bytes));
+    room.check()?;
+    Ok(Preparation { destination, manifest, comparison, selection, parts })
+}
+
+async fn compare(
+    destination: &Destination,
+    manifest: Manifest,
+    plan: &Plan,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<(Manifest, Comparison)> {
+    let compared = Arc::new(Compared::default());
+    let (destination, major, counted) = (destination.clone(), plan.postgres_version / 10_000, compared.clone());
+    let comparing = runtime::blocking(move || {
+        delta::compare(&destination, &manifest, major, &counted).map(|comparison| (manifest, comparison))
+    });
+    let show = async {
+        loop {
+            let (done, total) = (&compared.done_bytes, &compared.total_bytes);
+            progress.send_replace(RestoreProgress {
+                phase: Phase::Comparing,
+                done_bytes: done.load(Ordering::Relaxed),
+                total_bytes: total.load(Ordering::Relaxed),
+            });
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        compared = comparing => compared?,
+        never = show => never,
+    }
+}
+
+/// The parts that hold something which is not there yet.
+async fn needed_parts(repository: &Repository, plan: &Plan, selection: &Selection) -> Result<Vec<BackupPart>> {
+    let parts = &plan.document.parts;
+    if selection.skipped.is_empty() {
+        return Ok(parts.clone());
+    }
+    // The plan goes without the list of files, which only this needs.
+    let key = Key::BackupEnd(plan.backup.id.clone());
+    let document: Option<BackupDocument> = repository.read_document(&key).await?;
+    let document = document.filter(|document| document.parts == *parts).ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("{} is not what it was a moment ago", repository.layout.name(&key)))
+            .hint("Does something other than Seawall write there?")
+    })?;
+    Ok(selection.parts(parts, &document.files).into_iter().map(|index| parts[index].clone()).collect())
+}
+
+/// What a restore over what is there would do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Preview {
+    /// Where.
+    pub destination: Destination,
+    /// Files that are there and equal, by length and CRC-32C.
+    pub kept_files: usize,
+    /// Bytes in them.
+    pub kept_bytes: u64,
+    /// Files that will be written.
+    pub written_files: usize,
+    /// Bytes in them.
+    pub written_bytes: u64,
+    /// Bytes that will be fetched for that.
+    pub fetched_bytes: u64,
+    /// Files, links and directories that will be removed, `pg_control` not counted: some are written anew, the others are
+    /// not in the backup.
+    pub removed: Vec<PathBuf>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Says what [`execute`](super::execute) would do with these options; compares what is there, and writes nothing.
+///
+/// # Errors
+/// As of [`execute`](super::execute), before anything is written.
+pub async fn preview(
+    repository: &Repository,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: watch::Sender<RestoreProgress>,
+) -> Result<Preview> {
+    let Preparation { destination, manifest, comparison, parts, .. } =
+        prepare(repository, plan, options, &progress).await?;
+    Ok(Preview {
+        destination,
+        kept_files: comparison.kept.len(),
+        kept_bytes: comparison.kept_bytes,
+        written_files: manifest.files.len(),
+        written_bytes: manifest.files.values().map(|check| check.size_bytes).sum(),
+        fetched_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
+        removed: comparison.removed,
+        warnings: comparison.warnings,
+    })
+}
+
+/// Paths that are named; the number of the others is.
+const NAMED: usize = 10;
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        match self.destination.ground {
+            Ground::Empty => {}
+            Ground::Interrupted => writeln!(f, "goes on      with a restore of this cluster that was not completed")?,
+            Ground::Cluster => writeln!(f, "replaces     the stopped cluster in {}", self.destination.data.display())?,
+        }
+        writeln!(f, "{}", self.destination)?;
+        writeln!(f, "keeps        {} files, {}, that equal the backup's", self.kept_files, mib(self.kept_bytes))?;
+        let (written, fetched) = (mib(self.written_bytes), mib(self.fetched_bytes));
+        writeln!(f, "fetches      {fetched} for {} files, {written}", self.written_files)?;
+        write!(
+            f,
+            "removes      {} files, links and directories that differ or are not in the backup",
+            self.removed.len()
+        )?;
+        for path in self.removed.iter().take(NAMED) {
+            write!(f, "\n             {}", path.display())?;
+        }
+        if let Some(more @ 1..) = self.removed.len().checked_sub(NAMED) {
+            write!(f, "\n             and {more} more")?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\nwarning      {warning}")?;
+        }
+        Ok(())
+    }
+}
