@@ -205,6 +205,10 @@ pub struct RestoreArgs {
     /// Restore a standby: it follows the archive as it grows, onto newer timelines too, until it is promoted
     #[arg(long, conflicts_with_all = ["target", "timeline", "target_action"])]
     pub standby: bool,
+    /// Restore this database alone, by name or OID, with what every cluster needs; once for each. The others get files of
+    /// zeros that take no room, and the statements that drop them are printed
+    #[arg(long = "database", value_name = "NAME", conflicts_with = "standby")]
+    pub databases: Vec<String>,
     /// Restore the tablespace that was at OLD to NEW; once for each
     #[arg(long = "tablespace-map", value_name = "OLD=NEW", value_parser = parse_tablespace_map)]
     pub tablespace_maps: Vec<TablespaceMap>,
@@ -409,6 +413,7 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
   seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
   seawall restore --into /srv/pg --standby
+  seawall restore --into /srv/pg --to '1 hour ago' --database shop
   seawall restore --into /var/lib/postgresql/15/main --delta --owner postgres --dry-run",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),

@@ -33,6 +33,7 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
     let options = RestoreOptions {
         delta: args.delta,
+        databases: args.databases.clone(),
         tablespace_map: args.tablespace_maps.iter().map(|map| (map.old.clone(), map.new.clone())).collect(),
         owner: args.owner.clone(),
         ..RestoreOptions::new(args.into.clone(), fetch_command(&settings)?)
@@ -40,7 +41,7 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let (progress, watched) = watch::channel(RestoreProgress::default());
     if args.dry_run {
         // Elsewhere there is nothing to compare with.
-        let over = (options.delta || args.into.join(MARKER_FILE).exists()).then(|| {
+        let over = (options.delta || !options.databases.is_empty() || args.into.join(MARKER_FILE).exists()).then(|| {
             let previewed = Box::pin(preview(&repository, &plan, &options, progress));
             async { tokio::select! { preview = previewed => preview, never = progress::show(watched, step) => match never {} } }
         });
@@ -164,6 +165,10 @@ fn said(report: &RestoreReport, took: Duration) -> String {
             report.end_lsn
         ),
     });
+    if !report.statements.is_empty() {
+        text.push_str("once it has recovered, drop the databases that were left empty:\n");
+        report.statements.iter().for_each(|statement| text.push_str(&format!("  {statement}\n")));
+    }
     text
 }
 

@@ -1,6 +1,7 @@
 //! A plan, executed: from parts to a data directory that a server can be started on.
 
 use super::command::FetchCommand;
+use super::database::{self, Choice, Database};
 use super::delta::{self, Comparison};
 use super::destination::{Destination, MARKER_FILE};
 use super::ground::{self, Ground};
@@ -12,13 +13,14 @@ use super::request::TargetAction;
 use super::selection::Selection;
 use super::tree::{self, REQUIRED_DIRECTORIES, Tree};
 use super::{settings, verify};
-use crate::codec::{self, Buffers, encryption};
+use crate::codec::{self, Buffers, Ending, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{Archive, BackupPart, Identity, Key, Repository, Subject, hex};
+use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Key, Repository, Subject, hex};
 use crate::runtime;
 use crate::store::StoreErrorKind;
 use crate::wal::Lsn;
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -35,6 +37,8 @@ pub struct RestoreOptions {
     /// It may also be that of a stopped server of the same cluster: what equals the backup by content stays, and
     /// everything else in it goes.
     pub delta: bool,
+    /// The databases to restore, by name or OID; all if there is none. The others get zeros for their files.
+    pub databases: Vec<String>,
     /// Where tablespaces go that shall not go where they were: old and new directory.
     pub tablespace_map: Vec<(PathBuf, PathBuf)>,
     /// Who will run the server, if not we; root must say.
@@ -48,7 +52,15 @@ pub struct RestoreOptions {
 impl RestoreOptions {
     /// Restores into `into`, with everything else as most want it.
     pub fn new(into: PathBuf, command: FetchCommand) -> RestoreOptions {
-        RestoreOptions { into, delta: false, tablespace_map: Vec::new(), owner: None, command, downloads: 4 }
+        RestoreOptions {
+            into,
+            delta: false,
+            databases: Vec::new(),
+            tablespace_map: Vec::new(),
+            owner: None,
+            command,
+            downloads: 4,
+        }
     }
 }
 
@@ -88,6 +100,10 @@ pub struct RestoreReport {
     pub kept_files: usize,
     /// Bytes in them.
     pub kept_bytes: u64,
+    /// Databases that were left empty.
+    pub emptied: Vec<Database>,
+    /// What to run once it is up: drops them.
+    pub statements: Vec<String>,
     /// Where recovery will end.
     pub end_lsn: Lsn,
     /// It stays a standby, and goes on from there.
@@ -114,7 +130,7 @@ pub async fn execute(
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<RestoreReport> {
     let restore_command = options.command.line()?;
-    let Preparation { destination, manifest, comparison, selection, parts } =
+    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } =
         preparation::prepare(repository, plan, options, &progress).await?;
     let tree = Arc::new(Tree::new(&destination));
     let again = |error: Error| match (error.hint_text(), error.kind()) {
@@ -126,7 +142,7 @@ pub async fn execute(
     let (kept_files, kept_bytes) = (comparison.kept.len(), comparison.kept_bytes);
     let mut warnings = warnings(plan, options, &destination);
     warnings.extend(comparison.warnings.iter().cloned());
-    prepare(&tree, plan, &destination, comparison, options.delta).await.map_err(again)?;
+    prepare(&tree, plan, &destination, comparison, zeros, options.delta).await.map_err(again)?;
     let extracted =
         fetch_parts(repository, plan, parts, selection, options.downloads, &tree, &progress).await.map_err(again)?;
     let (files, bytes) = (manifest.files.len(), manifest.files.values().map(|check| check.size_bytes).sum());
@@ -137,13 +153,19 @@ pub async fn execute(
             .hint("Try an older backup (`seawall list`).")
     })?;
     progress.send_modify(|progress| progress.phase = Phase::Syncing);
-    warnings.extend(finish(&tree, plan, &destination, restore_command.clone(), control).await.map_err(again)?);
+    let mut settings = settings::settings(plan, restore_command.clone());
+    if databases.is_some() {
+        settings.push((database::IGNORE_INVALID_PAGES.to_owned(), "on".to_owned()));
+    }
+    warnings.extend(finish(&tree, plan, &destination, settings, control).await.map_err(again)?);
     Ok(RestoreReport {
         data: destination.data,
         files,
         bytes,
         kept_files,
         kept_bytes,
+        statements: databases.as_ref().map(Choice::statements).unwrap_or_default(),
+        emptied: databases.map(|choice| choice.emptied).unwrap_or_default(),
         end_lsn: plan.end_lsn,
         is_standby: plan.action == TargetAction::Follow,
         restore_command,
@@ -193,6 +215,7 @@ async fn prepare(
     plan: &Plan,
     destination: &Destination,
     comparison: Comparison,
+    zeros: Vec<(FilePath, u64)>,
     delta: bool,
 ) -> Result<()> {
     let (tree, plan, destination) = (Arc::clone(tree), plan.clone(), destination.clone());
@@ -219,7 +242,8 @@ async fn prepare(
                 tree.make_link(&link, &tablespace.to)?;
             }
         }
-        destination.creates.iter().try_for_each(|path| tree.make_directory(path))
+        destination.creates.iter().try_for_each(|path| tree.make_directory(path))?;
+        zeros.iter().try_for_each(|(path, bytes)| tree.put_zeros(&tree.path_of(path), *bytes))
     })
     .await?
 }
@@ -269,9 +293,20 @@ async fn fetch_part(
     tree: Arc<Tree>,
     buffers: Buffers,
 ) -> Result<Extracted> {
+    let (name, _, stored) = part_bytes(repository, &part, &source.backup, source.ending).await?;
+    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
+}
+
+/// A part as it is stored: its name, its archive, its bytes.
+pub(super) async fn part_bytes(
+    repository: &Repository,
+    part: &BackupPart,
+    backup: &BackupId,
+    ending: Ending,
+) -> Result<(String, Archive, Bytes)> {
     let archive = Archive::parse(&part.archive)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
-    let name = repository.layout.name_in(&Key::BackupPart(source.backup.clone(), archive, part.number), source.ending);
+    let name = repository.layout.name_in(&Key::BackupPart(backup.clone(), archive, part.number), ending);
     let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
     // Before it fills the memory.
     if stream.head.info.bytes != part.stored_bytes {
@@ -280,8 +315,7 @@ async fn fetch_part(
             "Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?",
         ));
     }
-    let stored = stream.collect().await?;
-    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
+    Ok((name, archive, stream.collect().await?))
 }
 
 /// Writes what makes a server recover, makes everything durable, and puts `pg_control` there. Returns warnings.
@@ -289,11 +323,10 @@ async fn finish(
     tree: &Arc<Tree>,
     plan: &Plan,
     destination: &Destination,
-    restore_command: String,
+    settings: Vec<(String, String)>,
     control: (Vec<u8>, u32),
 ) -> Result<Vec<String>> {
     let (tree, destination) = (Arc::clone(tree), destination.clone());
-    let settings = settings::settings(plan, restore_command);
     let signal = match plan.action {
         TargetAction::Follow => "standby.signal",
         _ => "recovery.signal",

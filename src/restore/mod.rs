@@ -9,8 +9,10 @@
 
 mod choose;
 mod command;
+mod database;
 mod delta;
 mod destination;
+mod excerpt;
 mod execute;
 mod ground;
 mod part;
@@ -37,6 +39,7 @@ pub mod wal_fetch;
 pub mod wal_push;
 
 pub use command::FetchCommand;
+pub use database::Database;
 pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
 pub use execute::{Phase, RestoreOptions, RestoreProgress, RestoreReport, execute};
 pub use ground::Ground;

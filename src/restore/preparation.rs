@@ -1,7 +1,9 @@
 //! What a restore will write, and what it will remove, decided before it does either.
 
+use super::database::{self, Choice, Database, SHARED_MAP};
 use super::delta::{self, Compared, Comparison};
 use super::destination::Destination;
+use super::excerpt::read_file;
 use super::execute::{Phase, RestoreOptions, RestoreProgress, fetch_manifest};
 use super::ground::Ground;
 use super::part::NOT_WRITTEN;
@@ -27,6 +29,10 @@ pub(super) struct Preparation {
     /// Of what will be fetched.
     pub(super) manifest: Manifest,
     pub(super) comparison: Comparison,
+    /// Which databases, if not all of them.
+    pub(super) databases: Option<Choice>,
+    /// Files of the others, with their lengths.
+    pub(super) zeros: Vec<(FilePath, u64)>,
     pub(super) selection: Selection,
     /// The parts to fetch.
     pub(super) parts: Vec<BackupPart>,
@@ -44,6 +50,12 @@ pub(super) async fn prepare(
 ) -> Result<Preparation> {
     let destination = Destination::check(plan, options)?;
     let mut manifest = fetch_manifest(repository, plan).await?;
+    let databases = choose_databases(repository, plan, &manifest, &options.databases).await?;
+    let mut zeros = Vec::new();
+    if let Some(choice) = &databases {
+        let emptied = manifest.files.extract_if(|path, _| choice.is_emptied(path));
+        zeros = emptied.map(|(path, check)| (path, check.size_bytes)).collect();
+    }
     let mut comparison = Comparison::default();
     if destination.ground != Ground::Empty {
         (manifest, comparison) = compare(&destination, manifest, plan, progress).await?;
@@ -52,6 +64,7 @@ pub(super) async fn prepare(
     if !skipped.is_empty() {
         skipped.extend(NOT_WRITTEN.iter().filter_map(|name| FilePath::parse(name.as_bytes()).ok()));
     }
+    skipped.extend(zeros.iter().map(|(path, _)| path.clone()));
     manifest.files.retain(|path, _| !skipped.contains(path));
     let selection = Selection { skipped };
     let parts = needed_parts(repository, plan, &selection).await?;
@@ -59,7 +72,7 @@ pub(super) async fn prepare(
     manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
     comparison.freed.iter().for_each(|(path, bytes)| room.free(&destination, path, *bytes));
     room.check()?;
-    Ok(Preparation { destination, manifest, comparison, selection, parts })
+    Ok(Preparation { destination, manifest, comparison, databases, zeros, selection, parts })
 }
 
 async fn compare(
@@ -96,14 +109,40 @@ async fn needed_parts(repository: &Repository, plan: &Plan, selection: &Selectio
     if selection.skipped.is_empty() {
         return Ok(parts.clone());
     }
-    // The plan goes without the list of files, which only this needs.
+    let document = read_backup(repository, plan).await?;
+    Ok(selection.parts(parts, &document.files).into_iter().map(|index| parts[index].clone()).collect())
+}
+
+/// `backup.json` with its list of files, which the plan goes without.
+async fn read_backup(repository: &Repository, plan: &Plan) -> Result<BackupDocument> {
     let key = Key::BackupEnd(plan.backup.id.clone());
     let document: Option<BackupDocument> = repository.read_document(&key).await?;
-    let document = document.filter(|document| document.parts == *parts).ok_or_else(|| {
+    document.filter(|document| document.parts == plan.document.parts).ok_or_else(|| {
         Error::new(Kind::Damaged, format!("{} is not what it was a moment ago", repository.layout.name(&key)))
             .hint("Does something other than Seawall write there?")
-    })?;
-    Ok(selection.parts(parts, &document.files).into_iter().map(|index| parts[index].clone()).collect())
+    })
+}
+
+/// Finds the databases that are wanted in the backup's own catalogue; `None` if all are.
+async fn choose_databases(
+    repository: &Repository,
+    plan: &Plan,
+    manifest: &Manifest,
+    wanted: &[String],
+) -> Result<Option<Choice>> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    if plan.document.settings.get("full_page_writes").is_some_and(|value| value == "off") {
+        let text = "the server ran with full_page_writes = off: recovery needs every database's pages";
+        return Err(Error::new(Kind::Refused, text).hint("Restore without --database."));
+    }
+    let document = read_backup(repository, plan).await?;
+    let map = read_file(repository, &document, manifest, SHARED_MAP).await?;
+    let catalogue = database::catalogue_file(&map)
+        .ok_or_else(|| Error::new(Kind::Damaged, format!("{SHARED_MAP} of the backup cannot be read")))?;
+    let heap = read_file(repository, &document, manifest, &catalogue).await?;
+    Choice::new(wanted, &database::rows(&heap), manifest.files.keys()).map(Some)
 }
 
 /// What a restore over what is there would do.
@@ -124,6 +163,8 @@ pub struct Preview {
     /// Files, links and directories that will be removed, `pg_control` not counted: some are written anew, the others are
     /// not in the backup.
     pub removed: Vec<PathBuf>,
+    /// Databases that will be left empty.
+    pub emptied: Vec<Database>,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }
@@ -138,7 +179,7 @@ pub async fn preview(
     options: &RestoreOptions,
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<Preview> {
-    let Preparation { destination, manifest, comparison, parts, .. } =
+    let Preparation { destination, manifest, comparison, databases, parts, .. } =
         prepare(repository, plan, options, &progress).await?;
     Ok(Preview {
         destination,
@@ -148,6 +189,7 @@ pub async fn preview(
         written_bytes: manifest.files.values().map(|check| check.size_bytes).sum(),
         fetched_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
         removed: comparison.removed,
+        emptied: databases.map(|choice| choice.emptied).unwrap_or_default(),
         warnings: comparison.warnings,
     })
 }
@@ -177,6 +219,14 @@ impl fmt::Display for Preview {
         }
         if let Some(more @ 1..) = self.removed.len().checked_sub(NAMED) {
             write!(f, "\n             and {more} more")?;
+        }
+        for database in &self.emptied {
+            write!(
+                f,
+                "\nleaves empty database {} ({})",
+                database.oid,
+                database.name.as_deref().unwrap_or("name unknown")
+            )?;
         }
         for warning in &self.warnings {
             write!(f, "\nwarning      {warning}")?;

@@ -165,6 +165,12 @@ impl Tree {
         path.parent().map_or(Ok(()), sync_directory)
     }
 
+    /// Makes a file of zeros that takes no room.
+    pub(super) fn put_zeros(&self, path: &Path, bytes: u64) -> Result<()> {
+        let file = self.open(path, Some(self.file_mode()))?;
+        file.set_len(0).and_then(|()| file.set_len(bytes)).map_err(|error| Error::local("write", path, error))
+    }
+
     fn give(&self, path: &Path) -> std::io::Result<()> {
         match &self.owner {
             Some(owner) => lchown(path, Some(owner.uid), Some(owner.gid)),
