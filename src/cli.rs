@@ -209,6 +209,10 @@ pub struct RestoreArgs {
     /// zeros that take no room, and the statements that drop them are printed
     #[arg(long = "database", value_name = "NAME", conflicts_with = "standby")]
     pub databases: Vec<String>,
+    /// Fetch WAL along with the files: what recovery begins with (256 MiB at most), or all that it needs, so that it needs
+    /// no store
+    #[arg(long, value_name = "HOW", conflicts_with = "standby")]
+    pub wal: Option<WalWithFiles>,
     /// Restore the tablespace that was at OLD to NEW; once for each
     #[arg(long = "tablespace-map", value_name = "OLD=NEW", value_parser = parse_tablespace_map)]
     pub tablespace_maps: Vec<TablespaceMap>,
@@ -252,6 +256,15 @@ impl RestoreArgs {
             _ => Target::End,
         }
     }
+}
+
+/// How much WAL a restore fetches itself.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalWithFiles {
+    /// What recovery begins with.
+    Prefetch,
+    /// All that it needs.
+    Now,
 }
 
 /// PostgreSQL's `recovery_target_action`.
@@ -413,6 +426,7 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
   seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
   seawall restore --into /srv/pg --standby
+  seawall restore --into /srv/pg --wal now
   seawall restore --into /srv/pg --to '1 hour ago' --database shop
   seawall restore --into /var/lib/postgresql/15/main --delta --owner postgres --dry-run",
     ),

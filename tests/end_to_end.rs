@@ -515,3 +515,37 @@ async fn a_stopped_server_is_set_back_by_a_delta_that_fetches_what_differs() {
         assert_eq!(again.sql("SELECT 1 FROM pg_database WHERE datname = 'another'").await.unwrap().len(), 0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_wal_fetched_at_once_recovery_needs_no_store() {
+    for version in [13, 18] {
+        // Given an archive with two timelines, from the first of which a backup is
+        let mut scene = Scene::new(version, ServerOptions::default()).await;
+        scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+        let archiver = scene.run();
+        scene.settle().await;
+        scene.seawall(&["backup", "--fast"]).run_ok().await;
+        scene.server.sql("INSERT INTO marks (what) VALUES ('before'); SELECT pg_switch_wal()").await.unwrap();
+        scene.settle().await;
+        drop(archiver);
+        scene.server.kill().await.unwrap();
+        let second = scene.restored("second", &["--to-end", "--wal", "prefetch"]).await;
+        let mut archiver = scene.seawall(&["run", "--listen", "off"]).env("SEAWALL_PG", second.conninfo()).start();
+        second.sql("INSERT INTO marks (what) VALUES ('after')").await.unwrap();
+        let value = async |query: &str| second.sql(query).await.unwrap()[0][0].clone().unwrap();
+        let lsn = value("SELECT pg_current_wal_flush_lsn()").await;
+        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
+        wait_for("the new timeline", PATIENCE, async || (value(&query).await != "0").then_some(())).await;
+        assert!(archiver.terminate().await.success());
+        // When it is restored with its WAL, and the store is gone
+        let into = scene.restore("now", &["--to-end", "--wal", "now"]).await;
+        scene.bucket.always(s3::Op::Get.at(""), s3::Fault::ACCESS_DENIED);
+        scene.bucket.always(s3::Op::Head.at(""), s3::Fault::ACCESS_DENIED);
+        scene.bucket.always(s3::Op::List.at(""), s3::Fault::ACCESS_DENIED);
+        // Then recovery ends at the end all the same, on a timeline that nobody has
+        let restored = scene.open(&into).await;
+        assert_eq!(marks(&restored).await, ["before", "after"], "PostgreSQL {version}");
+        let name = restored.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").await.unwrap()[0][0].clone().unwrap();
+        assert!(name.starts_with("00000003"), "{name}");
+    }
+}

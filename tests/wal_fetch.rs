@@ -149,7 +149,8 @@ impl World {
             end: Lsn(end),
         };
         let path = path.iter().map(part).collect();
-        self.pin = Some(Pin { system_identifier: SYSTEM_IDENTIFIER.to_string(), path });
+        self.pin =
+            Some(Pin { system_identifier: SYSTEM_IDENTIFIER.to_string(), path, local_end: Lsn(0), segment_bytes: MIB });
         self
     }
 

@@ -3,13 +3,13 @@
 use super::exit::Ending;
 use super::progress::{self, Step};
 use super::{parts, print, time};
-use crate::cli::{self, RestoreArgs};
+use crate::cli::{self, RestoreArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    FetchCommand, Fetched, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress,
-    RestoreReport, Target, TargetAction, execute, fetch, plan, preview, push,
+    FetchCommand, Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress,
+    RestoreReport, Target, TargetAction, execute, fetch, is_local, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
@@ -34,6 +34,11 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let options = RestoreOptions {
         delta: args.delta,
         databases: args.databases.clone(),
+        wal: match args.wal {
+            None => LocalWal::None,
+            Some(WalWithFiles::Prefetch) => LocalWal::First,
+            Some(WalWithFiles::Now) => LocalWal::All,
+        },
         tablespace_map: args.tablespace_maps.iter().map(|map| (map.old.clone(), map.new.clone())).collect(),
         owner: args.owner.clone(),
         ..RestoreOptions::new(args.into.clone(), fetch_command(&settings)?)
@@ -176,6 +181,7 @@ fn step(progress: &RestoreProgress) -> Step {
     let what = match progress.phase {
         Phase::Comparing => "comparing",
         Phase::Fetching => "restoring",
+        Phase::FetchingWal => "fetching WAL",
         Phase::Syncing => "syncing",
     };
     Step { what, done_bytes: progress.done_bytes, total_bytes: progress.total_bytes }
@@ -186,17 +192,36 @@ fn step(progress: &RestoreProgress) -> Step {
 /// # Errors
 /// Everything else.
 pub(super) async fn wal_fetch(name: &str, destination: &Path, settings: Settings) -> Result<Ending> {
-    let (repository, cluster) = parts::readable_repository(&settings).await?;
-    let reader = WalReader::new(repository, cluster.system_identifier);
     // PostgreSQL runs a restore_command in its data directory.
     let data_directory = std::env::current_dir()
         .map_err(|error| Error::new(Kind::Local, "cannot find the working directory").because(error))?;
-    let pin = Pin::read(&data_directory)?;
-    let fetched = Box::pin(fetch(&reader, name, destination, pin.as_ref(), &data_directory)).await?;
-    Ok(match fetched {
-        Fetched::Written => Ending::Done,
-        Fetched::Absent => Ending::Absent,
-    })
+    let (pin, last) = (Pin::read(&data_directory)?, Pin::read_last(&data_directory)?);
+    if last.as_ref().is_some_and(|pin| is_local(pin, name, destination)) {
+        return Ok(Ending::Absent);
+    }
+    let fetched = fetch_from_store(name, destination, pin.as_ref(), &data_directory, &settings).await;
+    match fetched {
+        Ok(Fetched::Written) => Ok(Ending::Done),
+        Ok(Fetched::Absent) => Ok(Ending::Absent),
+        // What is left to ask for is what nobody has: a file behind the end, and a timeline to take.
+        Err(error) if error.kind() == Kind::Store && pin.is_some_and(|pin| pin.is_all_local() && !pin.needs(name)) => {
+            tracing::warn!(%error, name, "the store does not answer; what recovery needs lies in pg_wal");
+            Ok(Ending::Absent)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn fetch_from_store(
+    name: &str,
+    destination: &Path,
+    pin: Option<&Pin>,
+    data_directory: &Path,
+    settings: &Settings,
+) -> Result<Fetched> {
+    let (repository, cluster) = parts::readable_repository(settings).await?;
+    let reader = WalReader::new(repository, cluster.system_identifier);
+    Box::pin(fetch(&reader, name, destination, pin, data_directory)).await
 }
 
 /// `archive_command`, for those who keep it.

@@ -5,6 +5,7 @@ use super::database::{self, Choice, Database};
 use super::delta::{self, Comparison};
 use super::destination::{Destination, MARKER_FILE};
 use super::ground::{self, Ground};
+use super::local_wal::{self, LocalWal};
 use super::part::{self, CONTROL_FILE, Extracted, Source};
 use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
@@ -45,6 +46,8 @@ pub struct RestoreOptions {
     pub owner: Option<String>,
     /// What the server will run to fetch WAL.
     pub command: FetchCommand,
+    /// How much of the WAL is fetched as well.
+    pub wal: LocalWal,
     /// Parts in flight: each takes about 40 MiB of memory.
     pub downloads: usize,
 }
@@ -59,6 +62,7 @@ impl RestoreOptions {
             tablespace_map: Vec::new(),
             owner: None,
             command,
+            wal: LocalWal::None,
             downloads: 4,
         }
     }
@@ -72,6 +76,8 @@ pub enum Phase {
     /// Parts are fetched, checked and written.
     #[default]
     Fetching,
+    /// WAL is fetched, checked and written.
+    FetchingWal,
     /// Everything is written and is being made durable.
     Syncing,
 }
@@ -152,12 +158,17 @@ pub async fn execute(
         Error::new(Kind::Damaged, format!("backup {} has no {CONTROL_FILE}", plan.backup.id))
             .hint("Try an older backup (`seawall list`).")
     })?;
+    // A standby pins nothing, and follows.
+    let mut pin = (plan.action != TargetAction::Follow).then(|| pin(plan));
+    if let Some(pin) = &mut pin {
+        fetch_wal(repository, plan, options.wal, pin, &tree, &progress).await.map_err(again)?;
+    }
     progress.send_modify(|progress| progress.phase = Phase::Syncing);
     let mut settings = settings::settings(plan, restore_command.clone());
     if databases.is_some() {
         settings.push((database::IGNORE_INVALID_PAGES.to_owned(), "on".to_owned()));
     }
-    warnings.extend(finish(&tree, plan, &destination, settings, control).await.map_err(again)?);
+    warnings.extend(finish(&tree, plan.action, &destination, settings, pin, control).await.map_err(again)?);
     Ok(RestoreReport {
         data: destination.data,
         files,
@@ -321,18 +332,18 @@ pub(super) async fn part_bytes(
 /// Writes what makes a server recover, makes everything durable, and puts `pg_control` there. Returns warnings.
 async fn finish(
     tree: &Arc<Tree>,
-    plan: &Plan,
+    action: TargetAction,
     destination: &Destination,
     settings: Vec<(String, String)>,
+    pin: Option<Pin>,
     control: (Vec<u8>, u32),
 ) -> Result<Vec<String>> {
     let (tree, destination) = (Arc::clone(tree), destination.clone());
-    let signal = match plan.action {
+    let signal = match action {
         TargetAction::Follow => "standby.signal",
         _ => "recovery.signal",
     };
-    // A standby pins nothing.
-    let pin = if plan.action == TargetAction::Follow { None } else { Some(pin(plan).to_json()?) };
+    let pin = pin.map(|pin| pin.to_json()).transpose()?;
     runtime::blocking(move || {
         let (data, mode) = (tree.data(), tree.file_mode());
         let warnings = write_configuration(&tree, &settings)?;
@@ -359,7 +370,31 @@ async fn finish(
 fn pin(plan: &Plan) -> Pin {
     let path = plan.wal.iter();
     let path = path.map(|need| PinnedTimeline { timeline: need.timeline, start: need.start, end: need.end });
-    Pin { system_identifier: plan.system_identifier.to_string(), path: path.collect() }
+    Pin {
+        system_identifier: plan.system_identifier.to_string(),
+        path: path.collect(),
+        local_end: Lsn(0),
+        segment_bytes: plan.segment_bytes,
+    }
+}
+
+/// Brings as much WAL as is wanted, and says so in the pin.
+async fn fetch_wal(
+    repository: &Repository,
+    plan: &Plan,
+    wanted: LocalWal,
+    pin: &mut Pin,
+    tree: &Arc<Tree>,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<()> {
+    let segments = wanted.segments(plan)?;
+    let Some(last) = segments.last().copied() else { return Ok(()) };
+    let total_bytes = segments.len() as u64 * last.size.bytes();
+    progress.send_replace(RestoreProgress { phase: Phase::FetchingWal, done_bytes: 0, total_bytes });
+    let done = |bytes| progress.send_modify(|progress| progress.done_bytes += bytes);
+    local_wal::bring(repository, pin, segments, tree, &done).await?;
+    pin.local_end = last.end();
+    Ok(())
 }
 
 fn write_configuration(tree: &Tree, settings: &[(String, String)]) -> Result<Vec<String>> {

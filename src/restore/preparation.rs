@@ -71,6 +71,7 @@ pub(super) async fn prepare(
     let mut room = Room::new(&destination, plan.segment_bytes);
     manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
     comparison.freed.iter().for_each(|(path, bytes)| room.free(&destination, path, *bytes));
+    room.add_wal(options.wal.segments(plan)?.len() as u64 * plan.segment_bytes);
     room.check()?;
     Ok(Preparation { destination, manifest, comparison, databases, zeros, selection, parts })
 }

@@ -20,7 +20,7 @@ const DISK_BLOCK_BYTES: u64 = 4096;
 pub(super) struct Room {
     /// Bytes by directory; the data directory first.
     needs: Vec<(PathBuf, u64)>,
-    /// Bytes in the data directory for recovery to work with, counted in.
+    /// Bytes in the data directory for WAL, counted in.
     recovery_bytes: u64,
 }
 
@@ -37,6 +37,14 @@ impl Room {
     pub(super) fn add(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
         if let Some(needed) = self.place(destination, path) {
             let bytes = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
+            *needed = needed.saturating_add(bytes);
+        }
+    }
+
+    /// WAL that is fetched with the files.
+    pub(super) fn add_wal(&mut self, bytes: u64) {
+        self.recovery_bytes = self.recovery_bytes.saturating_add(bytes);
+        if let Some((_, needed)) = self.needs.first_mut() {
             *needed = needed.saturating_add(bytes);
         }
     }
@@ -85,7 +93,7 @@ impl Room {
         let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
         let message = format!("the restore needs {needed} MiB for {}, and {free} MiB are free there", shown.join(", "));
         let recovery = match self.needs.first().is_some_and(|(data, _)| paths.contains(&data.as_path())) {
-            true => format!(" {} MiB of it are for the WAL that recovery fetches.", self.recovery_bytes >> 20),
+            true => format!(" {} MiB of it are for WAL.", self.recovery_bytes >> 20),
             false => String::new(),
         };
         let hint = "Nothing was written. Free some room, or choose another place (for a tablespace: --tablespace-map).";

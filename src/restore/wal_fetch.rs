@@ -285,6 +285,19 @@ async fn write_segment(reader: &WalReader, segment: Segment, view: &View, destin
     }
 }
 
+/// Writes a segment of the pinned path to `destination`.
+///
+/// # Errors
+/// As [`fetch`]; also if the path needs nothing of the segment.
+pub(super) async fn write_pinned(reader: &WalReader, segment: Segment, pin: &Pin, destination: &Path) -> Result<()> {
+    let end = pinned_end(segment, pin)?;
+    let view = View { end: end.unwrap_or(segment.start), is_pinned: true, newest: None };
+    match write_segment(reader, segment, &view, destination).await? {
+        Some(_) => Ok(()),
+        None => Err(hole(segment.timeline, segment.start, "which was there when the restore was planned")),
+    }
+}
+
 fn hole(timeline: TimelineId, position: Lsn, why: &str) -> Error {
     Error::new(Kind::Damaged, format!("the repository has no WAL at {position} on timeline {timeline}, {why}")).hint(
         "`seawall list` shows the holes and what can still be restored. Does anything else delete in the repository?",
