@@ -350,6 +350,9 @@ pub struct WalFetchArgs {
     pub name: String,
     /// Where to put it: %p
     pub path: PathBuf,
+    /// Fetch what follows it instead: the program calls itself so, and nobody waits for it
+    #[arg(long, hide = true)]
+    pub ahead: bool,
 }
 
 /// `seawall wal-push`

@@ -351,7 +351,7 @@ async fn a_full_disk_is_seen_before_anything_is_written() {
             assert!(error.to_string().contains(&named.display().to_string()), "{error}");
         }
         let hint = error.hint_text().unwrap();
-        assert!(hint.contains("Nothing was written") && hint.contains("68 MiB of it are for the WAL"), "{hint}");
+        assert!(hint.contains("Nothing was written") && hint.contains("132 MiB of it are for WAL"), "{hint}");
         assert_eq!(std::fs::read_dir(place.data.parent().unwrap()).unwrap().count(), 0, "nothing was written");
     }
     let place = Place::new();

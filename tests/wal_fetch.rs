@@ -4,12 +4,13 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use nix::fcntl::{Flock, FlockArg};
 use seawall::codec::Compression;
 use seawall::error::{Kind, Result};
 use seawall::repository::{Cluster, FORMAT_VERSION, Key, Layout, Repository, WalReader, Writer};
 use seawall::restore::wal_fetch::{Fetched, fetch};
 use seawall::restore::wal_push::{Pushed, push};
-use seawall::restore::{Pin, PinnedTimeline, SPOOL_DIRECTORY};
+use seawall::restore::{Pin, PinnedTimeline, SPOOL_DIRECTORY, ahead};
 use seawall::store::{
     Body, Created, FileStore, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError,
     StoreErrorKind, Upload,
@@ -564,6 +565,48 @@ async fn only_whole_segments_before_the_end_are_fetched_ahead() {
     standby.tail(1, 5 * MIB, 5 * MIB + 1000).await;
     standby.served(1, 3).await;
     assert_eq!(standby.spooled(), [segment(1, 4).name()], "segment 5 is not whole");
+}
+
+#[tokio::test]
+async fn a_batch_fetched_behind_the_servers_back_is_taken_without_the_store() {
+    // Given a restore that has 14 segments before it, and got the third
+    let world = World::new().await.pinned(&[(1, 0, 16 * MIB + 5000)]);
+    world.segments(2, 15).await;
+    let (pin, data) = (world.pin.clone().unwrap(), world.data.path());
+    let name = |number| segment(1, number).name();
+    let take = async |number| ahead::take(&name(number), &world.destination(), &pin, data).await.unwrap();
+    assert!(!take(3).await && world.spooled().is_empty(), "nothing was fetched ahead, and nothing was made");
+    assert!(ahead::is_low(&name(3), &pin, data).await.unwrap());
+    // When a batch is fetched, then what follows is there, and no more than that
+    ahead::fill(&world.reader, &name(3), &pin, data).await.unwrap();
+    assert_eq!(world.spooled(), (4..12).map(name).collect::<Vec<_>>());
+    assert!(!ahead::is_low(&name(3), &pin, data).await.unwrap());
+    // and taken without the store, each once
+    let bytes = |number: u64| content(1, number * MIB, (number + 1) * MIB);
+    world.cut_off();
+    for number in 4..9 {
+        assert!(take(number).await, "segment {number}");
+        assert_same(&world.at_destination(), &bytes(number));
+    }
+    assert!(!take(4).await, "it was taken");
+    world.store.is_down.store(false, Ordering::SeqCst);
+    // When it runs low, then the next batch is wanted, removes what was passed by, and ends before the end of the path
+    assert!(ahead::is_low(&name(8), &pin, data).await.unwrap());
+    ahead::fill(&world.reader, &name(10), &pin, data).await.unwrap();
+    assert_eq!(world.spooled(), (11..16).map(name).collect::<Vec<_>>(), "the last segment holds the end");
+    assert!(!ahead::is_low(&name(15), &pin, data).await.unwrap(), "there is nothing more to fetch");
+    // While one process fetches, another leaves it to that one, and who asks waits for its end.
+    let directory = std::fs::read_dir(data.join(SPOOL_DIRECTORY)).unwrap().next().unwrap().unwrap().path();
+    let held = Flock::lock(std::fs::File::open(&directory).unwrap(), FlockArg::LockExclusive).unwrap();
+    std::fs::remove_file(directory.join(name(12))).unwrap();
+    ahead::fill(&world.reader, &name(11), &pin, data).await.unwrap();
+    assert!(!world.spooled().contains(&name(12)));
+    let (taken, ()) = tokio::join!(take(12), async {
+        tokio::task::yield_now().await;
+        std::fs::write(directory.join(name(12)), bytes(12)).unwrap();
+        drop(held);
+    });
+    assert!(taken, "it came while one waited");
 }
 
 #[tokio::test]

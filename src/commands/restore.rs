@@ -3,18 +3,20 @@
 use super::exit::Ending;
 use super::progress::{self, Step};
 use super::{parts, print, time};
-use crate::cli::{self, RestoreArgs, WalWithFiles};
+use crate::cli::{self, RestoreArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
     FetchCommand, Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress,
-    RestoreReport, Target, TargetAction, execute, fetch, is_local, plan, preview, push,
+    RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
 use serde::Serialize;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -191,13 +193,28 @@ fn step(progress: &RestoreProgress) -> Step {
 ///
 /// # Errors
 /// Everything else.
-pub(super) async fn wal_fetch(name: &str, destination: &Path, settings: Settings) -> Result<Ending> {
+pub(super) async fn wal_fetch(args: &WalFetchArgs, settings: Settings) -> Result<Ending> {
+    let (name, destination) = (args.name.as_str(), args.path.as_path());
     // PostgreSQL runs a restore_command in its data directory.
     let data_directory = std::env::current_dir()
         .map_err(|error| Error::new(Kind::Local, "cannot find the working directory").because(error))?;
+    if args.ahead {
+        let Some(pin) = Pin::read(&data_directory)? else { return Ok(Ending::Done) };
+        let (repository, cluster) = parts::readable_repository(&settings).await?;
+        let reader = WalReader::new(repository, cluster.system_identifier);
+        return ahead::fill(&reader, name, &pin, &data_directory).await.map(|()| Ending::Done);
+    }
     let (pin, last) = (Pin::read(&data_directory)?, Pin::read_last(&data_directory)?);
     if last.as_ref().is_some_and(|pin| is_local(pin, name, destination)) {
         return Ok(Ending::Absent);
+    }
+    if let Some(pin) = &pin
+        && ahead::take(name, destination, pin, &data_directory).await?
+    {
+        if ahead::is_low(name, pin, &data_directory).await? {
+            fetch_ahead();
+        }
+        return Ok(Ending::Done);
     }
     let fetched = fetch_from_store(name, destination, pin.as_ref(), &data_directory, &settings).await;
     match fetched {
@@ -209,6 +226,27 @@ pub(super) async fn wal_fetch(name: &str, destination: &Path, settings: Settings
             Ok(Ending::Absent)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Starts this command once more, to fetch what follows while the server replays. It ends by itself; without it, recovery
+/// is slower and nothing else.
+fn fetch_ahead() {
+    let mut words = std::env::args_os();
+    let started = std::env::current_exe().and_then(|program| {
+        words.next();
+        // In a group of its own, for the server stops its own by group, and with none of its pipes: it waits for their end.
+        std::process::Command::new(program)
+            .args(words)
+            .arg("--ahead")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    });
+    if let Err(error) = started {
+        tracing::debug!(%error, "cannot fetch ahead");
     }
 }
 

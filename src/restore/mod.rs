@@ -7,6 +7,7 @@
 //! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
 //! ```
 
+pub mod ahead;
 mod choose;
 mod command;
 mod database;

@@ -1,7 +1,8 @@
 //! Whether a restore has room, file system by file system: looked at before anything is written.
 
+use super::ahead::BATCH_BYTES;
 use super::destination::Destination;
-use super::wal_fetch::AHEAD_BYTES;
+
 use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
 use nix::sys::statvfs::statvfs;
@@ -27,7 +28,7 @@ pub(super) struct Room {
 impl Room {
     /// Room for recovery of a cluster with segments of this size, and for nothing else yet.
     pub(super) fn new(destination: &Destination, segment_bytes: u64) -> Room {
-        let recovery_bytes = SEGMENTS_KEPT.saturating_mul(segment_bytes).saturating_add(AHEAD_BYTES);
+        let recovery_bytes = SEGMENTS_KEPT.saturating_mul(segment_bytes).saturating_add(BATCH_BYTES);
         let tablespaces = destination.tablespaces.iter().map(|tablespace| (tablespace.to.clone(), 0));
         let needs = std::iter::once((destination.data.clone(), recovery_bytes)).chain(tablespaces).collect();
         Room { needs, recovery_bytes }

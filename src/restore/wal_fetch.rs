@@ -21,7 +21,7 @@ use tokio::time::Instant;
 /// Segments fetched ahead at most.
 const AHEAD_SEGMENTS: u64 = 4;
 /// Bytes fetched ahead at most: disk, and nearly as much memory.
-pub(super) const AHEAD_BYTES: u64 = 64 << 20;
+const AHEAD_BYTES: u64 = 64 << 20;
 /// How long a hole with later WAL behind it may last while an archiver is at work: uploads end in any order.
 const HOLE_PATIENCE: RetryPolicy = RetryPolicy {
     first_pause: Duration::from_millis(100),
@@ -57,7 +57,10 @@ pub async fn fetch(
     if let Some(pin) = pin {
         check_pin(reader, pin)?;
     }
-    let spool = Spool::of(reader, pin, data_directory)?;
+    let spool = match pin {
+        Some(pin) => Spool::pinned(pin, data_directory)?,
+        None => Spool::of(reader, data_directory),
+    };
     let fetched = if let Some(timeline) = TimelineId::parse_history_name(name) {
         fetch_history(reader.repository(), timeline, destination).await?
     } else if let Some(segment) = parse_segment(reader, name)? {
@@ -185,7 +188,7 @@ async fn fetch_segment(
         }
     }
     let mut ahead = Tasks::default();
-    for next in following(segment, view.end) {
+    for next in following(segment, view.end, AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes())) {
         ahead.start(fetch_ahead(reader.clone(), spool.clone(), next));
     }
     match write_segment(reader, segment, &view, destination).await? {
@@ -210,7 +213,7 @@ async fn fetch_segment(
 /// If the path has left the timeline within the segment and has WAL behind. PostgreSQL asks for the newer timeline's
 /// segment first and takes the older one's, with whatever a dead branch wrote there, only if that is missing: recovery
 /// would then replay what never happened, and end early without an error.
-fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
+pub(super) fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
     let Some(index) = pin.path.iter().position(|part| part.timeline == segment.timeline) else {
         return Ok(None);
     };
@@ -345,15 +348,14 @@ impl Patience {
     }
 }
 
-/// The segments to fetch ahead: none that holds the end.
-fn following(segment: Segment, end: Lsn) -> impl Iterator<Item = Segment> {
-    let count = AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes());
+/// The segments to fetch ahead: so many at most, and none that holds the end.
+pub(super) fn following(segment: Segment, end: Lsn, count: u64) -> impl Iterator<Item = Segment> {
     let next = std::iter::successors(Some(segment.next()), |segment| Some(segment.next()));
     next.take(count as usize).take_while(move |segment| segment.end() <= end)
 }
 
 /// Spools a segment of which every block is stored whole; anything else is nothing to spool.
-async fn fetch_ahead(reader: WalReader, spool: Spool, segment: Segment) -> Result<()> {
+pub(super) async fn fetch_ahead(reader: WalReader, spool: Spool, segment: Segment) -> Result<()> {
     if spool.has(segment).await? {
         return Ok(());
     }
