@@ -183,9 +183,13 @@ pub enum BackupType {
 #[group(skip)]
 #[command(group = clap::ArgGroup::new("target").multiple(false))]
 pub struct RestoreArgs {
-    /// Data directory to write: new, or empty
+    /// Data directory to write: new, or empty, or what an interrupted restore left, which is gone on with
     #[arg(long, value_name = "DIR")]
     pub into: PathBuf,
+    /// Write over a stopped server of the same cluster: files that equal the backup's by content stay, everything else in
+    /// its directory and tablespaces goes. See with --dry-run what that means
+    #[arg(long)]
+    pub delta: bool,
     /// To this time: "2026-11-20 14:03:00+01:00", "2026-11-20 14:03 Europe/Berlin", "10 minutes ago"
     #[arg(long, value_name = "TIME", group = "target")]
     pub to: Option<String>,
@@ -213,6 +217,17 @@ pub struct RestoreArgs {
     /// What the server does once it has reached the target
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     pub target_action: TargetAction,
+    /// Restore a standby: it follows the archive as it grows, onto newer timelines too, until it is promoted
+    #[arg(long, conflicts_with_all = ["target", "timeline", "target_action"])]
+    pub standby: bool,
+    /// Restore this database alone, by name or OID, with what every cluster needs; once for each. The others get files of
+    /// zeros that take no room, and the statements that drop them are printed
+    #[arg(long = "database", value_name = "NAME", conflicts_with = "standby")]
+    pub databases: Vec<String>,
+    /// Fetch WAL along with the files: what recovery begins with (256 MiB at most), or all that it needs, so that it needs
+    /// no store
+    #[arg(long, value_name = "HOW", conflicts_with = "standby")]
+    pub wal: Option<WalWithFiles>,
     /// Restore the tablespace that was at OLD to NEW; once for each
     #[arg(long = "tablespace-map", value_name = "OLD=NEW", value_parser = parse_tablespace_map)]
     pub tablespace_maps: Vec<TablespaceMap>,
@@ -256,6 +271,15 @@ impl RestoreArgs {
             _ => Target::End,
         }
     }
+}
+
+/// How much WAL a restore fetches itself.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalWithFiles {
+    /// What recovery begins with.
+    Prefetch,
+    /// All that it needs.
+    Now,
 }
 
 /// PostgreSQL's `recovery_target_action`.
@@ -341,6 +365,9 @@ pub struct WalFetchArgs {
     pub name: String,
     /// Where to put it: %p
     pub path: PathBuf,
+    /// Fetch what follows it instead: the program calls itself so, and nobody waits for it
+    #[arg(long, hide = true)]
+    pub ahead: bool,
 }
 
 /// `seawall wal-push`
@@ -416,7 +443,11 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /var/lib/postgresql/15/new --owner postgres
   seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
-  seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive",
+  seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
+  seawall restore --into /srv/pg --standby
+  seawall restore --into /srv/pg --wal now
+  seawall restore --into /srv/pg --to '1 hour ago' --database shop
+  seawall restore --into /var/lib/postgresql/15/main --delta --owner postgres --dry-run",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
     (
@@ -552,6 +583,14 @@ mod tests {
         assert!(restore("--to-lsn 0/1F --to-exclusive").expect("an LSN").to_exclusive);
         for line in ["--to-exclusive", "--to-end --to-exclusive", "--to-name a --to-exclusive"] {
             assert!(restore(line).is_err(), "{line} was taken");
+        }
+    }
+
+    #[test]
+    fn a_standby_has_no_target() {
+        assert!(restore("--standby").expect("a standby").standby);
+        for line in ["--to now", "--to-end", "--to-lsn 0/1F", "--timeline 2", "--target-action pause"] {
+            assert!(restore(&format!("--standby {line}")).is_err(), "{line} was taken");
         }
     }
 

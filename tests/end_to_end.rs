@@ -72,6 +72,12 @@ impl Scene {
     }
 
     async fn restore(&self, name: &str, target: &[&str]) -> PathBuf {
+        self.restoring(name, target).run_ok().await;
+        self.places.path().join(name)
+    }
+
+    /// The command that restores, to be run.
+    fn restoring(&self, name: &str, target: &[&str]) -> Seawall {
         let into = self.places.path().join(name);
         // The server runs the program that restores, so it must be one that the server's user can run.
         let program = path_for_server(self.places.path());
@@ -83,8 +89,7 @@ impl Scene {
             let map = format!("{}={}", location.display(), self.places.path().join(format!("{name}-space")).display());
             seawall = seawall.arg("--tablespace-map").arg(map);
         }
-        seawall.run_ok().await;
-        into
+        seawall
     }
 
     /// Archiver and server die at once, and the bucket is what the copy was.
@@ -468,4 +473,79 @@ async fn after_a_restore_the_archive_goes_on_on_the_new_timeline() {
     // Then the next restore follows it, from the backup of the first timeline
     let third = scene.restored("third", &["--to-end"]).await;
     assert_eq!(marks(&third).await, ["before", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_server_is_set_back_by_a_delta_that_fetches_what_differs() {
+    for version in [13, 18] {
+        // Given a restored server with a tablespace, that has lived on since and was stopped
+        let mut scene = Scene::new(version, ServerOptions::default()).await;
+        let space = scene.server.side_directory("space");
+        scene.server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
+        scene.spaces.push(space);
+        pgbench_tables(&scene.server, 1).await;
+        scene.server.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS n").await.unwrap();
+        let archiver = scene.run();
+        scene.settle().await;
+        scene.seawall(&["backup", "--fast"]).run_ok().await;
+        pgbench_transactions(&scene.server, 100).await;
+        let digests = row_digests(&scene.server, "postgres").await;
+        scene.settle().await;
+        drop(archiver);
+        let mut lived = scene.restored("data", &["--to-end"]).await;
+        lived.sql("CREATE TABLE more TABLESPACE apart AS SELECT generate_series(1, 1000) AS n; TRUNCATE far; DROP TABLE pgbench_history").await.unwrap();
+        lived.sql("CREATE DATABASE another").await.unwrap();
+        let into = scene.places.path().join("data");
+        // Then it is not restored over while it runs, or unasked
+        let refused = scene.restoring("data", &["--delta"]).run_err(6).await;
+        assert!(refused.stderr.contains("postmaster.pid"), "{}", refused.stderr);
+        lived.stop(seawall::scratch::StopMode::Fast).await.unwrap();
+        drop(lived);
+        let refused = scene.restoring("data", &[]).run_err(6).await;
+        assert!(refused.stderr.contains("--delta"), "{}", refused.stderr);
+        // and a dry run says what would go, and leaves it
+        let said = scene.restoring("data", &["--delta", "--dry-run"]).run_ok().await.stdout;
+        assert!(said.contains("replaces     the stopped cluster") && said.contains("removes "), "{said}");
+        assert!(into.join("global/pg_control").exists());
+        // When it is, then the rows are as they were
+        let said = scene.restoring("data", &["--delta", "--to-end"]).run_ok().await.stdout;
+        assert!(said.contains("that were there and equal"), "{said}");
+        let again = scene.open(&into).await;
+        assert_eq!(row_digests(&again, "postgres").await, digests, "PostgreSQL {version}");
+        assert_eq!(again.sql("SELECT 1 FROM pg_database WHERE datname = 'another'").await.unwrap().len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_wal_fetched_at_once_recovery_needs_no_store() {
+    for version in [13, 18] {
+        // Given an archive with two timelines, from the first of which a backup is
+        let mut scene = Scene::new(version, ServerOptions::default()).await;
+        scene.server.sql("CREATE TABLE marks (id serial, what text)").await.unwrap();
+        let archiver = scene.run();
+        scene.settle().await;
+        scene.seawall(&["backup", "--fast"]).run_ok().await;
+        scene.server.sql("INSERT INTO marks (what) VALUES ('before'); SELECT pg_switch_wal()").await.unwrap();
+        scene.settle().await;
+        drop(archiver);
+        scene.server.kill().await.unwrap();
+        let second = scene.restored("second", &["--to-end", "--wal", "prefetch"]).await;
+        let mut archiver = scene.seawall(&["run", "--listen", "off"]).env("SEAWALL_PG", second.conninfo()).start();
+        second.sql("INSERT INTO marks (what) VALUES ('after')").await.unwrap();
+        let value = async |query: &str| second.sql(query).await.unwrap()[0][0].clone().unwrap();
+        let lsn = value("SELECT pg_current_wal_flush_lsn()").await;
+        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
+        wait_for("the new timeline", PATIENCE, async || (value(&query).await != "0").then_some(())).await;
+        assert!(archiver.terminate().await.success());
+        // When it is restored with its WAL, and the store is gone
+        let into = scene.restore("now", &["--to-end", "--wal", "now"]).await;
+        scene.bucket.always(s3::Op::Get.at(""), s3::Fault::ACCESS_DENIED);
+        scene.bucket.always(s3::Op::Head.at(""), s3::Fault::ACCESS_DENIED);
+        scene.bucket.always(s3::Op::List.at(""), s3::Fault::ACCESS_DENIED);
+        // Then recovery ends at the end all the same, on a timeline that nobody has
+        let restored = scene.open(&into).await;
+        assert_eq!(marks(&restored).await, ["before", "after"], "PostgreSQL {version}");
+        let name = restored.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").await.unwrap()[0][0].clone().unwrap();
+        assert!(name.starts_with("00000003"), "{name}");
+    }
 }

@@ -4,12 +4,13 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use nix::fcntl::{Flock, FlockArg};
 use seawall::codec::Compression;
 use seawall::error::{Kind, Result};
 use seawall::repository::{Cluster, FORMAT_VERSION, Key, Layout, Repository, WalReader, Writer};
 use seawall::restore::wal_fetch::{Fetched, fetch};
 use seawall::restore::wal_push::{Pushed, push};
-use seawall::restore::{Pin, PinnedTimeline, SPOOL_DIRECTORY};
+use seawall::restore::{Pin, PinnedTimeline, SPOOL_DIRECTORY, ahead};
 use seawall::store::{
     Body, Created, FileStore, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError,
     StoreErrorKind, Upload,
@@ -149,7 +150,8 @@ impl World {
             end: Lsn(end),
         };
         let path = path.iter().map(part).collect();
-        self.pin = Some(Pin { system_identifier: SYSTEM_IDENTIFIER.to_string(), path });
+        self.pin =
+            Some(Pin { system_identifier: SYSTEM_IDENTIFIER.to_string(), path, local_end: Lsn(0), segment_bytes: MIB });
         self
     }
 
@@ -356,6 +358,58 @@ async fn a_standby_sees_a_timeline_up_to_where_the_newest_left_it() {
     assert_eq!(world.ask_segment(2, 2).await.unwrap(), Fetched::Absent);
 }
 
+#[tokio::test]
+async fn a_standby_at_the_end_of_the_archive_gets_what_is_new_and_nothing_twice() {
+    // Given a standby that got the beginning of a segment, which PostgreSQL then keeps under its name
+    let world = World::new().await;
+    world.tail(1, 3 * MIB, 3 * MIB + 1000).await;
+    assert_same(&world.served(1, 3).await, &padded(1, 3, 3 * MIB + 1000));
+    let kept = world.destination().with_file_name(segment(1, 3).name());
+    std::fs::rename(world.destination(), &kept).unwrap();
+    // When it asks again, then there is no more, and nothing is written
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    assert_eq!(world.ask("00000002.history").await.unwrap(), Fetched::Absent);
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    assert!(!world.destination().exists());
+    // When the archive has grown, then it gets everything
+    world.tail(1, 3 * MIB + 1000, 3 * MIB + 7000).await;
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    assert_same(&std::fs::read(world.destination()).unwrap(), &padded(1, 3, 3 * MIB + 7000));
+    std::fs::rename(world.destination(), &kept).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    // When the file is another one, or gone, then it is brought again
+    std::fs::write(&kept, vec![1; MIB as usize]).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    std::fs::remove_file(&kept).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    std::fs::rename(world.destination(), &kept).unwrap();
+    // When the timeline was left further on, then the standby gets it up to there, and no more
+    world.tail(1, 3 * MIB + 7000, 3 * MIB + 0x8_0000).await;
+    world.history(2, "1\t0/340000\tpromoted\n").await;
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+    assert_same(&std::fs::read(world.destination()).unwrap(), &padded(1, 3, 0x34_0000));
+    std::fs::rename(world.destination(), &kept).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    // and a damaged note is none.
+    std::fs::write(world.data.path().join("seawall.served.json"), "{").unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_at_the_end_of_what_a_standby_got_is_no_end() {
+    let world = World::new().await;
+    world.tail(1, 3 * MIB, 3 * MIB + 1000).await;
+    world.served(1, 3).await;
+    std::fs::rename(world.destination(), world.destination().with_file_name(segment(1, 3).name())).unwrap();
+    assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Absent);
+    // When something is stored further on, or a newer timeline goes on behind a hole
+    world.tail(1, 3 * MIB + 2000, 3 * MIB + 3000).await;
+    assert_damaged(world.ask_segment(1, 3).await);
+    world.history(2, "1\t0/380000\tpromoted\n").await;
+    world.tail(2, 3 * MIB, 3 * MIB + 0x9_0000).await;
+    assert_damaged(world.ask_segment(1, 3).await);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hole_before_a_switch_with_wal_behind_it_is_an_error() {
     let world = World::new().await;
@@ -511,6 +565,48 @@ async fn only_whole_segments_before_the_end_are_fetched_ahead() {
     standby.tail(1, 5 * MIB, 5 * MIB + 1000).await;
     standby.served(1, 3).await;
     assert_eq!(standby.spooled(), [segment(1, 4).name()], "segment 5 is not whole");
+}
+
+#[tokio::test]
+async fn a_batch_fetched_behind_the_servers_back_is_taken_without_the_store() {
+    // Given a restore that has 14 segments before it, and got the third
+    let world = World::new().await.pinned(&[(1, 0, 16 * MIB + 5000)]);
+    world.segments(2, 15).await;
+    let (pin, data) = (world.pin.clone().unwrap(), world.data.path());
+    let name = |number| segment(1, number).name();
+    let take = async |number| ahead::take(&name(number), &world.destination(), &pin, data).await.unwrap();
+    assert!(!take(3).await && world.spooled().is_empty(), "nothing was fetched ahead, and nothing was made");
+    assert!(ahead::is_low(&name(3), &pin, data).await.unwrap());
+    // When a batch is fetched, then what follows is there, and no more than that
+    ahead::fill(&world.reader, &name(3), &pin, data).await.unwrap();
+    assert_eq!(world.spooled(), (4..12).map(name).collect::<Vec<_>>());
+    assert!(!ahead::is_low(&name(3), &pin, data).await.unwrap());
+    // and taken without the store, each once
+    let bytes = |number: u64| content(1, number * MIB, (number + 1) * MIB);
+    world.cut_off();
+    for number in 4..9 {
+        assert!(take(number).await, "segment {number}");
+        assert_same(&world.at_destination(), &bytes(number));
+    }
+    assert!(!take(4).await, "it was taken");
+    world.store.is_down.store(false, Ordering::SeqCst);
+    // When it runs low, then the next batch is wanted, removes what was passed by, and ends before the end of the path
+    assert!(ahead::is_low(&name(8), &pin, data).await.unwrap());
+    ahead::fill(&world.reader, &name(10), &pin, data).await.unwrap();
+    assert_eq!(world.spooled(), (11..16).map(name).collect::<Vec<_>>(), "the last segment holds the end");
+    assert!(!ahead::is_low(&name(15), &pin, data).await.unwrap(), "there is nothing more to fetch");
+    // While one process fetches, another leaves it to that one, and who asks waits for its end.
+    let directory = std::fs::read_dir(data.join(SPOOL_DIRECTORY)).unwrap().next().unwrap().unwrap().path();
+    let held = Flock::lock(std::fs::File::open(&directory).unwrap(), FlockArg::LockExclusive).unwrap();
+    std::fs::remove_file(directory.join(name(12))).unwrap();
+    ahead::fill(&world.reader, &name(11), &pin, data).await.unwrap();
+    assert!(!world.spooled().contains(&name(12)));
+    let (taken, ()) = tokio::join!(take(12), async {
+        tokio::task::yield_now().await;
+        std::fs::write(directory.join(name(12)), bytes(12)).unwrap();
+        drop(held);
+    });
+    assert!(taken, "it came while one waited");
 }
 
 #[tokio::test]

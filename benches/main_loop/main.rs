@@ -1,5 +1,5 @@
 //! The figures that users ask for, against what they would use instead: catch-up of waiting WAL, memory, base backups,
-//! restores, the time until a commit is durable.
+//! restores, recovery, the time until a commit is durable.
 //!
 //! `cargo bench --bench main_loop` prints everything, ready for docs/performance.md, which says how it is meant;
 //! `cargo bench --bench main_loop -- catch-up restore` only what is named. As a test (without `--bench`) it measures
@@ -20,6 +20,7 @@
 mod fixture;
 mod latency;
 mod process;
+mod recovery;
 #[path = "../../tests/support/s3/mod.rs"]
 mod s3;
 mod s3_process;
@@ -105,7 +106,7 @@ fn main() {
 
 /// Measures what is named, or everything.
 async fn measure(scale: &Scale, names: &[&str]) {
-    const ALL: [&str; 6] = ["catch-up", "catch-up-large", "commits", "synchronous", "backup", "restore"];
+    const ALL: [&str; 7] = ["catch-up", "catch-up-large", "commits", "synchronous", "backup", "restore", "recovery"];
     assert!(names.iter().all(|name| ALL.contains(name)), "{names:?}: there are {ALL:?}");
     let wanted = |name: &str| names.is_empty() || names.contains(&name);
     println!("Load average before: {}", load_average());
@@ -137,6 +138,10 @@ async fn measure(scale: &Scale, names: &[&str]) {
         if wanted("restore") {
             throughput::restore(scale, &fixture).await;
         }
+    }
+    if wanted("recovery") {
+        let fixture = Fixture::create(scale.small_scale, 16, fixture::DISK).await;
+        recovery::recovery(scale, &fixture).await;
     }
     println!("\nLoad average after: {}", load_average());
 }

@@ -3,17 +3,21 @@
 use super::exit::Ending;
 use super::progress::{self, Step};
 use super::{keys, parts, print, time};
-use crate::cli::{self, RestoreArgs};
+use crate::cli::{self, RestoreArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    FetchCommand, Fetched, PASSPHRASE_VARIABLE, Pin, Request, RestoreOptions, RestoreProgress, RestoreReport, Target,
-    TargetAction, execute, fetch, plan, push,
+    FetchCommand, Fetched, LocalWal, MARKER_FILE, PASSPHRASE_VARIABLE, Phase, Pin, Plan, Preview, Request,
+    RestoreOptions, RestoreProgress, RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan,
+    preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
+use serde::Serialize;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -30,19 +34,35 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
-    if args.dry_run {
-        return print::stdout(&if as_json { print::json(&plan)? } else { format!("{plan}\n") });
-    }
-    if !as_json {
-        print::stdout(&format!("{plan}\n"))?;
-    }
     let options = RestoreOptions {
+        delta: args.delta,
+        databases: args.databases.clone(),
+        wal: match args.wal {
+            None => LocalWal::None,
+            Some(WalWithFiles::Prefetch) => LocalWal::First,
+            Some(WalWithFiles::Now) => LocalWal::All,
+        },
         tablespace_map: args.tablespace_maps.iter().map(|map| (map.old.clone(), map.new.clone())).collect(),
         owner: args.owner.clone(),
         ..RestoreOptions::new(args.into.clone(), fetch_command(&settings)?)
     };
-    let begun = Instant::now();
     let (progress, watched) = watch::channel(RestoreProgress::default());
+    if args.dry_run {
+        // Elsewhere there is nothing to compare with.
+        let over = (options.delta || !options.databases.is_empty() || args.into.join(MARKER_FILE).exists()).then(|| {
+            let previewed = Box::pin(preview(&repository, &plan, &options, progress));
+            async { tokio::select! { preview = previewed => preview, never = progress::show(watched, step) => match never {} } }
+        });
+        let over = match over {
+            Some(preview) => Some(preview.await?),
+            None => None,
+        };
+        return print::stdout(&dry_run(&plan, over.as_ref(), as_json)?);
+    }
+    if !as_json {
+        print::stdout(&format!("{plan}\n"))?;
+    }
+    let begun = Instant::now();
     let report = tokio::select! {
         report = Box::pin(execute(&repository, &plan, &options, progress)) => report?,
         never = progress::show(watched, step) => match never {},
@@ -78,6 +98,7 @@ fn request(args: &RestoreArgs, clock: &Clock) -> Result<Request> {
         backup: backup.transpose()?,
         timeline: args.timeline.map(TimelineId),
         action: match args.target_action {
+            _ if args.standby => TargetAction::Follow,
             cli::TargetAction::Pause => TargetAction::Pause,
             cli::TargetAction::Promote => TargetAction::Promote,
             cli::TargetAction::Shutdown => TargetAction::Shutdown,
@@ -116,6 +137,22 @@ fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
     Ok(command)
 }
 
+/// The plan, with what would become of what is there.
+fn dry_run(plan: &Plan, over: Option<&Preview>, as_json: bool) -> Result<String> {
+    #[derive(Serialize)]
+    struct Planned<'a> {
+        #[serde(flatten)]
+        plan: &'a Plan,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        over: Option<&'a Preview>,
+    }
+    Ok(match (as_json, over) {
+        (true, over) => print::json(&Planned { plan, over })?,
+        (false, Some(over)) => format!("{plan}\n{over}\n"),
+        (false, None) => format!("{plan}\n"),
+    })
+}
+
 fn said(report: &RestoreReport, took: Duration) -> String {
     let mut text = format!(
         "restored {} in {} files into {} in {}\n",
@@ -124,37 +161,111 @@ fn said(report: &RestoreReport, took: Duration) -> String {
         report.data.display(),
         print::duration(took),
     );
+    if report.kept_files > 0 {
+        let kept = print::size(report.kept_bytes);
+        text.push_str(&format!("kept {kept} in {} files that were there and equal the backup's\n", report.kept_files));
+    }
     for warning in &report.warnings {
         text.push_str(&format!("warning: {warning}\n"));
     }
-    text.push_str(&format!(
-        "start PostgreSQL on it: it recovers to {} through `seawall wal-fetch`, and says so in its log\n",
-        report.end_lsn
-    ));
+    text.push_str(&match report.is_standby {
+        true => format!(
+            "start PostgreSQL on it: it follows the archive through `seawall wal-fetch`, from {} on as it grows\n",
+            report.end_lsn
+        ),
+        false => format!(
+            "start PostgreSQL on it: it recovers to {} through `seawall wal-fetch`, and says so in its log\n",
+            report.end_lsn
+        ),
+    });
+    if !report.statements.is_empty() {
+        text.push_str("once it has recovered, drop the databases that were left empty:\n");
+        report.statements.iter().for_each(|statement| text.push_str(&format!("  {statement}\n")));
+    }
     text
 }
 
 fn step(progress: &RestoreProgress) -> Step {
-    let what = if progress.is_syncing { "syncing" } else { "restoring" };
-    Step { what, done_bytes: progress.fetched_bytes, total_bytes: progress.total_bytes }
+    let what = match progress.phase {
+        Phase::Comparing => "comparing",
+        Phase::Fetching => "restoring",
+        Phase::FetchingWal => "fetching WAL",
+        Phase::Syncing => "syncing",
+    };
+    Step { what, done_bytes: progress.done_bytes, total_bytes: progress.total_bytes }
 }
 
 /// `restore_command`: exit code 1 only for what is proven not to be there.
 ///
 /// # Errors
 /// Everything else.
-pub(super) async fn wal_fetch(name: &str, destination: &Path, settings: Settings) -> Result<Ending> {
-    let (repository, cluster) = parts::readable_repository(&settings).await?;
-    let reader = WalReader::new(repository, cluster.system_identifier);
+pub(super) async fn wal_fetch(args: &WalFetchArgs, settings: Settings) -> Result<Ending> {
+    let (name, destination) = (args.name.as_str(), args.path.as_path());
     // PostgreSQL runs a restore_command in its data directory.
     let data_directory = std::env::current_dir()
         .map_err(|error| Error::new(Kind::Local, "cannot find the working directory").because(error))?;
-    let pin = Pin::read(&data_directory)?;
-    let fetched = Box::pin(fetch(&reader, name, destination, pin.as_ref(), &data_directory)).await?;
-    Ok(match fetched {
-        Fetched::Written => Ending::Done,
-        Fetched::Absent => Ending::Absent,
-    })
+    if args.ahead {
+        let Some(pin) = Pin::read(&data_directory)? else { return Ok(Ending::Done) };
+        let (repository, cluster) = parts::readable_repository(&settings).await?;
+        let reader = WalReader::new(repository, cluster.system_identifier);
+        return ahead::fill(&reader, name, &pin, &data_directory).await.map(|()| Ending::Done);
+    }
+    let (pin, last) = (Pin::read(&data_directory)?, Pin::read_last(&data_directory)?);
+    if last.as_ref().is_some_and(|pin| is_local(pin, name, destination)) {
+        return Ok(Ending::Absent);
+    }
+    if let Some(pin) = &pin
+        && ahead::take(name, destination, pin, &data_directory).await?
+    {
+        if ahead::is_low(name, pin, &data_directory).await? {
+            fetch_ahead();
+        }
+        return Ok(Ending::Done);
+    }
+    let fetched = fetch_from_store(name, destination, pin.as_ref(), &data_directory, &settings).await;
+    match fetched {
+        Ok(Fetched::Written) => Ok(Ending::Done),
+        Ok(Fetched::Absent) => Ok(Ending::Absent),
+        // What is left to ask for is what nobody has: a file behind the end, and a timeline to take.
+        Err(error) if error.kind() == Kind::Store && pin.is_some_and(|pin| pin.is_all_local() && !pin.needs(name)) => {
+            tracing::warn!(%error, name, "the store does not answer; what recovery needs lies in pg_wal");
+            Ok(Ending::Absent)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts this command once more, to fetch what follows while the server replays. It ends by itself; without it, recovery
+/// is slower and nothing else.
+fn fetch_ahead() {
+    let mut words = std::env::args_os();
+    let started = std::env::current_exe().and_then(|program| {
+        words.next();
+        // In a group of its own, for the server stops its own by group, and with none of its pipes: it waits for their end.
+        std::process::Command::new(program)
+            .args(words)
+            .arg("--ahead")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    });
+    if let Err(error) = started {
+        tracing::debug!(%error, "cannot fetch ahead");
+    }
+}
+
+async fn fetch_from_store(
+    name: &str,
+    destination: &Path,
+    pin: Option<&Pin>,
+    data_directory: &Path,
+    settings: &Settings,
+) -> Result<Fetched> {
+    let (repository, cluster) = parts::readable_repository(settings).await?;
+    let reader = WalReader::new(repository, cluster.system_identifier);
+    Box::pin(fetch(&reader, name, destination, pin, data_directory)).await
 }
 
 /// `archive_command`, for those who keep it.

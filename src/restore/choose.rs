@@ -1,7 +1,7 @@
 //! Which path of timelines a restore follows, and which backups it may begin with. Pure.
 
 use super::refusal;
-use super::request::{Request, Target};
+use super::request::{Request, Target, TargetAction};
 use super::route::{Covered, Route};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BrokenChain, Catalog};
@@ -51,6 +51,10 @@ impl<'a> Choice<'a> {
         if request.exclusive && matches!(request.target, Target::End | Target::Immediate) {
             return Err(Error::new(Kind::Usage, format!("{} cannot be left out", request.target))
                 .hint("--to-exclusive goes with --to, --to-lsn, --to-xid and --to-name."));
+        }
+        if request.action == TargetAction::Follow && (request.target != Target::End || request.timeline.is_some()) {
+            return Err(Error::new(Kind::Usage, "a standby follows the archive, and has neither target nor timeline")
+                .hint("Leave --standby out to stop somewhere, or leave out what says where."));
         }
         let size = SegmentSize::new(catalog.cluster.segment_bytes).ok_or_else(|| {
             Error::new(Kind::Damaged, format!("cluster.json names segments of {} bytes", catalog.cluster.segment_bytes))
@@ -115,7 +119,25 @@ impl<'a> Choice<'a> {
         match (candidates.first(), broken) {
             (None, Some(chain)) => Err(refusal::broken_chain(self, &chain)),
             (None, None) => Err(refusal::before_first(self, &on_path)),
-            (Some(first), _) => self.check_stored(first).map(|()| candidates),
+            (Some(first), _) => {
+                self.check_stored(first)?;
+                self.check_latest(first)?;
+                Ok(candidates)
+            }
+        }
+    }
+
+    /// Fails for a standby that would not go where the archiver went: it takes for the latest timeline the last of those
+    /// whose numbers follow on one another (`timeline.c`, `findNewestTimeLine`).
+    fn check_latest(&self, first: &Candidate<'_>) -> Result<()> {
+        let followed = self.route.history.timeline;
+        let numbers = first.backup.end_timeline.0.saturating_add(1)..;
+        let histories = numbers.map_while(|number| self.catalog.histories.get(&TimelineId(number)));
+        match histories.last() {
+            Some(latest) if self.request.action == TargetAction::Follow && !latest.passes(followed) => {
+                Err(refusal::leads_elsewhere(followed, latest.timeline))
+            }
+            _ => Ok(()),
         }
     }
 

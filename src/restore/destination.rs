@@ -1,29 +1,25 @@
 //! Where a restore would write, and whether it may: looked at before anything is touched.
 
 use super::execute::RestoreOptions;
+use super::ground::Ground;
 use super::plan::Plan;
-use super::wal_fetch::AHEAD_BYTES;
 use crate::error::{Error, Kind, Result};
-use nix::sys::statvfs::statvfs;
 use nix::unistd::{Gid, Uid, User};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Stands in a data directory from a restore's first moment to its last.
 pub const MARKER_FILE: &str = "seawall.restoring";
-
-/// Segments that recovery keeps in `pg_wal` at once, about: what is being replayed, restored and recycled.
-const SEGMENTS_KEPT: u64 = 4;
 
 /// Where everything goes, checked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Destination {
     /// The data directory.
     pub data: PathBuf,
+    /// What is in it.
+    pub ground: Ground,
     /// Tablespaces of the backup.
     pub tablespaces: Vec<TablespaceDestination>,
     /// Empty directories for tablespaces that replay creates, where there is none yet.
@@ -32,8 +28,6 @@ pub struct Destination {
     pub owner: Option<Owner>,
     /// Permissions of directories.
     pub directory_mode: u32,
-    /// Bytes that will be written, and some for recovery to work with.
-    pub needed_bytes: u64,
 }
 
 /// Where a tablespace goes.
@@ -70,7 +64,7 @@ impl fmt::Display for Destination {
         for path in &self.creates {
             write!(f, "\ncreates      {}, empty", path.display())?;
         }
-        write!(f, "\n             {} MiB of disk", self.needed_bytes >> 20)
+        Ok(())
     }
 }
 
@@ -82,54 +76,17 @@ impl Destination {
     /// Looks whether `plan` can be executed as `options` say. Writes nothing.
     ///
     /// # Errors
-    /// [`Kind::Refused`] if something would be overwritten; [`Kind::Usage`] if the options contradict the plan;
-    /// [`Kind::Local`] if there is not enough room.
+    /// [`Kind::Refused`] if something would be overwritten; [`Kind::Usage`] if the options contradict the plan.
     pub fn check(plan: &Plan, options: &RestoreOptions) -> Result<Destination> {
         let owner = find_owner(options.owner.as_deref())?;
         let data = absolute(&options.into)?;
-        check_data_directory(&data)?;
-        let tablespaces = map_tablespaces(plan, &data, &options.tablespace_map)?;
+        let ground = Ground::look(&data, plan, options.delta)?;
+        let tablespaces = map_tablespaces(plan, &data, &options.tablespace_map, ground)?;
         let creates = created_tablespaces(plan, &tablespaces)?;
         let mode = plan.document.settings.get("data_directory_mode");
         // The two that a server starts with (`miscinit.c`, `checkDataDir`).
         let directory_mode = if mode.is_some_and(|mode| mode.ends_with("750")) { 0o750 } else { 0o700 };
-        let room = SEGMENTS_KEPT * plan.segment_bytes + AHEAD_BYTES;
-        let needed_bytes = plan.backup.plain_bytes + room;
-        let destination = Destination { data, tablespaces, creates, owner, directory_mode, needed_bytes };
-        destination.check_room(plan, room)?;
-        Ok(destination)
-    }
-
-    /// Fails if a file system has less room than its share needs.
-    fn check_room(&self, plan: &Plan, room: u64) -> Result<()> {
-        let mut needs: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
-        let mut need = |path: &Path, bytes: u64| -> Result<()> {
-            let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-            let found = std::fs::metadata(existing).map_err(|error| Error::local("look at", existing, error))?;
-            needs.entry(found.dev()).or_insert((existing.to_owned(), 0)).1 += bytes;
-            Ok(())
-        };
-        need(&self.data, room)?;
-        for part in &plan.document.parts {
-            let tablespace = self.tablespaces.iter().find(|it| it.oid.to_string() == part.archive);
-            need(tablespace.map_or(&self.data, |it| &it.to), part.plain_bytes)?;
-        }
-        // What an incremental backup leaves out may belong anywhere.
-        need(&self.data, plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes))?;
-        for (path, needed) in needs.values() {
-            let space = statvfs(path)
-                .map_err(|error| Error::local("ask for the free space of", path, std::io::Error::from(error)))?;
-            // The types differ from system to system.
-            #[allow(clippy::useless_conversion)]
-            let free = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
-            if free < *needed {
-                let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
-                let message = format!("the restore needs {needed} MiB at {}, and {free} MiB are free", path.display());
-                return Err(Error::new(Kind::Local, message)
-                    .hint("Nothing was written. Free some room or choose another place."));
-            }
-        }
-        Ok(())
+        Ok(Destination { data, ground, tablespaces, creates, owner, directory_mode })
     }
 }
 
@@ -143,7 +100,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// What a directory holds: `None` if it is not there.
-fn entries(path: &Path) -> Result<Option<usize>> {
+pub(super) fn entries(path: &Path) -> Result<Option<usize>> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_symlink() && !path.exists() => Err(refused(
             format!("{} is a link that leads nowhere", path.display()),
@@ -161,30 +118,12 @@ fn entries(path: &Path) -> Result<Option<usize>> {
     }
 }
 
-fn check_data_directory(data: &Path) -> Result<()> {
-    let Some(count @ 1..) = entries(data)? else {
-        return Ok(());
-    };
-    let shown = data.display();
-    if data.join("postmaster.pid").exists() {
-        return Err(refused(
-            format!("a server runs in {shown}, or did until it was killed: there is a postmaster.pid"),
-            "Restore into another directory. To replace this cluster, stop it and move its directory away first.",
-        ));
-    }
-    if data.join(MARKER_FILE).exists() {
-        return Err(refused(
-            format!("an earlier restore into {shown} was not completed"),
-            "Empty that directory, and those of its tablespaces, and start again: what is there cannot be used.",
-        ));
-    }
-    Err(refused(
-        format!("{shown} is not empty: it has {count} entries"),
-        "A restore never writes over anything: choose another directory, or move away what is there.",
-    ))
-}
-
-fn map_tablespaces(plan: &Plan, data: &Path, map: &[(PathBuf, PathBuf)]) -> Result<Vec<TablespaceDestination>> {
+fn map_tablespaces(
+    plan: &Plan,
+    data: &Path,
+    map: &[(PathBuf, PathBuf)],
+    ground: Ground,
+) -> Result<Vec<TablespaceDestination>> {
     let places = || {
         let places: Vec<&str> = plan.tablespaces.iter().map(|it| it.location.as_str()).collect();
         match places.is_empty() {
@@ -224,7 +163,12 @@ fn map_tablespaces(plan: &Plan, data: &Path, map: &[(PathBuf, PathBuf)]) -> Resu
                     "Give each a place of its own with --tablespace-map OLD=NEW.",
                 ));
             }
-            if let Some(1..) = entries(&to)? {
+            // What the data directory has a link to belongs to it.
+            let link = data.join("pg_tblspc").join(oid.to_string());
+            let is_ours = ground != Ground::Empty && std::fs::read_link(link).is_ok_and(|target| target == to);
+            if let Some(1..) = entries(&to)?
+                && !is_ours
+            {
                 let hint = format!("Give another place: --tablespace-map {}=NEW.", tablespace.location);
                 return Err(refused(format!("the directory of tablespace {oid}, {shown}, is not empty"), hint));
             }

@@ -1,16 +1,21 @@
 //! A plan, executed: from parts to a data directory that a server can be started on.
 
 use super::command::FetchCommand;
+use super::database::{self, Choice, Database};
+use super::delta::{self, Comparison};
 use super::destination::{Destination, MARKER_FILE};
+use super::ground::{self, Ground};
 use super::levels::Levels;
+use super::local_wal::{self, LocalWal};
 use super::part::CONTROL_FILE;
 use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
+use super::preparation::{self, Preparation};
 use super::request::TargetAction;
-use super::tree::{self, Tree};
-use super::{settings, stored};
+use super::settings;
+use super::tree::{self, REQUIRED_DIRECTORIES, Tree};
 use crate::error::{Error, Kind, Result};
-use crate::repository::Repository;
+use crate::repository::{FilePath, Repository};
 use crate::runtime;
 use crate::wal::Lsn;
 use serde::Serialize;
@@ -22,14 +27,21 @@ use tokio::sync::watch;
 /// How a restore is executed.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
-    /// The data directory: missing, or empty.
+    /// The data directory: missing, empty, or what an interrupted restore of the same cluster left.
     pub into: PathBuf,
+    /// It may also be that of a stopped server of the same cluster: what equals the backup by content stays, and
+    /// everything else in it goes.
+    pub delta: bool,
+    /// The databases to restore, by name or OID; all if there is none. The others get zeros for their files.
+    pub databases: Vec<String>,
     /// Where tablespaces go that shall not go where they were: old and new directory.
     pub tablespace_map: Vec<(PathBuf, PathBuf)>,
     /// Who will run the server, if not we; root must say.
     pub owner: Option<String>,
     /// What the server will run to fetch WAL.
     pub command: FetchCommand,
+    /// How much of the WAL is fetched as well.
+    pub wal: LocalWal,
     /// Parts in flight: each takes about 40 MiB of memory.
     pub downloads: usize,
 }
@@ -37,19 +49,42 @@ pub struct RestoreOptions {
 impl RestoreOptions {
     /// Restores into `into`, with everything else as most want it.
     pub fn new(into: PathBuf, command: FetchCommand) -> RestoreOptions {
-        RestoreOptions { into, tablespace_map: Vec::new(), owner: None, command, downloads: 4 }
+        RestoreOptions {
+            into,
+            delta: false,
+            databases: Vec::new(),
+            tablespace_map: Vec::new(),
+            owner: None,
+            command,
+            wal: LocalWal::None,
+            downloads: 4,
+        }
     }
+}
+
+/// What a restore is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Phase {
+    /// What is there is compared with the backup.
+    Comparing,
+    /// Parts are fetched, checked and written.
+    #[default]
+    Fetching,
+    /// WAL is fetched, checked and written.
+    FetchingWal,
+    /// Everything is written and is being made durable.
+    Syncing,
 }
 
 /// How far a restore is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RestoreProgress {
-    /// Bytes of parts that were fetched, checked and written.
-    pub fetched_bytes: u64,
+    /// What it is at.
+    pub phase: Phase,
+    /// Bytes of files that were compared, or of parts that were fetched, checked and written.
+    pub done_bytes: u64,
     /// Of so many.
     pub total_bytes: u64,
-    /// Everything is written and is being made durable.
-    pub is_syncing: bool,
 }
 
 /// What a restore did.
@@ -61,8 +96,18 @@ pub struct RestoreReport {
     pub files: usize,
     /// Bytes in them.
     pub bytes: u64,
+    /// Files that were there and equal the backup's.
+    pub kept_files: usize,
+    /// Bytes in them.
+    pub kept_bytes: u64,
+    /// Databases that were left empty.
+    pub emptied: Vec<Database>,
+    /// What to run once it is up: drops them.
+    pub statements: Vec<String>,
     /// Where recovery will end.
     pub end_lsn: Lsn,
+    /// It stays a standby, and goes on from there.
+    pub is_standby: bool,
     /// What the server will run.
     pub restore_command: String,
     /// What the operator must see to.
@@ -74,6 +119,7 @@ pub struct RestoreReport {
 /// one, some 500 bytes for each file, and 16 KiB for each GB of those of which a part has changed.
 ///
 /// If this fails or is dropped, what was written stays and no server starts on it: `global/pg_control` is put there last.
+/// The next restore of the same cluster into the directory goes on with what is there.
 ///
 /// # Errors
 /// As [`Destination::check`], before anything is written; then [`Kind::Damaged`] if what is stored is not what was backed
@@ -85,54 +131,80 @@ pub async fn execute(
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<RestoreReport> {
     let restore_command = options.command.line()?;
-    let destination = Destination::check(plan, options)?;
-    let manifest = stored::manifest(repository, &plan.document).await?;
+    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } =
+        preparation::prepare(repository, plan, options, &progress).await?;
     let tree = Arc::new(Tree::new(&destination));
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
-            let data = destination.data.display();
-            error.hint(format!("What was restored so far cannot be used: empty {data} and start again."))
+            error.hint("No server starts on what is there so far. The same command again goes on with it.")
         }
         _ => error,
     };
-    prepare(&tree, plan, &destination).await.map_err(again)?;
-    let (files, bytes) = (manifest.files.len(), plan.backup.plain_bytes);
+    let (kept_files, kept_bytes) = (comparison.kept.len(), comparison.kept_bytes);
+    let mut warnings = warnings(plan, options, &destination);
+    warnings.extend(comparison.warnings.iter().cloned());
+    prepare(&tree, plan, &destination, comparison, zeros, options.delta).await.map_err(again)?;
+    let files = manifest.files.len();
+    let bytes = match plan.references.is_empty() {
+        true => manifest.files.values().map(|check| check.size_bytes).sum(),
+        false => plan.backup.plain_bytes.saturating_sub(kept_bytes),
+    };
     let levels = Levels { repository, plan, downloads: options.downloads, tree: &tree, progress: &progress };
-    let control = levels.write(manifest).await.map_err(again)?;
+    let control = levels.write(manifest, parts, selection).await.map_err(again)?;
     let control = control.ok_or_else(|| {
         Error::new(Kind::Damaged, format!("backup {} has no {CONTROL_FILE}", plan.backup.id))
             .hint("Try an older backup (`seawall list`).")
     })?;
-    progress.send_modify(|progress| progress.is_syncing = true);
-    let mut warnings = warnings(plan, options, &destination);
-    warnings.extend(finish(&tree, plan, &destination, restore_command.clone(), control).await.map_err(again)?);
-    Ok(RestoreReport { data: destination.data, files, bytes, end_lsn: plan.end_lsn, restore_command, warnings })
+    // A standby pins nothing, and follows.
+    let mut pin = (plan.action != TargetAction::Follow).then(|| pin(plan));
+    if let Some(pin) = &mut pin {
+        fetch_wal(repository, plan, options.wal, pin, &tree, &progress).await.map_err(again)?;
+    }
+    progress.send_modify(|progress| progress.phase = Phase::Syncing);
+    let mut settings = settings::settings(plan, restore_command.clone());
+    if databases.is_some() {
+        settings.push((database::IGNORE_INVALID_PAGES.to_owned(), "on".to_owned()));
+    }
+    warnings.extend(finish(&tree, plan.action, &destination, settings, pin, control).await.map_err(again)?);
+    Ok(RestoreReport {
+        data: destination.data,
+        files,
+        bytes,
+        kept_files,
+        kept_bytes,
+        statements: databases.as_ref().map(Choice::statements).unwrap_or_default(),
+        emptied: databases.map(|choice| choice.emptied).unwrap_or_default(),
+        end_lsn: plan.end_lsn,
+        is_standby: plan.action == TargetAction::Follow,
+        restore_command,
+        warnings,
+    })
 }
 
-/// Directories that a backup leaves out and a server needs (`basebackup.c`, `excludeDirContents`): they come as empty
-/// ones in the tar stream, and are made here for streams that lack one.
-const EMPTY_DIRECTORIES: [&str; 9] = [
-    "pg_wal/archive_status",
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_replslot",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_stat_tmp",
-    "pg_subtrans",
-    "pg_tblspc",
-];
-
-/// Makes the places to write to, the marker first.
-async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Result<()> {
-    let (tree, id, destination) = (Arc::clone(tree), plan.backup.id.clone(), destination.clone());
+/// Makes room and the places to write to, the marker first.
+async fn prepare(
+    tree: &Arc<Tree>,
+    plan: &Plan,
+    destination: &Destination,
+    comparison: Comparison,
+    zeros: Vec<(FilePath, u64)>,
+    delta: bool,
+) -> Result<()> {
+    let (tree, plan, destination) = (Arc::clone(tree), plan.clone(), destination.clone());
     runtime::blocking(move || {
         let data = tree.data();
         tree.make_directory(data)?;
-        let marker =
-            format!("seawall restores backup {id} here. While this file is here, the restore is not complete.\n");
-        tree.put(&data.join(MARKER_FILE), marker.as_bytes(), tree.file_mode())?;
-        for name in EMPTY_DIRECTORIES {
+        tree.lock()?;
+        // Nobody else is at it, and nobody was since it was looked at.
+        if Ground::look(data, &plan, delta)? != destination.ground {
+            let text = format!("{} has changed since it was looked at", data.display());
+            return Err(Error::new(Kind::Busy, text).hint("Is another restore, or a server, at work there?"));
+        }
+        tree.put(&data.join(MARKER_FILE), ground::marker(&plan).as_bytes(), tree.file_mode())?;
+        if destination.ground != Ground::Empty {
+            delta::clear(&tree, &comparison)?;
+        }
+        for name in REQUIRED_DIRECTORIES {
             tree.make_directory(&data.join(name))?;
         }
         for tablespace in &destination.tablespaces {
@@ -142,7 +214,8 @@ async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Re
                 tree.make_link(&link, &tablespace.to)?;
             }
         }
-        destination.creates.iter().try_for_each(|path| tree.make_directory(path))
+        destination.creates.iter().try_for_each(|path| tree.make_directory(path))?;
+        zeros.iter().try_for_each(|(path, bytes)| tree.put_zeros(&tree.path_of(path), *bytes))
     })
     .await?
 }
@@ -150,19 +223,25 @@ async fn prepare(tree: &Arc<Tree>, plan: &Plan, destination: &Destination) -> Re
 /// Writes what makes a server recover, makes everything durable, and puts `pg_control` there. Returns warnings.
 async fn finish(
     tree: &Arc<Tree>,
-    plan: &Plan,
+    action: TargetAction,
     destination: &Destination,
-    restore_command: String,
+    settings: Vec<(String, String)>,
+    pin: Option<Pin>,
     control: (Vec<u8>, u32),
 ) -> Result<Vec<String>> {
     let (tree, destination) = (Arc::clone(tree), destination.clone());
-    let settings = settings::settings(plan, restore_command);
-    let pin = pin(plan).to_json()?;
+    let signal = match action {
+        TargetAction::Follow => "standby.signal",
+        _ => "recovery.signal",
+    };
+    let pin = pin.map(|pin| pin.to_json()).transpose()?;
     runtime::blocking(move || {
         let (data, mode) = (tree.data(), tree.file_mode());
         let warnings = write_configuration(&tree, &settings)?;
-        tree.put(&data.join(PIN_FILE), &pin, mode)?;
-        tree.put(&data.join("recovery.signal"), b"", mode)?;
+        if let Some(pin) = pin {
+            tree.put(&data.join(PIN_FILE), &pin, mode)?;
+        }
+        tree.put(&data.join(signal), b"", mode)?;
         for tablespace in destination.tablespaces.iter().filter(|tablespace| !tablespace.in_place) {
             tree::sync_all(&tablespace.to)?;
         }
@@ -182,7 +261,31 @@ async fn finish(
 fn pin(plan: &Plan) -> Pin {
     let path = plan.wal.iter();
     let path = path.map(|need| PinnedTimeline { timeline: need.timeline, start: need.start, end: need.end });
-    Pin { system_identifier: plan.system_identifier.to_string(), path: path.collect() }
+    Pin {
+        system_identifier: plan.system_identifier.to_string(),
+        path: path.collect(),
+        local_end: Lsn(0),
+        segment_bytes: plan.segment_bytes,
+    }
+}
+
+/// Brings as much WAL as is wanted, and says so in the pin.
+async fn fetch_wal(
+    repository: &Repository,
+    plan: &Plan,
+    wanted: LocalWal,
+    pin: &mut Pin,
+    tree: &Arc<Tree>,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<()> {
+    let segments = wanted.segments(plan)?;
+    let Some(last) = segments.last().copied() else { return Ok(()) };
+    let total_bytes = segments.len() as u64 * last.size.bytes();
+    progress.send_replace(RestoreProgress { phase: Phase::FetchingWal, done_bytes: 0, total_bytes });
+    let done = |bytes| progress.send_modify(|progress| progress.done_bytes += bytes);
+    local_wal::bring(repository, pin, segments, tree, &done).await?;
+    pin.local_end = last.end();
+    Ok(())
 }
 
 fn write_configuration(tree: &Tree, settings: &[(String, String)]) -> Result<Vec<String>> {
@@ -233,7 +336,7 @@ fn warnings(plan: &Plan, options: &RestoreOptions, destination: &Destination) ->
             warnings.push(format!("{} may not use {}, which restore_command needs", owner.name, path.display()));
         }
     }
-    if plan.stop == Stop::EndOfWal && plan.action != TargetAction::Promote {
+    if plan.stop == Stop::EndOfWal && matches!(plan.action, TargetAction::Pause | TargetAction::Shutdown) {
         warnings.push("the cluster opens at the end of WAL: PostgreSQL cannot pause where it has no target".to_owned());
     }
     warnings

@@ -6,10 +6,11 @@
 
 use super::blocks::Level;
 use super::combine::Combination;
-use super::execute::RestoreProgress;
+use super::execute::{Phase, RestoreProgress};
 use super::label::{self, LABEL_FILE};
 use super::part::{Extracted, Source};
 use super::plan::Plan;
+use super::selection::Selection;
 use super::tree::Tree;
 use super::{stored, verify};
 use crate::error::{Error, Kind, Result};
@@ -30,16 +31,21 @@ pub(super) struct Levels<'a> {
 }
 
 impl Levels<'_> {
-    /// Writes everything but `pg_control`, which it returns with its permissions, if there is one. `manifest` is the newest
-    /// backup's.
-    pub(super) async fn write(self, manifest: Manifest) -> Result<Option<(Vec<u8>, u32)>> {
+    /// Writes everything but `pg_control`, which it returns with its permissions, if there is one. Of the newest backup,
+    /// `parts` without the files that the selection passes over; `manifest` has the others.
+    pub(super) async fn write(
+        self,
+        manifest: Manifest,
+        parts: Vec<BackupPart>,
+        selection: Selection,
+    ) -> Result<Option<(Vec<u8>, u32)>> {
         let Plan { document, references, .. } = self.plan;
-        let links = std::iter::once(document).chain(references);
-        let total_bytes = links.flat_map(|link| &link.parts).map(|part| part.stored_bytes).sum();
-        self.progress.send_modify(|progress| progress.total_bytes = total_bytes);
+        let older = references.iter().flat_map(|link| &link.parts);
+        let total_bytes = parts.iter().chain(older).map(|part| part.stored_bytes).sum();
+        self.progress.send_replace(RestoreProgress { phase: Phase::Fetching, done_bytes: 0, total_bytes });
         let level = Level { is_incremental: true, wanted: None, listed: Arc::default() };
         let level = (!references.is_empty()).then_some(level);
-        let mut extracted = self.write_level(document, document.parts.clone(), level).await?;
+        let mut extracted = self.write_level(document, parts, level, selection).await?;
         let pieces = std::mem::take(&mut extracted.pieces);
         runtime::blocking(move || verify::verify(&manifest, pieces)).await??;
         if let Some(reference) = references.first() {
@@ -71,7 +77,7 @@ impl Levels<'_> {
             self.spare(bytes_of(&link.parts) - bytes_of(&needed.parts));
             let wanted = Arc::new(combination);
             let level = Level { is_incremental, wanted: Some(Arc::clone(&wanted)), listed: Arc::default() };
-            let mut extracted = self.write_level(&link, needed.parts, Some(level)).await?;
+            let mut extracted = self.write_level(&link, needed.parts, Some(level), Selection::default()).await?;
             label::check(&held_label(extracted.label, &link)?.0, &link, references.get(index + 1))?;
             let pieces = std::mem::take(&mut extracted.pieces);
             let (manifest, members) = (stored::manifest(self.repository, &link).await?, needed.members);
@@ -113,6 +119,7 @@ impl Levels<'_> {
         backup: &BackupDocument,
         parts: Vec<BackupPart>,
         level: Option<Level>,
+        selection: Selection,
     ) -> Result<Extracted> {
         let is_incremental = level.as_ref().is_some_and(|level| level.is_incremental);
         let goes_on = |part: &BackupPart| {
@@ -129,6 +136,7 @@ impl Levels<'_> {
             identities: self.repository.layout.form().identities.clone(),
             tablespaces: backup.tablespaces.iter().map(|tablespace| tablespace.oid).collect(),
             level: level.map(Arc::new),
+            selection: selection.clone(),
         };
         let write = async |parts, level| {
             stored::write_parts(self.repository, parts, source(level), self.downloads, self.tree, self.progress).await

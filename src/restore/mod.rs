@@ -8,23 +8,33 @@
 //! restore_command ─► wal_fetch: segments from blocks and tails          archive_command ─► wal_push
 //! ```
 
+pub mod ahead;
 mod blocks;
 mod choose;
 mod combine;
 mod command;
+mod database;
+mod delta;
 mod destination;
+mod excerpt;
 mod execute;
+mod ground;
 mod label;
 mod levels;
+mod local_wal;
 mod part;
 mod pin;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod preparation;
 mod refusal;
 mod request;
+mod room;
 mod route;
 mod scan;
+mod selection;
+mod served;
 mod settings;
 mod spool;
 mod stored;
@@ -37,10 +47,14 @@ pub mod wal_fetch;
 pub mod wal_push;
 
 pub use command::{FetchCommand, PASSPHRASE_VARIABLE};
+pub use database::Database;
 pub use destination::{Destination, MARKER_FILE, Owner, TablespaceDestination};
-pub use execute::{RestoreOptions, RestoreProgress, RestoreReport, execute};
+pub use execute::{Phase, RestoreOptions, RestoreProgress, RestoreReport, execute};
+pub use ground::Ground;
+pub use local_wal::{FIRST_BYTES, LocalWal, is_local};
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
+pub use preparation::{Preview, preview};
 pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};

@@ -3,6 +3,7 @@
 use super::blocks::{BlockWriter, Level};
 use super::combine::Listed;
 use super::label::LABEL_FILE;
+use super::selection::Selection;
 use super::tree::Tree;
 use crate::codec::{
     Buffers, Ending, FRAME_BYTES, FRAME_STORED_BYTES_MAX, FrameDecoder, FrameSplitter, Identities, RawFrame, encryption,
@@ -22,8 +23,8 @@ pub(super) const CONTROL_FILE: &str = "global/pg_control";
 /// The largest file that is kept in memory: many times what `pg_control` has (`PG_CONTROL_FILE_SIZE`, 8 KiB).
 const HELD_BYTES_MAX: u64 = 1 << 20;
 
-/// Files of the backup that are checked but not written: links are made by us, and the rest tells of a life before.
-const NOT_WRITTEN: [&str; 8] = [
+/// Files of the backup that are not written: links are made by us, and the rest tells of a life before.
+pub(super) const NOT_WRITTEN: [&str; 9] = [
     "tablespace_map",
     "standby.signal",
     "recovery.signal",
@@ -32,6 +33,7 @@ const NOT_WRITTEN: [&str; 8] = [
     "backup_label.old",
     "tablespace_map.old",
     super::pin::PIN_FILE,
+    super::served::SERVED_FILE,
 ];
 
 /// Whose part it is.
@@ -45,6 +47,8 @@ pub(super) struct Source {
     pub(super) tablespaces: Vec<u32>,
     /// It is one of a chain.
     pub(super) level: Option<Arc<Level>>,
+    /// Files to pass over.
+    pub(super) selection: Selection,
 }
 
 /// A stretch of a file, with the CRC-32C of what was written.
@@ -161,6 +165,8 @@ enum Sink {
     /// `pg_control`, or else `backup_label`.
     Held(Vec<u8>, u32),
     Nothing,
+    /// Not even looked at.
+    Skipped,
 }
 
 impl Writer<'_> {
@@ -199,7 +205,9 @@ impl Writer<'_> {
     fn begin_file(&mut self, path: FilePath, start: u64, file_bytes: u64, mode: Option<u32>) -> Result<()> {
         let name = path.to_string();
         let is_held = name == CONTROL_FILE && !self.is_older() || name == LABEL_FILE && self.source.level.is_some();
-        let sink = if is_held && start == 0 && file_bytes <= HELD_BYTES_MAX {
+        let sink = if self.source.selection.skipped.contains(&path) {
+            Sink::Skipped
+        } else if is_held && start == 0 && file_bytes <= HELD_BYTES_MAX {
             Sink::Held(Vec::new(), mode.unwrap_or(0o600))
         } else if NOT_WRITTEN.contains(&name.as_str()) {
             Sink::Nothing
@@ -247,6 +255,7 @@ impl Writer<'_> {
             }
             Sink::Held(held, _) => held.extend_from_slice(bytes),
             Sink::Nothing => {}
+            Sink::Skipped => return Ok(()),
         }
         open.bytes += bytes.len() as u64;
         open.crc32c = crc32c::crc32c_append(open.crc32c, bytes);
@@ -254,7 +263,8 @@ impl Writer<'_> {
     }
 
     fn end_file(&mut self) -> Result<()> {
-        let Some(open) = self.open.take() else { return Ok(()) };
+        let open = self.open.take().filter(|open| !matches!(open.sink, Sink::Skipped));
+        let Some(open) = open else { return Ok(()) };
         if let Sink::Blocks(writer) = &open.sink {
             writer.finish()?;
         }

@@ -378,7 +378,7 @@ impl fmt::Display for Plan {
         for (name, value) in &self.requirements {
             writeln!(f, "needs        {name} = {value}")?;
         }
-        writeln!(f, "then         {}", self.action.setting())?;
+        writeln!(f, "then         {}", self.action.setting().unwrap_or("follows the archive as a standby"))?;
         for note in &self.notes {
             writeln!(f, "note         {note}")?;
         }

@@ -449,3 +449,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_standby_follows_to_the_end_and_only_where_the_archiver_went() {
+    let follow = Request { action: TargetAction::Follow, ..request(Target::End) };
+    let (catalog, records) = simple(12 * MIB);
+    let planned = plan(&catalog, &follow, &records).unwrap();
+    assert!(planned.to_string().contains("follows the archive as a standby"), "{planned}");
+    // It stops nowhere.
+    for request in [
+        Request { target: Target::Time(at(150)), ..follow.clone() },
+        Request { timeline: Some(TimelineId(1)), ..follow.clone() },
+    ] {
+        assert_eq!(plan(&catalog, &request, &records).unwrap_err().kind(), Kind::Usage);
+    }
+    // Given a timeline 2 that the archive follows, and a timeline 3 that left timeline 1
+    let catalog = CatalogBuilder::new()
+        .wal(1, MIB, 6 * MIB)
+        .wal(2, 5 * MIB, 12 * MIB)
+        .backup(1, 100, MIB + 40, MIB + 1000)
+        .history(2, "1\t0/580000\tx\n")
+        .build()
+        .catalog;
+    assert!(plan(&catalog, &follow, &records).is_ok());
+    let mut forked = catalog;
+    let text = b"1\t0/200000\tx\n";
+    forked.histories.insert(TimelineId(3), crate::wal::History::parse(TimelineId(3), text).unwrap());
+    let said = refused(&forked, &follow, &records);
+    assert!(said.contains("on to timeline 3") && said.contains("follows timeline 2"), "{said}");
+}

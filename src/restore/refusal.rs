@@ -46,6 +46,13 @@ pub(super) fn not_on_path(choice: &Choice<'_>, backup: &BackupDocument) -> Error
         .hint(format!("Give --timeline {own} to stay on the backup's own, or leave --backup out."))
 }
 
+pub(super) fn leads_elsewhere(followed: TimelineId, latest: TimelineId) -> Error {
+    refused(format!("a standby would go on to timeline {latest}, and the archive follows timeline {followed}")).hint(
+        "PostgreSQL takes the highest number for the latest. Restore without --standby, which names the timeline, or with \
+         --backup and a backup of the timeline that is meant.",
+    )
+}
+
 pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> Error {
     let timeline = choice.route.history.timeline;
     match (on_path.last(), choice.passed_over()) {

@@ -66,15 +66,19 @@ pub enum TargetAction {
     Pause,
     /// Stops, so that another cluster's files can be looked at before it writes anything.
     Shutdown,
+    /// Arrives nowhere: as a standby it replays whatever the archive gets, onto newer timelines too, until somebody
+    /// promotes it. Only for [`Target::End`].
+    Follow,
 }
 
 impl TargetAction {
-    /// As PostgreSQL spells it.
-    pub fn setting(self) -> &'static str {
+    /// As PostgreSQL spells it; `None` for a standby, which has no target.
+    pub fn setting(self) -> Option<&'static str> {
         match self {
-            TargetAction::Promote => "promote",
-            TargetAction::Pause => "pause",
-            TargetAction::Shutdown => "shutdown",
+            TargetAction::Promote => Some("promote"),
+            TargetAction::Pause => Some("pause"),
+            TargetAction::Shutdown => Some("shutdown"),
+            TargetAction::Follow => None,
         }
     }
 }

@@ -52,17 +52,22 @@ pub(super) fn settings(plan: &Plan, restore_command: String) -> Vec<(String, Str
     let mut settings: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: String| settings.push((name.to_owned(), value));
     set("restore_command", restore_command);
-    // Never `latest`, which another restore that archives here could change.
-    set("recovery_target_timeline", plan.timeline.to_string());
-    match plan.stop {
-        Stop::After(span) => {
-            set("recovery_target_lsn", span.start.to_string());
-            set("recovery_target_inclusive", "on".to_owned());
+    match plan.action.setting() {
+        Some(action) => {
+            // Never `latest`, which another restore that archives here could change.
+            set("recovery_target_timeline", plan.timeline.to_string());
+            match plan.stop {
+                Stop::After(span) => {
+                    set("recovery_target_lsn", span.start.to_string());
+                    set("recovery_target_inclusive", "on".to_owned());
+                }
+                Stop::Immediate => set("recovery_target", "immediate".to_owned()),
+                Stop::EndOfWal => {}
+            }
+            set("recovery_target_action", action.to_owned());
         }
-        Stop::Immediate => set("recovery_target", "immediate".to_owned()),
-        Stop::EndOfWal => {}
+        None => set("recovery_target_timeline", "latest".to_owned()),
     }
-    set("recovery_target_action", plan.action.setting().to_owned());
     // These may also stand in a postgresql.conf that we do not see: here they count. Nobody stands by for this cluster
     // yet, so a commit would wait for ever; and it must not archive where its source does.
     for (name, value) in [

@@ -7,6 +7,8 @@ use crate::repository::{WalReader, hex};
 use crate::runtime;
 use crate::wal::Segment;
 use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -26,20 +28,60 @@ pub(super) struct Spool {
 }
 
 impl Spool {
-    pub(super) fn of(reader: &WalReader, pin: Option<&Pin>, data_directory: &Path) -> Result<Spool> {
+    /// Of a standby, which reads one repository.
+    pub(super) fn of(reader: &WalReader, data_directory: &Path) -> Spool {
         let repository = reader.repository();
-        let mut key = Sha256::new();
-        for part in [repository.store.describe(), repository.layout.root()] {
-            key.update(part.as_bytes());
-            key.update([0]);
-        }
-        if let Some(pin) = pin {
-            key.update(pin.to_json()?);
-        }
+        let key = [repository.store.describe(), repository.layout.root()].join("\0");
+        Spool::named(reader.system_identifier(), key.as_bytes(), data_directory)
+    }
+
+    /// Of a restore, which knows what it will read whatever the repository gets.
+    pub(super) fn pinned(pin: &Pin, data_directory: &Path) -> Result<Spool> {
+        Ok(Spool::named(&pin.system_identifier, &pin.to_json()?, data_directory))
+    }
+
+    fn named(system_identifier: impl std::fmt::Display, key: &[u8], data_directory: &Path) -> Spool {
         let root = data_directory.join(SPOOL_DIRECTORY);
-        let key = hex(&key.finalize()[..8]);
-        let directory = root.join(format!("{}-{key}", reader.system_identifier()));
-        Ok(Spool { root, directory })
+        let directory = root.join(format!("{system_identifier}-{}", hex(&Sha256::digest(key)[..8])));
+        Spool { root, directory }
+    }
+
+    /// The right to fetch a batch, until it is dropped; `None` if another process has it, or looks whether one has.
+    pub(super) async fn lock(&self) -> Result<Option<Flock<File>>> {
+        self.prepare().await?;
+        let directory = self.directory.clone();
+        runtime::blocking(move || {
+            let file = File::open(&directory).map_err(|error| Error::local("open", &directory, error))?;
+            Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+        })
+        .await?
+    }
+
+    /// True if another process fetches a batch.
+    pub(super) async fn is_busy(&self) -> Result<bool> {
+        let directory = self.directory.clone();
+        runtime::blocking(move || {
+            let held = File::open(directory).map(|file| Flock::lock(file, FlockArg::LockSharedNonblock));
+            matches!(held, Ok(Err((_, Errno::EWOULDBLOCK))))
+        })
+        .await
+    }
+
+    /// Removes what was fetched ahead and passed by: segments of the timeline up to this one.
+    pub(super) async fn remove_before(&self, segment: Segment) -> Result<()> {
+        let directory = self.directory.clone();
+        runtime::blocking(move || {
+            let failed = |error| Error::local("read", &directory, error);
+            for entry in fs::read_dir(&directory).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let found = Segment::parse(&entry.file_name().to_string_lossy(), segment.size);
+                if found.is_ok_and(|found| found.timeline <= segment.timeline && found.start <= segment.start) {
+                    fs::remove_file(entry.path()).or_else(missing_is_fine).map_err(failed)?;
+                }
+            }
+            Ok(())
+        })
+        .await?
     }
 
     /// Where a segment is spooled.
@@ -49,10 +91,13 @@ impl Spool {
 
     /// Makes the directory. Only the server's user may read it: it holds what tables hold.
     pub(super) async fn prepare(&self) -> Result<()> {
-        let directory = self.directory.clone();
+        let places = [self.root.clone(), self.directory.clone()];
         runtime::blocking(move || {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-            made.map_err(|error| Error::local("create", &directory, error))
+            // Never the data directory, which may have been removed meanwhile.
+            places.iter().try_for_each(|place| match fs::DirBuilder::new().mode(0o700).create(place) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(Error::local("create", place, error)),
+                _ => Ok(()),
+            })
         })
         .await?
     }

@@ -3,12 +3,13 @@
 use super::execute::RestoreProgress;
 use super::part::{self, Extracted, Source};
 use super::tree::Tree;
-use crate::codec::Buffers;
+use crate::codec::{Buffers, Ending};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{Archive, BackupDocument, BackupPart, Key, Repository};
+use crate::repository::{Archive, BackupDocument, BackupId, BackupPart, Key, Repository};
 use crate::runtime;
 use crate::store::{StoreError, StoreErrorKind};
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -54,7 +55,7 @@ pub(super) async fn write_parts(
     let mut parts = parts.buffer_unordered(downloads.max(1));
     let mut all = Extracted::default();
     while let Some((bytes, extracted)) = parts.try_next().await? {
-        progress.send_modify(|progress| progress.fetched_bytes += bytes);
+        progress.send_modify(|progress| progress.done_bytes += bytes);
         all.take_in(extracted);
     }
     Ok(all)
@@ -67,9 +68,20 @@ async fn write_part(
     tree: Arc<Tree>,
     buffers: Buffers,
 ) -> Result<Extracted> {
+    let (name, _, stored) = part_bytes(repository, &part, &source.backup, source.ending).await?;
+    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
+}
+
+/// A part as it is stored: its name, its archive, its bytes.
+pub(super) async fn part_bytes(
+    repository: &Repository,
+    part: &BackupPart,
+    backup: &BackupId,
+    ending: Ending,
+) -> Result<(String, Archive, Bytes)> {
     let archive = Archive::parse(&part.archive)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
-    let name = repository.layout.name_in(&Key::BackupPart(source.backup.clone(), archive, part.number), source.ending);
+    let name = repository.layout.name_in(&Key::BackupPart(backup.clone(), archive, part.number), ending);
     let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
     // Before it fills the memory.
     if stream.head.info.bytes != part.stored_bytes {
@@ -78,6 +90,5 @@ async fn write_part(
             "Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?",
         ));
     }
-    let stored = stream.collect().await?;
-    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
+    Ok((name, archive, stream.collect().await?))
 }

@@ -3,6 +3,8 @@
 use super::destination::{Destination, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
@@ -11,12 +13,38 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Directories that a server needs and that a backup may have no file in (`initdb.c`, `subdirs`; `basebackup.c`,
+/// `excludeDirContents`): some come as empty ones in the tar stream, and are made for streams that lack one.
+pub(super) const REQUIRED_DIRECTORIES: [&str; 19] = [
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical/mappings",
+    "pg_logical/snapshots",
+    "pg_multixact/members",
+    "pg_multixact/offsets",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal/archive_status",
+    "pg_xact",
+];
 
 /// What a restore has written so far.
 #[derive(Debug)]
 pub(super) struct Tree {
     data: PathBuf,
+    /// Held as long as anybody may write.
+    lock: OnceLock<Flock<File>>,
     owner: Option<Owner>,
     directory_mode: u32,
     /// Directories known to be there.
@@ -27,9 +55,29 @@ impl Tree {
     pub(super) fn new(destination: &Destination) -> Tree {
         Tree {
             data: destination.data.clone(),
+            lock: OnceLock::new(),
             owner: destination.owner.clone(),
             directory_mode: destination.directory_mode,
             directories: Mutex::default(),
+        }
+    }
+
+    /// Keeps other restores out of the data directory, which must be there.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] if one is at work there.
+    pub(super) fn lock(&self) -> Result<()> {
+        let directory = File::open(&self.data).map_err(|error| Error::local("open", &self.data, error))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                self.lock.get_or_init(|| lock);
+                Ok(())
+            }
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let text = format!("another restore is writing to {}", self.data.display());
+                Err(Error::new(Kind::Busy, text).hint("Wait for it, stop it, or choose another directory."))
+            }
+            Err((_, error)) => Err(Error::local("lock", &self.data, error.into())),
         }
     }
 
@@ -72,9 +120,16 @@ impl Tree {
         Ok(())
     }
 
-    /// A link in the data directory.
+    /// A link in the data directory, if it is not there.
     pub(super) fn make_link(&self, path: &Path, target: &Path) -> Result<()> {
-        std::os::unix::fs::symlink(target, path).map_err(|error| Error::local("create the link", path, error))?;
+        if !std::fs::read_link(path).is_ok_and(|found| found == target) {
+            std::os::unix::fs::symlink(target, path).map_err(|error| Error::local("create the link", path, error))?;
+        }
+        self.own(path)
+    }
+
+    /// Gives what is there to the owner.
+    pub(super) fn own(&self, path: &Path) -> Result<()> {
         self.give(path).map_err(|error| Error::local("set the owner of", path, error))
     }
 
@@ -108,6 +163,12 @@ impl Tree {
         file.sync_all().map_err(failed)?;
         std::fs::rename(&temporary, path).map_err(failed)?;
         path.parent().map_or(Ok(()), sync_directory)
+    }
+
+    /// Makes a file of zeros that takes no room.
+    pub(super) fn put_zeros(&self, path: &Path, bytes: u64) -> Result<()> {
+        let file = self.open(path, Some(self.file_mode()))?;
+        file.set_len(0).and_then(|()| file.set_len(bytes)).map_err(|error| Error::local("write", path, error))
     }
 
     fn give(&self, path: &Path) -> std::io::Result<()> {

@@ -7,6 +7,7 @@
 //! zeros. Without one (a standby), the newest timeline is followed as PostgreSQL follows it, and the end moves.
 
 use super::pin::Pin;
+use super::served;
 use super::spool::{Spool, Staged};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Repository, WalReader};
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 /// Segments fetched ahead at most.
 const AHEAD_SEGMENTS: u64 = 4;
 /// Bytes fetched ahead at most: disk, and nearly as much memory.
-pub(super) const AHEAD_BYTES: u64 = 64 << 20;
+const AHEAD_BYTES: u64 = 64 << 20;
 /// How long a hole with later WAL behind it may last while an archiver is at work: uploads end in any order.
 const HOLE_PATIENCE: RetryPolicy = RetryPolicy {
     first_pause: Duration::from_millis(100),
@@ -33,7 +34,8 @@ const HOLE_PATIENCE: RetryPolicy = RetryPolicy {
 pub enum Fetched {
     /// The file is at its destination, whole and on disk: exit code 0.
     Written,
-    /// The archive is proven not to have it: exit code 1, which ends recovery.
+    /// The archive is proven not to have it, or, for a standby, no more of it than the standby has: exit code 1, which
+    /// ends recovery and makes a standby ask again later.
     Absent,
 }
 
@@ -55,11 +57,14 @@ pub async fn fetch(
     if let Some(pin) = pin {
         check_pin(reader, pin)?;
     }
-    let spool = Spool::of(reader, pin, data_directory)?;
+    let spool = match pin {
+        Some(pin) => Spool::pinned(pin, data_directory)?,
+        None => Spool::of(reader, data_directory),
+    };
     let fetched = if let Some(timeline) = TimelineId::parse_history_name(name) {
         fetch_history(reader.repository(), timeline, destination).await?
     } else if let Some(segment) = parse_segment(reader, name)? {
-        fetch_segment(reader, segment, destination, pin, &spool).await?
+        fetch_segment(reader, segment, destination, pin, data_directory, &spool).await?
     } else {
         Fetched::Absent
     };
@@ -149,6 +154,7 @@ async fn fetch_segment(
     segment: Segment,
     destination: &Path,
     pin: Option<&Pin>,
+    data_directory: &Path,
     spool: &Spool,
 ) -> Result<Fetched> {
     let view = match pin {
@@ -168,8 +174,21 @@ async fn fetch_segment(
     if segment.end() <= view.end && spool.take(segment, destination).await? {
         return Ok(Fetched::Written);
     }
+    if !view.is_pinned
+        && let Some(end) = served::until(segment, data_directory, destination).await?
+    {
+        let is_all = match view.newest {
+            Some(_) => end >= view.end.min(segment.end()),
+            None => {
+                reader.repository().read_coverage(segment.timeline, end).await?.end().is_none_or(|last| last <= end)
+            }
+        };
+        if is_all {
+            return Ok(Fetched::Absent);
+        }
+    }
     let mut ahead = Tasks::default();
-    for next in following(segment, view.end) {
+    for next in following(segment, view.end, AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes())) {
         ahead.start(fetch_ahead(reader.clone(), spool.clone(), next));
     }
     match write_segment(reader, segment, &view, destination).await? {
@@ -178,7 +197,12 @@ async fn fetch_segment(
             while ahead.next().await.is_some() {}
             Ok(Fetched::Written)
         }
-        Some(_) => Ok(Fetched::Written),
+        Some(end) => {
+            if !view.is_pinned {
+                served::remember(data_directory, segment, end, destination).await?;
+            }
+            Ok(Fetched::Written)
+        }
         None => Ok(Fetched::Absent),
     }
 }
@@ -189,7 +213,7 @@ async fn fetch_segment(
 /// If the path has left the timeline within the segment and has WAL behind. PostgreSQL asks for the newer timeline's
 /// segment first and takes the older one's, with whatever a dead branch wrote there, only if that is missing: recovery
 /// would then replay what never happened, and end early without an error.
-fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
+pub(super) fn pinned_end(segment: Segment, pin: &Pin) -> Result<Option<Lsn>> {
     let Some(index) = pin.path.iter().position(|part| part.timeline == segment.timeline) else {
         return Ok(None);
     };
@@ -264,6 +288,19 @@ async fn write_segment(reader: &WalReader, segment: Segment, view: &View, destin
     }
 }
 
+/// Writes a segment of the pinned path to `destination`.
+///
+/// # Errors
+/// As [`fetch`]; also if the path needs nothing of the segment.
+pub(super) async fn write_pinned(reader: &WalReader, segment: Segment, pin: &Pin, destination: &Path) -> Result<()> {
+    let end = pinned_end(segment, pin)?;
+    let view = View { end: end.unwrap_or(segment.start), is_pinned: true, newest: None };
+    match write_segment(reader, segment, &view, destination).await? {
+        Some(_) => Ok(()),
+        None => Err(hole(segment.timeline, segment.start, "which was there when the restore was planned")),
+    }
+}
+
 fn hole(timeline: TimelineId, position: Lsn, why: &str) -> Error {
     Error::new(Kind::Damaged, format!("the repository has no WAL at {position} on timeline {timeline}, {why}")).hint(
         "`seawall list` shows the holes and what can still be restored. Does anything else delete in the repository?",
@@ -311,15 +348,14 @@ impl Patience {
     }
 }
 
-/// The segments to fetch ahead: none that holds the end.
-fn following(segment: Segment, end: Lsn) -> impl Iterator<Item = Segment> {
-    let count = AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes());
+/// The segments to fetch ahead: so many at most, and none that holds the end.
+pub(super) fn following(segment: Segment, end: Lsn, count: u64) -> impl Iterator<Item = Segment> {
     let next = std::iter::successors(Some(segment.next()), |segment| Some(segment.next()));
     next.take(count as usize).take_while(move |segment| segment.end() <= end)
 }
 
 /// Spools a segment of which every block is stored whole; anything else is nothing to spool.
-async fn fetch_ahead(reader: WalReader, spool: Spool, segment: Segment) -> Result<()> {
+pub(super) async fn fetch_ahead(reader: WalReader, spool: Spool, segment: Segment) -> Result<()> {
     if spool.has(segment).await? {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! restore gives exactly the rows that the surviving history had.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod follower;
 #[path = "../support/s3/mod.rs"]
 mod s3;
 #[path = "../support/s3_store.rs"]

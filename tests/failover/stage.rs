@@ -214,6 +214,17 @@ impl Stage {
 
     /// Restores into a directory of its own, and starts what is there.
     pub async fn restored(&self, name: &str, target: &[&str]) -> Node {
+        // Else it makes every file durable once more, one after the other.
+        self.restored_with(name, target, &[("fsync", "off")], false).await
+    }
+
+    /// Restores a standby that has nothing but the archive, asks it often, and answers.
+    pub async fn follower(&self) -> Node {
+        let settings = [("fsync", "off"), ("wal_retrieve_retry_interval", "100ms")];
+        self.restored_with("follower", &["--standby"], &settings, true).await
+    }
+
+    async fn restored_with(&self, name: &str, target: &[&str], own: &[(&str, &str)], standby: bool) -> Node {
         let directory = scratch_directory();
         let into = directory.path().join("data");
         let program = path_for_server(self.places.path());
@@ -222,9 +233,7 @@ impl Stage {
         arguments.extend(target);
         self.seawall(&arguments).program(&program).run_ok().await;
         let environment = self.bucket.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        // Else it makes every file durable once more, one after the other.
-        let options =
-            ServerOptions { environment, settings: settings(&[("fsync", "off")]), ..ServerOptions::default() };
+        let options = ServerOptions { environment, settings: settings(own), standby, ..ServerOptions::default() };
         let programs = programs(self.version);
         let opened = Server::open(&programs, &into, options);
         let opened = tokio::time::timeout(PATIENCE * 2, opened).await;

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use seawall::codec::{Compression, FRAME_BYTES, FrameEncoder};
 use seawall::repository::{
-    Archive, BackupBegin, BackupDocument, BackupId, BackupPart, BackupTablespace, Catalog, Cluster, Continuation,
-    FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
+    Archive, BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, Catalog, Cluster,
+    Continuation, FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
 };
 use seawall::restore::{FetchCommand, Plan, Request, RestoreOptions, Target, TargetAction};
 use seawall::runtime::Clock;
@@ -30,6 +30,14 @@ pub struct Entry {
     pub in_tablespace: bool,
 }
 
+impl Entry {
+    /// Its path below the data directory.
+    pub fn full_path(&self) -> String {
+        let folder = if self.in_tablespace { format!("pg_tblspc/{TABLESPACE}/") } else { String::new() };
+        format!("{folder}{}", self.path)
+    }
+}
+
 fn entry(path: &str, content: impl Into<Vec<u8>>) -> Entry {
     Entry { path: path.to_owned(), content: content.into(), in_tablespace: false }
 }
@@ -37,6 +45,7 @@ fn entry(path: &str, content: impl Into<Vec<u8>>) -> Entry {
 /// What the server had.
 pub fn files() -> Vec<Entry> {
     let noise = |bytes: usize| (0..bytes).map(|n| (n * 31 % 251) as u8).collect::<Vec<u8>>();
+    let control = [&SYSTEM.to_ne_bytes(), noise(8184).as_slice()].concat();
     vec![
         entry("backup_label", "START WAL LOCATION: 0/200028\n"),
         entry("tablespace_map", format!("{TABLESPACE} /srv/fast\n")),
@@ -47,7 +56,7 @@ pub fn files() -> Vec<Entry> {
         entry("postgresql.auto.conf", "# by hand\nwork_mem = '64MB'\nprimary_conninfo = 'password=hush'\n"),
         Entry { in_tablespace: true, ..entry("PG_15_202209061/5/16500", noise(20_000)) },
         entry(LARGE, noise(6 << 20)),
-        entry("global/pg_control", noise(8192)),
+        entry("global/pg_control", control),
     ]
 }
 
@@ -67,6 +76,8 @@ pub struct Twist {
     pub headers: Vec<[u8; 512]>,
     /// Another cluster's parts.
     pub system: Option<u64>,
+    /// Files, with their lengths, that only the manifest knows.
+    pub listed: Vec<(String, u64)>,
 }
 
 impl Invented {
@@ -103,16 +114,15 @@ impl Invented {
         writer.store_document(&Key::BackupBegin(id.clone()), &begin).await.unwrap();
         let maker = Maker { repository: &repository, id: &id, system: twist.system.unwrap_or(SYSTEM) };
         let mut parts = Vec::new();
-        for (number, (archive, part_number, tar, continues)) in
-            parts_of(&twist.files.clone().unwrap_or_else(files)).into_iter().enumerate()
-        {
+        let (laid_out, listed) = parts_of(&twist.files.clone().unwrap_or_else(files));
+        for (number, (archive, part_number, tar, continues)) in laid_out.into_iter().enumerate() {
             let mut tar = tar;
             if number == 0 {
                 tar.extend(twist.headers.iter().flatten());
             }
             parts.push(maker.part(archive, part_number, &tar, continues).await);
         }
-        let manifest = manifest_of(&files());
+        let manifest = manifest_of(&files(), &twist.listed);
         maker
             .object(&Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() }, manifest.as_bytes())
             .await;
@@ -142,7 +152,7 @@ impl Invented {
             manifest_sha256: hex(&Sha256::digest(manifest.as_bytes())),
             findings: Findings::default(),
             parts,
-            files: Vec::new(),
+            files: listed,
         };
         writer.store_document(&Key::BackupEnd(id), &document).await.unwrap();
         Invented { store, repository, document }
@@ -261,12 +271,25 @@ impl Maker<'_> {
 
 type Part = (Archive, u32, Vec<u8>, Option<Continuation>);
 
-/// Small files; the large one's beginning; its rest and what follows; the tablespace.
-fn parts_of(files: &[Entry]) -> Vec<Part> {
+/// Small files; the large one's beginning; its rest and what follows; the tablespace. And where each file is.
+fn parts_of(files: &[Entry]) -> (Vec<Part>, Vec<BackupFile>) {
+    let mut listed = Vec::new();
     let (mut parts, mut tar) = (Vec::new(), header("base/", b'5', 0, "").to_vec());
     let mut tablespace = header("PG_15_202209061/", b'5', 0, "").to_vec();
     let mut continues = None;
+    let is_cut = files.iter().any(|entry| entry.path == LARGE);
     for entry in files {
+        let (part, begin) = match (entry.in_tablespace, entry.path == LARGE) {
+            (true, _) => (if is_cut { 3 } else { 1 }, tablespace.len()),
+            (_, true) => (1, 0),
+            _ => (parts.len() as u32, tar.len()),
+        };
+        listed.push(BackupFile {
+            path: FilePath::parse(entry.full_path().as_bytes()).unwrap(),
+            part,
+            offset: begin as u64 + 512,
+            bytes: entry.content.len() as u64,
+        });
         if entry.in_tablespace {
             tablespace.extend(member(&entry.path, &entry.content));
         } else if entry.path == LARGE {
@@ -287,7 +310,7 @@ fn parts_of(files: &[Entry]) -> Vec<Part> {
     let number = parts.len() as u32 + 1;
     parts.push((Archive::Base, number, tar, continues));
     parts.push((Archive::Tablespace(TABLESPACE), 1, tablespace, None));
-    parts
+    (parts, listed)
 }
 
 /// A ustar header as PostgreSQL writes it.
@@ -314,20 +337,16 @@ fn member(path: &str, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn manifest_of(files: &[Entry]) -> String {
-    let lines: Vec<String> = files
-        .iter()
-        .map(|entry| {
-            let folder = if entry.in_tablespace { format!("pg_tblspc/{TABLESPACE}/") } else { String::new() };
-            let checksum = hex(&crc32c::crc32c(&entry.content).to_le_bytes());
-            format!(
-                "{{ \"Path\": \"{folder}{}\", \"Size\": {}, \"Last-Modified\": \"2026-11-20 14:03:00 GMT\", \
-                 \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{checksum}\" }}",
-                entry.path,
-                entry.content.len()
-            )
-        })
-        .collect();
+fn manifest_of(files: &[Entry], listed: &[(String, u64)]) -> String {
+    let line = |path: &str, bytes: u64, content: &[u8]| {
+        let checksum = hex(&crc32c::crc32c(content).to_le_bytes());
+        format!(
+            "{{ \"Path\": \"{path}\", \"Size\": {bytes}, \"Last-Modified\": \"2026-11-20 14:03:00 GMT\", \
+             \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{checksum}\" }}"
+        )
+    };
+    let real = files.iter().map(|entry| line(&entry.full_path(), entry.content.len() as u64, &entry.content));
+    let lines: Vec<String> = real.chain(listed.iter().map(|(path, bytes)| line(path, *bytes, b""))).collect();
     let text = format!(
         "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{}\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": 1, \
          \"Start-LSN\": \"0/200028\", \"End-LSN\": \"0/2003E8\" }}\n],\n",

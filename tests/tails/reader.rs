@@ -57,7 +57,8 @@ impl Reading {
             let Some(position) = self.some_position(&mut random) else { continue };
             let end = self.server.flushed();
             let path = vec![PinnedTimeline { timeline: TIMELINE, start: self.begin, end }];
-            let pin = Pin { system_identifier: SYSTEM_IDENTIFIER.to_string(), path };
+            let pin =
+                Pin { system_identifier: SYSTEM_IDENTIFIER.to_string(), path, local_end: Lsn(0), segment_bytes: MIB };
             let segment = Segment::holding(TIMELINE, position, self.size);
             let data = tempfile::tempdir().unwrap();
             let destination = data.path().join("RECOVERYXLOG");

@@ -1,0 +1,245 @@
+//! What a restore will write, and what it will remove, decided before it does either.
+
+use super::database::{self, Choice, Database, SHARED_MAP};
+use super::delta::{self, Compared, Comparison};
+use super::destination::Destination;
+use super::excerpt::read_file;
+use super::execute::{Phase, RestoreOptions, RestoreProgress};
+use super::ground::Ground;
+use super::part::NOT_WRITTEN;
+use super::plan::Plan;
+use super::room::Room;
+use super::selection::Selection;
+use super::stored;
+use crate::error::{Error, Kind, Result};
+use crate::repository::manifest::Manifest;
+use crate::repository::{BackupDocument, BackupPart, FilePath, Key, Repository};
+use crate::runtime;
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A restore, prepared.
+#[derive(Debug)]
+pub(super) struct Preparation {
+    pub(super) destination: Destination,
+    /// Of what will be fetched.
+    pub(super) manifest: Manifest,
+    pub(super) comparison: Comparison,
+    /// Which databases, if not all of them.
+    pub(super) databases: Option<Choice>,
+    /// Files of the others, with their lengths.
+    pub(super) zeros: Vec<(FilePath, u64)>,
+    pub(super) selection: Selection,
+    /// The parts to fetch.
+    pub(super) parts: Vec<BackupPart>,
+}
+
+/// Between two looks at a comparison.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Prepares: reads, and writes nothing.
+pub(super) async fn prepare(
+    repository: &Repository,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<Preparation> {
+    let destination = Destination::check(plan, options)?;
+    let mut manifest = stored::manifest(repository, &plan.document).await?;
+    let databases = choose_databases(repository, plan, &manifest, &options.databases).await?;
+    let mut zeros = Vec::new();
+    if let Some(choice) = &databases {
+        let emptied = manifest.files.extract_if(|path, _| choice.is_emptied(path));
+        zeros = emptied.map(|(path, check)| (path, check.size_bytes)).collect();
+    }
+    let mut comparison = Comparison::default();
+    if destination.ground != Ground::Empty {
+        (manifest, comparison) = compare(&destination, manifest, plan, progress).await?;
+    }
+    let mut skipped = comparison.kept.clone();
+    if !skipped.is_empty() {
+        skipped.extend(NOT_WRITTEN.iter().filter_map(|name| FilePath::parse(name.as_bytes()).ok()));
+    }
+    skipped.extend(zeros.iter().map(|(path, _)| path.clone()));
+    manifest.files.retain(|path, _| !skipped.contains(path));
+    let selection = Selection { skipped };
+    let parts = needed_parts(repository, plan, &selection).await?;
+    let mut room = Room::new(&destination, plan.segment_bytes);
+    manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
+    // What an incremental backup leaves out may belong anywhere.
+    room.add_of_references(plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes));
+    comparison.freed.iter().for_each(|(path, bytes)| room.free(&destination, path, *bytes));
+    room.add_wal(options.wal.segments(plan)?.len() as u64 * plan.segment_bytes);
+    room.check()?;
+    Ok(Preparation { destination, manifest, comparison, databases, zeros, selection, parts })
+}
+
+async fn compare(
+    destination: &Destination,
+    manifest: Manifest,
+    plan: &Plan,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<(Manifest, Comparison)> {
+    let compared = Arc::new(Compared::default());
+    let (destination, major, counted) = (destination.clone(), plan.postgres_version / 10_000, compared.clone());
+    let comparing = runtime::blocking(move || {
+        delta::compare(&destination, &manifest, major, &counted).map(|comparison| (manifest, comparison))
+    });
+    let show = async {
+        loop {
+            let (done, total) = (&compared.done_bytes, &compared.total_bytes);
+            progress.send_replace(RestoreProgress {
+                phase: Phase::Comparing,
+                done_bytes: done.load(Ordering::Relaxed),
+                total_bytes: total.load(Ordering::Relaxed),
+            });
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        compared = comparing => compared?,
+        never = show => never,
+    }
+}
+
+/// The parts that hold something which is not there yet.
+async fn needed_parts(repository: &Repository, plan: &Plan, selection: &Selection) -> Result<Vec<BackupPart>> {
+    let parts = &plan.document.parts;
+    if selection.skipped.is_empty() {
+        return Ok(parts.clone());
+    }
+    let document = read_backup(repository, plan).await?;
+    Ok(selection.parts(parts, &document.files).into_iter().map(|index| parts[index].clone()).collect())
+}
+
+/// `backup.json` with its list of files, which the plan goes without.
+async fn read_backup(repository: &Repository, plan: &Plan) -> Result<BackupDocument> {
+    let key = Key::BackupEnd(plan.backup.id.clone());
+    let document: Option<BackupDocument> = repository.read_document(&key).await?;
+    document.filter(|document| document.parts == plan.document.parts).ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("{} is not what it was a moment ago", repository.layout.name(&key)))
+            .hint("Does something other than Seawall write there?")
+    })
+}
+
+/// Finds the databases that are wanted in the backup's own catalogue; `None` if all are.
+async fn choose_databases(
+    repository: &Repository,
+    plan: &Plan,
+    manifest: &Manifest,
+    wanted: &[String],
+) -> Result<Option<Choice>> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    if plan.document.settings.get("full_page_writes").is_some_and(|value| value == "off") {
+        let text = "the server ran with full_page_writes = off: recovery needs every database's pages";
+        return Err(Error::new(Kind::Refused, text).hint("Restore without --database."));
+    }
+    if !plan.references.is_empty() {
+        let text = format!("{} is an incremental backup: single databases are restored from full ones", plan.backup.id);
+        return Err(Error::new(Kind::Refused, text)
+            .hint("Name a full one with --backup (`seawall list`), or restore without --database."));
+    }
+    let document = read_backup(repository, plan).await?;
+    let map = read_file(repository, &document, manifest, SHARED_MAP).await?;
+    let catalogue = database::catalogue_file(&map)
+        .ok_or_else(|| Error::new(Kind::Damaged, format!("{SHARED_MAP} of the backup cannot be read")))?;
+    let heap = read_file(repository, &document, manifest, &catalogue).await?;
+    Choice::new(wanted, &database::rows(&heap), manifest.files.keys()).map(Some)
+}
+
+/// What a restore over what is there would do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Preview {
+    /// Where.
+    pub destination: Destination,
+    /// Files that are there and equal, by length and CRC-32C.
+    pub kept_files: usize,
+    /// Bytes in them.
+    pub kept_bytes: u64,
+    /// Files that will be written.
+    pub written_files: usize,
+    /// Bytes in them.
+    pub written_bytes: u64,
+    /// Bytes that will be fetched for that.
+    pub fetched_bytes: u64,
+    /// Files, links and directories that will be removed, `pg_control` not counted: some are written anew, the others are
+    /// not in the backup.
+    pub removed: Vec<PathBuf>,
+    /// Databases that will be left empty.
+    pub emptied: Vec<Database>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Says what [`execute`](super::execute) would do with these options; compares what is there, and writes nothing.
+///
+/// # Errors
+/// As of [`execute`](super::execute), before anything is written.
+pub async fn preview(
+    repository: &Repository,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: watch::Sender<RestoreProgress>,
+) -> Result<Preview> {
+    let Preparation { destination, manifest, comparison, databases, parts, .. } =
+        prepare(repository, plan, options, &progress).await?;
+    Ok(Preview {
+        destination,
+        kept_files: comparison.kept.len(),
+        kept_bytes: comparison.kept_bytes,
+        written_files: manifest.files.len(),
+        written_bytes: manifest.files.values().map(|check| check.size_bytes).sum(),
+        fetched_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
+        removed: comparison.removed,
+        emptied: databases.map(|choice| choice.emptied).unwrap_or_default(),
+        warnings: comparison.warnings,
+    })
+}
+
+/// Paths that are named; the number of the others is.
+const NAMED: usize = 10;
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        match self.destination.ground {
+            Ground::Empty => {}
+            Ground::Interrupted => writeln!(f, "goes on      with a restore of this cluster that was not completed")?,
+            Ground::Cluster => writeln!(f, "replaces     the stopped cluster in {}", self.destination.data.display())?,
+        }
+        writeln!(f, "{}", self.destination)?;
+        writeln!(f, "keeps        {} files, {}, that equal the backup's", self.kept_files, mib(self.kept_bytes))?;
+        let (written, fetched) = (mib(self.written_bytes), mib(self.fetched_bytes));
+        writeln!(f, "fetches      {fetched} for {} files, {written}", self.written_files)?;
+        write!(
+            f,
+            "removes      {} files, links and directories that differ or are not in the backup",
+            self.removed.len()
+        )?;
+        for path in self.removed.iter().take(NAMED) {
+            write!(f, "\n             {}", path.display())?;
+        }
+        if let Some(more @ 1..) = self.removed.len().checked_sub(NAMED) {
+            write!(f, "\n             and {more} more")?;
+        }
+        for database in &self.emptied {
+            write!(
+                f,
+                "\nleaves empty database {} ({})",
+                database.oid,
+                database.name.as_deref().unwrap_or("name unknown")
+            )?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\nwarning      {warning}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Whether a restore has room, file system by file system: looked at before anything is written.
+
+use super::ahead::BATCH_BYTES;
+use super::destination::Destination;
+
+use crate::error::{Error, Kind, Result};
+use crate::repository::FilePath;
+use nix::sys::statvfs::statvfs;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Segments that recovery keeps in `pg_wal` at once, about: what is being replayed, restored and recycled.
+const SEGMENTS_KEPT: u64 = 4;
+
+/// What most file systems hand out at least: a file of one byte takes so much.
+const DISK_BLOCK_BYTES: u64 = 4096;
+
+/// The room that a restore takes in each place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Room {
+    /// Bytes by directory; the data directory first.
+    needs: Vec<(PathBuf, u64)>,
+    /// Bytes in the data directory for WAL, counted in.
+    recovery_bytes: u64,
+}
+
+impl Room {
+    /// Room for recovery of a cluster with segments of this size, and for nothing else yet.
+    pub(super) fn new(destination: &Destination, segment_bytes: u64) -> Room {
+        let recovery_bytes = SEGMENTS_KEPT.saturating_mul(segment_bytes).saturating_add(BATCH_BYTES);
+        let tablespaces = destination.tablespaces.iter().map(|tablespace| (tablespace.to.clone(), 0));
+        let needs = std::iter::once((destination.data.clone(), recovery_bytes)).chain(tablespaces).collect();
+        Room { needs, recovery_bytes }
+    }
+
+    /// A file of the backup that will be written.
+    pub(super) fn add(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
+        if let Some(needed) = self.place(destination, path) {
+            let bytes = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
+            *needed = needed.saturating_add(bytes);
+        }
+    }
+
+    /// What the backups give that an incremental one builds on: it may belong anywhere, and counts for the data directory.
+    pub(super) fn add_of_references(&mut self, bytes: u64) {
+        if let Some((_, needed)) = self.needs.first_mut() {
+            *needed = needed.saturating_add(bytes);
+        }
+    }
+
+    /// WAL that is fetched with the files.
+    pub(super) fn add_wal(&mut self, bytes: u64) {
+        self.recovery_bytes = self.recovery_bytes.saturating_add(bytes);
+        if let Some((_, needed)) = self.needs.first_mut() {
+            *needed = needed.saturating_add(bytes);
+        }
+    }
+
+    /// A file that will be removed before, with what it takes on the disk.
+    pub(super) fn free(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
+        if let Some(needed) = self.place(destination, path) {
+            *needed = needed.saturating_sub(bytes);
+        }
+    }
+
+    fn place(&mut self, destination: &Destination, path: &FilePath) -> Option<&mut u64> {
+        let place = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
+        self.needs.get_mut(place.map_or(0, |index| index + 1)).map(|(_, needed)| needed)
+    }
+
+    /// Fails if a file system has less room than is needed on it.
+    ///
+    /// # Errors
+    /// [`Kind::Local`], with what is needed and what there is.
+    pub(super) fn check(&self) -> Result<()> {
+        let mut by_device: BTreeMap<u64, (Vec<&Path>, u64)> = BTreeMap::new();
+        for (path, bytes) in &self.needs {
+            let found = existing(path);
+            let found = std::fs::metadata(found).map_err(|error| Error::local("look at", found, error))?;
+            let (paths, needed) = by_device.entry(found.dev()).or_default();
+            paths.push(path);
+            *needed = needed.saturating_add(*bytes);
+        }
+        for (paths, needed) in by_device.values() {
+            let Some(place) = paths.first().map(|path| existing(path)) else { continue };
+            let space = statvfs(place)
+                .map_err(|error| Error::local("ask for the free space of", place, std::io::Error::from(error)))?;
+            // The types differ from system to system. What only root may fill is of no use to a server.
+            #[allow(clippy::useless_conversion)]
+            let free = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
+            if free < *needed {
+                return Err(self.too_small(paths, *needed, free));
+            }
+        }
+        Ok(())
+    }
+
+    fn too_small(&self, paths: &[&Path], needed: u64, free: u64) -> Error {
+        let shown: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
+        let message = format!("the restore needs {needed} MiB for {}, and {free} MiB are free there", shown.join(", "));
+        let recovery = match self.needs.first().is_some_and(|(data, _)| paths.contains(&data.as_path())) {
+            true => format!(" {} MiB of it are for WAL.", self.recovery_bytes >> 20),
+            false => String::new(),
+        };
+        let hint = "Nothing was written. Free some room, or choose another place (for a tablespace: --tablespace-map).";
+        Error::new(Kind::Local, message).hint(format!("{hint}{recovery}"))
+    }
+}
+
+/// The part of the path that is there.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}

@@ -1,0 +1,70 @@
+//! Which files of a backup are fetched, and which parts are needed for them. Pure.
+
+use crate::repository::{BackupFile, BackupPart, FilePath};
+use std::collections::HashSet;
+
+/// Files that are not fetched: they are there, or are made in another way.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selection {
+    pub(super) skipped: HashSet<FilePath>,
+}
+
+impl Selection {
+    /// The parts to fetch, by their index: those with a file that is not skipped, and those in which no file is known to
+    /// be, which may hold directories alone.
+    pub(super) fn parts(&self, parts: &[BackupPart], files: &[BackupFile]) -> Vec<usize> {
+        let (mut known, mut wanted) = (vec![false; parts.len()], vec![false; parts.len()]);
+        let mut see = |part: usize, path: &FilePath| {
+            if let (Some(known), Some(wanted)) = (known.get_mut(part), wanted.get_mut(part)) {
+                *known = true;
+                *wanted |= !self.skipped.contains(path);
+            }
+        };
+        files.iter().for_each(|file| see(file.part as usize, &file.path));
+        for (index, part) in parts.iter().enumerate() {
+            if let Some(from) = &part.continues {
+                see(index, &from.path);
+            }
+        }
+        (0..parts.len()).filter(|&index| wanted[index] || !known[index]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::Continuation;
+
+    fn path(name: &str) -> FilePath {
+        FilePath::parse(name.as_bytes()).unwrap()
+    }
+
+    fn part(number: u32, continues: Option<&str>) -> BackupPart {
+        let continues = continues.map(|name| Continuation { path: path(name), file_offset: 10, file_bytes: 20 });
+        BackupPart {
+            archive: "base".into(),
+            number,
+            plain_bytes: 0,
+            stored_bytes: 0,
+            sha256: String::new(),
+            added_bytes: 0,
+            continues,
+        }
+    }
+
+    #[test]
+    fn a_part_is_needed_for_a_file_that_is_not_there_or_if_nothing_is_known_of_it() {
+        // Given small files, a large one over three parts with small ones behind it, and a part without files
+        let parts = [part(1, None), part(2, None), part(3, Some("large")), part(4, Some("large")), part(5, None)];
+        let file = |name: &str, part| BackupFile { path: path(name), part, offset: 0, bytes: 1 };
+        let files = [file("a", 0), file("b", 0), file("large", 1), file("c", 3)];
+        let needed = |skipped: &[&str]| {
+            Selection { skipped: skipped.iter().map(|name| path(name)).collect() }.parts(&parts, &files)
+        };
+        assert_eq!(needed(&[]), [0, 1, 2, 3, 4]);
+        assert_eq!(needed(&["a", "b"]), [1, 2, 3, 4]);
+        assert_eq!(needed(&["a", "large"]), [0, 3, 4]);
+        assert_eq!(needed(&["a", "b", "c", "large"]), [4]);
+        assert_eq!(needed(&["unknown", "c"]), [0, 1, 2, 3, 4]);
+    }
+}
