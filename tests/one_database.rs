@@ -72,7 +72,7 @@ async fn one_of_three(version: u32) {
     let nothing = scene.restoring(&into).arg("--database").arg("shoe").run_err(6).await;
     assert!(nothing.stderr.contains("(shop)") && !into.exists(), "{}", nothing.stderr);
     let said = scene.restoring(&into).arg("--database").arg("shop").run_ok().await.stdout;
-    // Then the files of the others are there, take no room, and two of them are real
+    // Then the files of the others are there, take no room, and one of them is real
     let oid = scene.server.value("SELECT oid FROM pg_database WHERE datname = 'blog'").await;
     let path = scene.server.value("SELECT pg_relation_filepath('pg_class')").await;
     assert!(path.starts_with("base/"), "{path}");
@@ -87,6 +87,11 @@ async fn one_of_three(version: u32) {
     // and recovery ends, with the one as it was
     let mut restored = open(&scene, &into).await;
     assert_eq!(row_digests(&restored, "shop").await, digests, "PostgreSQL {version}");
+    // and whoever looks into one of the others anyway disturbs nobody
+    let session = restored.connect("shop").await.unwrap();
+    let refused = restored.connect("blog").await.map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("pg_filenode.map"), "{refused}");
+    session.sql("SELECT 1").await.unwrap_or_else(|error| panic!("a session in another database ended: {error}"));
     // and what was printed drops the others, for good
     let statements: Vec<&str> = said.lines().map(str::trim).filter(|line| line.ends_with(';')).collect();
     assert!(statements.contains(&"DROP DATABASE \"cr\"\"m\" WITH (FORCE);"), "{said}");

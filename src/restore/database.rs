@@ -97,8 +97,10 @@ fn database_of(path: &FilePath) -> Option<u32> {
     std::str::from_utf8(oid).ok()?.parse().ok()
 }
 
-/// What is real in a database that is left empty: what a server looks at to drop it.
-const REAL: [&[u8]; 2] = [b"PG_VERSION", b"pg_filenode.map"];
+/// What is real in a database that is left empty. Not `pg_filenode.map`: with it, whoever connects comes as far as the system
+/// indexes, which is a PANIC of the whole server (`load_critical_index` in `relcache.c`); with zeros, it is that session's
+/// end (`load_relmap_file` in `relmapper.c`). Replay and `DROP DATABASE` do not read it.
+const REAL: [&[u8]; 1] = [b"PG_VERSION"];
 
 /// The databases of a backup, sorted into those that are wanted and those that are left empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
