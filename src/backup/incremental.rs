@@ -96,8 +96,12 @@ pub async fn take_incremental(
     let request = BaseBackupOptions { incremental: true, ..options.request() };
     let cut = |search: &Search| (!options.trusts_summaries).then(|| search.found().clone());
     for _ in 0..ATTEMPTS {
-        let flushed = client.identify_system().await?.flush_lsn;
-        search = read_on(search, reader, &history, wal, flushed).await?;
+        let now = client.identify_system().await?;
+        check_cluster(now.system_identifier, writer)?;
+        if now.timeline != system.timeline {
+            return Err(promoted(system.timeline, now.timeline));
+        }
+        search = read_on(search, reader, &history, wal, now.flush_lsn).await?;
         manifest = edit(manifest, cut(&search)).await?.bytes;
         client.upload_manifest(&manifest).await.map_err(refused)?;
         progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
@@ -105,8 +109,7 @@ pub async fn take_incremental(
         let postgres_version = client.server_version();
         let (start, stream) = client.base_backup(&request).await.map_err(refused)?;
         if start.timeline != system.timeline {
-            let why = format!("the server went from timeline {} to {} meanwhile", system.timeline, start.timeline);
-            return Err(NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again.")));
+            return Err(promoted(system.timeline, start.timeline));
         }
         // What came between the look at the WAL and the beginning: the server knew nothing of it.
         search = read_on(search, reader, &history, wal, start.start_lsn).await?;
@@ -130,6 +133,12 @@ pub async fn take_incremental(
     }
     let why = format!("relations were cut in the moment before each of {ATTEMPTS} attempts");
     Err(NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again when the server is less busy.")))
+}
+
+/// Of the timeline that was looked at, nothing more will come.
+fn promoted(from: TimelineId, to: TimelineId) -> NotIncremental {
+    let why = format!("the server went from timeline {from} to {to} meanwhile");
+    NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again."))
 }
 
 /// Fails unless the server can and may make incremental backups.

@@ -13,6 +13,7 @@ use crate::repository::{
     whole_path,
 };
 use crate::runtime::Clock;
+use crate::store::StoreErrorKind;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, watch};
@@ -255,10 +256,26 @@ impl Run<'_> {
             parts,
             files,
         };
+        if let Some(reference) = &document.reference {
+            self.check_there(reference).await?;
+        }
         // The commit point: everything else is durable, the server has said all it has to say, and now the backup exists.
         self.writer.store_document(&Key::BackupEnd(id), &document).await?;
         self.progress.send_modify(|progress| progress.phase = BackupPhase::Done);
         Ok(document)
+    }
+
+    /// What this backup builds on may have been deleted in the hours since it was chosen; then it is of no use, and must not
+    /// pass for the newest.
+    async fn check_there(&self, reference: &BackupId) -> Result<()> {
+        let name = self.writer.layout().name(&Key::BackupEnd(reference.clone()));
+        match self.writer.store().head(&name).await {
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
+                Err(Error::new(Kind::Damaged, format!("{name} was deleted, and this backup builds on it"))
+                    .hint("Take a full backup (--type full), and see what deletes backups that are in use."))
+            }
+            found => found.map(|_| ()).map_err(Error::from),
+        }
     }
 
     /// Everything between the server's first byte and its last word, with the first failure of either side.

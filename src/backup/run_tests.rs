@@ -306,11 +306,18 @@ fn incremental_script(changes: &[u8]) -> Script {
 }
 
 async fn store_incremental(script: Script) -> Result<BackupDocument> {
+    let writer = writer(Arc::new(MemoryStore::new()));
+    let reference = Key::BackupEnd(BackupId::parse("20261119T140300Z").unwrap());
+    writer.store_plain(&reference, Bytes::from_static(b"{}")).await.unwrap();
+    store_incremental_with(&writer, script).await
+}
+
+async fn store_incremental_with(writer: &Writer, script: Script) -> Result<BackupDocument> {
     let reference = Reference { id: BackupId::parse("20261119T140300Z").unwrap(), cut: None };
     let (options, clock) = (BackupOptions::default(), Clock::simulated("2026-11-20T14:05:00Z".parse().unwrap()));
     let (progress, _) = watch::channel(BackupProgress::default());
-    let (writer, waiter) = (writer(Arc::new(MemoryStore::new())), Answer(Ok(())));
-    let run = Run { writer: &writer, options: &options, clock: &clock, wal: &waiter, progress };
+    let waiter = Answer(Ok(()));
+    let run = Run { writer, options: &options, clock: &clock, wal: &waiter, progress };
     run.store(script, Server { reference: Some(reference), ..server() }).await
 }
 
@@ -336,6 +343,16 @@ async fn the_pages_of_an_incremental_file_are_checked_by_their_own_numbers_acros
     let document = store_incremental(incremental_script(&changes)).await.unwrap();
     let found: Vec<_> = document.findings.rejected_pages.iter().map(|page| (page.block - first) as usize / 3).collect();
     assert_eq!(found, [0, at_border - 1, at_border, 4199]);
+}
+
+#[tokio::test]
+async fn a_backup_whose_reference_was_deleted_meanwhile_does_not_come_to_be() {
+    let store = Arc::new(MemoryStore::new());
+    let script = incremental_script(&incremental(7, &[(3, page(131_075, 1, 1))]));
+    let error = store_incremental_with(&writer(store.clone()), script).await.unwrap_err();
+    assert!(error.to_string().contains("this backup builds on it"), "{error}");
+    let names = list_all(store.as_ref(), "").await.unwrap();
+    assert!(!names.iter().any(|object| object.key.ends_with("/backup.json")), "{names:?}");
 }
 
 #[tokio::test]
