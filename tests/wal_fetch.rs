@@ -12,8 +12,8 @@ use seawall::restore::wal_fetch::{Fetched, fetch};
 use seawall::restore::wal_push::{Pushed, push};
 use seawall::restore::{Pin, PinnedTimeline, SPOOL_DIRECTORY, ahead};
 use seawall::store::{
-    Body, Created, FileStore, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError,
-    StoreErrorKind, Upload,
+    Body, Created, FileStore, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, ObservedStore,
+    Operation, Store, StoreError, StoreErrorKind, StoreObserver, Upload,
 };
 use seawall::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
 use std::ops::Range;
@@ -138,6 +138,7 @@ impl World {
         store_cluster(&writer).await;
         let reader = WalReader::new(Repository { store: shared, layout: layout() }, SYSTEM_IDENTIFIER);
         let data = tempfile::tempdir().unwrap();
+        std::fs::write(data.path().join("PG_VERSION"), "15\n").unwrap();
         std::fs::create_dir(data.path().join("pg_wal")).unwrap();
         World { store, writer, reader, data, pin: None }
     }
@@ -395,6 +396,20 @@ async fn a_standby_at_the_end_of_the_archive_gets_what_is_new_and_nothing_twice(
     assert_eq!(world.ask_segment(1, 3).await.unwrap(), Fetched::Written);
 }
 
+#[tokio::test]
+async fn a_person_who_fetches_a_segment_finds_nothing_else_in_his_directory() {
+    let world = World::new().await;
+    world.tail(1, 3 * MIB, 3 * MIB + 1000).await;
+    std::fs::remove_file(world.data.path().join("PG_VERSION")).unwrap();
+    let there = || -> Vec<_> {
+        let entries = std::fs::read_dir(world.data.path()).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let before = there();
+    world.served(1, 3).await;
+    assert_eq!(there(), before);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hole_at_the_end_of_what_a_standby_got_is_no_end() {
     let world = World::new().await;
@@ -607,6 +622,35 @@ async fn a_batch_fetched_behind_the_servers_back_is_taken_without_the_store() {
         drop(held);
     });
     assert!(taken, "it came while one waited");
+}
+
+/// Removes the spool with the first file in it, whenever something was read.
+#[derive(Debug)]
+struct EndOfRecovery(PathBuf);
+
+impl StoreObserver for EndOfRecovery {
+    fn finished(&self, _: Operation, _: f64, _: u64, _: Option<StoreErrorKind>) {
+        let spool = std::fs::read_dir(&self.0).ok().and_then(|mut entries| entries.next()?.ok());
+        if spool.is_some_and(|spool| std::fs::read_dir(spool.path()).is_ok_and(|mut files| files.next().is_some())) {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_spool_went_with_the_end_of_recovery_does_not_bring_it_back() {
+    // Given a batch at work: it holds the lock, and its first segment is there
+    let world = World::new().await.pinned(&[(1, 0, 20 * MIB)]);
+    world.segments(3, 10).await;
+    let (pin, data) = (world.pin.clone().unwrap(), world.data.path());
+    let spool = data.join(SPOOL_DIRECTORY);
+    let cleared = spool.clone();
+    // When recovery ends in the middle of it and removes the spool
+    let store = Arc::new(ObservedStore::new(Arc::new(world.store.clone()), Arc::new(EndOfRecovery(cleared))));
+    let reader = WalReader::new(Repository { store, layout: layout() }, SYSTEM_IDENTIFIER);
+    // Then the batch ends, and there is none.
+    let ended = ahead::fill(&reader, &segment(1, 3).name(), &pin, data).await;
+    assert!(!spool.exists(), "the spool is there again: {ended:?}");
 }
 
 #[tokio::test]

@@ -70,15 +70,20 @@ pub enum ExitRule {
     Kinds,
     /// `wal-fetch`: 0, 1 for proven absence, 255 for everything else.
     WalFetch,
+    /// `wal-fetch --ahead`: 0. Nobody waits for it; where the server is process 1, it inherits and reaps it, and takes any
+    /// failure for a crash of one of its own (`CleanupBackend` and `HandleChildCrash` in `postmaster.c`).
+    WalFetchAhead,
 }
 
 impl ExitRule {
     /// Decides before anything is parsed, since the parser's own failures are among what it rules. Any argument
     /// `wal-fetch` counts: too strict is harmless, while too lax would end a recovery early.
     pub fn of(arguments: &[OsString]) -> ExitRule {
-        match arguments.iter().skip(1).any(|argument| argument == "wal-fetch") {
-            true => ExitRule::WalFetch,
-            false => ExitRule::Kinds,
+        let has = |word| arguments.iter().skip(1).any(|argument| argument == word);
+        match (has("wal-fetch"), has("--ahead")) {
+            (true, true) => ExitRule::WalFetchAhead,
+            (true, false) => ExitRule::WalFetch,
+            (false, _) => ExitRule::Kinds,
         }
     }
 
@@ -87,6 +92,7 @@ impl ExitRule {
         match self {
             ExitRule::Kinds => kind.exit_code(),
             ExitRule::WalFetch => WAL_FETCH_FAILED,
+            ExitRule::WalFetchAhead => 0,
         }
     }
 
@@ -203,6 +209,16 @@ mod tests {
         }
         assert_eq!(ExitRule::WalFetch.guard(|| panic!("a defect")), 255);
         assert_eq!(ExitRule::WalFetch.ended(Ending::Absent), 1);
+    }
+
+    #[test]
+    fn fetching_ahead_ends_with_0_whatever_happens() {
+        let rule = ExitRule::of(&arguments("seawall --repo s3://b wal-fetch 000000010000000000000001 x --ahead"));
+        assert_eq!(rule, ExitRule::WalFetchAhead);
+        for kind in Kind::ALL {
+            assert_eq!(rule.failed(kind), 0, "{kind:?} would be a crash to a server that is process 1");
+        }
+        assert_eq!(rule.guard(|| panic!("a defect")), 0);
     }
 
     #[test]

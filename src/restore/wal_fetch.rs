@@ -11,7 +11,7 @@ use super::served;
 use super::spool::{Spool, Staged};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Repository, WalReader};
-use crate::runtime::{Backoff, RetryPolicy, Tasks};
+use crate::runtime::{self, Backoff, RetryPolicy, Tasks};
 use crate::wal::{History, Lsn, Segment, TimelineId, WalRange};
 use bytes::Bytes;
 use std::path::Path;
@@ -188,7 +188,12 @@ async fn fetch_segment(
         }
     }
     let mut ahead = Tasks::default();
-    for next in following(segment, view.end, AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes())) {
+    let is_servers = is_data_directory(data_directory).await?;
+    let count = if is_servers { AHEAD_SEGMENTS.min(AHEAD_BYTES / segment.size.bytes()) } else { 0 };
+    for next in following(segment, view.end, count) {
+        if ahead.is_empty() {
+            spool.prepare().await?;
+        }
         ahead.start(fetch_ahead(reader.clone(), spool.clone(), next));
     }
     match write_segment(reader, segment, &view, destination).await? {
@@ -198,13 +203,19 @@ async fn fetch_segment(
             Ok(Fetched::Written)
         }
         Some(end) => {
-            if !view.is_pinned {
+            if is_servers && !view.is_pinned {
                 served::remember(data_directory, segment, end, destination).await?;
             }
             Ok(Fetched::Written)
         }
         None => Ok(Fetched::Absent),
     }
+}
+
+/// False where a person fetches a segment: in his directory nothing else is put.
+async fn is_data_directory(path: &Path) -> Result<bool> {
+    let version = path.join("PG_VERSION");
+    runtime::blocking(move || version.exists()).await
 }
 
 /// Where the pinned path ends within or behind `segment` on its timeline; `None` if the path needs nothing of it.
@@ -366,10 +377,8 @@ pub(super) async fn fetch_ahead(reader: WalReader, spool: Spool, segment: Segmen
         let Some(block) = block else { return Ok(()) };
         let file = match staged.take() {
             Some(file) => file,
-            None => {
-                spool.prepare().await?;
-                Staged::create(&spool.path(segment)).await?
-            }
+            // Where the directory is gone, nobody wants it any more.
+            None => Staged::create(&spool.path(segment)).await?,
         };
         staged = Some(file.append(vec![block]).await?);
         position = segment.size.block_end(position);
