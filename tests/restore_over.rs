@@ -8,10 +8,17 @@ mod invented;
 use invented::{Invented, LARGE, SYSTEM, TABLESPACE, options};
 use nix::fcntl::{Flock, FlockArg};
 use seawall::error::{Error, Kind};
+use seawall::repository::Repository;
 use seawall::restore::{Ground, MARKER_FILE, Plan, RestoreOptions, RestoreProgress, RestoreReport, execute, preview};
+use seawall::store::{ObservedStore, Operation, Store, StoreErrorKind, StoreObserver};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -205,6 +212,148 @@ async fn what_may_be_of_use_to_anybody_is_not_restored_over() {
     // Then a delta is one again, when the link is.
     std::os::unix::fs::symlink(place.data.with_file_name("fast"), &link).unwrap();
     restore(&invented, &plan, &place.delta()).await.unwrap();
+}
+
+/// Does something once, in the middle of a restore: when so many objects have been read.
+struct Meddler {
+    reads: AtomicUsize,
+    at: usize,
+    meddle: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+/// The manifest is read first, before anything is compared.
+const MANIFEST: usize = 1;
+/// `backup.json` comes next, then the parts.
+const FIRST_PART: usize = 3;
+
+impl fmt::Debug for Meddler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meddler")
+    }
+}
+
+impl StoreObserver for Meddler {
+    fn finished(&self, _: Operation, _: f64, _: u64, _: Option<StoreErrorKind>) {
+        if self.reads.fetch_add(1, Ordering::Relaxed) + 1 == self.at {
+            let meddle = self.meddle.lock().unwrap().take();
+            meddle.unwrap()();
+        }
+    }
+}
+
+async fn restore_while(
+    invented: &Invented,
+    plan: &Plan,
+    options: &RestoreOptions,
+    at: usize,
+    meddle: impl FnOnce() + Send + 'static,
+) -> Result<RestoreReport, Error> {
+    let meddle: Box<dyn FnOnce() + Send> = Box::new(meddle);
+    let meddler = Arc::new(Meddler { reads: AtomicUsize::new(0), at, meddle: Mutex::new(Some(meddle)) });
+    let store: Arc<dyn Store> = Arc::new(ObservedStore::new(invented.store.clone(), meddler));
+    let repository = Repository { store, layout: invented.repository.layout.clone() };
+    execute(&repository, plan, options, watch::channel(RestoreProgress::default()).0).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_kept_that_was_compared_before_somebody_else_was_there() {
+    let (invented, place) = (Invented::new().await, Place::new());
+    let plan = invented.plan().await;
+    restore(&invented, &plan, &place.options()).await.unwrap();
+    let control = place.data.join("global/pg_control");
+    let mut contents = fs::read(&control).unwrap();
+    // Given a server that is started and stopped while the restore compares: it writes its control file
+    contents[100] ^= 1;
+    let before = place.everything();
+    let started = {
+        let (control, contents) = (control.clone(), contents.clone());
+        move || fs::write(control, contents).unwrap()
+    };
+    let error = restore_while(&invented, &plan, &place.delta(), MANIFEST, started).await.unwrap_err();
+    // Then nothing is touched
+    assert!(error.kind() == Kind::Busy && error.to_string().contains("has changed"), "{error}");
+    fs::write(&control, &before[Path::new("data/global/pg_control")]).unwrap();
+    assert_eq!(place.everything(), before);
+    // When another restore would begin while one compares, then it is refused
+    let (other, seen) = (place.data.clone(), Arc::new(Mutex::new(None)));
+    let found = seen.clone();
+    let begins = move || {
+        let lock = Flock::lock(File::open(other).unwrap(), FlockArg::LockExclusiveNonblock);
+        *found.lock().unwrap() = Some(lock.is_err());
+    };
+    restore_while(&invented, &plan, &place.delta(), MANIFEST, begins).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), Some(true), "the directory was free while it was compared");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_data_directory_never_takes_the_originals_tablespaces() {
+    // Given a cluster whose tablespace lies where the backup had it, and a copy of its data directory, with the link
+    let (invented, place) = (Invented::new().await, Place::new());
+    let fast = place.directory.path().join("fast");
+    let mut plan = invented.plan().await;
+    plan.tablespaces[0].location = fast.to_str().unwrap().to_owned();
+    let unmapped = RestoreOptions { tablespace_map: Vec::new(), ..place.delta() };
+    restore(&invented, &plan, &unmapped).await.unwrap();
+    fs::write(fast.join("PG_15_202209061/5/16500"), "newer").unwrap();
+    // When it is restored over, then nothing is touched, and the hint says how to name the tablespace
+    let error = restore(&invented, &plan, &unmapped).await.unwrap_err();
+    let hint = error.hint_text().unwrap_or_default();
+    assert!(error.kind() == Kind::Refused && hint.contains("every copy of that directory"), "{error}: {hint}");
+    assert!(hint.contains(&format!("--tablespace-map {0}={0}", fast.display())), "{hint}");
+    assert_eq!(fs::read(fast.join("PG_15_202209061/5/16500")).unwrap(), b"newer");
+    // When it is named, then it is replaced.
+    let named = RestoreOptions { tablespace_map: vec![(fast.clone(), fast.clone())], ..place.delta() };
+    restore(&invented, &plan, &named).await.unwrap();
+    assert_eq!(fs::read(fast.join("PG_15_202209061/5/16500")).unwrap().len(), 20_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stays_has_the_permissions_of_a_servers_files() {
+    let (invented, place) = (Invented::new().await, Place::new());
+    let plan = invented.plan().await;
+    restore(&invented, &plan, &place.options()).await.unwrap();
+    let file = place.data.join("base/5/112");
+    for mode in [0o644, 0o440, 0o777] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let (report, _) = restore(&invented, &plan, &place.delta()).await.unwrap();
+        assert!(report.kept_files > 0, "{report:?}");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "it had {mode:o}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_writes_through_no_link_that_appears_in_its_way() {
+    // Given a restore, and somebody who may write to the data directory and not to what the restore may write to
+    let (invented, place) = (Invented::new().await, Place::new());
+    let plan = invented.plan().await;
+    restore(&invented, &plan, &place.options()).await.unwrap();
+    let precious = place.directory.path().join("precious");
+    fs::write(&precious, "x").unwrap();
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o644)).unwrap();
+    let file = place.data.join("base/5/112");
+    fs::write(&file, "older").unwrap();
+    // When a link takes the place of a file that was removed and is about to be written
+    let plants = {
+        let (file, precious) = (file.clone(), precious.clone());
+        move || std::os::unix::fs::symlink(precious, file).unwrap()
+    };
+    let error = restore_while(&invented, &plan, &place.delta(), FIRST_PART, plants).await.unwrap_err();
+    // Then the restore ends there, and what the link leads to is as it was.
+    assert!(error.kind() == Kind::Local && error.to_string().contains("base/5/112"), "{error}");
+    assert_eq!(fs::read(&precious).unwrap(), b"x");
+    assert_eq!(fs::metadata(&precious).unwrap().permissions().mode() & 0o777, 0o644);
+    // What was begun of other parts ends before the directory is free.
+    let again = async || match restore(&invented, &plan, &place.delta()).await {
+        Err(error) if error.kind() == Kind::Busy => None,
+        restored => Some(restored.unwrap()),
+    };
+    let gets_free = async {
+        while again().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gets_free).await.expect("the directory gets free");
+    assert_eq!(fs::read(&file).unwrap().len(), 8192);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use super::pages::{Numbering, PAGE_BYTES, Pages};
 use crate::codec::{Buffer, Buffers, FRAME_BYTES};
 use crate::repository::incremental::{BLOCK_BYTES, HeaderReader, IncrementalError};
 use crate::repository::tar::{BLOCK, EntryKind, TRAILER_BYTES, TarError, TarEvent, TarHeader, TarReader};
-use crate::repository::{Archive, BackupFile, Continuation, FilePath};
+use crate::repository::{Archive, BackupFile, Continuation, FilePath, PART_BYTES_MAX};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -25,6 +25,9 @@ pub(crate) const LARGE_FILE_BYTES: u64 = 16 << 20;
 const SPARE_FRAMES_MAX: usize = 8;
 
 const _: () = assert!(LARGE_FILE_BYTES < PART_BYTES && PART_BYTES.is_multiple_of(FRAME_BYTES as u64));
+
+// What does not compress grows a little, also when it is encrypted.
+const _: () = assert!(PART_BYTES * 3 / 2 < PART_BYTES_MAX);
 
 /// Contents of one file in a frame.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -15,6 +15,9 @@ use std::{fmt, io};
 /// reads all formats up to its own, and refuses later ones by number.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// No part has more bytes, as tar or as it is stored: a reader may hold one in memory.
+pub const PART_BYTES_MAX: u64 = 64 << 20;
+
 /// `cluster.json`: whose WAL and backups these are.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cluster {

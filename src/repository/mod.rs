@@ -20,7 +20,7 @@ pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
 pub use chain::{BrokenChain, chain};
 pub use documents::{
     BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation,
-    DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, RejectedPage, WalNeed,
+    DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, PART_BYTES_MAX, RejectedPage, WalNeed,
 };
 pub use file_path::{FilePath, FilePathError};
 pub use identity::{Identity, Subject};

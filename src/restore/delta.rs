@@ -4,11 +4,12 @@
 //! crash, a torn write or a server did; it is no proof against somebody who forges files to have the right one.
 
 use super::destination::{Destination, MARKER_FILE, TablespaceDestination};
+use super::label::LABEL_FILE;
 use super::part::{CONTROL_FILE, NOT_WRITTEN};
 use super::tree::{self, REQUIRED_DIRECTORIES, Tree};
 use crate::error::{Error, Kind, Result};
-use crate::repository::FilePath;
 use crate::repository::manifest::{FileCheck, Manifest};
+use crate::repository::{FilePath, whole_path};
 use crate::runtime;
 use std::collections::HashSet;
 use std::fs::{DirEntry, File, Metadata};
@@ -50,16 +51,19 @@ struct Candidate {
     disk_bytes: u64,
 }
 
-/// Compares the directories of `destination` with `manifest`, from which what shall not be kept is left out.
+/// Compares the directories of `destination` with `manifest`, from which what shall not be kept is left out. The label of
+/// one of a `chain` is never kept: it says what the backup builds on, and is read as it comes.
 pub(super) fn compare(
     destination: &Destination,
     manifest: &Manifest,
     major: u32,
+    chain: bool,
     compared: &Compared,
 ) -> Result<Comparison> {
     let mut walk = Walk {
         destination,
         manifest,
+        chain,
         version_prefix: format!("PG_{major}_").into_bytes(),
         wanted: wanted_directories(destination, manifest),
         candidates: Vec::new(),
@@ -83,8 +87,7 @@ pub(super) fn compare(
     Ok(comparison)
 }
 
-/// Removes what goes, `pg_control` first: from then on no server starts here. What stays gets owner and, if it is a
-/// directory, mode.
+/// Removes what goes, `pg_control` first: from then on no server starts here. What stays gets owner and mode.
 pub(super) fn clear(tree: &Tree, comparison: &Comparison) -> Result<()> {
     let control = tree.data().join(CONTROL_FILE);
     remove(&control)?;
@@ -93,7 +96,7 @@ pub(super) fn clear(tree: &Tree, comparison: &Comparison) -> Result<()> {
     }
     comparison.removed.iter().try_for_each(|path| remove(path))?;
     comparison.directories.iter().try_for_each(|path| tree.make_directory(path))?;
-    comparison.kept.iter().try_for_each(|name| tree.own(&tree.path_of(name)))
+    comparison.kept.iter().try_for_each(|name| tree.keep(&tree.path_of(name)))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -132,6 +135,7 @@ fn wanted_directories(destination: &Destination, manifest: &Manifest) -> HashSet
 struct Walk<'a> {
     destination: &'a Destination,
     manifest: &'a Manifest,
+    chain: bool,
     /// How the directory of this major version begins in a tablespace, where other versions may have theirs.
     version_prefix: Vec<u8>,
     wanted: HashSet<Vec<u8>>,
@@ -161,6 +165,10 @@ impl Walk<'_> {
 
     fn entry(&mut self, entry: &DirEntry, name: Vec<u8>) -> Result<()> {
         let path = entry.path();
+        if name == MARKER_FILE.as_bytes() || name == CONTROL_FILE.as_bytes() {
+            // They come and go at moments of their own.
+            return Ok(());
+        }
         let found = entry.metadata().map_err(|error| Error::local("look at", &path, error))?;
         if found.is_dir() {
             self.directory(&path, &name)?;
@@ -170,7 +178,7 @@ impl Walk<'_> {
             }
         } else if found.is_symlink() {
             self.link(path, &name)?;
-        } else if name != MARKER_FILE.as_bytes() && name != CONTROL_FILE.as_bytes() {
+        } else {
             self.file(path, &name, &found);
         }
         Ok(())
@@ -187,8 +195,10 @@ impl Walk<'_> {
         match (self.destination.tablespaces.iter().find(is_it), oid) {
             (Some(tablespace), _) => self.tablespace(tablespace, name),
             (None, oid) => {
-                if let Some(oid) = oid.filter(|_| target.exists()) {
-                    let text = format!("tablespace {oid} was at {}: what is there was left alone", target.display());
+                if path.exists() {
+                    let what = oid
+                        .map_or_else(|| String::from_utf8_lossy(name).into_owned(), |oid| format!("tablespace {oid}"));
+                    let text = format!("{what} was at {}: what is there was left alone", target.display());
                     self.comparison.warnings.push(text);
                 }
                 self.comparison.removed.push(path);
@@ -219,7 +229,11 @@ impl Walk<'_> {
         let name = FilePath::parse(name).ok();
         let disk_bytes = found.blocks().saturating_mul(512);
         let check = name.as_ref().and_then(|name| self.manifest.files.get(name)).copied();
-        let may_stay = |name: &FilePath| !NOT_WRITTEN.iter().any(|left_out| left_out.as_bytes() == name.as_bytes());
+        let may_stay = |name: &FilePath| {
+            let is = |other: &str| other.as_bytes() == name.as_bytes();
+            // Of an incremental backup that somebody unpacked here, nothing is what its name says.
+            !NOT_WRITTEN.iter().any(|other| is(other)) && !(self.chain && is(LABEL_FILE)) && whole_path(name).is_none()
+        };
         match (name, check) {
             (Some(name), Some(check)) if found.is_file() && found.len() == check.size_bytes && may_stay(&name) => {
                 self.candidates.push(Candidate { path, name, check, disk_bytes });

@@ -1,7 +1,7 @@
 //! Where a restore would write, and whether it may: looked at before anything is touched.
 
 use super::execute::RestoreOptions;
-use super::ground::Ground;
+use super::ground::{self, Ground};
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
 use nix::unistd::{Gid, Uid, User};
@@ -20,6 +20,10 @@ pub struct Destination {
     pub data: PathBuf,
     /// What is in it.
     pub ground: Ground,
+    /// Of a cluster that will be replaced, the contents of `pg_control`: no server was started on it as long as they are
+    /// the same.
+    #[serde(skip)]
+    pub(super) control: Option<Vec<u8>>,
     /// Tablespaces of the backup.
     pub tablespaces: Vec<TablespaceDestination>,
     /// Empty directories for tablespaces that replay creates, where there is none yet.
@@ -81,12 +85,16 @@ impl Destination {
         let owner = find_owner(options.owner.as_deref())?;
         let data = absolute(&options.into)?;
         let ground = Ground::look(&data, plan, options.delta)?;
+        let control = match ground {
+            Ground::Cluster => ground::control(&data)?,
+            Ground::Empty | Ground::Interrupted => None,
+        };
         let tablespaces = map_tablespaces(plan, &data, &options.tablespace_map, ground)?;
         let creates = created_tablespaces(plan, &tablespaces)?;
         let mode = plan.document.settings.get("data_directory_mode");
         // The two that a server starts with (`miscinit.c`, `checkDataDir`).
         let directory_mode = if mode.is_some_and(|mode| mode.ends_with("750")) { 0o750 } else { 0o700 };
-        Ok(Destination { data, ground, tablespaces, creates, owner, directory_mode })
+        Ok(Destination { data, ground, control, tablespaces, creates, owner, directory_mode })
     }
 }
 
@@ -163,13 +171,27 @@ fn map_tablespaces(
                     "Give each a place of its own with --tablespace-map OLD=NEW.",
                 ));
             }
-            // What the data directory has a link to belongs to it.
+            // What the data directory has a link to belongs to it: to one that we made, surely. That of a server may be a
+            // copy, with the links of the original to its own tablespaces.
             let link = data.join("pg_tblspc").join(oid.to_string());
-            let is_ours = ground != Ground::Empty && std::fs::read_link(link).is_ok_and(|target| target == to);
+            let is_linked = std::fs::read_link(link).is_ok_and(|target| target == to);
+            let is_ours = match ground {
+                Ground::Empty => false,
+                Ground::Interrupted => is_linked,
+                Ground::Cluster => is_linked && map.iter().any(|(old, _)| old == from),
+            };
             if let Some(1..) = entries(&to)?
                 && !is_ours
             {
-                let hint = format!("Give another place: --tablespace-map {}=NEW.", tablespace.location);
+                let old = &tablespace.location;
+                let hint = match is_linked && ground == Ground::Cluster {
+                    true => format!(
+                        "{} has a link to it, and so has every copy of that directory. If it belongs to this one and to no \
+                         other: --tablespace-map {old}={shown}. Otherwise give another place: --tablespace-map {old}=NEW.",
+                        data.display()
+                    ),
+                    false => format!("Give another place: --tablespace-map {old}=NEW."),
+                };
                 return Err(refused(format!("the directory of tablespace {oid}, {shown}, is not empty"), hint));
             }
         }

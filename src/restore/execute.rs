@@ -13,7 +13,7 @@ use super::plan::{Plan, Stop};
 use super::preparation::{self, Preparation};
 use super::request::TargetAction;
 use super::settings;
-use super::tree::{self, REQUIRED_DIRECTORIES, Tree};
+use super::tree::{self, REQUIRED_DIRECTORIES, Tree, WAL_DIRECTORY};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{FilePath, Repository};
 use crate::runtime;
@@ -131,9 +131,14 @@ pub async fn execute(
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<RestoreReport> {
     let restore_command = options.command.line()?;
-    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } =
-        preparation::prepare(repository, plan, options, &progress).await?;
+    let destination = Destination::check(plan, options)?;
     let tree = Arc::new(Tree::new(&destination));
+    if destination.ground != Ground::Empty {
+        // What is compared now must still be there when it is kept.
+        tree.lock()?;
+    }
+    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } =
+        preparation::prepare(repository, plan, options, destination, &progress).await?;
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
             error.hint("No server starts on what is there so far. The same command again goes on with it.")
@@ -143,7 +148,7 @@ pub async fn execute(
     let (kept_files, kept_bytes) = (comparison.kept.len(), comparison.kept_bytes);
     let mut warnings = warnings(plan, options, &destination);
     warnings.extend(comparison.warnings.iter().cloned());
-    prepare(&tree, plan, &destination, comparison, zeros, options.delta).await.map_err(again)?;
+    prepare(&tree, plan, &destination, comparison, zeros, options).await.map_err(again)?;
     let files = manifest.files.len();
     let bytes = match plan.references.is_empty() {
         true => manifest.files.values().map(|check| check.size_bytes).sum(),
@@ -188,15 +193,15 @@ async fn prepare(
     destination: &Destination,
     comparison: Comparison,
     zeros: Vec<(FilePath, u64)>,
-    delta: bool,
+    options: &RestoreOptions,
 ) -> Result<()> {
-    let (tree, plan, destination) = (Arc::clone(tree), plan.clone(), destination.clone());
+    let (tree, plan, destination, options) = (Arc::clone(tree), plan.clone(), destination.clone(), options.clone());
     runtime::blocking(move || {
         let data = tree.data();
         tree.make_directory(data)?;
         tree.lock()?;
-        // Nobody else is at it, and nobody was since it was looked at.
-        if Ground::look(data, &plan, delta)? != destination.ground {
+        // No restore is at it, and nobody was since it was looked at.
+        if Destination::check(&plan, &options)? != destination {
             let text = format!("{} has changed since it was looked at", data.display());
             return Err(Error::new(Kind::Busy, text).hint("Is another restore, or a server, at work there?"));
         }
@@ -244,6 +249,10 @@ async fn finish(
         tree.put(&data.join(signal), b"", mode)?;
         for tablespace in destination.tablespaces.iter().filter(|tablespace| !tablespace.in_place) {
             tree::sync_all(&tablespace.to)?;
+        }
+        let wal = data.join(WAL_DIRECTORY);
+        if wal.is_symlink() {
+            tree::sync_all(&wal)?;
         }
         tree::sync_all(data)?;
         // The commit point: with this file there, a server starts. Everything else is there, whole and durable.

@@ -1,7 +1,7 @@
 //! What a restore finds in the directory that it shall write to. Reads a few files there, writes nothing.
 
 use super::destination::{MARKER_FILE, entries};
-use super::part::CONTROL_FILE;
+use super::part::{CONTROL_FILE, HELD_BYTES_MAX};
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
 use serde::Serialize;
@@ -72,6 +72,11 @@ impl Ground {
             }
         }
     }
+}
+
+/// The contents of `pg_control`.
+pub(super) fn control(data: &Path) -> Result<Option<Vec<u8>>> {
+    read_start(&data.join(CONTROL_FILE), HELD_BYTES_MAX)
 }
 
 fn refused(message: String, hint: &str) -> Error {

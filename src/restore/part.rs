@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub(super) const CONTROL_FILE: &str = "global/pg_control";
 
 /// The largest file that is kept in memory: many times what `pg_control` has (`PG_CONTROL_FILE_SIZE`, 8 KiB).
-const HELD_BYTES_MAX: u64 = 1 << 20;
+pub(super) const HELD_BYTES_MAX: u64 = 1 << 20;
 
 /// Files of the backup that are not written: links are made by us, and the rest tells of a life before.
 pub(super) const NOT_WRITTEN: [&str; 9] = [
@@ -209,6 +209,9 @@ impl Writer<'_> {
             Sink::Skipped
         } else if is_held && start == 0 && file_bytes <= HELD_BYTES_MAX {
             Sink::Held(Vec::new(), mode.unwrap_or(0o600))
+        } else if is_held {
+            // Never under its name before all else is there.
+            return Err(Error::new(Kind::Damaged, format!("{name} cannot have {file_bytes} bytes")));
         } else if NOT_WRITTEN.contains(&name.as_str()) {
             Sink::Nothing
         } else if let Some(writer) = self.blocks_of(&path, (start, file_bytes), mode)? {

@@ -47,9 +47,9 @@ pub(super) async fn prepare(
     repository: &Repository,
     plan: &Plan,
     options: &RestoreOptions,
+    destination: Destination,
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<Preparation> {
-    let destination = Destination::check(plan, options)?;
     let mut manifest = stored::manifest(repository, &plan.document).await?;
     let databases = choose_databases(repository, plan, &manifest, &options.databases).await?;
     let mut zeros = Vec::new();
@@ -87,8 +87,9 @@ async fn compare(
 ) -> Result<(Manifest, Comparison)> {
     let compared = Arc::new(Compared::default());
     let (destination, major, counted) = (destination.clone(), plan.postgres_version / 10_000, compared.clone());
+    let chain = !plan.references.is_empty();
     let comparing = runtime::blocking(move || {
-        delta::compare(&destination, &manifest, major, &counted).map(|comparison| (manifest, comparison))
+        delta::compare(&destination, &manifest, major, chain, &counted).map(|comparison| (manifest, comparison))
     });
     let show = async {
         loop {
@@ -167,7 +168,7 @@ pub struct Preview {
     pub written_files: usize,
     /// Bytes in them.
     pub written_bytes: u64,
-    /// Bytes that will be fetched for that.
+    /// Bytes that will be fetched for that; at most, where the backup builds on others.
     pub fetched_bytes: u64,
     /// Files, links and directories that will be removed, `pg_control` not counted: some are written anew, the others are
     /// not in the backup.
@@ -189,14 +190,23 @@ pub async fn preview(
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<Preview> {
     let Preparation { destination, manifest, comparison, databases, parts, .. } =
-        prepare(repository, plan, options, &progress).await?;
+        prepare(repository, plan, options, Destination::check(plan, options)?, &progress).await?;
     Ok(Preview {
         destination,
         kept_files: comparison.kept.len(),
         kept_bytes: comparison.kept_bytes,
         written_files: manifest.files.len(),
-        written_bytes: manifest.files.values().map(|check| check.size_bytes).sum(),
-        fetched_bytes: parts.iter().map(|part| part.stored_bytes).sum(),
+        written_bytes: match plan.references.is_empty() {
+            true => manifest.files.values().map(|check| check.size_bytes).sum(),
+            false => plan.backup.plain_bytes.saturating_sub(comparison.kept_bytes),
+        },
+        fetched_bytes: plan
+            .references
+            .iter()
+            .flat_map(|link| &link.parts)
+            .chain(&parts)
+            .map(|part| part.stored_bytes)
+            .sum(),
         removed: comparison.removed,
         emptied: databases.map(|choice| choice.emptied).unwrap_or_default(),
         warnings: comparison.warnings,

@@ -2,7 +2,7 @@
 
 use super::ahead::BATCH_BYTES;
 use super::destination::Destination;
-
+use super::tree::WAL_DIRECTORY;
 use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
 use nix::sys::statvfs::statvfs;
@@ -19,19 +19,22 @@ const DISK_BLOCK_BYTES: u64 = 4096;
 /// The room that a restore takes in each place.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Room {
-    /// Bytes by directory; the data directory first.
+    /// Bytes by directory: the data directory, its WAL, the tablespaces.
     needs: Vec<(PathBuf, u64)>,
-    /// Bytes in the data directory for WAL, counted in.
+    /// Bytes in the first two for WAL, counted in.
     recovery_bytes: u64,
 }
 
 impl Room {
     /// Room for recovery of a cluster with segments of this size, and for nothing else yet.
     pub(super) fn new(destination: &Destination, segment_bytes: u64) -> Room {
-        let recovery_bytes = SEGMENTS_KEPT.saturating_mul(segment_bytes).saturating_add(BATCH_BYTES);
+        let data = &destination.data;
+        // The spool lies in the data directory, the WAL of recovery perhaps on another disk.
+        let own =
+            [(data.clone(), BATCH_BYTES), (data.join(WAL_DIRECTORY), SEGMENTS_KEPT.saturating_mul(segment_bytes))];
+        let recovery_bytes = own.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let tablespaces = destination.tablespaces.iter().map(|tablespace| (tablespace.to.clone(), 0));
-        let needs = std::iter::once((destination.data.clone(), recovery_bytes)).chain(tablespaces).collect();
-        Room { needs, recovery_bytes }
+        Room { needs: own.into_iter().chain(tablespaces).collect(), recovery_bytes }
     }
 
     /// A file of the backup that will be written.
@@ -52,7 +55,7 @@ impl Room {
     /// WAL that is fetched with the files.
     pub(super) fn add_wal(&mut self, bytes: u64) {
         self.recovery_bytes = self.recovery_bytes.saturating_add(bytes);
-        if let Some((_, needed)) = self.needs.first_mut() {
+        if let Some((_, needed)) = self.needs.get_mut(1) {
             *needed = needed.saturating_add(bytes);
         }
     }
@@ -65,8 +68,12 @@ impl Room {
     }
 
     fn place(&mut self, destination: &Destination, path: &FilePath) -> Option<&mut u64> {
-        let place = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
-        self.needs.get_mut(place.map_or(0, |index| index + 1)).map(|(_, needed)| needed)
+        let tablespace = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
+        let place = match tablespace {
+            Some(index) => index + 2,
+            None => usize::from(path.is_within(WAL_DIRECTORY)),
+        };
+        self.needs.get_mut(place).map(|(_, needed)| needed)
     }
 
     /// Fails if a file system has less room than is needed on it.
@@ -97,10 +104,16 @@ impl Room {
     }
 
     fn too_small(&self, paths: &[&Path], needed: u64, free: u64) -> Error {
-        let shown: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let data = self.needs.first().map(|(data, _)| data.as_path());
+        let has_data = paths.iter().any(|path| Some(*path) == data);
+        // On one disk, the WAL is part of the data directory.
+        let shown = paths
+            .iter()
+            .filter(|path| !has_data || Some(**path) == data || !data.is_some_and(|data| path.starts_with(data)));
+        let shown: Vec<String> = shown.map(|path| path.display().to_string()).collect();
         let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
         let message = format!("the restore needs {needed} MiB for {}, and {free} MiB are free there", shown.join(", "));
-        let recovery = match self.needs.first().is_some_and(|(data, _)| paths.contains(&data.as_path())) {
+        let recovery = match self.needs.iter().take(2).any(|(own, _)| paths.contains(&own.as_path())) {
             true => format!(" {} MiB of it are for WAL.", self.recovery_bytes >> 20),
             false => String::new(),
         };

@@ -6,7 +6,7 @@ use super::tree::Tree;
 use crate::codec::{Buffers, Ending};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{Archive, BackupDocument, BackupId, BackupPart, Key, Repository};
+use crate::repository::{Archive, BackupDocument, BackupId, BackupPart, Key, PART_BYTES_MAX, Repository};
 use crate::runtime;
 use crate::store::{StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -82,6 +82,10 @@ pub(super) async fn part_bytes(
     let archive = Archive::parse(&part.archive)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
     let name = repository.layout.name_in(&Key::BackupPart(backup.clone(), archive, part.number), ending);
+    if part.stored_bytes.max(part.plain_bytes) > PART_BYTES_MAX {
+        let text = format!("backup.json says that {name} has more than {PART_BYTES_MAX} bytes, as no part has");
+        return Err(Error::new(Kind::Damaged, text).hint("Somebody else than Seawall wrote it. Try an older backup."));
+    }
     let stream = repository.store.get(&name, None).await.map_err(|error| gone(error, &name))?;
     // Before it fills the memory.
     if stream.head.info.bytes != part.stored_bytes {

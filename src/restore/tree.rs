@@ -4,7 +4,7 @@ use super::destination::{Destination, Owner};
 use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
@@ -39,6 +39,9 @@ pub(super) const REQUIRED_DIRECTORIES: [&str; 19] = [
     "pg_xact",
 ];
 
+/// May be a link to another disk.
+pub(super) const WAL_DIRECTORY: &str = "pg_wal";
+
 /// What a restore has written so far.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -62,11 +65,14 @@ impl Tree {
         }
     }
 
-    /// Keeps other restores out of the data directory, which must be there.
+    /// Keeps other restores out of the data directory, which must be there, for as long as this lives.
     ///
     /// # Errors
     /// [`Kind::Busy`] if one is at work there.
     pub(super) fn lock(&self) -> Result<()> {
+        if self.lock.get().is_some() {
+            return Ok(());
+        }
         let directory = File::open(&self.data).map_err(|error| Error::local("open", &self.data, error))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => {
@@ -114,10 +120,22 @@ impl Tree {
             _ => {}
         }
         let failed = |error| Error::local("set owner and mode of", path, error);
-        std::fs::set_permissions(path, Permissions::from_mode(self.directory_mode)).map_err(failed)?;
-        self.give(path).map_err(failed)?;
+        let no_link = if self.may_be_link(path) { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+        let flags = (OFlag::O_DIRECTORY | no_link).bits();
+        let directory = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        self.hand_over(&directory, self.directory_mode).map_err(failed)?;
         self.known().insert(path.to_owned());
         Ok(())
+    }
+
+    /// Of directories in the data directory, its WAL, and tablespaces.
+    fn may_be_link(&self, path: &Path) -> bool {
+        match path.strip_prefix(&self.data) {
+            Ok(below) if below != Path::new("") => {
+                below == Path::new(WAL_DIRECTORY) || below.parent() == Some(Path::new("pg_tblspc"))
+            }
+            _ => true,
+        }
     }
 
     /// A link in the data directory, if it is not there.
@@ -126,6 +144,14 @@ impl Tree {
             std::os::unix::fs::symlink(target, path).map_err(|error| Error::local("create the link", path, error))?;
         }
         self.own(path)
+    }
+
+    /// Gives a file that stays to the owner, with the permissions that a server's files have at least and at most.
+    pub(super) fn keep(&self, path: &Path) -> Result<()> {
+        let failed = |error| Error::local("set owner and mode of", path, error);
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+        self.hand_over(&file, mode & self.file_mode() | 0o600).map_err(failed)
     }
 
     /// Gives what is there to the owner.
@@ -140,15 +166,22 @@ impl Tree {
         }
         let failed = |error| Error::local("create", path, error);
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+        // What is there is the owner's: as root, no link that he may have put there is followed.
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let file = options.open(path).map_err(failed)?;
         if let Some(mode) = mode {
-            // Not at creation: the umask would have its say.
-            file.set_permissions(Permissions::from_mode(mode & 0o777)).map_err(failed)?;
-            if let Some(owner) = &self.owner {
-                fchown(&file, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
-            }
+            self.hand_over(&file, mode & 0o777).map_err(failed)?;
         }
         Ok(file)
+    }
+
+    /// Not at creation: the umask would have its say.
+    fn hand_over(&self, file: &File, mode: u32) -> std::io::Result<()> {
+        file.set_permissions(Permissions::from_mode(mode))?;
+        match &self.owner {
+            Some(owner) => fchown(file, Some(owner.uid), Some(owner.gid)),
+            None => Ok(()),
+        }
     }
 
     /// Puts `bytes` into the file `path`, whole or not at all, durably.
