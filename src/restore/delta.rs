@@ -229,13 +229,13 @@ impl Walk<'_> {
         let name = FilePath::parse(name).ok();
         let disk_bytes = found.blocks().saturating_mul(512);
         let check = name.as_ref().and_then(|name| self.manifest.files.get(name)).copied();
-        let may_stay = |name: &FilePath| {
+        let never_stays = |name: &FilePath| {
             let is = |other: &str| other.as_bytes() == name.as_bytes();
             // Of an incremental backup that somebody unpacked here, nothing is what its name says.
-            !NOT_WRITTEN.iter().any(|other| is(other)) && !(self.chain && is(LABEL_FILE)) && whole_path(name).is_none()
+            NOT_WRITTEN.iter().any(|other| is(other)) || self.chain && is(LABEL_FILE) || whole_path(name).is_some()
         };
         match (name, check) {
-            (Some(name), Some(check)) if found.is_file() && found.len() == check.size_bytes && may_stay(&name) => {
+            (Some(name), Some(check)) if found.is_file() && found.len() == check.size_bytes && !never_stays(&name) => {
                 self.candidates.push(Candidate { path, name, check, disk_bytes });
             }
             (name, _) => {
