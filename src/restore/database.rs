@@ -253,12 +253,18 @@ mod tests {
             page(&[tuple(16400, "shop", 9, 0x0880), tuple(16450, "crm", 8, 0), tuple(16500, "crm", 0, 0)]),
         ]
         .concat();
-        // When one is wanted, then the other's files are left out, but for two
+        // When one is wanted, then the others' files are left out, but for one
         let choice = choose(&["shop"], &heap).unwrap();
         assert_eq!(choice.wanted, [Database { oid: 16400, name: Some("shop".into()) }]);
         let emptied: Vec<String> =
             paths().iter().filter(|path| choice.is_emptied(path)).map(ToString::to_string).collect();
-        assert_eq!(emptied, ["base/16500/1259", "base/16600/1259", "pg_tblspc/16390/PG_15_202209061/16500/17000"]);
+        let expected = [
+            "base/16500/1259",
+            "base/16500/pg_filenode.map",
+            "base/16600/1259",
+            "pg_tblspc/16390/PG_15_202209061/16500/17000",
+        ];
+        assert_eq!(emptied, expected);
         assert_eq!(
             choice.statements(),
             [
