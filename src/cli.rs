@@ -2,6 +2,7 @@
 //!
 //! Environment and file are not read here but in `config`, so that one place decides what beats what.
 
+use crate::codec::Compression;
 use crate::commands::exit;
 use crate::wal::Lsn;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -162,6 +163,10 @@ pub struct BackupArgs {
     /// Ask the server to send no faster than this, in KiB per second, or with k or M behind it: 32k to 1024M
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub max_rate: Option<u32>,
+    /// Ask the server to compress what it sends: zstd or zstd:LEVEL (PostgreSQL 15 and later). For a thin network, at the cost of the
+    /// server's processors; how backups are stored is another matter (--compression)
+    #[arg(long, value_name = "METHOD", value_parser = parse_server_compression)]
+    pub server_compression: Option<i32>,
     /// How the result is printed.
     #[command(flatten)]
     pub json: JsonArg,
@@ -334,6 +339,14 @@ fn parse_rate(text: &str) -> Result<u32, String> {
     };
     let kib = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit_kib));
     kib.filter(|kib| (32..=1_048_576).contains(kib)).ok_or_else(|| "give 32k to 1024M, such as 800k or 50M".to_owned())
+}
+
+/// Reads `zstd` or `zstd:LEVEL`.
+fn parse_server_compression(text: &str) -> Result<i32, String> {
+    match Compression::parse(text) {
+        Some(Compression::Zstd(level)) => Ok(level),
+        _ => Err("give zstd or zstd:LEVEL, up to 19".to_owned()),
+    }
 }
 
 /// `seawall list` and `seawall status`

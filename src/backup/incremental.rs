@@ -4,7 +4,7 @@
 use super::cut_relations::{CutRelations, Search};
 use super::reference::{self, Wanted};
 use super::run::{BackupOptions, BackupPhase, BackupProgress, Reference, Run, Server};
-use super::run::{check_cluster, check_label, read_settings};
+use super::run::{check_cluster, check_label, not_compressed, read_settings};
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BaseBackupOptions, Client, PgError};
@@ -107,7 +107,10 @@ pub async fn take_incremental(
         progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
         let started_at = clock.now();
         let postgres_version = client.server_version();
-        let (start, stream) = client.base_backup(&request).await.map_err(refused)?;
+        let (start, stream) = client.base_backup(&request).await.map_err(|error| {
+            let failed = not_compressed(&request, postgres_version, Some(&error)).map(NotIncremental::Failed);
+            failed.unwrap_or_else(|| refused(error))
+        })?;
         if start.timeline != system.timeline {
             return Err(promoted(system.timeline, start.timeline));
         }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! BackupStream ─► PartCutter ─► frames: CRC-32C per file, LZ4 ─► parts: SHA-256 ─► store        (several in flight)
-//!                 (parts.rs)    (on blocking threads, all cores)  (collect.rs)
+//! (decompress.rs) (parts.rs)    (on blocking threads, all cores)  (collect.rs)
 //!                                pages: checksums (pages.rs)
 //!            └──► manifest: every file's length and CRC-32C are what the server read             (verify.rs)
 //! ```
@@ -14,6 +14,7 @@
 
 mod collect;
 mod cut_relations;
+mod decompress;
 mod incremental;
 mod pages;
 mod parts;

@@ -2,12 +2,13 @@
 
 use super::collect::{Collected, Collector};
 use super::cut_relations::CutRelations;
+use super::decompress::Decompressing;
 use super::pages::PageChecks;
 use super::receive::{EventSource, Read, Receiver};
 use super::verify;
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::{BackupStart, BaseBackupOptions, Client};
+use crate::postgres::{BackupStart, BaseBackupOptions, Client, PgError};
 use crate::repository::{
     BackupBegin, BackupDocument, BackupFile, BackupId, BackupTablespace, FORMAT_VERSION, Findings, Key, Writer,
     whole_path,
@@ -20,6 +21,9 @@ use tokio::sync::{mpsc, watch};
 
 /// Frames that are compressed at once, or wait for that: enough for four cores at the rate at which a server sends.
 const FRAMES_AT_WORK: usize = 4;
+
+/// The first version that compresses what it sends.
+const COMPRESSES_FROM: u32 = 150_000;
 
 /// Names tried when others began a backup in the same second.
 const NAMES_TRIED: u32 = 100;
@@ -56,6 +60,8 @@ pub struct BackupOptions {
     pub fast_checkpoint: bool,
     /// The server sends no faster than this, in KiB per second (32 to 1,048,576).
     pub max_rate_kib: Option<u32>,
+    /// The server compresses what it sends with Zstandard at this level: for a thin network, at the cost of its processors.
+    pub server_zstd_level: Option<i32>,
     /// Parts being stored at once: each takes up to 32 MiB of memory.
     pub uploads_in_flight: usize,
     /// Shows the server all of a reference's manifest, which corrupts incremental backups silently: for tests that show it.
@@ -69,6 +75,7 @@ impl Default for BackupOptions {
             label: "seawall".into(),
             fast_checkpoint: true,
             max_rate_kib: None,
+            server_zstd_level: None,
             uploads_in_flight: 3,
             trusts_summaries: false,
         }
@@ -83,6 +90,7 @@ impl BackupOptions {
             fast_checkpoint: self.fast_checkpoint,
             max_rate_kib: self.max_rate_kib,
             verify_checksums: true,
+            zstd_level: self.server_zstd_level,
             incremental: false,
         }
     }
@@ -143,9 +151,29 @@ pub async fn take(
     let postgres_version = client.server_version();
     let settings = read_settings(&mut client).await?;
     let started_at = clock.now();
-    let (start, stream) = client.base_backup(&options.request()).await?;
+    let request = options.request();
+    if let Some(error) = not_compressed(&request, postgres_version, None) {
+        return Err(error);
+    }
+    let begun = client.base_backup(&request).await;
+    let (start, stream) =
+        begun.map_err(|error| not_compressed(&request, postgres_version, Some(&error)).unwrap_or(error.into()))?;
     let server = Server { reference: None, postgres_version, settings, started_at, start };
     Run { writer, options, clock, wal, progress }.store(stream, server).await
+}
+
+/// Why a server of this version, which answers with `error`, does not compress what it was asked to.
+pub(super) fn not_compressed(request: &BaseBackupOptions, version: u32, error: Option<&PgError>) -> Option<Error> {
+    /// `ERRCODE_SYNTAX_ERROR` (`parse_basebackup_options` in `basebackup.c`): it was built without it.
+    const BUILT_WITHOUT: &str = "42601";
+    request.zstd_level?;
+    let what = match error {
+        None if version < COMPRESSES_FROM => format!("PostgreSQL {} compresses no base backups", version / 10_000),
+        Some(error) if error.sqlstate() == Some(BUILT_WITHOUT) => error.to_string(),
+        _ => return None,
+    };
+    let hint = "Without --server-compression the backup comes as it is; --max-rate spares the network as well.";
+    Some(Error::new(Kind::Refused, what).hint(hint))
 }
 
 /// What an incremental backup builds on.
@@ -287,6 +315,7 @@ impl Run<'_> {
         checks: Option<PageChecks>,
     ) -> Result<(Read, Collected)> {
         let (sender, work) = mpsc::channel(FRAMES_AT_WORK);
+        let source = Decompressing::new(source, self.options.server_zstd_level.is_some());
         let receiver =
             Receiver::new(source, is_incremental, self.writer.clone(), checks, sender, self.progress.clone());
         let in_flight = self.options.uploads_in_flight;

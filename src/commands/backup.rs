@@ -63,6 +63,7 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             label: args.label.clone().unwrap_or_else(|| "seawall".to_owned()),
             fast_checkpoint: args.fast,
             max_rate_kib: args.max_rate,
+            server_zstd_level: args.server_compression,
             ..BackupOptions::default()
         };
         let repository = Repository { store: store.clone(), layout: layout.clone() };
