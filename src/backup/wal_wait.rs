@@ -26,9 +26,10 @@ pub struct RepositoryWaiter {
 }
 
 impl RepositoryWaiter {
-    /// Pauses between two looks, each of which lists what is stored from the backup's start on.
+    /// Pauses between two looks, each of which lists what is stored from the backup's start on. Short at first: with the end of the
+    /// backup the server completes a segment, and an archiver that is up to date stores it at once.
     const PAUSES: RetryPolicy =
-        RetryPolicy { first_pause: Duration::from_millis(500), longest_pause: Duration::from_secs(10), budget: None };
+        RetryPolicy { first_pause: Duration::from_millis(50), longest_pause: Duration::from_secs(10), budget: None };
     /// How often the log says what is missing.
     const REMINDER: Duration = Duration::from_secs(60);
     /// An archiver stores objects side by side, so one may be there while an earlier one is not: never farther behind the
