@@ -26,6 +26,9 @@ pub const DISK: &str = "/tmp";
 /// A file system in memory, on every Linux.
 pub const MEMORY: &str = "/dev/shm";
 
+/// A version that makes incremental backups.
+const SUMMARIZES: u32 = 18;
+
 /// A server with a filled database, and the load's WAL waiting behind a slot.
 pub struct Fixture {
     pub server: Postgres,
@@ -52,7 +55,32 @@ impl Fixture {
         Fixture::of(pgbench_scale, options, DISK).await
     }
 
+    /// A server that makes incremental backups.
+    pub async fn summarized(pgbench_scale: u32) -> Fixture {
+        let settings = [("summarize_wal".to_owned(), "on".to_owned())].into();
+        let options =
+            ServerOptions { wal_segment_mib: Some(16), data_checksums: true, settings, ..ServerOptions::default() };
+        Fixture::of_version(SUMMARIZES, pgbench_scale, options, DISK).await
+    }
+
+    /// A server on the disk whose rows no compressor makes smaller: 15 MB of them each.
+    pub async fn with_noise(scale: u32) -> Fixture {
+        let options = ServerOptions { wal_segment_mib: Some(16), ..ServerOptions::default() };
+        let mut fixture = Fixture::of(1, options, DISK).await;
+        fixture.server.sql("CREATE EXTENSION pgcrypto").await.unwrap();
+        let rows = u64::from(scale) * 14_000;
+        let noise = format!("CREATE TABLE noise AS SELECT gen_random_bytes(1000) FROM generate_series(1, {rows})");
+        fixture.server.sql(&noise).await.unwrap();
+        fixture.server.sql("CHECKPOINT").await.unwrap();
+        fixture.database_bytes = database_bytes(&fixture.server).await;
+        fixture
+    }
+
     async fn of(pgbench_scale: u32, options: ServerOptions, server_files: &str) -> Fixture {
+        Fixture::of_version(DEBIAN, pgbench_scale, options, server_files).await
+    }
+
+    async fn of_version(version: u32, pgbench_scale: u32, options: ServerOptions, server_files: &str) -> Fixture {
         let settings = [
             // One checkpoint, ours: otherwise the server's own work falls into one run and not into another.
             ("max_wal_size", "16GB"),
@@ -62,10 +90,11 @@ impl Fixture {
             ("max_replication_slots", "64"),
             ("max_wal_senders", "20"),
         ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let segment_mib = options.wal_segment_mib.unwrap_or(16);
+        let settings = options.settings.iter().cloned().chain(settings).collect();
         let options = ServerOptions { settings, ..options };
-        let server = Postgres::create_below(Path::new(server_files), DEBIAN, options).await;
+        let server = Postgres::create_below(Path::new(server_files), version, options).await;
         server.sql(&format!("SELECT pg_create_physical_replication_slot('{HELD}', true)")).await.unwrap();
         pgbench_tables(&server, pgbench_scale).await;
         server.sql("CREATE TABLE tick (at timestamptz DEFAULT clock_timestamp())").await.unwrap();
@@ -77,8 +106,7 @@ impl Fixture {
         let end: Lsn = server.value("SELECT pg_current_wal_lsn()").await.parse().unwrap();
         // Whole segments on both sides, for that is what either tool begins and ends with.
         let waiting = (Lsn(start.0 / segment_bytes * segment_bytes), Lsn(end.0 / segment_bytes * segment_bytes));
-        let database_bytes = server.value("SELECT sum(pg_database_size(oid))::bigint FROM pg_database").await;
-        let database_bytes = database_bytes.parse().unwrap();
+        let database_bytes = database_bytes(&server).await;
         let directory = scratch_directory();
         let memory = scratch_directory_below(Path::new(MEMORY));
         let program = path_for_server(directory.path());
@@ -224,6 +252,10 @@ pub fn bytes_below(directory: &Path) -> u64 {
         false => entry.metadata().unwrap().len(),
     });
     bytes.sum()
+}
+
+async fn database_bytes(server: &Postgres) -> u64 {
+    server.value("SELECT sum(pg_database_size(oid))::bigint FROM pg_database").await.parse().unwrap()
 }
 
 /// Writes out what earlier runs left in memory: the next one is not to pay for it.

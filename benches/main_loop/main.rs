@@ -18,6 +18,7 @@
 )]
 
 mod fixture;
+mod incremental;
 mod latency;
 mod process;
 mod recovery;
@@ -106,7 +107,17 @@ fn main() {
 
 /// Measures what is named, or everything.
 async fn measure(scale: &Scale, names: &[&str]) {
-    const ALL: [&str; 7] = ["catch-up", "catch-up-large", "commits", "synchronous", "backup", "restore", "recovery"];
+    const ALL: [&str; 9] = [
+        "catch-up",
+        "catch-up-large",
+        "commits",
+        "synchronous",
+        "backup",
+        "noise",
+        "incremental",
+        "restore",
+        "recovery",
+    ];
     assert!(names.iter().all(|name| ALL.contains(name)), "{names:?}: there are {ALL:?}");
     let wanted = |name: &str| names.is_empty() || names.contains(&name);
     println!("Load average before: {}", load_average());
@@ -129,6 +140,14 @@ async fn measure(scale: &Scale, names: &[&str]) {
     if wanted("backup") {
         let fixture = Fixture::with_checksums(scale.backup_scale, true).await;
         throughput::base_backup(scale, &fixture, "every page's checksum verified").await;
+    }
+    if wanted("noise") {
+        let fixture = Fixture::with_noise(scale.backup_scale).await;
+        throughput::base_backup(scale, &fixture, "rows that nothing makes smaller").await;
+    }
+    if wanted("incremental") {
+        let fixture = Fixture::summarized(scale.backup_scale).await;
+        incremental::incremental(scale, &fixture).await;
     }
     if wanted("backup") || wanted("restore") {
         let fixture = Fixture::with_checksums(scale.backup_scale, false).await;

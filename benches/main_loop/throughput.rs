@@ -158,7 +158,7 @@ fn write_zeros(fixture: &Fixture, bytes: u64, directory: &TempDir) -> Cost {
     block_in_place(|| Measured::start(dd).wait())
 }
 
-fn mb(bytes: u64) -> String {
+pub fn mb(bytes: u64) -> String {
     format!("{:.0} MB", bytes as f64 / 1e6)
 }
 
@@ -192,7 +192,7 @@ fn report<const N: usize>(title: &str, bytes: u64, names: &[&str; N], rounds: &[
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
