@@ -1,9 +1,10 @@
-//! The command line, and nothing but it: what can be typed, and its help. Uses `wal` and `commands::exit`.
+//! The command line, and nothing but it: what can be typed, and its help. Uses `wal`, `repository` and `commands::exit`.
 //!
 //! Environment and file are not read here but in `config`, so that one place decides what beats what.
 
 use crate::codec::Compression;
 use crate::commands::exit;
+use crate::repository::BackupId;
 use crate::wal::Lsn;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -151,6 +152,10 @@ pub struct BackupArgs {
     /// summarize_wal = on)
     #[arg(long = "type", value_name = "TYPE", default_value = "full")]
     pub backup_type: BackupType,
+    /// Go on with this unfinished backup (`seawall list` names them): the server sends everything again, and what is stored
+    /// of it already, and equal, is not stored again
+    #[arg(long, value_name = "ID", value_parser = parse_backup_id, conflicts_with = "backup_type")]
+    pub resume: Option<BackupId>,
     /// How what is stored is compressed.
     #[command(flatten)]
     pub compression: CompressionArg,
@@ -327,6 +332,10 @@ fn parse_tablespace_map(text: &str) -> Result<TablespaceMap, String> {
         return Err(format!("{path:?} is not an absolute path"));
     }
     Ok(TablespaceMap { old: PathBuf::from(old), new: PathBuf::from(new) })
+}
+
+fn parse_backup_id(text: &str) -> Result<BackupId, String> {
+    BackupId::parse(text).ok_or_else(|| "a backup is called as in `seawall list`: 20261120T140300Z".to_owned())
 }
 
 /// Reads a rate in KiB per second as `pg_basebackup --max-rate` does (`parse_max_rate` in `pg_basebackup.c`), within the

@@ -67,10 +67,10 @@ async fn archive(server: &Postgres, root: &Path, form: &Form) -> (Layout, Backup
     let repository = Repository { store: store.clone(), layout: layout.clone() };
     let writer = Writer::new(store, layout.clone(), cluster.system_identifier);
 
-    let client = Client::connect(&info, Mode::Physical, &[]).await.unwrap();
+    let connect = || async { Ok(Client::connect(&info, Mode::Physical, &[]).await?) };
     let (waiter, options) = (RepositoryWaiter::new(repository), BackupOptions::default());
     let (progress, _) = watch::channel(BackupProgress::default());
-    let backup = seawall::backup::take(client, &writer, &options, &Clock::system(), &waiter, progress).await.unwrap();
+    let backup = seawall::backup::take(connect, &writer, &options, &Clock::system(), &waiter, progress).await.unwrap();
 
     pgbench_transactions(server, 500).await;
     // More than one segment is needed.
@@ -199,6 +199,12 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression,
         !objects(&repository.join("open"), "0000").is_empty(),
         "there are tails, so that the page's rules are tried"
     );
+    // and what an attempt has left there that was cut off
+    let folder = repository.join("base").join(backup.id.to_string());
+    for name in ["base.00001", "base.00009", "16384.00002"] {
+        fs::write(folder.join(format!("{name}.{}.tar.{ending}", "0".repeat(32))), "not a part of this backup").unwrap();
+    }
+    fs::write(folder.join(format!("backup_manifest.{}.{ending}", "0".repeat(32))), "nor a manifest").unwrap();
     Unprivileged::find().unwrap().give_all(&root).unwrap();
     // The server and its tablespace are gone: nothing of them can help
     drop(server);
@@ -246,7 +252,8 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression,
     assert_eq!(get(&last_name), Some(255));
 
     // And where a part is damaged, the page's commands end before anything is written
-    let part = objects(&repository.join("base"), "base.00001.tar").pop().unwrap();
+    let name = format!("{}.tar.{ending}", backup.parts[0].name);
+    let part = folder.join(&name);
     let mut bytes = fs::read(&part).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -256,8 +263,7 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression,
         values.map(|(name, value)| (name, if name == "data" { elsewhere.display().to_string() } else { value }));
     let mut by_hand = ByHand::start(&script(&values), &elsewhere);
     assert_eq!(by_hand.shell.wait().unwrap().code(), Some(1), "{}", by_hand.log());
-    let name = format!("base.00001.tar.{} is damaged", ending);
-    assert!(by_hand.log().contains(&name), "{}", by_hand.log());
+    assert!(by_hand.log().contains(&format!("{name}: FAILED")), "{}", by_hand.log());
     assert!(!elsewhere.exists());
 }
 

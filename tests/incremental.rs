@@ -130,7 +130,7 @@ impl Scene {
         let reader = WalReader::new(repository.clone(), system_identifier);
         let waiter = Meddling { waiter: RepositoryWaiter::new(repository), meddler };
         let (progress, _) = watch::channel(BackupProgress::default());
-        let (connect, clock) = (async || Ok(connect(&self.server.conninfo()).await), Clock::system());
+        let (connect, clock) = (|| async { Ok(connect(&self.server.conninfo()).await) }, Clock::system());
         let taken = take_incremental(connect, &reader, &writer, &options, &clock, &waiter, progress);
         Box::pin(taken).await
     }
@@ -209,7 +209,8 @@ async fn assert_sound_pages(server: &Server) {
     let writer = Writer::new(Arc::new(MemoryStore::new()), layout, system_identifier);
     let (progress, _) = watch::channel(BackupProgress::default());
     let (options, clock) = (BackupOptions::default(), Clock::system());
-    let looked = Box::pin(take(client, &writer, &options, &clock, &Unneeded, progress)).await.unwrap();
+    let again = || async { Ok(connect(&server.conninfo()).await) };
+    let looked = Box::pin(take(again, &writer, &options, &clock, &Unneeded, progress)).await.unwrap();
     assert_eq!(looked.findings, Findings::default(), "pages of a restored server");
     // And indexes against their tables.
     server.sql("CREATE EXTENSION IF NOT EXISTS amcheck").await.unwrap();
@@ -570,18 +571,22 @@ async fn a_chain_that_does_not_belong_together_leaves_nothing_that_could_start()
     is_found_out("stranger", 7, "does not say that it builds on").await;
     alter(&document, |text| text.replace(&reference(&stranger_id), &reference(&full_id)));
     // When the manifest of what it builds on is another's, then it is named
-    let manifest = |backup: &Value| scene.folder(backup).join("backup_manifest.lz4");
+    let manifest = |backup: &Value| {
+        let digest = &backup["manifest_sha256"].as_str().unwrap()[..32];
+        scene.folder(backup).join(format!("backup_manifest.{digest}.lz4"))
+    };
     let good = std::fs::read(manifest(&full)).unwrap();
     std::fs::copy(manifest(&stranger), manifest(&full)).unwrap();
-    is_found_out("manifest", 7, "backup_manifest.lz4 holds something else").await;
+    is_found_out("manifest", 7, "lz4 holds something else").await;
     std::fs::write(manifest(&full), &good).unwrap();
     // When a part of it is damaged, then that is
-    let part = scene.folder(&full).join("base.00001.tar.lz4");
+    let name = format!("{}.tar.lz4", full["parts"][0]["name"].as_str().unwrap());
+    let part = scene.folder(&full).join(&name);
     let good = std::fs::read(&part).unwrap();
     let mut bad = good.clone();
     bad[good.len() / 2] ^= 1;
     std::fs::write(&part, bad).unwrap();
-    is_found_out("part", 7, "base.00001.tar.lz4").await;
+    is_found_out("part", 7, &name).await;
     std::fs::write(&part, good).unwrap();
     // And when all is as it was, then it restores.
     let restored = scene.restored("whole", &[]).await;

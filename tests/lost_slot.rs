@@ -288,12 +288,12 @@ async fn a_base_backup_that_runs_across_a_gap_fails() {
     Archiving::start(&server.conninfo(), &store).await_flushed(&server).await.stop().await;
     let (repository, before) = catalog(&store).await;
     let info = ConnInfo::parse(&server.conninfo(), &|_| None).unwrap();
-    let client = Client::connect(&info, Mode::Physical, &[]).await.unwrap();
     let writer = Writer::new(store.clone(), repository.layout.clone(), before.cluster.system_identifier);
     let (progress, mut watched) = watch::channel(BackupProgress::default());
     let taking = tokio::spawn(async move {
         let waiter = RepositoryWaiter::new(repository);
-        take(client, &writer, &BackupOptions::default(), &Clock::system(), &waiter, progress).await
+        let connect = || async { Ok(Client::connect(&info, Mode::Physical, &[]).await?) };
+        take(connect, &writer, &BackupOptions::default(), &Clock::system(), &waiter, progress).await
     });
     watched.wait_for(|progress| progress.phase == BackupPhase::WaitingForWal).await.unwrap();
     // When the server gives up the slot, and the archiver records what is lost

@@ -82,11 +82,11 @@ impl Scene {
         let repository = reader.repository().clone();
         let writer = Writer::new(self.store.clone(), repository.layout.clone(), catalog.cluster.system_identifier);
         let info = ConnInfo::parse(&self.server.conninfo(), &|_| None).unwrap();
-        let client = Client::connect(&info, Mode::Physical, &[]).await.unwrap();
+        let connect = || async { Ok(Client::connect(&info, Mode::Physical, &[]).await?) };
         let (progress, _) = watch::channel(BackupProgress::default());
         let (options, clock) = (BackupOptions::default(), Clock::system());
         let waiter = RepositoryWaiter::new(repository);
-        Box::pin(take(client, &writer, &options, &clock, &waiter, progress)).await.unwrap();
+        Box::pin(take(connect, &writer, &options, &clock, &waiter, progress)).await.unwrap();
     }
 
     async fn plan(&self, request: &Request) -> Result<Plan, Error> {

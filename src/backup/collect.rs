@@ -7,9 +7,12 @@ use super::run::BackupProgress;
 use super::verify::ManifestCheck;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::ManifestEnd;
-use crate::repository::{BackupFile, BackupId, BackupPart, Key, RejectedPage, Subject, Writer};
+use crate::repository::{
+    BackupFile, BackupId, BackupPart, ContentDigest, EarlierParts, Key, RejectedPage, StoredPart, Subject, Writer,
+};
 use crate::runtime::{self, Tasks};
 use bytes::Bytes;
+use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -24,6 +27,8 @@ pub(crate) enum Work {
     PartEnd(PartEnd),
     /// Bytes of the manifest, behind all parts: at most a frame.
     Manifest(Vec<u8>),
+    /// The server called the backup a success, and this is all of it.
+    End,
 }
 
 /// A frame, compressed, and what passed in it.
@@ -81,6 +86,14 @@ impl SpanCrcs<'_> {
     }
 }
 
+/// What became of a stream.
+pub(crate) enum Outcome {
+    /// All of it is stored.
+    Whole(Collected),
+    /// It ended early; these parts of it are stored.
+    CutOff(Vec<BackupPart>),
+}
+
 /// What was stored.
 pub(crate) struct Collected {
     /// In the order of the stream.
@@ -99,9 +112,11 @@ pub(crate) struct Collected {
 pub(crate) struct Collector {
     writer: Writer,
     id: BackupId,
+    earlier: Arc<EarlierParts>,
     uploads_in_flight: usize,
     progress: watch::Sender<BackupProgress>,
-    uploads: Tasks<Result<(usize, BackupPart)>>,
+    /// A part's place, whether it is new, and what it is.
+    uploads: Tasks<Result<(usize, bool, BackupPart)>>,
     /// The part being built.
     frames: Vec<Bytes>,
     parts: Vec<Option<BackupPart>>,
@@ -113,16 +128,19 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    /// For the backup `id`, with at most `uploads_in_flight` parts being stored beside the one being built.
+    /// For the backup `id`, of which earlier attempts have stored these parts, with at most `uploads_in_flight` parts being stored beside
+    /// the one being built.
     pub(crate) fn new(
         writer: Writer,
         id: BackupId,
+        earlier: Arc<EarlierParts>,
         uploads_in_flight: usize,
         progress: watch::Sender<BackupProgress>,
     ) -> Collector {
         Collector {
             writer,
             id,
+            earlier,
             uploads_in_flight: uploads_in_flight.max(1),
             progress,
             uploads: Tasks::default(),
@@ -136,22 +154,31 @@ impl Collector {
         }
     }
 
-    /// Works until the sender is gone, which says that the server called the backup a success; then stores the manifest.
-    /// Dropping it ends the uploads; what is stored by then stays.
+    /// Works up to the end, then stores the manifest; or until the sender is gone, then ends what is on its way into the store. Dropping
+    /// it ends the uploads; what is stored by then stays.
     ///
     /// # Errors
     /// [`Kind::Damaged`] if a file is not what the manifest says; otherwise what the store says.
-    pub(crate) async fn collect(mut self, mut work: mpsc::Receiver<Work>) -> Result<Collected> {
+    pub(crate) async fn collect(mut self, mut work: mpsc::Receiver<Work>) -> Result<Outcome> {
+        let mut is_whole = false;
         while let Some(next) = work.recv().await {
             match next {
                 Work::Frame(packed) => self.take_frame(packed).await?,
                 Work::PartEnd(end) => self.end_part(end).await?,
                 Work::Manifest(bytes) => self.take_manifest(bytes).await?,
+                Work::End => is_whole = true,
             }
         }
         while !self.uploads.is_empty() {
             self.finish_upload().await?;
         }
+        match is_whole {
+            true => self.finish().await.map(Outcome::Whole),
+            false => Ok(Outcome::CutOff(self.parts.into_iter().flatten().collect())),
+        }
+    }
+
+    async fn finish(mut self) -> Result<Collected> {
         self.take_manifest(Vec::new()).await?;
         let intake = self.manifest.take().ok_or_else(|| defect("no manifest"))?;
         let manifest = intake.store(&self.writer, &self.id).await?;
@@ -182,23 +209,26 @@ impl Collector {
         while self.uploads.len() >= self.uploads_in_flight {
             self.finish_upload().await?;
         }
-        let (writer, id, frames) = (self.writer.clone(), self.id.clone(), std::mem::take(&mut self.frames));
+        let (writer, id, earlier) = (self.writer.clone(), self.id.clone(), Arc::clone(&self.earlier));
+        let frames = std::mem::take(&mut self.frames);
         let index = self.parts.len();
         self.parts.push(None);
         self.uploads.start(async move {
             let PartEnd { archive, number, plain_bytes, added_bytes, continues } = end;
-            let key = Key::BackupPart(id.clone(), archive, number);
-            let stored = writer.store_frames(&key, Subject::part(id, archive, number), frames, plain_bytes).await?;
-            let (archive, stored_bytes, sha256) = (archive.to_string(), stored.bytes, stored.sha256);
-            Ok((index, BackupPart { archive, number, plain_bytes, stored_bytes, sha256, added_bytes, continues }))
+            let stored = writer.store_part(&id, (archive, number), frames, plain_bytes, &earlier).await?;
+            let StoredPart { name, bytes: stored_bytes, sha256, is_new } = stored;
+            Ok((index, is_new, BackupPart { name, plain_bytes, stored_bytes, sha256, added_bytes, continues }))
         });
         Ok(())
     }
 
     async fn finish_upload(&mut self) -> Result<()> {
         if let Some(done) = self.uploads.next().await {
-            let (index, part) = done??;
-            self.progress.send_modify(|progress| progress.stored_bytes += part.stored_bytes);
+            let (index, is_new, part) = done??;
+            self.progress.send_modify(|progress| {
+                progress.stored_bytes += part.stored_bytes;
+                progress.reused_bytes += if is_new { 0 } else { part.stored_bytes };
+            });
             if let Some(place) = self.parts.get_mut(index) {
                 *place = Some(part);
             }
@@ -247,7 +277,8 @@ impl ManifestIntake {
 
     async fn store(self, writer: &Writer, id: &BackupId) -> Result<ManifestEnd> {
         let end = self.check.finish()?;
-        let (key, subject) = (Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() });
+        let digest = ContentDigest::of_hex(&end.sha256).ok_or_else(|| defect("a manifest without a hash"))?;
+        let (key, subject) = (Key::BackupManifest(id.clone(), digest), Subject::Manifest { backup: id.clone() });
         writer.store_frames(&key, subject, self.frames, self.plain_bytes).await?;
         Ok(end)
     }

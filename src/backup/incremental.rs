@@ -3,15 +3,16 @@
 
 use super::cut_relations::{CutRelations, Search};
 use super::reference::{self, Wanted};
-use super::run::{BackupOptions, BackupPhase, BackupProgress, Reference, Run, Server};
+use super::run::{BackupOptions, BackupPhase, BackupProgress, Begin, Reference, Run, Server};
 use super::run::{check_cluster, check_label, not_compressed, read_settings};
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::{BaseBackupOptions, Client, PgError};
+use crate::postgres::{BackupStream, BaseBackupOptions, Client, PgError};
 use crate::repository::manifest::{self, EditedManifest};
 use crate::repository::{BackupDocument, FilePath, WalNeed, WalReader, Writer};
 use crate::runtime::{self, Clock};
 use crate::wal::{History, Lsn, TimelineId};
+use std::collections::BTreeMap;
 use tokio::sync::watch;
 
 /// The first version that makes incremental backups.
@@ -55,7 +56,7 @@ impl From<NotIncremental> for Error {
     }
 }
 
-/// Takes an incremental base backup through a replication connection of `connect`, on the newest backup that it can build
+/// Takes an incremental base backup through replication connections of `connect`, on the newest backup that it can build
 /// on. As [`super::take`] otherwise; `reader` reads the WAL that the same archiver stores.
 ///
 /// Memory beside that of [`super::take`]: while it is prepared, 500 bytes for each file of the reference, and 16 MiB for
@@ -63,8 +64,8 @@ impl From<NotIncremental> for Error {
 ///
 /// # Errors
 /// [`NotIncremental::Unavailable`] before anything was stored, with the reason; otherwise as [`super::take`].
-pub async fn take_incremental(
-    connect: impl AsyncFn() -> Result<Client>,
+pub async fn take_incremental<C: Future<Output = Result<Client>> + Send>(
+    connect: impl Fn() -> C + Sync + Send,
     reader: &WalReader,
     writer: &Writer,
     options: &BackupOptions,
@@ -74,68 +75,153 @@ pub async fn take_incremental(
 ) -> Result<BackupDocument, NotIncremental> {
     check_label(&options.label).map_err(NotIncremental::Failed)?;
     let mut client = connect().await?;
-    let system = client.identify_system().await?;
-    check_cluster(system.system_identifier, writer)?;
-    check_server(&mut client).await?;
-    let history = read_history(&mut client, system.timeline).await?;
-    let settings = read_settings(&mut client).await?;
+    let server = look(&mut client, writer).await?;
     let wanted = Wanted {
-        system_identifier: system.system_identifier,
+        system_identifier: writer.system_identifier(),
         postgres_version: client.server_version(),
-        data_checksums: settings.get("data_checksums").cloned(),
-        history: history.clone(),
+        data_checksums: server.settings.get("data_checksums").cloned(),
+        history: server.history,
     };
-    let found = reference::choose(reader.repository(), &wanted).await?;
+    let found = match &options.resume {
+        None => reference::choose(reader.repository(), &wanted).await?,
+        Some(unfinished) => reference::named(reader.repository(), unfinished.incremental_reference()?, &wanted).await?,
+    };
     let found = found.map_err(|why| {
         Error::new(Kind::Refused, why).hint("A full backup is what the next ones can build on: --type full.")
     })?;
     tracing::info!(reference = %found.id, "preparing an incremental backup");
-    progress.send_modify(|progress| progress.phase = BackupPhase::ReadingWal);
-    let mut manifest = reader.repository().read_manifest(&found).await?;
-    let mut search = Search::new(reader, history.clone(), found.start_lsn);
-    let request = BaseBackupOptions { incremental: true, ..options.request() };
-    let cut = |search: &Search| (!options.trusts_summaries).then(|| search.found().clone());
-    for _ in 0..ATTEMPTS {
-        let now = client.identify_system().await?;
-        check_cluster(now.system_identifier, writer)?;
-        if now.timeline != system.timeline {
-            return Err(promoted(system.timeline, now.timeline));
-        }
-        search = read_on(search, reader, &history, wal, now.flush_lsn).await?;
-        manifest = edit(manifest, cut(&search)).await?.bytes;
-        client.upload_manifest(&manifest).await.map_err(refused)?;
-        progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
-        let started_at = clock.now();
-        let postgres_version = client.server_version();
-        let (start, stream) = client.base_backup(&request).await.map_err(|error| {
-            let failed = not_compressed(&request, postgres_version, Some(&error)).map(NotIncremental::Failed);
-            failed.unwrap_or_else(|| refused(error))
-        })?;
-        if start.timeline != system.timeline {
-            return Err(promoted(system.timeline, start.timeline));
-        }
-        // What came between the look at the WAL and the beginning: the server knew nothing of it.
-        search = read_on(search, reader, &history, wal, start.start_lsn).await?;
-        if search.position() == start.start_lsn && !search.is_between_records() {
-            let why = format!("the backup begins at {}, where no record of the archived WAL does", start.start_lsn);
-            return Err(NotIncremental::Unavailable(Error::new(Kind::Damaged, why)));
-        }
-        let again = edit(manifest, cut(&search)).await?;
-        if again.taken_out == 0 {
-            drop(again);
-            let reference = Some(Reference { id: found.id, cut: cut(&search) });
-            let server = Server { reference, postgres_version, settings, started_at, start };
-            let run = Run { writer, options, clock, wal, progress };
-            return run.store(stream, server).await.map_err(NotIncremental::Failed);
-        }
-        tracing::info!(relations_files = again.taken_out, "relations were cut while the backup began: beginning anew");
-        manifest = again.bytes;
-        // The backup ends with its connection.
-        drop(stream);
-        client = connect().await?;
+    let search = Search::new(reader, wanted.history.clone(), found.start_lsn);
+    let mut beginning = BeginIncremental {
+        connect,
+        reader,
+        writer,
+        options,
+        clock,
+        wal,
+        progress: progress.clone(),
+        timeline: wanted.history.timeline,
+        history: wanted.history,
+        found,
+        search: Some(search),
+    };
+    let begun = beginning.begin_with(client).await?;
+    let run = Run { writer, options, clock, wal, progress };
+    run.store(begun, beginning).await.map_err(NotIncremental::Failed)
+}
+
+/// What a server that can make incremental backups says of itself.
+struct Look {
+    history: History,
+    settings: BTreeMap<String, String>,
+}
+
+async fn look(client: &mut Client, writer: &Writer) -> Result<Look> {
+    let system = client.identify_system().await?;
+    check_cluster(system.system_identifier, writer)?;
+    check_server(client).await?;
+    let history = read_history(client, system.timeline).await?;
+    Ok(Look { history, settings: read_settings(client).await? })
+}
+
+/// Begins incremental backups on one reference.
+struct BeginIncremental<'a, F> {
+    connect: F,
+    reader: &'a WalReader,
+    writer: &'a Writer,
+    options: &'a BackupOptions,
+    clock: &'a Clock,
+    wal: &'a dyn WalWaiter,
+    progress: watch::Sender<BackupProgress>,
+    timeline: TimelineId,
+    history: History,
+    found: BackupDocument,
+    /// How far the WAL since the reference was read. Gone while it is read on.
+    search: Option<Search>,
+}
+
+impl<C, F> Begin for BeginIncremental<'_, F>
+where
+    C: Future<Output = Result<Client>> + Send,
+    F: Fn() -> C + Sync + Send,
+{
+    type Source = BackupStream;
+
+    async fn begin(&mut self) -> Result<(Server, BackupStream)> {
+        let client = (self.connect)().await?;
+        Ok(self.begin_with(client).await?)
     }
-    let why = format!("relations were cut in the moment before each of {ATTEMPTS} attempts");
-    Err(NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again when the server is less busy.")))
+}
+
+impl<C, F> BeginIncremental<'_, F>
+where
+    C: Future<Output = Result<Client>> + Send,
+    F: Fn() -> C + Sync + Send,
+{
+    async fn begin_with(&mut self, mut client: Client) -> Result<(Server, BackupStream), NotIncremental> {
+        self.progress.send_modify(|progress| progress.phase = BackupPhase::ReadingWal);
+        // The server may be another one by now.
+        let Look { history, settings } = look(&mut client, self.writer).await?;
+        if history.timeline != self.timeline {
+            return Err(promoted(self.timeline, history.timeline));
+        }
+        let mut manifest = self.reader.repository().read_manifest(&self.found).await?;
+        let request = BaseBackupOptions { incremental: true, ..self.options.request() };
+        for _ in 0..ATTEMPTS {
+            let now = client.identify_system().await?;
+            check_cluster(now.system_identifier, self.writer)?;
+            if now.timeline != self.timeline {
+                return Err(promoted(self.timeline, now.timeline));
+            }
+            let cut = self.cut_until(now.flush_lsn).await?;
+            manifest = edit(manifest, cut).await?.bytes;
+            client.upload_manifest(&manifest).await.map_err(refused)?;
+            self.progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
+            let started_at = self.clock.now();
+            let postgres_version = client.server_version();
+            let (start, stream) = client.base_backup(&request).await.map_err(|error| {
+                let failed = not_compressed(&request, postgres_version, Some(&error)).map(NotIncremental::Failed);
+                failed.unwrap_or_else(|| refused(error))
+            })?;
+            if start.timeline != self.timeline {
+                return Err(promoted(self.timeline, start.timeline));
+            }
+            // What came between the look at the WAL and the beginning: the server knew nothing of it.
+            let cut = self.cut_until(start.start_lsn).await?;
+            let is_at_record = self
+                .search
+                .as_ref()
+                .is_some_and(|search| search.position() != start.start_lsn || search.is_between_records());
+            if !is_at_record {
+                let why = format!("the backup begins at {}, where no record of the archived WAL does", start.start_lsn);
+                return Err(NotIncremental::Unavailable(Error::new(Kind::Damaged, why)));
+            }
+            let again = edit(manifest, cut.clone()).await?;
+            if again.taken_out == 0 {
+                let reference = Some(Reference { id: self.found.id.clone(), cut });
+                return Ok((Server { reference, postgres_version, settings, started_at, start }, stream));
+            }
+            tracing::info!(
+                relations_files = again.taken_out,
+                "relations were cut while the backup began: beginning anew"
+            );
+            manifest = again.bytes;
+            // The backup ends with its connection.
+            drop(stream);
+            client = (self.connect)().await?;
+        }
+        let why = format!("relations were cut in the moment before each of {ATTEMPTS} attempts");
+        Err(NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again when the server is less busy.")))
+    }
+
+    /// What the server must send whole, by the WAL from the reference on to `end`.
+    async fn cut_until(&mut self, end: Lsn) -> Result<Option<CutRelations>> {
+        let search = self.search.take();
+        let search = search.unwrap_or_else(|| Search::new(self.reader, self.history.clone(), self.found.start_lsn));
+        let search = read_on(search, self.reader, &self.history, self.wal, end).await?;
+        let cut = (!self.options.trusts_summaries).then(|| search.found().clone());
+        self.search = Some(search);
+        Ok(cut)
+    }
 }
 
 /// Of the timeline that was looked at, nothing more will come.

@@ -20,10 +20,12 @@ mod pages;
 mod parts;
 mod receive;
 mod reference;
+mod resume;
 mod run;
 mod verify;
 mod wal_wait;
 
 pub use incremental::{NotIncremental, take_incremental};
+pub use resume::Unfinished;
 pub use run::{BackupOptions, BackupPhase, BackupProgress, take};
 pub use wal_wait::{RepositoryWaiter, WalWaiter};

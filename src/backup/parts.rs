@@ -1,8 +1,10 @@
 //! Cuts tar streams into parts and frames, without I/O. Where it cuts depends on the files alone, so that the same files
 //! make the same parts.
 //!
-//! A part is one object: small files bundled up to [`PART_BYTES`]; a file of [`LARGE_FILE_BYTES`] or more begins a new
-//! part and is cut at multiples of [`PART_BYTES`] of its contents. A part is made of frames of [`FRAME_BYTES`] of tar, which are
+//! A part is one object: small files bundled up to [`PART_BYTES`]; or a piece of a file of [`LARGE_FILE_BYTES`] or more, which is cut
+//! at multiples of [`PART_BYTES`] of its contents. A bundle also ends before every file whose name says so ([`begins_bundle`]): so a
+//! file that has grown, come or gone since an earlier attempt moves no border but the next, and all other parts are
+//! equal. What differs in every backup has parts of its own. A part is made of frames of [`FRAME_BYTES`] of tar, which are
 //! compressed independently. All parts of an archive, decompressed and joined, are exactly what the server sent, and
 //! the two blocks of zeros that servers before 15 leave out.
 
@@ -18,7 +20,7 @@ use std::collections::VecDeque;
 /// upload in flight. Part of the repository's format only in so far as a resumed backup must find the same borders.
 pub(crate) const PART_BYTES: u64 = 32 << 20;
 
-/// A file of this size begins a part of its own; smaller ones are never cut.
+/// A file of this size has parts of its own; smaller ones are never cut.
 pub(crate) const LARGE_FILE_BYTES: u64 = 16 << 20;
 
 /// Frames whose memory is kept to be used again: a few more than are cut and compressed at once.
@@ -99,6 +101,10 @@ struct Open {
 }
 
 impl Open {
+    fn is_large(&self) -> bool {
+        self.bytes >= LARGE_FILE_BYTES
+    }
+
     /// A frame ends with the bytes that are done.
     fn keep_head(&mut self, frame: &[u8]) {
         let bytes = (self.done_bytes % PAGE_BYTES as u64) as usize;
@@ -123,6 +129,20 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// What the server writes anew for each backup.
+fn differs_always(path: &FilePath) -> bool {
+    const NAMES: [&str; 3] = ["backup_label", "tablespace_map", "global/pg_control"];
+    NAMES.iter().any(|name| path.as_bytes() == name.as_bytes())
+}
+
+/// True if a bundle begins with a small file, by its name and size alone: the larger, the more often, so that on the average there is
+/// one such file in every [`LARGE_FILE_BYTES`].
+fn begins_bundle(path: &FilePath, entry_bytes: u64) -> bool {
+    let mut hash = [0; 8];
+    hash.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..8]);
+    u128::from(u64::from_le_bytes(hash)) * u128::from(LARGE_FILE_BYTES) < u128::from(entry_bytes) << u64::BITS
 }
 
 /// What comes is not a base backup.
@@ -159,6 +179,8 @@ pub(crate) struct PartCutter {
     ready: VecDeque<Piece>,
     is_incremental: bool,
     whole_bytes: u64,
+    /// The part being built has what differs in every backup.
+    is_new: bool,
 }
 
 impl PartCutter {
@@ -179,6 +201,7 @@ impl PartCutter {
             ready: VecDeque::new(),
             is_incremental,
             whole_bytes: 0,
+            is_new: false,
         }
     }
 
@@ -242,10 +265,14 @@ impl PartCutter {
 
     fn take_header(&mut self, header: TarHeader) -> Result<(), CutError> {
         let entry_bytes = header.size_bytes.saturating_add(2 * BLOCK as u64 - 1) / BLOCK as u64 * BLOCK as u64;
-        let is_large = header.size_bytes >= LARGE_FILE_BYTES;
-        if self.part_bytes > 0 && (is_large || self.part_bytes.saturating_add(entry_bytes) > PART_BYTES) {
+        let is_large = header.size_bytes >= LARGE_FILE_BYTES || self.open.as_ref().is_some_and(Open::is_large);
+        let is_new = self.archive == Archive::Base && differs_always(&header.path);
+        let is_full = self.part_bytes.saturating_add(entry_bytes) > PART_BYTES;
+        let begins = header.kind == EntryKind::File && begins_bundle(&header.path, entry_bytes);
+        if self.part_bytes > 0 && (is_large || is_full || begins || is_new != self.is_new) {
             self.end_part(0);
         }
+        self.is_new = is_new;
         self.end_file()?;
         self.append(&header.block);
         if header.kind == EntryKind::File {
@@ -362,8 +389,8 @@ mod tests {
     fn cut(stream: &[u8], piece_bytes: usize) -> Cut {
         let mut cutter = PartCutter::new(false);
         cutter.begin_archive(Archive::Base);
-        let (mut parts, mut files, mut contents) = (Vec::new(), Vec::new(), Vec::new());
-        let mut part = Vec::new();
+        let (mut parts, mut contents) = (Vec::new(), Vec::new());
+        let (mut files, mut part): (Vec<BackupFile>, _) = (Vec::new(), Vec::new());
         let mut take = |cutter: &mut PartCutter| {
             while let Some(piece) = cutter.next_piece() {
                 match piece {
@@ -374,9 +401,12 @@ mod tests {
                         for span in frame.spans {
                             let before: &Vec<u8> = &contents[span.file as usize];
                             let (page, within) = (before.len() / PAGE_BYTES, before.len() % PAGE_BYTES);
-                            let pages = span.pages.expect("these are relations");
-                            assert_eq!(pages.first as usize, page, "the page that a span begins in");
-                            assert!(pages.head == before[before.len() - within..], "the beginning of that page");
+                            let path = files[span.file as usize].path.to_string();
+                            assert_eq!(span.pages.is_some(), path.starts_with("base/"), "{path} is a relation");
+                            if let Some(pages) = span.pages {
+                                assert_eq!(pages.first as usize, page, "the page that a span begins in");
+                                assert!(pages.head == before[before.len() - within..], "the beginning of that page");
+                            }
                             contents[span.file as usize].extend(&frame.plain[span.start..span.start + span.bytes]);
                         }
                         part.extend_from_slice(&frame.plain);
@@ -459,8 +489,56 @@ mod tests {
         stream.extend(file("base/1/2", b"small"));
         let Cut { parts, files, .. } = cut(&stream, 1 << 20);
         let begins: Vec<_> = parts.iter().map(|(end, _)| end.continues.as_ref().map(|from| from.file_offset)).collect();
-        assert_eq!(begins, [None, Some(PART_BYTES), Some(2 * PART_BYTES)]);
-        assert_eq!((files[1].part, files[1].offset), (2, 512 + 512), "a small file goes with the end of a large one");
+        assert_eq!(begins, [None, Some(PART_BYTES), Some(2 * PART_BYTES), None]);
+        assert_eq!((files[1].part, files[1].offset), (3, 512), "a large file has parts of its own");
+    }
+
+    /// A stream of files of these sizes, none of which has another's bytes, and its parts.
+    fn parts_of<'a>(files: impl IntoIterator<Item = &'a (String, usize)>) -> Vec<Vec<u8>> {
+        let mut stream = file("backup_label", b"START WAL LOCATION: 0/2000028");
+        for (path, bytes) in files {
+            let mut content = vec![0; *bytes];
+            content.iter_mut().zip(path.bytes()).for_each(|(byte, letter)| *byte = letter);
+            stream.extend(file(path, &content));
+        }
+        stream.extend(file("global/pg_control", &[7; 8192]));
+        cut(&stream, 1 << 20).parts.into_iter().map(|(_, bytes)| bytes).collect()
+    }
+
+    #[test]
+    fn a_file_that_changed_makes_other_parts_of_what_is_next_to_it_alone() {
+        // Given small files of all sizes, some 130 MiB of them, and a large one
+        let mut files: Vec<(String, usize)> =
+            (0..1000).map(|number| (format!("base/5/{}", 16_384 + 3 * number), (number * 7919) % 270_000)).collect();
+        files.insert(500, ("base/5/99999".to_owned(), LARGE + 100));
+        let before: std::collections::HashSet<Vec<u8>> = parts_of(&files).into_iter().collect();
+        let mean = files.iter().map(|(_, bytes)| bytes).sum::<usize>() / before.len();
+        assert!(mean > LARGE / 3, "the parts have {mean} bytes on the average");
+        // When one of them has grown, or is gone, or there is a new one, or the large one has grown
+        type Change = fn(&mut Vec<(String, usize)>);
+        let changes: [Change; 5] = [
+            |files| files[100].1 += 9000,
+            |files| _ = files.remove(300),
+            |files| files.insert(700, ("base/5/77777".to_owned(), 50_000)),
+            |files| files[500].1 += 100_000,
+            |files| files[998].1 = 0,
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut changed = files.clone();
+            change(&mut changed);
+            // Then no more is new than that file's part and the next.
+            let new = parts_of(&changed).into_iter().filter(|part| !before.contains(part));
+            let new: Vec<usize> = new.map(|part| part.len()).collect();
+            let bytes: usize = new.iter().sum();
+            assert!(new.len() <= 2 && bytes <= PART + LARGE, "change {number} makes {new:?} anew");
+        }
+    }
+
+    #[test]
+    fn what_differs_in_every_backup_has_parts_of_its_own() {
+        let parts = parts_of(&[("base/5/1".to_owned(), 100), ("base/5/2".to_owned(), 100)]);
+        let sizes: Vec<usize> = parts.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1024, 2048, 512 + 8192 + 1024]);
     }
 
     #[test]

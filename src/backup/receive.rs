@@ -32,6 +32,21 @@ impl EventSource for BackupStream {
     }
 }
 
+/// Why a stream ended early.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The connection was lost, or the server is going: it may be there again in a moment.
+    Lost(Error),
+    /// What came, or what the server said, would be no better another time.
+    Failed(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Broken {
+        Broken::Failed(error)
+    }
+}
+
 /// What the server said at its end, and on the way.
 pub(crate) struct Read {
     /// The position that recovery must reach, and its timeline.
@@ -82,7 +97,7 @@ impl<S: EventSource> Receiver<S> {
     /// # Errors
     /// What the server says, also behind the manifest; then nothing of it is a backup. Damaged pages on its disk are no
     /// error here: all of the backup has come by then, and it may be the last one there ever is.
-    pub(crate) async fn receive(mut self) -> Result<Read> {
+    pub(crate) async fn receive(mut self) -> Result<Read, Broken> {
         loop {
             let event = self.source.next_event().await;
             match event.map_err(|error| self.failed(error))? {
@@ -107,6 +122,7 @@ impl<S: EventSource> Receiver<S> {
                         self.findings.damaged = true;
                         self.findings.warnings.push(shortened(&damage.message));
                     }
+                    self.work.send(Work::End).await.map_err(|_| nobody_there())?;
                     let whole_bytes = self.cutter.whole_bytes();
                     return Ok(Read { end: (timeline, end_lsn), findings: self.findings, whole_bytes });
                 }
@@ -173,14 +189,15 @@ impl<S: EventSource> Receiver<S> {
     }
 
     /// The server's error, and what it warned of before.
-    fn failed(&self, error: PgError) -> Error {
-        let shown = Error::from(error);
-        if self.findings.warnings.is_empty() {
-            return shown;
+    fn failed(&self, error: PgError) -> Broken {
+        let is_lost = error.is_transient();
+        let mut shown = Error::from(error);
+        if !self.findings.warnings.is_empty() {
+            let warned = format!("It warned: {}.", self.findings.first_warnings());
+            let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
+            shown = shown.hint(hint);
         }
-        let warned = format!("It warned: {}.", self.findings.first_warnings());
-        let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
-        shown.hint(hint)
+        if is_lost { Broken::Lost(shown) } else { Broken::Failed(shown) }
     }
 }
 

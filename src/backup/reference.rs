@@ -29,14 +29,40 @@ pub(super) async fn choose(repository: &Repository, wanted: &Wanted) -> Result<R
     let mut newest_problem = None;
     for id in ids.into_iter().rev() {
         let Some(backup) = read(repository, &id).await? else { continue };
-        let problem = match misfit(&backup, wanted) {
-            Some(problem) => Some(format!("the base backup {id} {problem}")),
-            None => broken_chain(repository, &backup).await?,
-        };
-        let Some(problem) = problem else { return Ok(Ok(backup)) };
-        newest_problem.get_or_insert(problem);
+        match fitting(repository, backup, wanted).await? {
+            Ok(backup) => return Ok(Ok(backup)),
+            Err(problem) => _ = newest_problem.get_or_insert(problem),
+        }
     }
     Ok(Err(newest_problem.unwrap_or_else(|| "there is no base backup yet".to_owned())))
+}
+
+/// The backup `id`, if one of this server can build on it; or why not.
+///
+/// # Errors
+/// If the store fails or a document is unreadable.
+pub(super) async fn named(
+    repository: &Repository,
+    id: &BackupId,
+    wanted: &Wanted,
+) -> Result<Result<BackupDocument, String>> {
+    let Some(backup) = read(repository, id).await? else {
+        return Ok(Err(format!("the base backup {id}, which it builds on, is gone")));
+    };
+    fitting(repository, backup, wanted).await
+}
+
+/// A backup that one of this server can build on; or why it cannot.
+async fn fitting(
+    repository: &Repository,
+    backup: BackupDocument,
+    wanted: &Wanted,
+) -> Result<Result<BackupDocument, String>> {
+    let problem = match misfit(&backup, wanted) {
+        Some(problem) => Some(format!("the base backup {} {problem}", backup.id)),
+        None => broken_chain(repository, &backup).await?,
+    };
+    Ok(problem.map_or(Ok(backup), Err))
 }
 
 /// A finished backup without its list of files.

@@ -1,29 +1,43 @@
 //! The workflow of one base backup, from the first question to the document that says that it exists.
 
-use super::collect::{Collected, Collector};
+use super::collect::{Collected, Collector, Outcome};
 use super::cut_relations::CutRelations;
 use super::decompress::Decompressing;
 use super::pages::PageChecks;
-use super::receive::{EventSource, Read, Receiver};
+use super::receive::{Broken, EventSource, Read, Receiver};
+use super::resume::Unfinished;
 use super::verify;
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::{BackupStart, BaseBackupOptions, Client, PgError};
+use crate::postgres::{BackupStart, BackupStream, BaseBackupOptions, Client, PgError};
 use crate::repository::{
-    BackupBegin, BackupDocument, BackupFile, BackupId, BackupTablespace, FORMAT_VERSION, Findings, Key, Writer,
-    whole_path,
+    BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, EarlierParts, FORMAT_VERSION,
+    Findings, Key, Writer, whole_path,
 };
-use crate::runtime::Clock;
+use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::StoreErrorKind;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
 
 /// Frames that are compressed at once, or wait for that: enough for four cores at the rate at which a server sends.
 const FRAMES_AT_WORK: usize = 4;
 
 /// The first version that compresses what it sends.
 const COMPRESSES_FROM: u32 = 150_000;
+
+/// How often a backup is begun whose connection is lost: each time the server makes a checkpoint and sends everything again.
+const ATTEMPTS: u32 = 5;
+
+/// Between a lost connection and the next one, and between tries to get that one.
+const PAUSES: RetryPolicy =
+    RetryPolicy { first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(30), budget: None };
+
+/// So long a server that cannot be reached is waited for.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// Names tried when others began a backup in the same second.
 const NAMES_TRIED: u32 = 100;
@@ -64,6 +78,8 @@ pub struct BackupOptions {
     pub server_zstd_level: Option<i32>,
     /// Parts being stored at once: each takes up to 32 MiB of memory.
     pub uploads_in_flight: usize,
+    /// Goes on with this one, instead of beginning one with a name of its own.
+    pub resume: Option<Unfinished>,
     /// Shows the server all of a reference's manifest, which corrupts incremental backups silently: for tests that show it.
     #[doc(hidden)]
     pub trusts_summaries: bool,
@@ -77,6 +93,7 @@ impl Default for BackupOptions {
             max_rate_kib: None,
             server_zstd_level: None,
             uploads_in_flight: 3,
+            resume: None,
             trusts_summaries: false,
         }
     }
@@ -125,20 +142,23 @@ pub struct BackupProgress {
     pub total_bytes: Option<u64>,
     /// Bytes of the parts that are stored.
     pub stored_bytes: u64,
+    /// Those of them that an earlier attempt had stored.
+    pub reused_bytes: u64,
     /// Warnings of the server.
     pub warnings: u64,
 }
 
-/// Takes one base backup through `client`, a replication connection. It exists when this returns, and not before.
+/// Takes one base backup through replication connections of `connect`. It exists when this returns, and not before. Where a
+/// connection is lost it is begun again, under the same name, and what is stored of it is not stored again.
 ///
 /// Memory: about 32 MiB for each upload in flight and for the part being built, 8 MiB for each of four frames, and
-/// 200 bytes for each file. If this fails or is dropped, what it stored stays, without `backup.json`, until a prune takes it.
+/// 200 bytes for each file. If this fails or is dropped, what it stored stays, without `backup.json`: [`Unfinished`] goes on with it.
 ///
 /// # Errors
 /// [`Kind::Diverged`] if the server is not the repository's cluster; [`Kind::Damaged`] if a file arrives otherwise than
 /// the server read it; else what the server, the store or `wal` says.
-pub async fn take(
-    mut client: Client,
+pub async fn take<C: Future<Output = Result<Client>> + Send>(
+    connect: impl Fn() -> C + Sync + Send,
     writer: &Writer,
     options: &BackupOptions,
     clock: &Clock,
@@ -146,20 +166,53 @@ pub async fn take(
     progress: watch::Sender<BackupProgress>,
 ) -> Result<BackupDocument> {
     check_label(&options.label)?;
-    let found = client.identify_system().await?.system_identifier;
-    check_cluster(found, writer)?;
-    let postgres_version = client.server_version();
-    let settings = read_settings(&mut client).await?;
-    let started_at = clock.now();
-    let request = options.request();
-    if let Some(error) = not_compressed(&request, postgres_version, None) {
-        return Err(error);
+    if let Some(unfinished) = &options.resume {
+        unfinished.check_full()?;
     }
-    let begun = client.base_backup(&request).await;
-    let (start, stream) =
-        begun.map_err(|error| not_compressed(&request, postgres_version, Some(&error)).unwrap_or(error.into()))?;
-    let server = Server { reference: None, postgres_version, settings, started_at, start };
-    Run { writer, options, clock, wal, progress }.store(stream, server).await
+    let mut beginning = BeginFull { connect, writer, options, clock };
+    let begun = beginning.begin().await?;
+    Run { writer, options, clock, wal, progress }.store(begun, beginning).await
+}
+
+/// Begins base backups at a server, one after the other where a connection is lost.
+pub(super) trait Begin: Send {
+    /// What the server sends.
+    type Source: EventSource;
+
+    /// Connects and begins. No error of another kind than `Postgres` passes by itself.
+    fn begin(&mut self) -> impl Future<Output = Result<(Server, Self::Source)>> + Send;
+}
+
+struct BeginFull<'a, F> {
+    connect: F,
+    writer: &'a Writer,
+    options: &'a BackupOptions,
+    clock: &'a Clock,
+}
+
+impl<C, F> Begin for BeginFull<'_, F>
+where
+    C: Future<Output = Result<Client>> + Send,
+    F: Fn() -> C + Sync + Send,
+{
+    type Source = BackupStream;
+
+    async fn begin(&mut self) -> Result<(Server, BackupStream)> {
+        let mut client = (self.connect)().await?;
+        let found = client.identify_system().await?.system_identifier;
+        check_cluster(found, self.writer)?;
+        let postgres_version = client.server_version();
+        let settings = read_settings(&mut client).await?;
+        let started_at = self.clock.now();
+        let request = self.options.request();
+        if let Some(error) = not_compressed(&request, postgres_version, None) {
+            return Err(error);
+        }
+        let begun = client.base_backup(&request).await;
+        let (start, stream) =
+            begun.map_err(|error| not_compressed(&request, postgres_version, Some(&error)).unwrap_or(error.into()))?;
+        Ok((Server { reference: None, postgres_version, settings, started_at, start }, stream))
+    }
 }
 
 /// Why a server of this version, which answers with `error`, does not compress what it was asked to.
@@ -201,17 +254,53 @@ pub(super) struct Run<'a> {
     pub(super) progress: watch::Sender<BackupProgress>,
 }
 
+/// What became of a stream.
+enum Copied {
+    /// All of it is stored.
+    Whole(Read, Collected),
+    /// The connection was lost; these parts are stored.
+    Lost(Error, Vec<BackupPart>),
+}
+
 impl Run<'_> {
-    /// Takes in what the server sends. The backup exists when this returns.
-    pub(super) async fn store(self, source: impl EventSource, server: Server) -> Result<BackupDocument> {
-        let id = self.begin(&server).await?;
-        self.progress.send_modify(|progress| {
-            progress.phase = BackupPhase::Copying;
-            progress.id = Some(id.clone());
-            progress.total_bytes = server.start.total_kib.map(|kib| kib.saturating_mul(1024));
-        });
-        let stored = Box::pin(self.copy_and_finish(source, id.clone(), server)).await;
-        stored.map_err(|error| error.context(format!("base backup {id} failed, a prune will take what it stored")))
+    /// Takes in what the server sends, and where the connection is lost, what it sends when the backup is begun `again`. The backup
+    /// exists when this returns.
+    pub(super) async fn store<B: Begin>(self, begun: (Server, B::Source), again: B) -> Result<BackupDocument> {
+        let (id, earlier) = match &self.options.resume {
+            Some(unfinished) => (unfinished.id().clone(), unfinished.parts().clone()),
+            None => (self.begin(&begun.0).await?, EarlierParts::default()),
+        };
+        let stored = Box::pin(self.store_under(&id, earlier, begun, again)).await;
+        stored.map_err(|error| {
+            error.context(format!("base backup {id} failed (seawall backup --resume {id} goes on with it)"))
+        })
+    }
+
+    async fn store_under<B: Begin>(
+        &self,
+        id: &BackupId,
+        mut earlier: EarlierParts,
+        (mut server, mut source): (Server, B::Source),
+        mut again: B,
+    ) -> Result<BackupDocument> {
+        for attempt in 1.. {
+            self.progress.send_modify(|progress| {
+                progress.phase = BackupPhase::Copying;
+                progress.id = Some(id.clone());
+                progress.total_bytes = server.start.total_kib.map(|kib| kib.saturating_mul(1024));
+                (progress.received_bytes, progress.stored_bytes, progress.reused_bytes) = (0, 0, 0);
+            });
+            match self.copy(source, id, &server, Arc::new(earlier.clone())).await? {
+                Copied::Whole(read, collected) => return self.finish(id, server, read, collected, &earlier).await,
+                Copied::Lost(error, _) if attempt == ATTEMPTS => return Err(error),
+                Copied::Lost(error, parts) => {
+                    parts.iter().for_each(|part| earlier.add(part));
+                    self.progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
+                    (server, source) = begin_again(id, error, &mut again).await?;
+                }
+            }
+        }
+        Err(Error::new(Kind::Internal, "a base backup was begun too often"))
     }
 
     /// Stores `begin.json`: from here on prune keeps the WAL that this backup will need, and the name is ours.
@@ -239,14 +328,58 @@ impl Run<'_> {
         Err(Error::new(Kind::Busy, format!("{NAMES_TRIED} base backups began in the second of {started_at}")))
     }
 
-    async fn copy_and_finish(self, source: impl EventSource, id: BackupId, server: Server) -> Result<BackupDocument> {
+    /// Everything between the server's first byte and its last word, with the first failure of either side.
+    async fn copy(
+        &self,
+        source: impl EventSource,
+        id: &BackupId,
+        server: &Server,
+        earlier: Arc<EarlierParts>,
+    ) -> Result<Copied> {
         let checks = PageChecks::new(&server.settings, server.start.start_lsn);
         if checks.is_none() {
             tracing::warn!(
                 "this server's pages or files are not of PostgreSQL's usual size: Seawall does not check them"
             );
         }
-        let (read, collected) = self.copy(source, &id, server.reference.is_some(), checks).await?;
+        let (sender, work) = mpsc::channel(FRAMES_AT_WORK);
+        let is_incremental = server.reference.is_some();
+        let source = Decompressing::new(source, self.options.server_zstd_level.is_some());
+        let receiver =
+            Receiver::new(source, is_incremental, self.writer.clone(), checks, sender, self.progress.clone());
+        let in_flight = self.options.uploads_in_flight;
+        let collector = Collector::new(self.writer.clone(), id.clone(), earlier, in_flight, self.progress.clone());
+        let (mut receiving, mut collecting) = (Box::pin(receiver.receive()), Box::pin(collector.collect(work)));
+        tokio::select! {
+            read = &mut receiving => match (read, collecting.await) {
+                (Ok(read), Ok(Outcome::Whole(collected))) => Ok(Copied::Whole(read, collected)),
+                // What was on its way into the store has arrived there, or has not: whoever goes on needs not store it again.
+                (Err(Broken::Lost(error)), Ok(Outcome::CutOff(parts))) => Ok(Copied::Lost(error, parts)),
+                (Err(Broken::Failed(error)), Ok(_)) | (_, Err(error)) => Err(error),
+                (Ok(_), Ok(Outcome::CutOff(_))) | (Err(Broken::Lost(_)), Ok(Outcome::Whole(_))) => {
+                    Err(Error::new(Kind::Internal, "the two halves of a base backup do not agree whether it is whole"))
+                }
+            },
+            // It ends by itself only if it fails.
+            collected = &mut collecting => match collected {
+                Err(error) => Err(error),
+                Ok(_) => match receiving.await {
+                    Err(Broken::Lost(error) | Broken::Failed(error)) => Err(error),
+                    Ok(_) => Err(Error::new(Kind::Internal, "the end of a base backup came too late")),
+                },
+            },
+        }
+    }
+
+    /// Everything has come and is stored: makes a backup of it.
+    async fn finish(
+        &self,
+        id: &BackupId,
+        server: Server,
+        read: Read,
+        collected: Collected,
+        earlier: &EarlierParts,
+    ) -> Result<BackupDocument> {
         let Collected { parts, files, manifest, rejected, rejected_count } = collected;
         let Read { end, findings, whole_bytes } = read;
         let (end_timeline, end_lsn) = end;
@@ -287,8 +420,16 @@ impl Run<'_> {
         if let Some(reference) = &document.reference {
             self.check_there(reference).await?;
         }
+        if !earlier.is_empty() {
+            self.writer.check_parts(id, &document.parts).await?;
+        }
         // The commit point: everything else is durable, the server has said all it has to say, and now the backup exists.
-        self.writer.store_document(&Key::BackupEnd(id), &document).await?;
+        let stored = self.writer.store_document(&Key::BackupEnd(id.clone()), &document).await;
+        stored.map_err(|error| match error.kind() {
+            Kind::Diverged => Error::new(Kind::Busy, "another process has finished it meanwhile")
+                .hint("That backup is good, whoever took it: `seawall list` shows it."),
+            _ => error,
+        })?;
         self.progress.send_modify(|progress| progress.phase = BackupPhase::Done);
         Ok(document)
     }
@@ -305,22 +446,20 @@ impl Run<'_> {
             found => found.map(|_| ()).map_err(Error::from),
         }
     }
+}
 
-    /// Everything between the server's first byte and its last word, with the first failure of either side.
-    async fn copy(
-        &self,
-        source: impl EventSource,
-        id: &BackupId,
-        is_incremental: bool,
-        checks: Option<PageChecks>,
-    ) -> Result<(Read, Collected)> {
-        let (sender, work) = mpsc::channel(FRAMES_AT_WORK);
-        let source = Decompressing::new(source, self.options.server_zstd_level.is_some());
-        let receiver =
-            Receiver::new(source, is_incremental, self.writer.clone(), checks, sender, self.progress.clone());
-        let in_flight = self.options.uploads_in_flight;
-        let collector = Collector::new(self.writer.clone(), id.clone(), in_flight, self.progress.clone());
-        tokio::try_join!(Box::pin(receiver.receive()), Box::pin(collector.collect(work)))
+/// Begins a backup again whose connection was lost, as soon as the server can be reached.
+async fn begin_again<B: Begin>(id: &BackupId, lost: Error, again: &mut B) -> Result<(Server, B::Source)> {
+    let (mut backoff, since) = (Backoff::new(PAUSES), Instant::now());
+    let mut why = lost;
+    loop {
+        let pause = backoff.next_pause();
+        tracing::warn!(backup = %id, error = %why, pause_seconds = pause.as_secs_f64(), "beginning the base backup again");
+        sleep(pause).await;
+        match again.begin().await {
+            Err(error) if error.kind() == Kind::Postgres && since.elapsed() < PATIENCE => why = error,
+            begun => return begun,
+        }
     }
 }
 
@@ -369,6 +508,10 @@ pub(super) fn check_label(label: &str) -> Result<()> {
     }
     Err(Error::new(Kind::Usage, format!("a backup's label is one line of at most {LABEL_BYTES_MAX} bytes")))
 }
+
+#[cfg(test)]
+#[path = "resume_tests.rs"]
+mod resume_tests;
 
 #[cfg(test)]
 #[path = "run_tests.rs"]

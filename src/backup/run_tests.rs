@@ -8,7 +8,7 @@ use crate::postgres::{BackupEvent, PgError, ServerMessage, Tablespace};
 use crate::repository::incremental::testing::incremental;
 use crate::repository::manifest::{FileCheck, testing::manifest};
 use crate::repository::tar::testing::{file, header};
-use crate::repository::{BackupVerdict, Layout, WalNeed};
+use crate::repository::{Archive, BackupVerdict, Layout, WalNeed};
 use crate::store::{
     Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
     Upload, list_all,
@@ -21,12 +21,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-const SYSTEM: u64 = 7_300_000_000_000_000_001;
+pub(super) const SYSTEM: u64 = 7_300_000_000_000_000_001;
 
 /// Events, and at last an error if there is one.
-struct Script {
-    events: VecDeque<BackupEvent>,
-    error: Option<PgError>,
+pub(super) struct Script {
+    pub(super) events: VecDeque<BackupEvent>,
+    pub(super) error: Option<PgError>,
 }
 
 impl EventSource for Script {
@@ -38,11 +38,24 @@ impl EventSource for Script {
     }
 }
 
+/// What a server sends each time a backup is begun again; then it is gone for good.
+#[derive(Default)]
+pub(super) struct Scripts(pub(super) VecDeque<Script>);
+
+impl Begin for Scripts {
+    type Source = Script;
+
+    async fn begin(&mut self) -> Result<(Server, Script)> {
+        let next = self.0.pop_front().ok_or_else(|| Error::new(Kind::Refused, "the server is gone for good"))?;
+        Ok((server(), next))
+    }
+}
+
 /// What a server would send for these files: one tablespace, then the data directory, then the manifest.
-struct Sample {
-    tablespace: Vec<u8>,
-    base: Vec<u8>,
-    manifest: Vec<u8>,
+pub(super) struct Sample {
+    pub(super) tablespace: Vec<u8>,
+    pub(super) base: Vec<u8>,
+    pub(super) manifest: Vec<u8>,
 }
 
 impl Sample {
@@ -56,12 +69,17 @@ impl Sample {
     }
 
     fn with(large: &[u8]) -> Sample {
+        Sample::of(large, b"START WAL LOCATION: 0/2000028", b"")
+    }
+
+    /// With these contents of three files.
+    pub(super) fn of(large: &[u8], label: &[u8], small: &[u8]) -> Sample {
         let check = |content: &[u8]| FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(content) };
         let mut tablespace = header(b"PG_15_202209061/", b'5', 0, b"").to_vec();
         tablespace.extend(file("PG_15_202209061/5/16385", b"in a tablespace"));
         let files: Vec<(&str, &[u8])> = vec![
-            ("backup_label", b"START WAL LOCATION: 0/2000028"),
-            ("base/5/empty", b""),
+            ("backup_label", label),
+            ("base/5/small", small),
             ("base/5/16384", large),
             ("global/pg_control", &[7; 8192]),
         ];
@@ -77,7 +95,7 @@ impl Sample {
         Sample { tablespace, base, manifest }
     }
 
-    fn script(&self) -> Script {
+    pub(super) fn script(&self) -> Script {
         let data = |bytes: &[u8]| -> Vec<BackupEvent> {
             bytes.chunks(32 << 10).map(|piece| BackupEvent::Data(Bytes::copy_from_slice(piece))).collect()
         };
@@ -93,11 +111,11 @@ impl Sample {
     }
 }
 
-fn need() -> WalNeed {
+pub(super) fn need() -> WalNeed {
     WalNeed { timeline: TimelineId(1), start: Lsn(0x200_0028), end: Lsn(0x200_0100) }
 }
 
-fn server() -> Server {
+pub(super) fn server() -> Server {
     let tablespace = Tablespace { oid: 16384, location: "/srv/fast".into(), size_kib: Some(1) };
     Server {
         reference: None,
@@ -122,7 +140,7 @@ fn writer(store: Arc<dyn Store>) -> Writer {
 
 /// A waiter with its answer ready.
 #[derive(Debug)]
-struct Answer(Result<(), &'static str>);
+pub(super) struct Answer(pub(super) Result<(), &'static str>);
 
 #[async_trait]
 impl WalWaiter for Answer {
@@ -136,10 +154,10 @@ async fn store_from(script: Script, store: Arc<dyn Store>, waiter: Answer) -> Re
     let (options, clock) = (BackupOptions::default(), Clock::simulated("2026-11-20T14:05:00Z".parse().unwrap()));
     let (progress, _) = watch::channel(BackupProgress::default());
     let run = Run { writer: &writer(store), options: &options, clock: &clock, wal: &waiter, progress };
-    run.store(script, server()).await
+    run.store((server(), script), Scripts::default()).await
 }
 
-async fn names(store: &dyn Store) -> Vec<String> {
+pub(super) async fn names(store: &dyn Store) -> Vec<String> {
     let mut names: Vec<String> = list_all(store, "").await.unwrap().into_iter().map(|object| object.key).collect();
     names.sort();
     names
@@ -150,7 +168,7 @@ async fn plain(store: &dyn Store, name: &str) -> Vec<u8> {
     codec::decode_object(&stored, 1 << 30).unwrap().plain
 }
 
-const FOLDER: &str = "main/base/20261120T140300Z/";
+pub(super) const FOLDER: &str = "main/base/20261120T140300Z/";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_sends_is_what_is_stored() {
@@ -158,30 +176,36 @@ async fn what_the_server_sends_is_what_is_stored() {
     let store = Arc::new(MemoryStore::new());
     let document = store_from(sample.script(), store.clone(), Answer(Ok(()))).await.unwrap();
 
-    let files = ["16384.00001.tar.lz4", "backup.json", "backup_manifest.lz4"].map(|name| format!("{FOLDER}{name}"));
-    let parts = ["base.00001.tar.lz4", "base.00002.tar.lz4", "base.00003.tar.lz4", "begin.json"];
-    let expected: Vec<String> = files.into_iter().chain(parts.map(|name| format!("{FOLDER}{name}"))).collect();
+    let manifest = format!("backup_manifest.{}.lz4", &document.manifest_sha256[..32]);
+    let parts = document.parts.iter().map(|part| format!("{}.tar.lz4", part.name));
+    let others = ["backup.json".to_owned(), manifest.clone(), "begin.json".to_owned()];
+    let mut expected: Vec<String> = parts.chain(others).map(|name| format!("{FOLDER}{name}")).collect();
+    expected.sort();
     assert_eq!(names(store.as_ref()).await, expected);
+    let numbers: Vec<_> = document.parts.iter().map(|part| (part.name.archive, part.name.number)).collect();
+    let in_base = (1..=6).map(|number| (Archive::Base, number));
+    assert_eq!(numbers, [(Archive::Tablespace(16384), 1)].into_iter().chain(in_base).collect::<Vec<_>>());
 
     // Joined, the parts are the server's stream and its end; the manifest is the server's.
     let mut base = Vec::new();
     for part in &document.parts {
-        let name = format!("{FOLDER}{}.{:05}.tar.lz4", part.archive, part.number);
+        let name = format!("{FOLDER}{}.tar.lz4", part.name);
         let bytes = plain(store.as_ref(), &name).await;
         assert_eq!(bytes.len() as u64, part.plain_bytes);
         assert_eq!(store.head(&name).await.unwrap().info.bytes, part.stored_bytes);
-        if part.archive == "base" {
+        if part.name.archive == Archive::Base {
+            assert!(part.sha256.starts_with(&part.name.digest.to_string()), "a part is called by its SHA-256");
             base.extend(bytes);
         } else {
             assert!(bytes == [&sample.tablespace[..], &[0; 1024]].concat());
         }
     }
     assert!(base == [&sample.base[..], &[0; 1024]].concat(), "the parts together are not what the server sent");
-    assert!(plain(store.as_ref(), &format!("{FOLDER}backup_manifest.lz4")).await == sample.manifest);
+    assert!(plain(store.as_ref(), &format!("{FOLDER}{manifest}")).await == sample.manifest);
 
     // The document says what is where, and is what was stored.
     let added: Vec<u32> = document.parts.iter().map(|part| part.added_bytes).collect();
-    assert_eq!(added, [1024, 0, 0, 1024], "a server before 15 does not end its archives");
+    assert_eq!(added, [1024, 0, 0, 0, 0, 0, 1024], "a server before 15 does not end its archives");
     assert_eq!(document.files.len(), 5);
     assert_eq!(document.settings["max_connections"], "100");
     assert_eq!((document.end_lsn, document.end_timeline), (need().end, TimelineId(1)));
@@ -235,7 +259,7 @@ async fn a_server_that_fails_after_its_manifest_has_made_no_backup() {
     script.events.pop_back();
     let warning = "checksum verification failed in file \"./base/5/16384\", block 3";
     script.events.insert(5, BackupEvent::Notice(message("WARNING", "XX001", warning)));
-    script.error = Some(PgError::Server(Box::new(message("FATAL", "57P01", "terminating connection"))));
+    script.error = Some(PgError::Server(Box::new(message("ERROR", "58030", "could not read a file"))));
     let store = Arc::new(MemoryStore::new());
     let error = store_from(script, store.clone(), Answer(Ok(()))).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Postgres);
@@ -243,9 +267,10 @@ async fn a_server_that_fails_after_its_manifest_has_made_no_backup() {
     let names = names(store.as_ref()).await;
     assert!(names.contains(&format!("{FOLDER}begin.json")), "{names:?}");
     assert!(!names.iter().any(|name| name.contains("backup")), "{names:?}");
+    assert!(error.to_string().contains("seawall backup --resume 20261120T140300Z"), "{error}");
 }
 
-fn message(severity: &str, sqlstate: &str, message: &str) -> ServerMessage {
+pub(super) fn message(severity: &str, sqlstate: &str, message: &str) -> ServerMessage {
     ServerMessage {
         severity: severity.into(),
         sqlstate: sqlstate.into(),
@@ -318,7 +343,7 @@ async fn store_incremental_with(writer: &Writer, script: Script) -> Result<Backu
     let (progress, _) = watch::channel(BackupProgress::default());
     let waiter = Answer(Ok(()));
     let run = Run { writer, options: &options, clock: &clock, wal: &waiter, progress };
-    run.store(script, Server { reference: Some(reference), ..server() }).await
+    run.store((Server { reference: Some(reference), ..server() }, script), Scripts::default()).await
 }
 
 #[tokio::test]
@@ -467,6 +492,17 @@ async fn a_store_that_is_full_ends_the_backup() {
     assert!(error.hint_text().is_some_and(|hint| hint.contains("full")), "{error:?}");
 }
 
+/// A server that is there only once.
+struct Once;
+
+impl Begin for Once {
+    type Source = Endless;
+
+    async fn begin(&mut self) -> Result<(Server, Endless)> {
+        Err(Error::new(Kind::Refused, "the server is gone for good"))
+    }
+}
+
 /// A file that never ends.
 struct Endless(Option<BackupEvent>);
 
@@ -493,7 +529,7 @@ async fn no_more_is_read_than_fits_the_memory() {
     let (writer, waiter) = (writer(store), Answer(Ok(())));
     let run = Run { writer: &writer, options: &options, clock: &clock, wal: &waiter, progress };
     // When the server goes on sending, then reading stops: parts in flight, one waiting, one handed on, frames at work
-    let reading = run.store(Endless(None), server());
+    let reading = run.store((server(), Endless(None)), Once);
     let stalled = async {
         let pause = Duration::from_secs(1);
         while tokio::time::timeout(pause, seen.changed()).await.is_ok() {}

@@ -65,6 +65,13 @@ impl Recipients {
         self.0.len()
     }
 
+    /// As `age-keygen` prints them, in an order of their own.
+    pub fn words(&self) -> Vec<String> {
+        let mut words: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        words.sort();
+        words
+    }
+
     /// True if nothing is encrypted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -193,6 +200,13 @@ pub fn encrypt(
     }
     writer.finish().map_err(CodecError::Encryption)?;
     Ok(Bytes::from(encrypted))
+}
+
+/// True if an object of `plain` bytes may have this length when it is encrypted.
+pub fn may_have_length(plain: u64, encrypted: u64) -> bool {
+    let chunks = plain.div_ceil(CHUNK_BYTES as u64).max(1);
+    let Some(header) = encrypted.checked_sub(plain + chunks * TAG_BYTES as u64) else { return false };
+    header > 0 && header <= HEADER_BYTES_MAX as u64
 }
 
 /// True if this is the beginning of an age file.

@@ -4,7 +4,7 @@ use super::progress::{self, Step};
 use super::{keys, parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{
-    BackupOptions, BackupPhase, BackupProgress, NotIncremental, RepositoryWaiter, take, take_incremental,
+    BackupOptions, BackupPhase, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
 };
 use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
@@ -39,6 +39,16 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
     ensure_cluster(store.as_ref(), &settings.cluster, identity, &clock).await?;
     let layout = parts::layout(&settings, identity.segment_size);
     let writer = Writer::new(store.clone(), layout.clone(), identity.system_identifier);
+    let repository = Repository { store: store.clone(), layout };
+    let resume = match &args.resume {
+        Some(id) => Some(Unfinished::find(&repository, id, identity.system_identifier, &clock).await?),
+        None => None,
+    };
+    let backup_type = match &resume {
+        Some(unfinished) if unfinished.reference().is_some() => BackupType::Incremental,
+        Some(_) => BackupType::Full,
+        None => args.backup_type,
+    };
 
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
@@ -64,16 +74,16 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             fast_checkpoint: args.fast,
             max_rate_kib: args.max_rate,
             server_zstd_level: args.server_compression,
+            resume,
             ..BackupOptions::default()
         };
-        let repository = Repository { store: store.clone(), layout: layout.clone() };
         let waiter = RepositoryWaiter::new(repository.clone());
         let reader = WalReader::new(repository, identity.system_identifier);
         let taken = async {
-            let why_full = match args.backup_type {
+            let connect = || parts::connect(&settings);
+            let why_full = match backup_type {
                 BackupType::Full => None,
                 wanted => {
-                    let connect = async || parts::connect(&settings).await;
                     let taken =
                         take_incremental(connect, &reader, &writer, &options, &clock, &waiter, sender.clone()).await;
                     match (taken, wanted) {
@@ -86,14 +96,14 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             if let Some(why) = &why_full {
                 tracing::warn!(why, "taking a full backup instead of an incremental one");
             }
-            let document = Box::pin(take(client, &writer, &options, &clock, &waiter, sender)).await?;
+            let document = Box::pin(take(connect, &writer, &options, &clock, &waiter, sender)).await?;
             Ok(Taken { document, why_full })
         };
         let taken = tokio::select! {
             taken = Box::pin(taken) => taken,
             never = progress::show(watched, step) => match never {},
             () = shutdown.stop.cancelled() => Err(Error::new(Kind::Local, "the backup was interrupted")
-                .hint("What was stored of it is never used for a restore; run `seawall backup` again.")),
+                .hint("What was stored of it is never used for a restore. `seawall list` names it: `seawall backup --resume ID` goes on.")),
         };
         archiving.begin_stop();
         taken

@@ -107,9 +107,8 @@ impl Backups {
     /// Takes a base backup, as `seawall backup` does while `run` has the slot.
     async fn answer(&self) -> Result<()> {
         let (repository, cluster) = parts::repository_in(&self.settings, self.store.clone()).await?;
-        let client = parts::connect(&self.settings).await?;
         tracing::info!("taking a base backup, because WAL was lost");
-        let document = take_for(repository, cluster.system_identifier, client, &self.clock).await?;
+        let document = take_for(repository, cluster.system_identifier, &self.settings, &self.clock).await?;
         let seconds = document.ended_at.duration_since(document.started_at).as_secs_f64();
         tracing::info!(backup = %document.id, seconds, "the base backup after the gap is complete");
         if let Some(found) = document.findings.in_words() {
@@ -122,12 +121,13 @@ impl Backups {
 async fn take_for(
     repository: Repository,
     system_identifier: u64,
-    client: crate::postgres::Client,
+    settings: &Settings,
     clock: &Clock,
 ) -> Result<BackupDocument> {
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
     let waiter = RepositoryWaiter::new(repository);
     let (progress, _) = watch::channel(BackupProgress::default());
     let options = BackupOptions { label: "seawall, after a gap".to_owned(), ..BackupOptions::default() };
-    Box::pin(take(client, &writer, &options, clock, &waiter, progress)).await
+    let connect = || parts::connect(settings);
+    Box::pin(take(connect, &writer, &options, clock, &waiter, progress)).await
 }

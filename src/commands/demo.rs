@@ -175,11 +175,11 @@ impl Story<'_> {
         let (repository, cluster) = parts::repository(self.settings).await?;
         let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
         let info = ConnInfo::parse(&source.conninfo(), &|_| None)?;
-        let client = Client::connect(&info, Mode::Physical, &[]).await?;
+        let connect = || async { Ok(Client::connect(&info, Mode::Physical, &[]).await?) };
         let waiter = RepositoryWaiter::new(repository);
         let options = BackupOptions { label: "seawall demo".into(), ..BackupOptions::default() };
         let (progress, _) = watch::channel(BackupProgress::default());
-        let taken = Box::pin(backup::take(client, &writer, &options, &self.clock, &waiter, progress)).await?;
+        let taken = Box::pin(backup::take(connect, &writer, &options, &self.clock, &waiter, progress)).await?;
         let detail = format!("{}, {} stored as {}", taken.id, size(taken.plain_bytes), size(taken.stored_bytes));
         step.done("base backup", &detail)
     }

@@ -130,7 +130,7 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
         }
     }
     for id in &report.unfinished_backups {
-        text.push_str(&format!("unfinished: {id} (running, or interrupted; never used for a restore)\n"));
+        text.push_str(&format!("unfinished: {id} (running, or interrupted; never used for a restore; `seawall backup --resume {id}` goes on with it)\n"));
     }
     let mut wal = Table::new(&[
         ("timeline", Align::Right),

@@ -3,6 +3,7 @@
 
 use super::file_path::FilePath;
 use super::layout::BackupId;
+use super::part_name::PartName;
 use crate::codec::Ending;
 use crate::wal::{History, Lsn, TimelineId};
 use jiff::Timestamp;
@@ -242,10 +243,8 @@ pub struct BackupTablespace {
 /// One object of a base backup: a stretch of a tar stream.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BackupPart {
-    /// `base` or the tablespace's OID.
-    pub archive: String,
-    /// Its number in that archive, from 1.
-    pub number: u32,
+    /// What the object is called; [`BackupDocument::ending`] comes behind it.
+    pub name: PartName,
     /// Bytes of tar.
     pub plain_bytes: u64,
     /// Bytes of the object.
@@ -466,6 +465,7 @@ pub(super) mod tests {
     pub(in crate::repository) fn sample() -> BackupDocument {
         let path = |text: &[u8]| FilePath::parse(text).unwrap();
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
+        let name = |number: u32| PartName::parse(&format!("base.{number:05}.{}", "cd".repeat(16))).unwrap();
         BackupDocument {
             ending: Ending::default(),
             format: FORMAT_VERSION,
@@ -498,8 +498,7 @@ pub(super) mod tests {
             },
             parts: vec![
                 BackupPart {
-                    archive: "base".into(),
-                    number: 1,
+                    name: name(1),
                     plain_bytes: 33_554_944,
                     stored_bytes: 60,
                     sha256: "cd".repeat(32),
@@ -507,8 +506,7 @@ pub(super) mod tests {
                     continues: None,
                 },
                 BackupPart {
-                    archive: "base".into(),
-                    number: 2,
+                    name: name(2),
                     plain_bytes: 1536,
                     stored_bytes: 40,
                     sha256: "ef".repeat(32),

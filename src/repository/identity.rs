@@ -55,8 +55,6 @@ pub enum Subject {
         backup: BackupId,
         /// `base` or the tablespace's OID.
         archive: String,
-        /// From 1.
-        number: u32,
     },
     /// A base backup's manifest.
     Manifest {
@@ -71,9 +69,9 @@ impl Subject {
         Subject::Wal { timeline: range.timeline, start: range.start, end: range.end }
     }
 
-    /// The `number`-th part of `archive`.
-    pub fn part(backup: BackupId, archive: Archive, number: u32) -> Subject {
-        Subject::Part { backup, archive: archive.to_string(), number }
+    /// A part of `archive`. Which one is no part of what it says: equal stretches are equal objects, wherever they lie.
+    pub fn part(backup: BackupId, archive: Archive) -> Subject {
+        Subject::Part { backup, archive: archive.to_string() }
     }
 }
 

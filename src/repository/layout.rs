@@ -10,8 +10,8 @@
 //! <cluster>/index/00000001/gap-0000000003000000-0000000005000000.json
 //! <cluster>/index/00000001/dead-0000000003002578-0000000003005000.json
 //! <cluster>/base/20261120T140300Z/begin.json
-//! <cluster>/base/20261120T140300Z/base.00001.tar.lz4                                          or 16384.00001.tar.lz4
-//! <cluster>/base/20261120T140300Z/backup_manifest.lz4
+//! <cluster>/base/20261120T140300Z/base.00001.<32 digits>.tar.lz4                              or 16384.00001.…
+//! <cluster>/base/20261120T140300Z/backup_manifest.<32 digits>.lz4
 //! <cluster>/base/20261120T140300Z/backup.json
 //! <cluster>/open/probe-<id>
 //! ```
@@ -19,6 +19,7 @@
 //! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has. Encrypted objects have `.age`
 //! behind it.
 
+use super::part_name::{ContentDigest, PartName};
 use crate::codec::{Ending, Form};
 use crate::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -121,10 +122,10 @@ pub enum Key {
     BackupBegin(BackupId),
     /// A base backup exists.
     BackupEnd(BackupId),
-    /// PostgreSQL's own manifest.
-    BackupManifest(BackupId),
-    /// The n-th part of one of a base backup's tar streams, counted from 1.
-    BackupPart(BackupId, Archive, u32),
+    /// PostgreSQL's own manifest, which has this SHA-256.
+    BackupManifest(BackupId, ContentDigest),
+    /// A part of one of a base backup's tar streams.
+    BackupPart(BackupId, PartName),
     /// A name to try the store with.
     Probe(String),
 }
@@ -208,10 +209,10 @@ impl Layout {
             }
             Key::BackupBegin(id) => format!("{}begin.json", self.backup_prefix(id)),
             Key::BackupEnd(id) => format!("{}backup.json", self.backup_prefix(id)),
-            Key::BackupManifest(id) => format!("{}backup_manifest.{suffix}", self.backup_prefix(id)),
-            Key::BackupPart(id, archive, number) => {
-                format!("{}{archive}.{number:05}.tar.{suffix}", self.backup_prefix(id))
+            Key::BackupManifest(id, digest) => {
+                format!("{}backup_manifest.{digest}.{suffix}", self.backup_prefix(id))
             }
+            Key::BackupPart(id, name) => format!("{}{name}.tar.{suffix}", self.backup_prefix(id)),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
     }
@@ -385,14 +386,10 @@ fn parse_backup_file(id: BackupId, file: &str) -> Option<Key> {
         _ => {}
     }
     let (stem, _) = Ending::split(file)?;
-    if stem == "backup_manifest" {
-        return Some(Key::BackupManifest(id));
+    if let Some(digest) = stem.strip_prefix("backup_manifest.") {
+        return Some(Key::BackupManifest(id, ContentDigest::parse(digest)?));
     }
-    let (archive, number) = stem.strip_suffix(".tar")?.split_once('.')?;
-    let digits = number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit());
-    let value: u32 = digits.then(|| number.parse().ok()).flatten()?;
-    (value > 0 && format!("{value:05}") == number).then_some(())?;
-    Some(Key::BackupPart(id, Archive::parse(archive)?, value))
+    Some(Key::BackupPart(id, PartName::parse(stem.strip_suffix(".tar")?)?))
 }
 
 /// Exactly `digits` upper-case hexadecimal digits.
@@ -439,13 +436,14 @@ mod tests {
         #[test]
         fn every_name_survives_being_built_and_parsed(
             layout in layouts(), timeline in 1u32.., at in 0u64..u64::MAX / 4, length: u64,
-            seconds in 0i64..4_000_000_000, number in 1u32.., oid in 1u32..,
+            seconds in 0i64..4_000_000_000, number in 1u32.., oid in 1u32.., sha256: [u8; 32],
         ) {
             let size = layout.segment_size();
             let range = within_a_block(size, timeline, at, length);
             let whole = WalRange { start: size.block_start(range.start), end: size.block_end(range.start), ..range };
             let time = Timestamp::from_second(seconds).unwrap();
             let id = BackupId::at(time, number % 3);
+            let digest = ContentDigest::of_sha256(sha256);
             let keys = [
                 Key::Cluster,
                 Key::Block(range),
@@ -458,9 +456,9 @@ mod tests {
                 Key::DeadBranch(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::BackupBegin(id.clone()),
                 Key::BackupEnd(id.clone()),
-                Key::BackupManifest(id.clone()),
-                Key::BackupPart(id.clone(), Archive::Base, number),
-                Key::BackupPart(id, Archive::Tablespace(oid), number),
+                Key::BackupManifest(id.clone(), digest),
+                Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
+                Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
                 Key::Probe("0a1b".to_owned()),
             ];
             for key in keys {

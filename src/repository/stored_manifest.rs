@@ -3,6 +3,7 @@
 use super::documents::BackupDocument;
 use super::identity::{Identity, Subject};
 use super::layout::Key;
+use super::part_name::ContentDigest;
 use super::{Repository, hex};
 use crate::codec::{self, encryption};
 use crate::error::{Error, Kind, Result};
@@ -14,12 +15,25 @@ use sha2::{Digest, Sha256};
 const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 impl Repository {
+    /// The full name of the manifest of `backup`.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if `backup.json` names none.
+    pub fn manifest_name(&self, backup: &BackupDocument) -> Result<String> {
+        let digest = ContentDigest::of_hex(&backup.manifest_sha256);
+        let digest = digest.ok_or_else(|| {
+            let name = self.layout.name(&Key::BackupEnd(backup.id.clone()));
+            Error::new(Kind::Damaged, format!("{name} does not name its manifest"))
+        })?;
+        Ok(self.layout.name_in(&Key::BackupManifest(backup.id.clone(), digest), backup.ending))
+    }
+
     /// The manifest of `backup` as PostgreSQL sent it: about 150 bytes for each file.
     ///
     /// # Errors
     /// [`Kind::Damaged`] if it is missing, or not what `backup.json` says; else what the store says.
     pub async fn read_manifest(&self, backup: &BackupDocument) -> Result<Vec<u8>> {
-        let name = self.layout.name_in(&Key::BackupManifest(backup.id.clone()), backup.ending);
+        let name = self.manifest_name(backup)?;
         let stored = match self.store.get(&name, None).await {
             Ok(stream) => stream.collect().await?,
             Err(error) if error.kind == StoreErrorKind::NotFound => {

@@ -6,7 +6,7 @@ use super::layout::{Key, Layout};
 use crate::codec::{Buffers, FrameEncoder, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
-use crate::store::{Body, Created, Metadata, Store, StoreErrorKind};
+use crate::store::{Body, Created, Metadata, ObjectStream, Store, StoreErrorKind};
 use crate::wal::WalRange;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -192,7 +192,7 @@ impl Writer {
     }
 
     /// The frames of an object as they are stored: encrypted, if that is wanted. CPU work.
-    fn seal(&self, identity: &Identity, frames: Vec<Bytes>) -> Result<Body> {
+    pub(super) fn seal(&self, identity: &Identity, frames: Vec<Bytes>) -> Result<Body> {
         let recipients = &self.layout.form().recipients;
         if recipients.is_empty() {
             return Ok(Body::from(frames));
@@ -286,12 +286,8 @@ impl Writer {
         .await??;
         let (name, bytes) = (self.layout.name(key), body.bytes());
         if self.store.create(&name, body, metadata).await? == Created::Exists {
-            let mut stored = self.store.get(&name, None).await?;
-            let mut found = Sha256::new();
-            while let Some(piece) = stored.bytes.next().await {
-                found.update(&piece?);
-            }
-            if hex(&found.finalize()) != sha256 {
+            let found = sha256_of(self.store.get(&name, None).await?).await?;
+            if hex(&found) != sha256 {
                 return Err(Error::new(Kind::Diverged, format!("{name} is stored with other bytes"))
                     .hint("Does another program write into this folder of the repository?"));
             }
@@ -340,6 +336,15 @@ fn diverged(name: &str) -> Error {
          backup and started again, or does a second cluster write into this folder? Give a cluster that went its own \
          way another --cluster name, and take a new base backup.",
     )
+}
+
+/// SHA-256 of a stored object's bytes.
+pub(super) async fn sha256_of(mut stored: ObjectStream) -> Result<[u8; 32]> {
+    let mut sha256 = Sha256::new();
+    while let Some(piece) = stored.bytes.next().await {
+        sha256.update(&piece?);
+    }
+    Ok(sha256.finalize().into())
 }
 
 /// Lower-case hexadecimal.

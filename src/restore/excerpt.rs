@@ -48,7 +48,7 @@ pub(super) async fn read_file(
 /// The bytes of tar in a part.
 async fn part_plain(repository: &Repository, document: &BackupDocument, index: usize) -> Result<Vec<u8>> {
     let part = document.parts[index].clone();
-    let (name, archive, stored) = part_bytes(repository, &part, &document.id, document.ending).await?;
+    let (name, stored) = part_bytes(repository, &part, &document.id, document.ending).await?;
     let (id, system_identifier) = (document.id.clone(), document.system_identifier);
     let identities = repository.layout.form().identities.clone();
     runtime::blocking(move || {
@@ -60,7 +60,7 @@ async fn part_plain(repository: &Repository, document: &BackupDocument, index: u
             false => Error::new(Kind::Damaged, format!("{name} is damaged")).because(error),
         })?;
         let identity = Identity::parse(&name, decoded.identity.as_deref())?;
-        identity.check(&name, system_identifier, &Subject::part(id, archive, part.number))?;
+        identity.check(&name, system_identifier, &Subject::part(id, part.name.archive))?;
         Ok(decoded.plain)
     })
     .await?

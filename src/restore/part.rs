@@ -100,8 +100,7 @@ pub(super) fn extract(
     if stored.len() as u64 != part.stored_bytes || found != part.sha256 {
         return Err(damaged("does not have the length and SHA-256 that backup.json says".to_owned()));
     }
-    let archive =
-        Archive::parse(&part.archive).ok_or_else(|| damaged(format!("is of no archive: {:?}", part.archive)))?;
+    let archive = part.name.archive;
     let mut writer = Writer { archive, source, tree, open: None, extracted: Extracted::default() };
     let mut tar = TarReader::new();
     if let Some(from) = &part.continues {
@@ -135,7 +134,7 @@ pub(super) fn extract(
     splitter.finish().map_err(unreadable)?;
     // A file may go on in the next part.
     writer.end_file().map_err(|error| error.context(name))?;
-    let subject = Subject::part(source.backup.clone(), archive, part.number);
+    let subject = Subject::part(source.backup.clone(), archive);
     Identity::parse(name, identity.as_deref())?.check(name, source.system_identifier, &subject)?;
     if plain_bytes != part.plain_bytes {
         return Err(damaged(format!("holds {plain_bytes} bytes of tar instead of {}", part.plain_bytes)));

@@ -33,7 +33,7 @@ impl Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::Continuation;
+    use crate::repository::{Archive, ContentDigest, Continuation, PartName};
 
     fn path(name: &str) -> FilePath {
         FilePath::parse(name.as_bytes()).unwrap()
@@ -42,8 +42,7 @@ mod tests {
     fn part(number: u32, continues: Option<&str>) -> BackupPart {
         let continues = continues.map(|name| Continuation { path: path(name), file_offset: 10, file_bytes: 20 });
         BackupPart {
-            archive: "base".into(),
-            number,
+            name: PartName { archive: Archive::Base, number, digest: ContentDigest::of_sha256([0; 32]) },
             plain_bytes: 0,
             stored_bytes: 0,
             sha256: String::new(),

@@ -6,7 +6,7 @@ use super::tree::Tree;
 use crate::codec::{Buffers, Ending};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{Archive, BackupDocument, BackupId, BackupPart, Key, PART_BYTES_MAX, Repository};
+use crate::repository::{BackupDocument, BackupId, BackupPart, Key, PART_BYTES_MAX, Repository};
 use crate::runtime;
 use crate::store::{StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 /// Fetches what PostgreSQL says was in the backup.
 pub(super) async fn manifest(repository: &Repository, backup: &BackupDocument) -> Result<Manifest> {
     let bytes = repository.read_manifest(backup).await?;
-    let name = repository.layout.name_in(&Key::BackupManifest(backup.id.clone()), backup.ending);
+    let name = repository.manifest_name(backup)?;
     runtime::blocking(move || {
         Manifest::parse(&bytes)
             .map_err(|error| Error::new(Kind::Damaged, format!("{name} cannot be read")).because(error))
@@ -68,20 +68,18 @@ async fn write_part(
     tree: Arc<Tree>,
     buffers: Buffers,
 ) -> Result<Extracted> {
-    let (name, _, stored) = part_bytes(repository, &part, &source.backup, source.ending).await?;
+    let (name, stored) = part_bytes(repository, &part, &source.backup, source.ending).await?;
     runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
 }
 
-/// A part as it is stored: its name, its archive, its bytes.
+/// A part as it is stored: its name, its bytes.
 pub(super) async fn part_bytes(
     repository: &Repository,
     part: &BackupPart,
     backup: &BackupId,
     ending: Ending,
-) -> Result<(String, Archive, Bytes)> {
-    let archive = Archive::parse(&part.archive)
-        .ok_or_else(|| Error::new(Kind::Damaged, format!("backup.json names a part of {:?}", part.archive)))?;
-    let name = repository.layout.name_in(&Key::BackupPart(backup.clone(), archive, part.number), ending);
+) -> Result<(String, Bytes)> {
+    let name = repository.layout.name_in(&Key::BackupPart(backup.clone(), part.name), ending);
     if part.stored_bytes.max(part.plain_bytes) > PART_BYTES_MAX {
         let text = format!("backup.json says that {name} has more than {PART_BYTES_MAX} bytes, as no part has");
         return Err(Error::new(Kind::Damaged, text).hint("Somebody else than Seawall wrote it. Try an older backup."));
@@ -94,5 +92,5 @@ pub(super) async fn part_bytes(
             "Is there another copy of the bucket (versions, replication), or an older backup (`seawall list`)?",
         ));
     }
-    Ok((name, archive, stream.collect().await?))
+    Ok((name, stream.collect().await?))
 }

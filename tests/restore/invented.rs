@@ -5,7 +5,8 @@ use bytes::Bytes;
 use seawall::codec::{Compression, FRAME_BYTES, FrameEncoder};
 use seawall::repository::{
     Archive, BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, Catalog, Cluster,
-    Continuation, FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, Repository, Subject, WalReader, Writer,
+    ContentDigest, Continuation, FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, PartName, Repository,
+    Subject, WalReader, Writer,
 };
 use seawall::restore::{FetchCommand, Plan, Request, RestoreOptions, Target, TargetAction};
 use seawall::runtime::Clock;
@@ -123,8 +124,13 @@ impl Invented {
             parts.push(maker.part(archive, part_number, &tar, continues).await);
         }
         let manifest = manifest_of(&files(), &twist.listed);
+        let digest = ContentDigest::of_sha256(Sha256::digest(manifest.as_bytes()).into());
         maker
-            .object(&Key::BackupManifest(id.clone()), Subject::Manifest { backup: id.clone() }, manifest.as_bytes())
+            .object(
+                &Key::BackupManifest(id.clone(), digest),
+                Subject::Manifest { backup: id.clone() },
+                manifest.as_bytes(),
+            )
             .await;
         let document = BackupDocument {
             ending: seawall::codec::Ending::default(),
@@ -178,13 +184,11 @@ impl Invented {
 
     /// The name of a part's object, counted from 0.
     pub fn part(&self, index: usize) -> String {
-        let part = &self.document.parts[index];
-        let archive = Archive::parse(&part.archive).unwrap();
-        self.repository.layout.name(&Key::BackupPart(self.document.id.clone(), archive, part.number))
+        self.repository.layout.name(&Key::BackupPart(self.document.id.clone(), self.document.parts[index].name))
     }
 
     pub fn manifest(&self) -> String {
-        self.repository.layout.name(&Key::BackupManifest(self.document.id.clone()))
+        self.repository.manifest_name(&self.document).unwrap()
     }
 
     pub async fn read(&self, name: &str) -> Vec<u8> {
@@ -255,11 +259,11 @@ impl Maker<'_> {
     }
 
     async fn part(&self, archive: Archive, number: u32, tar: &[u8], continues: Option<Continuation>) -> BackupPart {
-        let key = Key::BackupPart(self.id.clone(), archive, number);
-        let stored = self.object(&key, Subject::part(self.id.clone(), archive, number), tar).await;
+        let name = PartName { archive, number, digest: ContentDigest::of_sha256(Sha256::digest(tar).into()) };
+        let key = Key::BackupPart(self.id.clone(), name);
+        let stored = self.object(&key, Subject::part(self.id.clone(), archive), tar).await;
         BackupPart {
-            archive: archive.to_string(),
-            number,
+            name,
             plain_bytes: tar.len() as u64,
             stored_bytes: stored.len() as u64,
             sha256: hex(&Sha256::digest(&stored)),
