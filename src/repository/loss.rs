@@ -2,7 +2,7 @@
 //! begins behind it is finished.
 
 use super::documents::{BackupBegin, BackupDocument};
-use super::layout::Key;
+use super::layout::{BackupId, Key};
 use super::{Catalog, Repository};
 use crate::error::Result;
 use crate::store::StoreErrorKind;
@@ -62,28 +62,9 @@ impl Repository {
                 begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch)
             })
         };
-        self.newest_backup_that(is_wanted, false).await
-    }
-
-    async fn newest_backup_that(
-        &self,
-        is_wanted: impl Fn(&BackupBegin) -> bool,
-        is_sound: bool,
-    ) -> Result<Option<BackupBegin>> {
-        let level = self.store.list_level(&self.layout.base_prefix()).await?;
-        let mut ids: Vec<_> =
-            level.prefixes.iter().filter_map(|prefix| self.layout.parse_backup_prefix(prefix)).collect();
-        ids.sort();
-        for id in ids.into_iter().rev() {
+        for id in self.backup_ids().await? {
             let begin: Option<BackupBegin> = self.read_document(&Key::BackupBegin(id.clone())).await?;
-            let Some(begin) = begin.filter(&is_wanted) else { continue };
-            if is_sound {
-                let document: Option<BackupDocument> = self.read_document(&Key::BackupEnd(id)).await?;
-                if document.is_some_and(|document| !document.findings.damaged) {
-                    return Ok(Some(begin));
-                }
-                continue;
-            }
+            let Some(begin) = begin.filter(is_wanted) else { continue };
             match self.store.head(&self.layout.name(&Key::BackupEnd(id))).await {
                 Ok(_) => return Ok(Some(begin)),
                 Err(error) if error.kind == StoreErrorKind::NotFound => {}
@@ -91,6 +72,27 @@ impl Repository {
             }
         }
         Ok(None)
+    }
+
+    /// Where the newest backup begins of those that are finished and not damaged. One that was gone on with begins later than it
+    /// said at its beginning.
+    async fn newest_sound_start(&self) -> Result<Option<(TimelineId, Lsn)>> {
+        for id in self.backup_ids().await? {
+            let document: Option<BackupDocument> = self.read_document(&Key::BackupEnd(id)).await?;
+            if let Some(backup) = document.filter(|document| !document.findings.damaged) {
+                return Ok(Some((backup.timeline, backup.start_lsn)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Base backups, finished or not, the newest first.
+    async fn backup_ids(&self) -> Result<Vec<BackupId>> {
+        let level = self.store.list_level(&self.layout.base_prefix()).await?;
+        let mut ids: Vec<_> =
+            level.prefixes.iter().filter_map(|prefix| self.layout.parse_backup_prefix(prefix)).collect();
+        ids.sort_by(|one, other| other.cmp(one));
+        Ok(ids)
     }
 
     /// What was lost, and what was done about it: on the way to `followed`, or to the newest timeline that is stored.
@@ -111,12 +113,17 @@ impl Repository {
                 let text = self.read_history_file(timeline).await?;
                 let path = text.and_then(|text| History::parse(timeline, &text).ok());
                 let path = path.unwrap_or_else(|| History::root(timeline));
-                let sound = self.newest_backup_that(|_| true, true).await?;
-                let unanswered_by = |backup: &Option<BackupBegin>| {
-                    let backup = backup.as_ref().map(|begin| (begin.timeline, begin.start_lsn));
-                    unanswered_gap(&path, gaps.iter().copied(), backup)
+                let sound = self.newest_sound_start().await?;
+                let newest = match &newest_backup {
+                    Some(begin) => {
+                        let key = Key::BackupEnd(begin.id.clone());
+                        let document: Option<BackupDocument> = self.read_document(&key).await?;
+                        document.map(|backup| (backup.timeline, backup.start_lsn))
+                    }
+                    None => None,
                 };
-                (unanswered_by(&sound), unanswered_by(&newest_backup).is_some())
+                let unanswered_by = |backup| unanswered_gap(&path, gaps.iter().copied(), backup);
+                (unanswered_by(sound), unanswered_by(newest).is_some())
             }
             _ => (None, false),
         };
@@ -129,7 +136,7 @@ mod tests {
     use super::*;
     use crate::codec::Compression;
     use crate::repository::documents::{FORMAT_VERSION, Findings, GapNote, tests::sample};
-    use crate::repository::{BackupId, Layout, Writer};
+    use crate::repository::{Layout, Writer};
     use crate::store::MemoryStore;
     use crate::wal::SegmentSize;
     use std::sync::Arc;
@@ -170,7 +177,8 @@ mod tests {
         // When a damaged backup is there, then it can be restored by name only, and another would be no better
         let backup = async |name: &str, damaged: bool| {
             let id = BackupId::parse(name).unwrap();
-            let (start_lsn, started_at) = (lost.end, found_at);
+            // Its first attempt began before the hole.
+            let (start_lsn, started_at) = (lost.start, found_at);
             let begin = BackupBegin {
                 format: FORMAT_VERSION,
                 id: id.clone(),
@@ -182,6 +190,7 @@ mod tests {
             };
             writer.store_document(&Key::BackupBegin(id.clone()), &begin).await.unwrap();
             let findings = Findings { damaged, ..Findings::default() };
+            let start_lsn = lost.end;
             let document = BackupDocument { id: id.clone(), timeline, start_lsn, findings, ..sample() };
             writer.store_document(&Key::BackupEnd(id), &document).await.unwrap();
         };
