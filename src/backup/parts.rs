@@ -16,12 +16,13 @@ use crate::repository::{Archive, BackupFile, Continuation, FilePath, PART_BYTES_
 use bytes::Bytes;
 use std::collections::VecDeque;
 
-/// Tar bytes in a part. Memory for data that does not compress is this much for the part being built and for each
+/// Tar bytes in a part. A connection that is lost costs the part being built, and a page that changes since costs its part: half of
+/// this on the average. Twice as large they would cost half as many requests. Memory for data that does not compress is this much for the part being built and for each
 /// upload in flight. Part of the repository's format only in so far as a resumed backup must find the same borders.
-pub(crate) const PART_BYTES: u64 = 32 << 20;
+pub(crate) const PART_BYTES: u64 = 16 << 20;
 
 /// A file of this size has parts of its own; smaller ones are never cut.
-pub(crate) const LARGE_FILE_BYTES: u64 = 16 << 20;
+pub(crate) const LARGE_FILE_BYTES: u64 = 8 << 20;
 
 /// Frames whose memory is kept to be used again: a few more than are cut and compressed at once.
 const SPARE_FRAMES_MAX: usize = 8;

@@ -76,7 +76,7 @@ pub struct BackupOptions {
     pub max_rate_kib: Option<u32>,
     /// The server compresses what it sends with Zstandard at this level: for a thin network, at the cost of its processors.
     pub server_zstd_level: Option<i32>,
-    /// Parts being stored at once: each takes up to 32 MiB of memory.
+    /// Parts being stored at once: each takes up to 16 MiB of memory.
     pub uploads_in_flight: usize,
     /// Goes on with this one, instead of beginning one with a name of its own.
     pub resume: Option<Unfinished>,
@@ -92,7 +92,7 @@ impl Default for BackupOptions {
             fast_checkpoint: true,
             max_rate_kib: None,
             server_zstd_level: None,
-            uploads_in_flight: 3,
+            uploads_in_flight: 6,
             resume: None,
             trusts_summaries: false,
         }
@@ -151,7 +151,7 @@ pub struct BackupProgress {
 /// Takes one base backup through replication connections of `connect`. It exists when this returns, and not before. Where a
 /// connection is lost it is begun again, under the same name, and what is stored of it is not stored again.
 ///
-/// Memory: about 32 MiB for each upload in flight and for the part being built, 8 MiB for each of four frames, and
+/// Memory: about 16 MiB for each upload in flight and for the part being built, 8 MiB for each of four frames, and
 /// 200 bytes for each file. If this fails or is dropped, what it stored stays, without `backup.json`: [`Unfinished`] goes on with it.
 ///
 /// # Errors
@@ -257,7 +257,7 @@ pub(super) struct Run<'a> {
 /// What became of a stream.
 enum Copied {
     /// All of it is stored.
-    Whole(Read, Collected),
+    Whole(Box<(Read, Collected)>),
     /// The connection was lost; these parts are stored.
     Lost(Error, Vec<BackupPart>),
 }
@@ -291,7 +291,7 @@ impl Run<'_> {
                 (progress.received_bytes, progress.stored_bytes, progress.reused_bytes) = (0, 0, 0);
             });
             match self.copy(source, id, &server, Arc::new(earlier.clone())).await? {
-                Copied::Whole(read, collected) => return self.finish(id, server, read, collected, &earlier).await,
+                Copied::Whole(whole) => return self.finish(id, server, *whole, &earlier).await,
                 Copied::Lost(error, _) if attempt == ATTEMPTS => return Err(error),
                 Copied::Lost(error, parts) => {
                     parts.iter().for_each(|part| earlier.add(part));
@@ -352,7 +352,7 @@ impl Run<'_> {
         let (mut receiving, mut collecting) = (Box::pin(receiver.receive()), Box::pin(collector.collect(work)));
         tokio::select! {
             read = &mut receiving => match (read, collecting.await) {
-                (Ok(read), Ok(Outcome::Whole(collected))) => Ok(Copied::Whole(read, collected)),
+                (Ok(read), Ok(Outcome::Whole(collected))) => Ok(Copied::Whole(Box::new((read, collected)))),
                 // What was on its way into the store has arrived there, or has not: whoever goes on needs not store it again.
                 (Err(Broken::Lost(error)), Ok(Outcome::CutOff(parts))) => Ok(Copied::Lost(error, parts)),
                 (Err(Broken::Failed(error)), Ok(_)) | (_, Err(error)) => Err(error),
@@ -376,8 +376,7 @@ impl Run<'_> {
         &self,
         id: &BackupId,
         server: Server,
-        read: Read,
-        collected: Collected,
+        (read, collected): (Read, Collected),
         earlier: &EarlierParts,
     ) -> Result<BackupDocument> {
         let Collected { parts, files, manifest, rejected, rejected_count } = collected;

@@ -218,7 +218,7 @@ type Alter<'a> = &'a dyn Fn(&mut Sample);
 #[tokio::test]
 async fn a_byte_that_changes_on_the_way_is_found_out() {
     // Given a stream in which one byte of a file's contents, or of the manifest, is not the server's
-    let content = |sample: &mut Sample| sample.base[20 << 20] ^= 1;
+    let content = |sample: &mut Sample| sample.base[PART_BYTES as usize + 1_000_000] ^= 1;
     let late = |sample: &mut Sample| {
         let at = sample.base.len() - 1024;
         sample.base[at] ^= 1;

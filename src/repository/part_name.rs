@@ -28,7 +28,7 @@ impl ContentDigest {
     /// Reads exactly 32 lower-case hexadecimal digits.
     pub fn parse(text: &str) -> Option<ContentDigest> {
         let digits = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-        if text.len() != 2 * ContentDigest::BYTES || !text.as_bytes().iter().all(|byte| digits(byte)) {
+        if text.len() != 2 * ContentDigest::BYTES || !text.as_bytes().iter().all(digits) {
             return None;
         }
         let mut digest = [0; ContentDigest::BYTES];
