@@ -457,7 +457,8 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
         "  seawall backup --pg 'host=db user=seawall' --repo s3://backups/shop --fast
   seawall backup --config /etc/seawall.toml --label before-upgrade --json
   seawall backup --config /etc/seawall.toml --max-rate 50M
-  seawall backup --config /etc/seawall.toml --type auto",
+  seawall backup --config /etc/seawall.toml --type auto
+  seawall backup --config /etc/seawall.toml --resume 20261120T140300Z",
     ),
     (
         "restore",
