@@ -190,7 +190,8 @@ impl<S: EventSource> Receiver<S> {
 
     /// The server's error, and what it warned of before.
     fn failed(&self, error: PgError) -> Broken {
-        let is_lost = error.is_transient();
+        // A server that goes away says so (57P01 to 57P05). Whatever else it says, it says again: it is out of room, or was told to cancel.
+        let is_lost = error.is_transient() && error.sqlstate().is_none_or(|state| state.starts_with("57P"));
         let mut shown = Error::from(error);
         if !self.findings.warnings.is_empty() {
             let warned = format!("It warned: {}.", self.findings.first_warnings());

@@ -63,7 +63,9 @@ impl Unfinished {
         }
         let objects = when_quiet(repository, id, objects, clock).await?;
         let listed = objects.iter().map(|object| (object.key.as_str(), object.bytes));
-        Ok(Unfinished { begin, parts: EarlierParts::found(layout, listed) })
+        let parts = EarlierParts::found(layout, listed);
+        tracing::info!(backup = %id, parts_there = parts.count(), "going on with an unfinished base backup");
+        Ok(Unfinished { begin, parts })
     }
 
     /// Its name.

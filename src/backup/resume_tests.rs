@@ -294,6 +294,17 @@ async fn a_connection_that_is_lost_again_and_again_ends_the_backup() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_server_would_say_again_is_not_tried_again() {
+    let two = Two::new();
+    for state in ["57014", "53100", "58030", "XX001"] {
+        let error = PgError::Server(Box::new(message("ERROR", state, "it cannot be")));
+        let process = Process::new(&MemoryStore::new(), Compression::Lz4);
+        let error = process.take(None, [two.cut(20, error), two.second.script()]).await.unwrap_err();
+        assert!(error.to_string().contains("it cannot be"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_what_is_unfinished_and_left_alone_is_gone_on_with() {
     let two = Two::new();
     let store = MemoryStore::new();

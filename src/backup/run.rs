@@ -430,6 +430,10 @@ impl Run<'_> {
             _ => error,
         })?;
         self.progress.send_modify(|progress| progress.phase = BackupPhase::Done);
+        if !earlier.is_empty() {
+            let reused_bytes = self.progress.borrow().reused_bytes;
+            tracing::info!(backup = %id, reused_bytes, of = document.stored_bytes, "parts of earlier attempts were used");
+        }
         Ok(document)
     }
 

@@ -326,6 +326,17 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_object_has_a_length_that_its_content_may_have() {
+        let (_, public) = key();
+        for bytes in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * PIECE_BYTES + 5] {
+            let stored = encrypt(&public, b"a note", [sample(bytes)]).unwrap().len() as u64;
+            assert!(may_have_length(bytes as u64, stored), "{bytes} bytes are stored as {stored}");
+            assert!(!may_have_length(bytes as u64 + HEADER_BYTES_MAX as u64, stored), "{stored} is too short");
+            assert!(!may_have_length(bytes as u64, stored + HEADER_BYTES_MAX as u64), "{stored} is too long");
+        }
+    }
+
+    #[test]
     fn what_was_encrypted_is_opened_by_each_of_its_recipients_and_by_nobody_else() {
         let ((one, one_public), (two, two_public), (other, _)) = (key(), key(), key());
         let both = Recipients([&one_public.0[..], &two_public.0[..]].concat().into());
