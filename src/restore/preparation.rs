@@ -179,10 +179,10 @@ pub struct Preview {
     pub warnings: Vec<String>,
 }
 
-/// Says what [`execute`](super::execute) would do with these options; compares what is there, and writes nothing.
+/// Says what [`execute`](fn@super::execute) would do with these options; compares what is there, and writes nothing.
 ///
 /// # Errors
-/// As of [`execute`](super::execute), before anything is written.
+/// As of [`execute`](fn@super::execute), before anything is written.
 pub async fn preview(
     repository: &Repository,
     plan: &Plan,
