@@ -25,6 +25,22 @@ use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+/// How the repository is stored, and who can read it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Clear,
+    /// Encrypted; whoever takes backups has the private key.
+    Encrypted,
+}
+
+/// A new key: the file of the private one, and the public one.
+async fn keygen(places: &TempDir, owner: &Server) -> (String, String) {
+    let file = places.path().join("key");
+    let made = Seawall::new(["keygen", "--out"]).arg(&file).run_ok().await;
+    owner.user().give_all(&file).unwrap();
+    (file.to_str().unwrap().to_owned(), made.stdout.trim().to_owned())
+}
+
 /// A server that is archived into a directory by `seawall run`.
 struct Scene {
     version: u32,
@@ -33,30 +49,53 @@ struct Scene {
     /// Where its tablespace is, as long as it has it.
     space: PathBuf,
     has_space: bool,
+    stored: Stored,
+    /// Private and public, if the repository is encrypted.
+    keys: Option<(String, String)>,
     archiver: Running,
 }
 
 impl Scene {
-    async fn new(version: u32, settings: &[(&str, &str)]) -> Scene {
+    async fn new(version: u32, settings: &[(&str, &str)], stored: Stored) -> Scene {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let options = ServerOptions { settings, data_checksums: true, ..ServerOptions::default() };
         let server = Postgres::create(version, options).await;
         let (places, space) = (scratch_directory(), server.side_directory("space"));
         std::fs::create_dir(places.path().join("repository")).unwrap();
         server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
-        let archiver = seawall(&server, &places, &["run", "--listen", "off"]).start();
-        let scene = Scene { version, server, places, space, has_space: true, archiver };
+        let keys = match stored {
+            Stored::Clear => None,
+            Stored::Encrypted => Some(keygen(&places, &server).await),
+        };
+        // The archiver never has the private key.
+        let archiver = seawall(&server, &places, &["run", "--listen", "off"]);
+        let archiver = match &keys {
+            Some((_, public)) => archiver.env("SEAWALL_RECIPIENTS", public).start(),
+            None => archiver.start(),
+        };
+        let scene = Scene { version, server, places, space, has_space: true, stored, keys, archiver };
         scene.settle().await;
         scene
     }
 
     /// One that summarizes its WAL.
     async fn summarized(version: u32) -> Scene {
-        Scene::new(version, &[("summarize_wal", "on"), ("autovacuum", "off")]).await
+        Scene::summarized_and(version, Stored::Clear).await
+    }
+
+    async fn summarized_and(version: u32, stored: Stored) -> Scene {
+        Scene::new(version, &[("summarize_wal", "on"), ("autovacuum", "off")], stored).await
     }
 
     fn seawall(&self, arguments: &[&str]) -> Seawall {
-        seawall(&self.server, &self.places, arguments)
+        let seawall = seawall(&self.server, &self.places, arguments);
+        let Some((private, public)) = &self.keys else { return seawall };
+        let seawall = seawall.env("SEAWALL_RECIPIENTS", public);
+        match arguments[0] {
+            "backup" if self.stored == Stored::Encrypted => seawall.env("SEAWALL_IDENTITY", private),
+            "restore" => seawall.env("SEAWALL_IDENTITY", private),
+            _ => seawall,
+        }
     }
 
     async fn sql(&self, statements: &[&str]) {
@@ -229,9 +268,9 @@ fn incremental_files(document: &BackupDocument) -> (usize, usize) {
     (files.count(), go_on.filter(|from| is_incremental(&from.path.to_string())).count())
 }
 
-async fn chains_of_three_restore_to_their_source(version: u32) {
+async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     // Given a server with tables of all kinds, one of them in a tablespace, one of over 100 MB, and a full backup
-    let scene = Scene::summarized(version).await;
+    let scene = Scene::summarized_and(version, stored).await;
     scene
         .sql(&[
             "CREATE TABLE large AS SELECT n AS id, repeat(md5(n::text), 12) AS filling FROM generate_series(1, 260000) n",
@@ -319,12 +358,17 @@ mod chains {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn of_three_restore_to_their_source_on_17() {
-        chains_of_three_restore_to_their_source(17).await;
+        chains_of_three_restore_to_their_source(17, Stored::Clear).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn of_three_restore_to_their_source_on_18() {
-        chains_of_three_restore_to_their_source(18).await;
+        chains_of_three_restore_to_their_source(18, Stored::Clear).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn that_are_encrypted_restore_to_their_source() {
+        chains_of_three_restore_to_their_source(18, Stored::Encrypted).await;
     }
 }
 
@@ -487,7 +531,7 @@ async fn a_chain_goes_on_across_a_failover() {
 async fn where_the_server_cannot_auto_says_so_and_takes_a_full_one() {
     // Given a server of an old version, and one that does not summarize
     for (version, says) in [(15, "PostgreSQL 15 makes full backups only"), (18, "summarize_wal is off")] {
-        let scene = Scene::new(version, &[]).await;
+        let scene = Scene::new(version, &[], Stored::Clear).await;
         let failed = scene.seawall(&["backup", "--fast", "--type", "incremental"]).run_err(6).await;
         assert!(failed.stderr.contains(says) && failed.stderr.contains("hint:"), "{}", failed.stderr);
         let taken = scene.backup("auto").await;

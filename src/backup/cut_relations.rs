@@ -114,6 +114,14 @@ impl Search {
 }
 
 #[cfg(test)]
+impl CutRelations {
+    /// These.
+    pub(super) fn of(relations: impl IntoIterator<Item = RelationId>) -> CutRelations {
+        CutRelations { relations: relations.into_iter().collect(), ..CutRelations::default() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -5,11 +5,11 @@ use super::cut_relations::{CutRelations, Search};
 use super::reference::{self, Wanted};
 use super::run::{BackupOptions, BackupPhase, BackupProgress, Begin, Reference, Run, Server};
 use super::run::{check_cluster, check_label, not_compressed, read_settings};
+use super::shown_manifest::ShownManifest;
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupStream, BaseBackupOptions, Client, PgError};
-use crate::repository::manifest::{self, EditedManifest};
-use crate::repository::{BackupDocument, FilePath, WalNeed, WalReader, Writer};
+use crate::repository::{BackupDocument, WalNeed, WalReader, Writer};
 use crate::runtime::{self, Clock};
 use crate::wal::{History, Lsn, TimelineId};
 use std::collections::BTreeMap;
@@ -164,7 +164,7 @@ where
         if history.timeline != self.timeline {
             return Err(promoted(self.timeline, history.timeline));
         }
-        let mut manifest = self.reader.repository().read_manifest(&self.found).await?;
+        let mut shown = ShownManifest::new(reference::with_files(self.reader.repository(), &self.found.id).await?);
         let request = BaseBackupOptions { incremental: true, ..self.options.request() };
         for _ in 0..ATTEMPTS {
             let now = client.identify_system().await?;
@@ -173,8 +173,11 @@ where
                 return Err(promoted(self.timeline, now.timeline));
             }
             let cut = self.cut_until(now.flush_lsn).await?;
-            manifest = edit(manifest, cut).await?.bytes;
+            (shown, _) = take_out(shown, cut).await?;
+            let manifest;
+            (manifest, shown) = runtime::blocking(move || (shown.bytes(), shown)).await?;
             client.upload_manifest(&manifest).await.map_err(refused)?;
+            drop(manifest);
             self.progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
             let started_at = self.clock.now();
             let postgres_version = client.server_version();
@@ -195,16 +198,13 @@ where
                 let why = format!("the backup begins at {}, where no record of the archived WAL does", start.start_lsn);
                 return Err(NotIncremental::Unavailable(Error::new(Kind::Damaged, why)));
             }
-            let again = edit(manifest, cut.clone()).await?;
-            if again.taken_out == 0 {
+            let taken_out;
+            (shown, taken_out) = take_out(shown, cut.clone()).await?;
+            if taken_out == 0 {
                 let reference = Some(Reference { id: self.found.id.clone(), cut });
                 return Ok((Server { reference, postgres_version, settings, started_at, start }, stream));
             }
-            tracing::info!(
-                relations_files = again.taken_out,
-                "relations were cut while the backup began: beginning anew"
-            );
-            manifest = again.bytes;
+            tracing::info!(relations_files = taken_out, "relations were cut while the backup began: beginning anew");
             // The backup ends with its connection.
             drop(stream);
             client = (self.connect)().await?;
@@ -272,12 +272,13 @@ async fn read_on(
     search.read_to(reader, end).await
 }
 
-/// Takes out of a manifest what the server must send whole.
-async fn edit(manifest: Vec<u8>, cut: Option<CutRelations>) -> Result<EditedManifest> {
-    let is_taken_out = move |path: &FilePath| cut.as_ref().is_some_and(|cut| cut.wants_whole(path));
-    let edited = runtime::blocking(move || manifest::without(&manifest, is_taken_out)).await?;
-    edited
-        .map_err(|error| Error::new(Kind::Damaged, "the manifest of the backup to build on is damaged").because(error))
+/// Takes out what the server must send whole, and says how many files that are.
+async fn take_out(mut shown: ShownManifest, cut: Option<CutRelations>) -> Result<(ShownManifest, usize)> {
+    let work = move || {
+        let taken_out = cut.map_or(0, |cut| shown.take_out(&cut));
+        (shown, taken_out)
+    };
+    runtime::blocking(work).await
 }
 
 /// What the server says to a manifest, or to a backup that builds on it. It refuses where its summaries do not reach back

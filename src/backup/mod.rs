@@ -9,7 +9,7 @@
 //! ```
 //!
 //! [`take`] is the whole workflow; of an incremental one, [`take_incremental`]: what it builds on (reference.rs), what of
-//! that the server must not see (cut_relations.rs). `begin.json` is stored first: from then on prune keeps the WAL that the backup will
+//! that the server must not see (cut_relations.rs), and what it is shown (shown_manifest.rs). `begin.json` is stored first: from then on prune keeps the WAL that the backup will
 //! need. `backup.json` is stored last, and its presence means that the backup exists. Where the connection is lost, all of that is done again
 //! under the same name, but for parts that are stored already; [`Unfinished`] (resume.rs) does so for another process.
 
@@ -23,6 +23,7 @@ mod receive;
 mod reference;
 mod resume;
 mod run;
+mod shown_manifest;
 mod verify;
 mod wal_wait;
 

@@ -1,6 +1,6 @@
 //! Which base backup an incremental one builds on.
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BackupId, Key, Repository, chain};
 use crate::wal::History;
 use std::collections::BTreeMap;
@@ -69,6 +69,15 @@ async fn fitting(
 async fn read(repository: &Repository, id: &BackupId) -> Result<Option<BackupDocument>> {
     let document: Option<BackupDocument> = repository.read_document(&Key::BackupEnd(id.clone())).await?;
     Ok(document.map(|document| BackupDocument { files: Vec::new(), ..document }))
+}
+
+/// A finished backup with its list of files.
+///
+/// # Errors
+/// If it is gone, the store fails, or it is unreadable.
+pub(super) async fn with_files(repository: &Repository, id: &BackupId) -> Result<BackupDocument> {
+    let document = repository.read_document(&Key::BackupEnd(id.clone())).await?;
+    document.ok_or_else(|| Error::new(Kind::Refused, format!("the base backup {id} was deleted meanwhile")))
 }
 
 /// Why nothing of this server can build on `backup`.

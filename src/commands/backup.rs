@@ -9,7 +9,7 @@ use crate::backup::{
 use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, BackupVerdict, Repository, WalReader, Writer};
+use crate::repository::{BackupDocument, BackupVerdict, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Clock, Shutdown};
 use serde::Serialize;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         version: client.server_version(),
     };
     ensure_cluster(store.as_ref(), &settings.cluster, identity, &clock).await?;
-    let layout = parts::layout(&settings, identity.segment_size);
+    let form = keys::reading_form(&settings)?;
+    let layout = Layout::new(settings.cluster.clone(), identity.segment_size, form.clone());
     let writer = Writer::new(store.clone(), layout.clone(), identity.system_identifier);
     let repository = Repository { store: store.clone(), layout };
     let resume = match &args.resume {
@@ -52,7 +53,7 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
 
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
-    let options = ArchiveOptions { form: keys::reading_form(&settings)?, ..ArchiveOptions::default() };
+    let options = ArchiveOptions { form, ..ArchiveOptions::default() };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
     let archiving = Shutdown::default();
     let mut state = archiver.state();

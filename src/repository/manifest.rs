@@ -100,46 +100,6 @@ impl Manifest {
     }
 }
 
-/// A manifest without some of its files, with a checksum of its own.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EditedManifest {
-    /// What PostgreSQL reads.
-    pub bytes: Vec<u8>,
-    /// How many files were taken out.
-    pub taken_out: usize,
-}
-
-/// Takes the files out of a manifest that `is_taken_out` names; every other byte stays as PostgreSQL wrote it.
-///
-/// # Errors
-/// If it is cut or altered.
-pub fn without(bytes: &[u8], is_taken_out: impl Fn(&FilePath) -> bool) -> Result<EditedManifest, ManifestError> {
-    let mut reader = ManifestReader::new();
-    let mut edited = EditedManifest { bytes: Vec::with_capacity(bytes.len()), taken_out: 0 };
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        reader.feed(line);
-        let is_checksum = reader.expect == Expect::Checksum;
-        match reader.next_file()? {
-            Some((path, _)) if is_taken_out(&path) => edited.taken_out += 1,
-            _ if is_checksum => {
-                let sum = super::hex(&Sha256::digest(&edited.bytes));
-                edited.bytes.extend_from_slice(format!("\"Manifest-Checksum\": \"{sum}\"}}\n").as_bytes());
-            }
-            Some(_) => edited.bytes.extend_from_slice(line),
-            None => {
-                // The last file of the list has no comma behind it, whichever it is now.
-                if reader.expect == Expect::WalRanges && edited.bytes.ends_with(b",\n") && line == b"],\n" {
-                    edited.bytes.truncate(edited.bytes.len() - 2);
-                    edited.bytes.push(b'\n');
-                }
-                edited.bytes.extend_from_slice(line);
-            }
-        }
-    }
-    reader.finish()?;
-    Ok(edited)
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Expect {
     Version,
@@ -433,31 +393,6 @@ mod tests {
         assert_eq!(manifest.end.wal_ranges, [need(2, 0x300_0000, 0x300_0110), need(1, 0x200_0028, 0x300_0000)]);
         assert_eq!((manifest.end.version, manifest.end.system_identifier), (1, None));
         assert_eq!(manifest.end.sha256, crate::repository::hex(&Sha256::digest(sample().as_bytes())));
-    }
-
-    #[test]
-    fn files_are_taken_out_and_the_rest_stays() {
-        let sample = sample();
-        let all = Manifest::parse(sample.as_bytes()).unwrap();
-        let names: Vec<FilePath> = all.files.keys().cloned().collect();
-        // Whichever of the three goes, and whichever stays
-        for chosen in 0..8 {
-            let is_out =
-                |path: &FilePath| names.iter().position(|name| name == path).is_some_and(|at| chosen & 1 << at != 0);
-            let edited = without(sample.as_bytes(), is_out).unwrap();
-            let left = Manifest::parse(&edited.bytes).unwrap();
-            let mut expected = all.files.clone();
-            expected.retain(|path, _| !is_out(path));
-            assert_eq!((left.files, edited.taken_out), (expected, u32::count_ones(chosen) as usize));
-            assert_eq!(left.end.wal_ranges, all.end.wal_ranges);
-            // PostgreSQL reads JSON, not lines.
-            serde_json::from_slice::<serde_json::Value>(&edited.bytes).unwrap();
-        }
-        assert_eq!(without(sample.as_bytes(), |_| false).unwrap().bytes, sample.as_bytes());
-        // What is damaged is not mended by a new checksum.
-        let altered = sample.replacen("225", "226", 1);
-        assert_eq!(without(altered.as_bytes(), |_| false), Err(ManifestError::Checksum));
-        assert!(without(&sample.as_bytes()[..sample.len() - 9], |_| false).is_err());
     }
 
     #[test]

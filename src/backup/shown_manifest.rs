@@ -1,0 +1,113 @@
+//! What the server is shown of the backup that an incremental one builds on. Pure.
+//!
+//! Of a manifest it takes whose it is, the ranges of WAL, and which files there are; not even their lengths count
+//! (`manifest_process_file` and `GetFileBackupMethod` in `basebackup_incremental.c`, 17 and 18), and checksums may be absent
+//! (`json_manifest_finalize_file` in `parse_manifest.c`). `backup.json` has all of that in clear. The manifest that was
+//! stored with the backup is not needed, which the process may be unable to decrypt.
+
+use super::cut_relations::CutRelations;
+use crate::repository::{BackupDocument, FilePath, RelationFile, WalNeed, hex};
+use sha2::{Digest, Sha256};
+
+/// The relations' files of a backup, as far as the server may send changes of them alone: some 70 bytes of memory for each.
+/// All other files it sends whole in any case.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct ShownManifest {
+    system_identifier: u64,
+    files: Vec<(FilePath, u64)>,
+    wal_ranges: Vec<WalNeed>,
+}
+
+impl ShownManifest {
+    /// All of `backup`.
+    pub(super) fn new(backup: BackupDocument) -> ShownManifest {
+        let files = backup.files.into_iter().filter(|file| RelationFile::parse(&file.path).is_some());
+        let files = files.map(|file| (file.path, file.bytes)).collect();
+        ShownManifest { system_identifier: backup.system_identifier, files, wal_ranges: backup.wal_ranges }
+    }
+
+    /// Takes out what the server must send whole; says how many files that are.
+    pub(super) fn take_out(&mut self, cut: &CutRelations) -> usize {
+        let before = self.files.len();
+        self.files.retain(|(path, _)| !cut.wants_whole(path));
+        before - self.files.len()
+    }
+
+    /// The manifest, of version 2, as PostgreSQL reads it.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let files = self.files.iter().map(|(path, bytes)| {
+            // A relation's file has a path of plain text.
+            let path = serde_json::Value::String(path.to_string());
+            format!("{{ \"Path\": {path}, \"Size\": {bytes} }}")
+        });
+        let ranges = self.wal_ranges.iter().map(|WalNeed { timeline, start, end }| {
+            format!("{{ \"Timeline\": {timeline}, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}")
+        });
+        let mut text = format!(
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {},\n\"Files\": [\n",
+            self.system_identifier
+        );
+        push_list(&mut text, files);
+        text.push_str("],\n\"WAL-Ranges\": [\n");
+        push_list(&mut text, ranges);
+        text.push_str("],\n");
+        let sum = hex(&Sha256::digest(text.as_bytes()));
+        text.push_str(&format!("\"Manifest-Checksum\": \"{sum}\"}}\n"));
+        text.into_bytes()
+    }
+}
+
+fn push_list(text: &mut String, elements: impl Iterator<Item = String>) {
+    for (number, element) in elements.enumerate() {
+        text.push_str(if number == 0 { "" } else { ",\n" });
+        text.push_str(&element);
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::{RelationId, WalNeed};
+    use crate::wal::{Lsn, TimelineId};
+    use serde_json::Value;
+
+    fn shown(paths: &[&str]) -> ShownManifest {
+        let files = paths.iter().map(|path| (FilePath::parse(path.as_bytes()).unwrap(), 8192)).collect();
+        let range = |timeline, start, end| WalNeed { timeline: TimelineId(timeline), start: Lsn(start), end: Lsn(end) };
+        ShownManifest {
+            system_identifier: u64::MAX,
+            files,
+            wal_ranges: vec![range(2, 0x30, 0x40), range(1, 0x28, 0x30)],
+        }
+    }
+
+    /// The paths in it, once its checksum was found right.
+    fn paths(shown: &ShownManifest) -> Vec<String> {
+        let text = String::from_utf8(shown.bytes()).unwrap();
+        let at = text.find("\"Manifest-Checksum\"").unwrap();
+        assert!(text.ends_with(&format!("\"{}\"}}\n", hex(&Sha256::digest(&text[..at])))), "{text}");
+        assert!(text[..at].ends_with('\n') && !text[at..text.len() - 1].contains('\n'), "the last line is its own");
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["PostgreSQL-Backup-Manifest-Version"], 2);
+        assert_eq!(json["System-Identifier"], u64::MAX);
+        assert_eq!(json["WAL-Ranges"][1]["Start-LSN"], "0/28");
+        json["Files"].as_array().unwrap().iter().map(|file| file["Path"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn relations_are_shown_without_those_that_were_cut() {
+        let all = ["base/5/1", "base/5/INCREMENTAL.2.1", "base/5/2", "base/5/2_vm", "pg_tblspc/9/PG_17_\"1/5/3"];
+        let mut shown = shown(&all);
+        assert_eq!(paths(&shown), all);
+        let cut = CutRelations::of([RelationId { tablespace: 1663, database: 5, file: 2 }]);
+        assert_eq!(shown.take_out(&cut), 3);
+        assert_eq!(paths(&shown), [all[0], all[4]]);
+        assert_eq!(shown.take_out(&cut), 0);
+    }
+
+    #[test]
+    fn with_nothing_left_it_is_a_manifest_nevertheless() {
+        assert_eq!(paths(&shown(&[])), Vec::<String>::new());
+    }
+}
