@@ -76,6 +76,9 @@ async fn archive(server: &Postgres, root: &Path, form: &Form) -> (Layout, Backup
     // More than one segment is needed.
     server.sql("SELECT pg_switch_wal()").await.unwrap();
     server.sql("INSERT INTO aside SELECT n, 'after the backup' FROM generate_series(1, 20000) n").await.unwrap();
+    // Where WAL is encrypted, each of these is named in clear in front of it.
+    let many = "DO $$ BEGIN FOR n IN 1..200 LOOP EXECUTE format('CREATE TABLE many_%s (id int PRIMARY KEY)', n); END LOOP; END $$";
+    server.sql(many).await.unwrap();
     let end: Lsn = server.value("SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
     wait_for(&format!("{end} to be acknowledged"), PATIENCE, async || (state.borrow().flushed >= end).then_some(()))
         .await;
@@ -199,6 +202,14 @@ async fn restore_by_hand(wal_segment_mib: Option<u32>, compression: Compression,
         !objects(&repository.join("open"), "0000").is_empty(),
         "there are tails, so that the page's rules are tried"
     );
+    if is_encrypted {
+        let clear_bytes = |path: &PathBuf| {
+            let object = fs::read(path).unwrap();
+            object.windows(8).position(|bytes| bytes == b"\n-> X255").expect("an age file")
+        };
+        let longest = objects(&repository, ".age").iter().map(clear_bytes).max().unwrap();
+        assert!(longest > 10_000, "of what is in clear, {longest} bytes is the most");
+    }
     // and what an attempt has left there that was cut off
     let folder = repository.join("base").join(backup.id.to_string());
     for name in ["base.00001", "base.00009", "16384.00002"] {

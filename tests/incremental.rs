@@ -31,6 +31,8 @@ enum Stored {
     Clear,
     /// Encrypted; whoever takes backups has the private key.
     Encrypted,
+    /// Encrypted; nobody on the server's host has the private key.
+    Sealed,
 }
 
 /// A new key: the file of the private one, and the public one.
@@ -65,14 +67,10 @@ impl Scene {
         server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
         let keys = match stored {
             Stored::Clear => None,
-            Stored::Encrypted => Some(keygen(&places, &server).await),
+            Stored::Encrypted | Stored::Sealed => Some(keygen(&places, &server).await),
         };
-        // The archiver never has the private key.
-        let archiver = seawall(&server, &places, &["run", "--listen", "off"]);
-        let archiver = match &keys {
-            Some((_, public)) => archiver.env("SEAWALL_RECIPIENTS", public).start(),
-            None => archiver.start(),
-        };
+        // It never has the private key.
+        let archiver = archiver(&server, &places, keys.as_ref().map(|(_, public)| public.as_str()));
         let scene = Scene { version, server, places, space, has_space: true, stored, keys, archiver };
         scene.settle().await;
         scene
@@ -102,6 +100,13 @@ impl Scene {
         for statement in statements {
             self.server.sql(statement).await.unwrap_or_else(|error| panic!("`{statement}`: {error}"));
         }
+    }
+
+    /// Ends the archiver and starts another, that encrypts for `recipients` if there are any.
+    async fn archive_anew(&mut self, recipients: Option<&str>) {
+        assert!(self.archiver.terminate().await.success());
+        self.archiver = archiver(&self.server, &self.places, recipients);
+        self.settle().await;
     }
 
     /// Waits until everything that the server has now is acknowledged.
@@ -211,6 +216,15 @@ impl WalWaiter for Meddling {
 fn seawall(server: &Server, places: &TempDir, arguments: &[&str]) -> Seawall {
     let repository = format!("file://{}", places.path().join("repository").display());
     Seawall::new(arguments).env("SEAWALL_PG", server.conninfo()).env("SEAWALL_REPO", repository)
+}
+
+/// One that encrypts for `recipients`, if there are any.
+fn archiver(server: &Server, places: &TempDir, recipients: Option<&str>) -> Running {
+    let archiver = seawall(server, places, &["run", "--listen", "off"]);
+    match recipients {
+        Some(recipients) => archiver.env("SEAWALL_RECIPIENTS", recipients).start(),
+        None => archiver.start(),
+    }
 }
 
 async fn connect(conninfo: &str) -> Client {
@@ -367,15 +381,15 @@ mod chains {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn that_are_encrypted_restore_to_their_source() {
-        chains_of_three_restore_to_their_source(18, Stored::Encrypted).await;
+    async fn that_were_taken_without_the_private_key_restore_to_their_source() {
+        chains_of_three_restore_to_their_source(18, Stored::Sealed).await;
     }
 }
 
 /// A table is cut and grows by pages that are added and never written. How many rows are there, and how many after a
 /// restore of an incremental backup.
-async fn rows_of_a_cut_table(version: u32, trusts: bool) -> (String, String) {
-    let scene = Scene::summarized(version).await;
+async fn rows_of_a_cut_table(version: u32, stored: Stored, trusts: bool) -> (String, String) {
+    let scene = Scene::summarized_and(version, stored).await;
     let load = scene.server.side_directory("load").join("rows");
     let rows = |from: u32, to: u32| {
         format!("SELECT n AS id, repeat('x', 100) AS filling FROM generate_series({from}, {to}) n")
@@ -411,14 +425,16 @@ mod deleted_rows {
     use super::*;
 
     async fn come_back_where_the_server_is_trusted_and_not_with_us(version: u32) {
-        let (there, found) = rows_of_a_cut_table(version, true).await;
+        let (there, found) = rows_of_a_cut_table(version, Stored::Clear, true).await;
         assert_eq!(there, "33000");
         assert_ne!(
             found, there,
             "PostgreSQL {version} has mended its incremental backups: look at cut_relations.rs again"
         );
-        let (there, found) = rows_of_a_cut_table(version, false).await;
-        assert_eq!(found, there);
+        for stored in [Stored::Clear, Stored::Sealed] {
+            let (there, found) = rows_of_a_cut_table(version, stored, false).await;
+            assert_eq!(found, there);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -430,6 +446,74 @@ mod deleted_rows {
     async fn come_back_on_18_where_the_server_is_trusted_and_not_with_us() {
         come_back_where_the_server_is_trusted_and_not_with_us(18).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_private_key_a_chain_goes_on_across_cuts_and_restarts() {
+    // Given an archiver and backups that have no private key, and tables in a full backup
+    let mut scene = Scene::summarized_and(18, Stored::Sealed).await;
+    for table in ["cut", "emptied", "still"] {
+        let rows = "SELECT n AS id, repeat('old ', 30) AS filling FROM generate_series(1, 60000) n";
+        scene.sql(&[&format!("CREATE TABLE {table} AS {rows}"), &format!("VACUUM {table}")]).await;
+    }
+    let full = scene.backup("full").await;
+    // When tables are cut and grow again, in tails and in blocks, before the archiver is started again and behind
+    let cut = [
+        "DELETE FROM cut WHERE id > 20000 OR filling LIKE 'new%'",
+        "VACUUM cut",
+        "INSERT INTO cut SELECT n, repeat('new ', 30) FROM generate_series(1, 10000) n",
+    ];
+    scene.sql(&cut).await;
+    let public = scene.keys.as_ref().map(|(_, public)| public.clone());
+    scene.archive_anew(public.as_deref()).await;
+    scene.sql(&["UPDATE still SET filling = 'new' WHERE id < 300"]).await;
+    let first = scene.backup("incremental").await;
+    scene
+        .sql(&["BEGIN; TRUNCATE emptied; INSERT INTO emptied VALUES (1, 'new'); COMMIT", "SELECT pg_switch_wal()"])
+        .await;
+    scene.sql(&cut).await;
+    let second = scene.backup("incremental").await;
+    assert_eq!((&first["reference"], &second["reference"]), (&full["id"], &first["id"]));
+    let expected = scene.digests().await;
+    // Then what was cut is whole, what was not is in part, and all of it restores with the key.
+    let (document, table) = (scene.document(&second), async |table: &str| {
+        scene.server.value(&format!("SELECT pg_relation_filepath('{table}')")).await
+    });
+    let is_there = |path: String| document.files.iter().any(|file| file.path.to_string() == path);
+    assert!(is_there(table("cut").await), "what was cut is not whole");
+    assert!(is_there(table("still").await.replace("/5/", "/5/INCREMENTAL.")), "what was not cut is");
+    let restored = scene.restored("restored", &[]).await;
+    assert_eq!(digests(&restored).await, expected);
+    assert_sound_pages(&restored).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wal_that_does_not_say_what_it_cuts_is_read_with_the_private_key_or_there_is_no_incremental_backup() {
+    // Given a full backup from before WAL was encrypted, and a cut in what was stored in clear
+    let mut scene = Scene::summarized(18).await;
+    scene.sql(&["CREATE TABLE cut AS SELECT generate_series(1, 60000) AS id", "VACUUM cut"]).await;
+    let full = scene.backup("full").await;
+    scene.sql(&["DELETE FROM cut WHERE id > 20000", "VACUUM cut", "SELECT pg_switch_wal()"]).await;
+    scene.settle().await;
+    let (private, public) = keygen(&scene.places, &scene.server).await;
+    scene.archive_anew(Some(&public)).await;
+    scene.sql(&["INSERT INTO cut SELECT generate_series(-10000, 0)"]).await;
+    scene.keys = Some((private, public));
+    // When an incremental backup is taken without the key, then there is none, and that is said
+    scene.stored = Stored::Sealed;
+    let refused = scene.seawall(&["backup", "--fast", "--type", "incremental"]).run_err(6).await;
+    let says = "does not say in clear which relations its WAL cuts";
+    assert!(refused.stderr.contains(says) && refused.stderr.contains("SEAWALL_IDENTITY"), "{}", refused.stderr);
+    // When it is taken with the key, then the WAL itself is read
+    scene.stored = Stored::Encrypted;
+    let first = scene.backup("incremental").await;
+    assert_eq!(first["reference"], full["id"]);
+    // and the next ones need none.
+    scene.stored = Stored::Sealed;
+    scene.sql(&["INSERT INTO cut SELECT generate_series(-12000, -10001)"]).await;
+    assert_eq!(scene.backup("incremental").await["reference"], first["id"]);
+    let expected = scene.digests().await;
+    assert_eq!(digests(&scene.restored("restored", &[]).await).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -59,9 +59,9 @@ impl Shared {
 }
 
 impl Ahead {
-    /// For the block that begins at `start`.
-    pub(super) fn new(writer: Writer, start: Lsn) -> Ahead {
-        let encoding = Some(WalEncoding::default());
+    /// For the block that begins at `start`, behind `lead`.
+    pub(super) fn new(writer: Writer, start: Lsn, lead: &[u8]) -> Ahead {
+        let encoding = Some(writer.begin_wal(start, lead));
         let state = State { waiting: VecDeque::new(), encoding, is_started: false };
         Ahead { start, pushed: 0, shared: Arc::new(Shared { writer, state: Mutex::new(state) }), worker: None }
     }
@@ -170,7 +170,7 @@ mod tests {
                 let (range, key) = (range(&pieces), Key::Block(range(&pieces)));
                 let (writer, store) = writer();
                 // Given a block that grew in steps, with and without pauses
-                let mut ahead = Ahead::new(writer.clone(), START);
+                let mut ahead = Ahead::new(writer.clone(), START, &[]);
                 let mut known = 0;
                 for (more, pauses) in pushes {
                     known = (known + more).min(count);
@@ -184,7 +184,7 @@ mod tests {
                 writer.store_encoded(&key, &wal).await.unwrap();
                 // Then it is what it would have been
                 let (other, expected) = self::writer();
-                let wal = other.encode_wal(range, pieces).await.unwrap();
+                let wal = other.encode_wal(range, Bytes::new(), pieces).await.unwrap();
                 other.store_encoded(&key, &wal).await.unwrap();
                 let name = writer.layout().name(&key);
                 let stored = store.get(&name, None).await.unwrap().collect().await.unwrap();
@@ -200,7 +200,7 @@ mod tests {
         let pieces = vec![piece(0), piece(1)];
         let range = range(&pieces);
         for is_urgent in [true, false] {
-            let ahead = Ahead::new(writer.clone(), START);
+            let ahead = Ahead::new(writer.clone(), START, &[]);
             let error = ahead.finish(range, pieces[..1].to_vec(), is_urgent).await.unwrap_err();
             assert_eq!(error.kind(), Kind::Internal, "{error}");
         }
@@ -210,7 +210,7 @@ mod tests {
     async fn what_nobody_waits_for_any_more_is_not_compressed() {
         // Given pieces that wait for a thread that is busy
         let (writer, _) = writer();
-        let mut ahead = Ahead::new(writer, START);
+        let mut ahead = Ahead::new(writer, START, &[]);
         ahead.shared.state().is_started = true;
         ahead.push(&[piece(0), piece(1)]);
         let shared = ahead.shared.clone();
@@ -234,7 +234,7 @@ mod tests {
             })
             .collect();
         let pieces = vec![piece(0), piece(1)];
-        let mut ahead = Ahead::new(writer, START);
+        let mut ahead = Ahead::new(writer, START, &[]);
         ahead.push(&pieces[..1]);
         // When the block is full, then it is finished
         ahead.finish(range(&pieces), pieces, true).await.unwrap();
@@ -248,7 +248,7 @@ mod tests {
     async fn a_thread_that_panicked_is_an_error_and_nothing_that_is_stored() {
         // Given a block whose thread took the encoding along when it panicked
         let (writer, _) = writer();
-        let mut ahead = Ahead::new(writer, START);
+        let mut ahead = Ahead::new(writer, START, &[]);
         let pieces = vec![piece(0), piece(1)];
         let taken = ahead.shared.state().encoding.take();
         ahead.shared.state().is_started = true;

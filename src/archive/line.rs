@@ -10,8 +10,8 @@ use super::progress::Progress;
 use super::unused::Unused;
 use crate::codec::Ending;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Key, Stored};
-use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
+use crate::repository::{Key, Stored, lead_start};
+use crate::wal::{Lsn, PAGE_BYTES, SegmentSize, TimelineId, WalRange};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ pub enum Job {
         key: Key,
         /// Which bytes they are.
         range: WalRange,
+        /// What lies in front of them, if that is wanted: see [`lead_start`].
+        lead: Bytes,
         /// They, in their order.
         pieces: Vec<Bytes>,
     },
@@ -127,6 +129,9 @@ pub struct Line {
     covers: Vec<Cover>,
     /// Tails from before this connection were found in the open block: the next one replaces them.
     replaces_earlier: bool,
+    has_leads: bool,
+    /// The last page of the block before, if leads are wanted and it came.
+    page_before: Bytes,
 }
 
 impl Line {
@@ -148,7 +153,15 @@ impl Line {
             tails: Vec::new(),
             covers: Vec::new(),
             replaces_earlier: false,
+            has_leads: false,
+            page_before: Bytes::new(),
         }
+    }
+
+    /// As it is; what is stored comes with its lead.
+    #[must_use]
+    pub fn with_leads(self, has_leads: bool) -> Line {
+        Line { has_leads, ..self }
     }
 
     /// How far it has come.
@@ -164,6 +177,11 @@ impl Line {
     /// The open block's first byte, and those of its pieces that will not change any more.
     pub fn settled(&self) -> (Lsn, &[Bytes]) {
         (self.open_start, self.open.settled())
+    }
+
+    /// What lies in front of the open block, if that is wanted and was received.
+    pub fn lead(&self) -> &Bytes {
+        &self.page_before
     }
 
     /// False while so much is being compressed that no more is to be read.
@@ -240,13 +258,16 @@ impl Line {
 
     fn close_block(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
         let range = self.whole(self.open_start + self.size.block_bytes());
+        let last_page = self.range(Lsn(range.end.0 - PAGE_BYTES), range.end);
+        let page_before = if self.has_leads { self.copy(last_page) } else { Bytes::new() };
+        let lead = std::mem::replace(&mut self.page_before, page_before);
         let pieces = self.open.take();
         self.open_start = range.end;
         self.replaces_earlier = false;
         self.progress.submit_to(range.end)?;
         let compared = jobs.iter().any(|job| *job.key() == Key::Block(range));
         if !compared {
-            jobs.push(Job::Store { key: Key::Block(range), range, pieces });
+            jobs.push(Job::Store { key: Key::Block(range), range, lead, pieces });
         }
         Ok(())
     }
@@ -294,9 +315,9 @@ impl Line {
     }
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
-        let pieces = vec![self.copy(range)];
+        let (lead, pieces) = (self.lead_of(range.start), vec![self.copy(range)]);
         self.tails.push(Tail { range, ending: None, level, confirmed: false, merging: false });
-        jobs.push(Job::Store { key: Key::Tail(range), range, pieces });
+        jobs.push(Job::Store { key: Key::Tail(range), range, lead, pieces });
     }
 
     /// The timeline ends at `switch`: what its last block has is permanent. What was received behind it is a dead branch, a
@@ -314,7 +335,8 @@ impl Line {
         ends.dedup();
         for end in ends.into_iter().filter(|end| *end > self.open_start) {
             let range = self.range(self.open_start, end);
-            jobs.push(Job::Store { key: Key::Block(range), range, pieces: vec![self.copy(range)] });
+            let (lead, pieces) = (self.page_before.clone(), vec![self.copy(range)]);
+            jobs.push(Job::Store { key: Key::Block(range), range, lead, pieces });
         }
         self.progress.submit_to(received)
     }
@@ -390,6 +412,18 @@ impl Line {
 
     fn whole(&self, end: Lsn) -> WalRange {
         self.range(end_to_start(self.size, end), end)
+    }
+
+    /// What lies in front of `start`, which is in the open block, if that is wanted.
+    fn lead_of(&self, start: Lsn) -> Bytes {
+        if !self.has_leads {
+            return Bytes::new();
+        }
+        let from = lead_start(start, Lsn(self.open_start.0 - self.page_before.len() as u64));
+        match from < self.open_start {
+            true => [&self.page_before[..], &self.copy(self.range(self.open_start, start))].concat().into(),
+            false => self.copy(self.range(from, start)),
+        }
     }
 
     /// Bytes of the open block. Copied: the block goes on growing, and a copy is a fraction of what storing costs.

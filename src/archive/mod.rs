@@ -10,6 +10,8 @@ mod ahead;
 mod ancestry;
 mod archiver;
 mod backup_end;
+#[cfg(test)]
+mod cut_tests;
 mod dead_branch;
 mod divergence;
 mod echo;

@@ -16,6 +16,7 @@ use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
 use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, WalRange};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -133,7 +134,8 @@ impl<'a> Stream<'a> {
             options,
             clock,
             state,
-            line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known),
+            line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known)
+                .with_leads(!writer.layout().form().recipients.is_empty()),
             link,
             switch: resume.switch,
             ahead: None,
@@ -482,7 +484,7 @@ impl<'a> Stream<'a> {
             return;
         }
         if self.ahead.as_ref().is_none_or(|ahead| ahead.start() != start) {
-            self.ahead = Some(Ahead::new(self.writer.clone(), start));
+            self.ahead = Some(Ahead::new(self.writer.clone(), start, self.line.lead()));
         }
         if let Some(ahead) = &mut self.ahead {
             ahead.push(pieces);
@@ -704,14 +706,14 @@ async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, is_urgent: bool
     let was_compared = matches!(job, Job::Compare { .. });
     let mut backup_ended = false;
     let wal = match job {
-        Job::Store { pieces, .. } => {
+        Job::Store { lead, pieces, .. } => {
             if matches!(key, Key::Block(_)) && backup_end::may_be_in(&pieces) {
                 let (size, pieces) = (writer.layout().segment_size(), pieces.clone());
                 backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await?;
             }
             match ahead {
                 Some(ahead) => ahead.finish(range, pieces, is_urgent).await?,
-                None => writer.encode_wal(range, pieces).await?,
+                None => writer.encode_wal(range, lead, pieces).await?,
             }
         }
         Job::Compare { bytes, ending, .. } => {
@@ -722,7 +724,7 @@ async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, is_urgent: bool
                 return Ok(Finished { key, range, was_compared, was_stored: false });
             }
             // Deleted since it was listed: what came again is stored again, equal by definition.
-            writer.encode_wal(range, vec![bytes]).await?
+            writer.encode_wal(range, Bytes::new(), vec![bytes]).await?
         }
     };
     // From here on it is held as it is stored, and no longer as it came.

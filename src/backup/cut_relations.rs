@@ -17,8 +17,10 @@
 //! every visibility map are taken out of the manifest that the server is shown. It then sends their files whole.
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FilePath, Fork, RecordSink, RelationFile, RelationId, WalReader, WalWalk};
-use crate::wal::{History, Lsn, Record, RecordKind};
+use crate::repository::{
+    Cut, CutWalk, FilePath, Fork, NoIndex, RecordSink, RelationFile, RelationId, WalReader, WalWalk,
+};
+use crate::wal::{History, Lsn, Record, SegmentSize};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
@@ -32,22 +34,15 @@ pub(super) struct CutRelations {
 }
 
 impl CutRelations {
-    /// Takes a record in.
-    fn note(&mut self, record: &Record) {
-        if record.start < self.from {
+    /// Takes in what a record cuts that begins at `at`.
+    fn note(&mut self, at: Lsn, cut: Cut) {
+        if at < self.from {
             return;
         }
-        match record.kind {
-            RecordKind::Truncate { tablespace, database, file, .. }
-            | RecordKind::RelationCreate { tablespace, database, file } => {
-                self.relations.insert(RelationId { tablespace, database, file });
-            }
-            // Copied files of a template have no records of their own.
-            RecordKind::DatabaseCreate { oid, .. } => {
-                self.databases.insert(oid);
-            }
-            _ => {}
-        }
+        match cut {
+            Cut::Relation(relation) => self.relations.insert(relation),
+            Cut::Database(oid) => self.databases.insert(oid),
+        };
     }
 
     /// True if a file must be sent whole.
@@ -62,28 +57,53 @@ impl CutRelations {
 
 impl RecordSink for CutRelations {
     fn see(&mut self, record: &Record) -> ControlFlow<()> {
-        self.note(record);
+        if let Some(cut) = Cut::of(&record.kind) {
+            self.note(record.start, cut);
+        }
         ControlFlow::Continue(())
     }
 }
 
 /// A look through the archived WAL that can be gone on with.
 pub(super) struct Search {
-    walk: WalWalk<CutRelations>,
     history: History,
+    /// Where it began.
+    from: Lsn,
+    way: Way,
+}
+
+/// A walk through the records since `from`.
+fn records_since(from: Lsn, size: SegmentSize) -> Box<WalWalk<CutRelations>> {
+    Box::new(WalWalk::new(size, size.segment_start(from), CutRelations { from, ..CutRelations::default() }))
+}
+
+/// How it looks. Where WAL is encrypted, what it cuts stands in clear in front of it, and nothing else is fetched or decrypted.
+enum Way {
+    Indexes { walk: CutWalk, found: CutRelations, end: Lsn },
+    Records(Box<WalWalk<CutRelations>>),
 }
 
 impl Search {
     /// Begins at `from`, where a reference does, on the way that `history` tells.
     pub(super) fn new(reader: &WalReader, history: History, from: Lsn) -> Search {
-        let size = reader.repository().layout.segment_size();
-        let relations = CutRelations { from, ..CutRelations::default() };
-        Search { walk: WalWalk::new(size, size.segment_start(from), relations), history }
+        let layout = &reader.repository().layout;
+        let size = layout.segment_size();
+        let way = match layout.form().recipients.is_empty() {
+            true => Way::Records(records_since(from, size)),
+            false => {
+                let found = CutRelations { from, ..CutRelations::default() };
+                Way::Indexes { walk: CutWalk::new(size, from), found, end: from }
+            }
+        };
+        Search { history, from, way }
     }
 
     /// How far it has read.
     pub(super) fn position(&self) -> Lsn {
-        self.walk.walker.position()
+        match &self.way {
+            Way::Indexes { end, .. } => *end,
+            Way::Records(walk) => walk.walker.position(),
+        }
     }
 
     /// Reads on up to `end`; all of that is stored.
@@ -91,26 +111,59 @@ impl Search {
     /// # Errors
     /// If it cannot be read, or makes no sense.
     pub(super) async fn read_to(self, reader: &WalReader, end: Lsn) -> Result<Search> {
-        let Search { walk, history } = self;
-        let files = history.files(walk.walker.position(), end, reader.repository().layout.segment_size());
+        let Search { history, from, way } = self;
+        let layout = &reader.repository().layout;
+        let size = layout.segment_size();
+        let walk = match way {
+            Way::Records(walk) => walk,
+            Way::Indexes { mut walk, mut found, end: before } => {
+                let files = history.files(walk.position(), end, size);
+                match walk.read(reader, &files, &mut |at, cut| found.note(at, cut)).await? {
+                    Ok(()) => {
+                        let way = Way::Indexes { walk, found, end: end.max(before) };
+                        return Ok(Search { history, from, way });
+                    }
+                    Err(why) if layout.form().identities.is_empty() => return Err(no_index(&why)),
+                    Err(why) => {
+                        tracing::info!(%why, "looking through the WAL itself");
+                        records_since(from, size)
+                    }
+                }
+            }
+        };
+        let files = history.files(walk.walker.position(), end, size);
         let walk = walk.read(reader, files).await?;
         let ended = walk.walker.end_of_wal().map(|lsn| format!("it ends at {lsn}"));
         if let Some(why) = walk.unreadable.clone().or(ended) {
             return Err(Error::new(Kind::Damaged, format!("the archived WAL up to {end} cannot be read: {why}"))
                 .hint("An incremental backup is safe only if it can. Take a full one (--type full)."));
         }
-        Ok(Search { walk, history })
+        Ok(Search { history, from, way: Way::Records(Box::new(walk)) })
     }
 
     /// True if every record that begins before [`Search::position`] was seen.
     pub(super) fn is_between_records(&self) -> bool {
-        self.walk.walker.is_between_records()
+        match &self.way {
+            // Each object lists the records that end in it.
+            Way::Indexes { .. } => true,
+            Way::Records(walk) => walk.walker.is_between_records(),
+        }
     }
 
     /// What was found so far.
     pub(super) fn found(&self) -> &CutRelations {
-        &self.walk.sink
+        match &self.way {
+            Way::Indexes { found, .. } => found,
+            Way::Records(walk) => &walk.sink,
+        }
     }
+}
+
+fn no_index(why: &NoIndex) -> Error {
+    Error::new(Kind::Refused, why.to_string()).hint(
+        "Without a private key an incremental backup is safe only if all WAL since the last one says so. Take a full one \
+         (--type full), or give the key (identity_file or SEAWALL_IDENTITY).",
+    )
 }
 
 #[cfg(test)]
@@ -124,6 +177,7 @@ impl CutRelations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::RecordKind;
 
     fn record(start: u64, kind: RecordKind) -> Record {
         Record { start: Lsn(start), end: Lsn(start + 8), xid: 7, kind }

@@ -60,7 +60,7 @@ impl From<NotIncremental> for Error {
 /// on. As [`super::take`] otherwise; `reader` reads the WAL that the same archiver stores.
 ///
 /// Memory beside that of [`super::take`]: while it is prepared, 500 bytes for each file of the reference, and 16 MiB for
-/// each of four blocks of WAL.
+/// each of four blocks of WAL, or where WAL is encrypted 64 KiB for each of sixteen heads.
 ///
 /// # Errors
 /// [`NotIncremental::Unavailable`] before anything was stored, with the reason; otherwise as [`super::take`].

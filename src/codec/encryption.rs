@@ -5,6 +5,8 @@
 //! age-encryption.org/v1
 //! -> seawall-identity            what the object is, in clear, as the first frame inside says: no secret, and what an
 //! <base64>                       archiver that cannot read compares by
+//! -> seawall-cuts                of WAL, if it is known: which relations it cuts, in clear as well
+//! <base64>
 //! -> X25519 ...                  the file's key, once for each recipient
 //! --- <MAC of all that>
 //! <the object, in chunks of 64 KiB, each authenticated>
@@ -28,10 +30,10 @@ use std::sync::Arc;
 
 /// The first line of every age file.
 const FIRST_LINE: &[u8] = b"age-encryption.org/v1\n";
-/// The line in front of what the object says of itself.
-const NOTE_LINE: &str = "-> seawall-identity\n";
-/// The tag in that line.
+/// The tag of what the object says of itself.
 const NOTE_TAG: &str = "seawall-identity";
+/// The tag of what its WAL cuts.
+const CUTS_TAG: &str = "seawall-cuts";
 /// Columns of a stanza's body; its last line has fewer.
 const BODY_COLUMNS: usize = 64;
 /// Plain bytes of a chunk, and what its authentication adds.
@@ -167,30 +169,35 @@ pub fn protect(file: &[u8], passphrase: String) -> Result<Vec<u8>, CodecError> {
     Ok(protected)
 }
 
-/// What an object says of itself, as the first of its recipients. It gets nothing of the key.
-struct Note<'a>(&'a [u8]);
+/// What an object says in clear, as the first of its recipients. They get nothing of the key.
+struct Note<'a> {
+    tag: &'static str,
+    body: &'a [u8],
+}
 
 impl age::Recipient for Note<'_> {
     fn wrap_file_key(&self, _: &FileKey) -> Result<(Vec<Stanza>, HashSet<String>), EncryptError> {
-        let stanza = Stanza { tag: NOTE_TAG.to_owned(), args: Vec::new(), body: self.0.to_vec() };
+        let stanza = Stanza { tag: self.tag.to_owned(), args: Vec::new(), body: self.body.to_vec() };
         Ok((vec![stanza], HashSet::new()))
     }
 }
 
-/// Encrypts `pieces`, an object, for `recipients`, and puts `note` in front, for everybody to read. Lets go of each piece as soon as
-/// it can. CPU work.
+/// Encrypts `pieces`, an object, for `recipients`, and puts `note` and, if there are any, `cuts` in front, for everybody to read. Lets
+/// go of each piece as soon as it can. CPU work.
 ///
 /// # Errors
 /// None that the world can cause.
 pub fn encrypt(
     recipients: &Recipients,
     note: &[u8],
+    cuts: Option<&[u8]>,
     pieces: impl IntoIterator<Item = Bytes, IntoIter: Clone>,
 ) -> Result<Bytes, CodecError> {
     let pieces = pieces.into_iter();
-    let note = Note(note);
+    let (note, cuts) = (Note { tag: NOTE_TAG, body: note }, cuts.map(|body| Note { tag: CUTS_TAG, body }));
+    let notes = once(&note).chain(&cuts).map(|note| note as &dyn age::Recipient);
     let readers = recipients.0.iter().map(|recipient| recipient as &dyn age::Recipient);
-    let encryptor = age::Encryptor::with_recipients(once(&note as &dyn age::Recipient).chain(readers))
+    let encryptor = age::Encryptor::with_recipients(notes.chain(readers))
         .map_err(|error| CodecError::Encryption(std::io::Error::other(error)))?;
     let plain_bytes: usize = pieces.clone().map(|piece| piece.len()).sum();
     let mut encrypted = Vec::with_capacity(HEADER_BYTES + plain_bytes + (plain_bytes / CHUNK_BYTES + 1) * TAG_BYTES);
@@ -220,19 +227,37 @@ pub fn is_encrypted(prefix: &[u8]) -> bool {
 /// [`CodecError::Cut`] if more bytes of the object are needed.
 pub fn read_note(prefix: &[u8]) -> Result<Option<Bytes>, CodecError> {
     let rest = prefix.strip_prefix(FIRST_LINE).unwrap_or_default();
-    let Some(body) = rest.strip_prefix(NOTE_LINE.as_bytes()) else {
-        return Ok(None);
+    Ok(read_stanza(prefix, rest, NOTE_TAG)?.map(|(note, _)| note))
+}
+
+/// What an encrypted object says of the cuts in its WAL, from its first bytes; `None` if it says nothing.
+///
+/// # Errors
+/// As [`read_note`].
+pub fn read_cuts(prefix: &[u8]) -> Result<Option<Bytes>, CodecError> {
+    let rest = prefix.strip_prefix(FIRST_LINE).unwrap_or_default();
+    let Some((_, rest)) = read_stanza(prefix, rest, NOTE_TAG)? else { return Ok(None) };
+    Ok(read_stanza(prefix, rest, CUTS_TAG)?.map(|(cuts, _)| cuts))
+}
+
+/// The body of the stanza that `rest`, the end of `prefix`, begins with, and what follows; `None` if it has another tag.
+fn read_stanza<'a>(prefix: &[u8], rest: &'a [u8], tag: &str) -> Result<Option<(Bytes, &'a [u8])>, CodecError> {
+    let cut = || CodecError::Cut { needed_bytes: prefix.len() + 1 };
+    let line = format!("-> {tag}\n");
+    let Some(mut rest) = rest.strip_prefix(line.as_bytes()) else {
+        let may_become_it = is_encrypted(prefix) && line.as_bytes().starts_with(rest);
+        return if may_become_it { Err(cut()) } else { Ok(None) };
     };
     let mut encoded = Vec::new();
-    for line in body.split_inclusive(|byte| *byte == b'\n') {
-        let Some(columns) = line.strip_suffix(b"\n") else { break };
-        encoded.extend_from_slice(columns);
-        if columns.len() < BODY_COLUMNS {
-            let note = STANDARD_NO_PAD.decode(&encoded).map_err(|_| CodecError::Note)?;
-            return Ok(Some(Bytes::from(note)));
+    loop {
+        let columns = rest.iter().position(|byte| *byte == b'\n').ok_or_else(cut)?;
+        encoded.extend_from_slice(&rest[..columns]);
+        rest = &rest[columns + 1..];
+        if columns < BODY_COLUMNS {
+            let body = STANDARD_NO_PAD.decode(&encoded).map_err(|_| CodecError::Note)?;
+            return Ok(Some((Bytes::from(body), rest)));
         }
     }
-    Err(CodecError::Cut { needed_bytes: prefix.len() + 1 })
 }
 
 /// An object's bytes, opened if they are encrypted, in pieces. CPU work.
@@ -329,7 +354,7 @@ mod tests {
     fn an_encrypted_object_has_a_length_that_its_content_may_have() {
         let (_, public) = key();
         for bytes in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * PIECE_BYTES + 5] {
-            let stored = encrypt(&public, b"a note", [sample(bytes)]).unwrap().len() as u64;
+            let stored = encrypt(&public, b"a note", None, [sample(bytes)]).unwrap().len() as u64;
             assert!(may_have_length(bytes as u64, stored), "{bytes} bytes are stored as {stored}");
             assert!(!may_have_length(bytes as u64 + HEADER_BYTES_MAX as u64, stored), "{stored} is too short");
             assert!(!may_have_length(bytes as u64, stored + HEADER_BYTES_MAX as u64), "{stored} is too long");
@@ -343,7 +368,7 @@ mod tests {
         for bytes in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * PIECE_BYTES + 5] {
             let plain = sample(bytes);
             let pieces = vec![plain.slice(..bytes / 3), plain.slice(bytes / 3..)];
-            let stored = encrypt(&both, b"a note", pieces).unwrap();
+            let stored = encrypt(&both, b"a note", None, pieces).unwrap();
             for identity in [&one, &two] {
                 assert!(open_whole(identity, stored.clone()).unwrap() == plain, "{bytes} bytes");
             }
@@ -358,7 +383,7 @@ mod tests {
     fn what_is_cut_or_altered_is_an_error_and_never_data() {
         let (identity, public) = key();
         let plain = sample(2 * CHUNK_BYTES + 100);
-        let stored = encrypt(&public, b"note", vec![plain]).unwrap();
+        let stored = encrypt(&public, b"note", Some(b"cuts"), vec![plain]).unwrap();
         let body = stored.len() - (2 * CHUNK_BYTES + 100 + 3 * TAG_BYTES);
         // A bit anywhere in the header, and here and there in the rest
         for at in (0..body).chain((body..stored.len()).step_by(997)) {
@@ -387,19 +412,32 @@ mod tests {
     }
 
     #[test]
-    fn a_note_of_any_length_is_read_back_from_as_much_as_there_is() {
-        let (_, public) = key();
-        for length in [0, 1, 47, 48, 49, 500] {
-            let note = sample(length);
-            let stored = encrypt(&public, &note, vec![sample(10)]).unwrap();
-            let end = (0..stored.len()).find(|end| matches!(read_note(&stored[..*end]), Ok(Some(_)))).unwrap();
-            assert_eq!(read_note(&stored[..end]).unwrap(), Some(note));
-            // As soon as it can be one, it says that more is needed.
-            let first = FIRST_LINE.len() + NOTE_LINE.len();
-            assert!((first..end).all(|end| matches!(read_note(&stored[..end]), Err(CodecError::Cut { .. }))));
+    fn what_stands_in_clear_is_read_back_from_as_much_as_there_is_whatever_its_length() {
+        let (identity, public) = key();
+        for (length, cuts_length) in [(0, 0), (1, 47), (47, 48), (48, 49), (49, 1), (500, 2_000)] {
+            let (note, cuts) = (sample(length), sample(cuts_length));
+            let stored = encrypt(&public, &note, Some(&cuts), vec![sample(10)]).unwrap();
+            let mut is_read = [false; 2];
+            // From as soon as it can be one, and until it is whole, it says that more is needed.
+            for prefix in (FIRST_LINE.len()..stored.len()).map(|end| &stored[..end]) {
+                let read = [(read_note(prefix), &note), (read_cuts(prefix), &cuts)];
+                for ((read, expected), is_read) in read.into_iter().zip(&mut is_read) {
+                    match read {
+                        Ok(Some(read)) => *is_read = read == expected,
+                        Ok(None) => panic!("nothing in {} bytes", prefix.len()),
+                        Err(error) => assert!(!*is_read && matches!(error, CodecError::Cut { .. }), "{error}"),
+                    }
+                }
+            }
+            assert_eq!(is_read, [true; 2]);
+            assert_eq!(open_whole(&identity, stored).unwrap(), sample(10));
+            // Without cuts nothing is taken for them.
+            let stored = encrypt(&public, &note, None, vec![sample(10)]).unwrap();
+            assert_eq!((read_note(&stored).unwrap(), read_cuts(&stored).unwrap()), (Some(note), None));
         }
-        assert_eq!(read_note(b"age-encryption.org/v1\n-> X25519 abc\n").unwrap(), None);
-        assert_eq!(read_note(b"nothing of ours").unwrap(), None);
+        for other in [&b"age-encryption.org/v1\n-> X25519 abc\n"[..], b"nothing of ours", b""] {
+            assert_eq!((read_note(other).unwrap(), read_cuts(other).unwrap()), (None, None));
+        }
     }
 
     #[test]

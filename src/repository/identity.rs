@@ -4,13 +4,13 @@ use super::documents::decimal;
 use super::layout::{Archive, BackupId};
 use crate::codec::{self, encryption};
 use crate::error::{Error, Kind, Result};
-use crate::store::{Metadata, ObjectHead, Store, StoreErrorKind};
+use crate::store::{Metadata, ObjectHead, Store, StoreError, StoreErrorKind};
 use crate::wal::{Lsn, TimelineId, WalRange};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// How much of an object is fetched to see its identity: many times what one takes.
-const PREFIX_BYTES: u64 = 4096;
+pub(super) const PREFIX_BYTES: u64 = 4096;
 
 /// The names of the metadata that repeat an identity.
 const META_SYSTEM: &str = "seawall-system-identifier";
@@ -156,15 +156,23 @@ pub(super) async fn stored_identity(store: &dyn Store, head: &ObjectHead, subjec
         let format = super::FORMAT_VERSION;
         return Ok(Identity { format, system_identifier, subject: subject.clone(), plain_bytes, blake3 });
     }
-    let prefix = match store.get(name, Some(0..PREFIX_BYTES)).await {
-        Ok(stream) => stream.collect().await?,
-        Err(error) if error.kind == StoreErrorKind::Range => Bytes::new(),
-        Err(error) => return Err(error.into()),
-    };
+    let prefix = read_prefix(store, name, PREFIX_BYTES).await?;
     let frame = match encryption::is_encrypted(&prefix) {
         true => encryption::read_note(&prefix),
         false => codec::read_identity(&prefix),
     };
     let frame = frame.map_err(|error| Error::from(error).context(name))?;
     Identity::parse(name, frame.as_deref())
+}
+
+/// The first bytes of an object, `bytes_max` at most.
+///
+/// # Errors
+/// What the store says.
+pub(super) async fn read_prefix(store: &dyn Store, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
+    match store.get(name, Some(0..bytes_max)).await {
+        Ok(stream) => stream.collect().await,
+        Err(error) if error.kind == StoreErrorKind::Range => Ok(Bytes::new()),
+        Err(error) => Err(error),
+    }
 }

@@ -2,6 +2,8 @@
 
 mod catalog;
 mod chain;
+mod cut_index;
+mod cut_walk;
 mod documents;
 mod file_path;
 mod identity;
@@ -20,6 +22,8 @@ mod writer;
 
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
 pub use chain::{BrokenChain, chain};
+pub use cut_index::{Cut, CutIndex, lead_start};
+pub use cut_walk::{CutWalk, NoIndex};
 pub use documents::{
     BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation,
     DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, PART_BYTES_MAX, RejectedPage, WalNeed,

@@ -176,7 +176,7 @@ impl Writer {
         let (clear_bytes, is_encrypted) = (clear.bytes, clear.sha256.is_none());
         let writer = self.clone();
         let (body, sha256) = runtime::blocking(move || {
-            let body = writer.seal(&clear.identity, clear.pieces)?;
+            let body = writer.seal(&clear.identity, None, clear.pieces)?;
             let sealed = || {
                 let mut sha256 = Sha256::new();
                 body.pieces().iter().for_each(|piece| sha256.update(piece));

@@ -1,5 +1,6 @@
 //! Creating objects under the rule that a name never gets second bytes.
 
+use super::cut_index::{CutIndex, CutIndexer};
 use super::documents::{self, FORMAT_VERSION};
 use super::identity::{Identity, Subject, stored_identity};
 use super::layout::{Key, Layout};
@@ -7,7 +8,7 @@ use crate::codec::{Buffers, FrameEncoder, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::{Body, Created, Metadata, ObjectStream, Store, StoreErrorKind};
-use crate::wal::WalRange;
+use crate::wal::{Lsn, WalRange};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -41,15 +42,10 @@ pub struct EncodedWal {
 /// WAL on the way to how it is stored.
 pub struct WalEncoding {
     hash: blake3::Hasher,
-    /// The first is the identity's, which is known last.
+    /// Of what will be encrypted: whoever cannot read that needs to know its cuts.
+    cuts: Option<CutIndexer>,
     frames: Vec<Bytes>,
     plain_bytes: u64,
-}
-
-impl Default for WalEncoding {
-    fn default() -> WalEncoding {
-        WalEncoding { hash: blake3::Hasher::new(), frames: vec![Bytes::new()], plain_bytes: 0 }
-    }
 }
 
 impl std::fmt::Debug for WalEncoding {
@@ -139,22 +135,37 @@ impl Writer {
         self.system_identifier
     }
 
-    /// Hashes and compresses WAL: the bytes of `range`. Lets go of each piece as soon as it can.
+    /// Hashes and compresses WAL: the bytes of `range`, behind `lead`, as for [`Writer::begin_wal`]. Lets go of each piece as
+    /// soon as it can.
     ///
     /// # Errors
     /// None that the world can cause.
-    pub async fn encode_wal(&self, range: WalRange, pieces: Vec<Bytes>) -> Result<EncodedWal> {
-        if range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
-            return self.finish_wal(WalEncoding::default(), pieces, range);
-        }
+    pub async fn encode_wal(&self, range: WalRange, lead: Bytes, pieces: Vec<Bytes>) -> Result<EncodedWal> {
         let writer = self.clone();
-        runtime::blocking(move || writer.finish_wal(WalEncoding::default(), pieces, range)).await?
+        let encode = move || writer.finish_wal(writer.begin_wal(range.start, &lead), pieces, range);
+        if range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
+            return encode();
+        }
+        runtime::blocking(encode).await?
+    }
+
+    /// Begins to encode WAL from `start` on. `lead` is what lies in front of it, from the beginning of a page, if that is known:
+    /// see [`lead_start`](super::lead_start).
+    pub fn begin_wal(&self, start: Lsn, lead: &[u8]) -> WalEncoding {
+        let began = Lsn(start.0.saturating_sub(lead.len() as u64));
+        let is_encrypted = !self.layout.form().recipients.is_empty();
+        let cuts = is_encrypted.then(|| CutIndexer::new(self.layout.segment_size(), began, lead));
+        // The first frame is the identity's, which is known last.
+        WalEncoding { hash: blake3::Hasher::new(), cuts, frames: vec![Bytes::new()], plain_bytes: 0 }
     }
 
     /// Hashes and compresses the bytes that follow those in `encoding`, in frames of their own. CPU work.
     pub fn encode_piece(&self, encoding: &mut WalEncoding, piece: &[u8]) {
         encoding.plain_bytes += piece.len() as u64;
-        let WalEncoding { hash, frames, .. } = encoding;
+        let WalEncoding { hash, cuts, frames, .. } = encoding;
+        if let Some(cuts) = cuts {
+            cuts.push(piece);
+        }
         self.encoders.with(&self.layout, |encoder| {
             let plain = piece.chunks(WAL_FRAME_BYTES);
             frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes))));
@@ -174,7 +185,7 @@ impl Writer {
         for piece in rest {
             self.encode_piece(&mut encoding, &piece);
         }
-        let WalEncoding { hash, mut frames, plain_bytes } = encoding;
+        let WalEncoding { hash, cuts, mut frames, plain_bytes } = encoding;
         if plain_bytes != range.bytes() {
             return Err(Error::new(Kind::Internal, format!("{plain_bytes} bytes were encoded for {range:?}")));
         }
@@ -187,17 +198,19 @@ impl Writer {
             blake3: Some(blake3.clone()),
         };
         frames[0] = identity.frame()?;
-        let body = self.seal(&identity, frames)?;
+        let cuts = cuts.and_then(|cuts| cuts.finish(range.start));
+        let body = self.seal(&identity, cuts.as_ref(), frames)?;
         Ok(EncodedWal { stamp: Stamp { range, blake3 }, body, metadata: identity.metadata() })
     }
 
     /// The frames of an object as they are stored: encrypted, if that is wanted. CPU work.
-    pub(super) fn seal(&self, identity: &Identity, frames: Vec<Bytes>) -> Result<Body> {
+    pub(super) fn seal(&self, identity: &Identity, cuts: Option<&CutIndex>, frames: Vec<Bytes>) -> Result<Body> {
         let recipients = &self.layout.form().recipients;
         if recipients.is_empty() {
             return Ok(Body::from(frames));
         }
-        let encrypted = encryption::encrypt(recipients, &identity.json()?, frames)
+        let cuts = cuts.map(CutIndex::json).transpose()?;
+        let encrypted = encryption::encrypt(recipients, &identity.json()?, cuts.as_deref(), frames)
             .map_err(|error| Error::new(Kind::Internal, "cannot encrypt an object").because(error))?;
         Ok(Body::from(encrypted))
     }
@@ -225,7 +238,7 @@ impl Writer {
     /// # Errors
     /// As [`Writer::store_encoded`].
     pub async fn store_wal(&self, key: &Key, range: WalRange, bytes: Bytes) -> Result<Stamp> {
-        let wal = self.encode_wal(range, vec![bytes]).await?;
+        let wal = self.encode_wal(range, Bytes::new(), vec![bytes]).await?;
         self.store_encoded(key, &wal).await?;
         Ok(wal.stamp)
     }
@@ -278,7 +291,7 @@ impl Writer {
         pieces.extend(frames);
         let writer = self.clone();
         let (body, sha256) = runtime::blocking(move || {
-            let body = writer.seal(&identity, pieces)?;
+            let body = writer.seal(&identity, None, pieces)?;
             let mut sha256 = Sha256::new();
             body.pieces().iter().for_each(|piece| sha256.update(piece));
             Ok::<_, Error>((body, hex(&sha256.finalize())))

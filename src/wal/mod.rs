@@ -8,6 +8,10 @@ mod segment;
 mod timeline;
 
 pub use lsn::{Lsn, ParseLsnError};
-pub use record::{ParameterChange, Record, RecordKind, RecordWalker, WalkError, begins_anew};
+#[cfg(test)]
+pub(crate) use record::testing;
+pub use record::{
+    PAGE_BYTES, ParameterChange, PartialRecord, Record, RecordKind, RecordWalker, WalkError, begins_anew,
+};
 pub use segment::{BLOCK_BYTES_MAX, ParseSegmentError, Segment, SegmentSize, WalRange};
 pub use timeline::{History, HistoryEntry, ParseHistoryError, TimelineId};

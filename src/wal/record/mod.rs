@@ -8,12 +8,15 @@ mod beginning;
 mod main_data;
 mod page;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod transaction;
 mod walker;
 
 pub use beginning::begins_anew;
-pub use walker::{RecordWalker, WalkError};
+pub use page::PAGE_BYTES;
+pub use walker::{PartialRecord, RecordWalker, WalkError};
 
 use super::{Lsn, TimelineId};
 

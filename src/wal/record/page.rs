@@ -5,7 +5,7 @@ use super::main_data::{u16_at, u32_at, u64_at};
 use crate::wal::{Lsn, SegmentSize};
 
 /// Bytes in a page: PostgreSQL's `XLOG_BLCKSZ` unless it was built otherwise, which is refused.
-pub(super) const PAGE_BYTES: u64 = 8192;
+pub const PAGE_BYTES: u64 = 8192;
 /// The header of most pages.
 pub(super) const SHORT_HEADER_BYTES: usize = 24;
 /// The header of a segment's first page.

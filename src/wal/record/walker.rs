@@ -78,9 +78,20 @@ pub struct RecordWalker {
     /// The start of the last record, which the next one names.
     previous: Option<Lsn>,
     doing: Doing,
+    /// What was left, where the walk began, of the record that it began in.
+    rest_bytes: u64,
     record: RecordInProgress,
     end: Option<Lsn>,
     failed: Option<WalkError>,
+}
+
+/// A record of which the walk has seen a part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PartialRecord {
+    /// It has so many bytes at least; 0 if nothing is known.
+    pub bytes_min: u64,
+    /// Its resource manager (`rmgrlist.h`), if that was seen.
+    pub rmgr: Option<u8>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,6 +132,7 @@ impl RecordWalker {
             timeline: 0,
             previous: None,
             doing: if start.0.is_multiple_of(PAGE_BYTES) { Doing::Begin } else { Doing::Record },
+            rest_bytes: 0,
             record: RecordInProgress {
                 start,
                 header: [0; RECORD_HEADER_BYTES],
@@ -179,6 +191,29 @@ impl RecordWalker {
     pub fn is_between_records(&self) -> bool {
         let is_among_records = matches!(self.doing, Doing::Record | Doing::Switched { .. }) && self.end.is_none();
         is_among_records && self.record.have_bytes == 0 && self.previous.is_some()
+    }
+
+    /// The record in which the walk began, if it began within one: never given out.
+    pub fn first_record(&self) -> Option<PartialRecord> {
+        match self.doing {
+            Doing::Begin => Some(PartialRecord::default()),
+            _ => (self.rest_bytes > 0).then_some(PartialRecord { bytes_min: self.rest_bytes, rmgr: None }),
+        }
+    }
+
+    /// The record in which the bytes so far end, if they end within one.
+    pub fn last_record(&self) -> Option<PartialRecord> {
+        let record = &self.record;
+        match self.doing {
+            Doing::Begin | Doing::Skip { .. } => self.first_record(),
+            Doing::Record if record.have_bytes > 0 => {
+                // The length comes first, and the resource manager is the eighteenth byte.
+                let bytes_min = if record.have_bytes < 4 { 0 } else { u64::from(record.total_bytes) };
+                let rmgr = (record.have_bytes > 17).then_some(record.header[17]);
+                Some(PartialRecord { bytes_min, rmgr })
+            }
+            Doing::Record | Doing::Switched { .. } => None,
+        }
     }
 
     /// Where WAL ends, once that was seen: zeros, or what a recycled segment held before. Meant for the last segment of
@@ -277,6 +312,7 @@ impl RecordWalker {
                 0 => Doing::Record,
                 left_bytes => Doing::Skip { left_bytes },
             };
+            self.rest_bytes = expected_bytes;
         }
         Ok(())
     }
