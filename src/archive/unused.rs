@@ -6,10 +6,7 @@
 //! range must be the same whoever sent them.
 
 use super::open_block::OpenBlock;
-use crate::wal::{Lsn, RecordKind, RecordWalker, SegmentSize};
-
-/// PostgreSQL's `XLOG_BLCKSZ`. A server that was built with another is not recognised, and its WAL stays as it is.
-const PAGE_BYTES: u64 = 8192;
+use crate::wal::{Lsn, PAGE_BYTES, RecordKind, RecordWalker, SegmentSize};
 
 /// So much of a page's header tells where the page belongs: `xlp_pageaddr` (`xlog_internal.h`).
 const ADDRESS: std::ops::Range<usize> = 8..16;

@@ -227,7 +227,7 @@ where
 /// Of the timeline that was looked at, nothing more will come.
 fn promoted(from: TimelineId, to: TimelineId) -> NotIncremental {
     let why = format!("the server went from timeline {from} to {to} meanwhile");
-    NotIncremental::Unavailable(Error::new(Kind::Busy, why).hint("Try again."))
+    NotIncremental::Unavailable(Error::new(Kind::Refused, why).hint("Take another one."))
 }
 
 /// Fails unless the server can and may make incremental backups.

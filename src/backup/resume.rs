@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupBegin, BackupId, EarlierParts, FORMAT_VERSION, Key, Repository};
 use crate::runtime::Clock;
 use crate::store::{ObjectInfo, list_all};
+use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -61,9 +62,16 @@ impl Unfinished {
             )
             .hint("Is --pg the right server?"));
         }
+        if let Some(newer) = repository.newest_backup(None).await?.filter(|newest| newest.id > *id) {
+            return Err(Error::new(Kind::Refused, format!("base backup {} was begun after {id} and is finished", newer.id))
+                .hint("Names say which backup is newer, so this one stays unfinished. Leave --resume out to take another one."));
+        }
         let objects = when_quiet(repository, id, objects, clock).await?;
         let listed = objects.iter().map(|object| (object.key.as_str(), object.bytes));
         let parts = EarlierParts::found(layout, listed);
+        if parts.is_empty() && objects.len() > 1 {
+            tracing::warn!(backup = %id, "what is there was stored with another compression or for other keys: all of it is stored again");
+        }
         tracing::info!(backup = %id, parts_there = parts.count(), "going on with an unfinished base backup");
         Ok(Unfinished { begin, parts })
     }
@@ -71,6 +79,11 @@ impl Unfinished {
     /// Its name.
     pub fn id(&self) -> &BackupId {
         &self.begin.id
+    }
+
+    /// Where it first began.
+    pub(super) fn first(&self) -> (TimelineId, Lsn) {
+        (self.begin.timeline, self.begin.start_lsn)
     }
 
     /// What it builds on; `None`: it is a full one.

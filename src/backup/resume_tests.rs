@@ -329,8 +329,42 @@ async fn only_what_is_unfinished_and_left_alone_is_gone_on_with() {
     let unfinished = process.find().await.unwrap();
     assert!(unfinished.check_full().is_ok());
     assert_eq!(unfinished.incremental_reference().unwrap_err().kind(), Kind::Refused);
+    // One than which a newer one is finished
+    let newer = BackupId::parse("20261120T150000Z").unwrap();
+    let begin: Option<BackupBegin> = process.repository.read_document(&Key::BackupBegin(id)).await.unwrap();
+    let begin = BackupBegin { id: newer.clone(), ..begin.unwrap() };
+    process.writer.store_document(&Key::BackupBegin(newer.clone()), &begin).await.unwrap();
+    process.find().await.unwrap();
+    let end = Key::BackupEnd(newer);
+    process.writer.store_plain(&end, bytes::Bytes::from_static(b"{}")).await.unwrap();
+    let error = process.find().await.unwrap_err();
+    assert!(error.kind() == Kind::Refused && error.to_string().contains("20261120T150000Z"), "{error}");
+    store.delete(&process.repository.layout.name(&end)).await.unwrap();
     // One that is finished
     process.take(Some(unfinished), [two.second.script()]).await.unwrap();
     let error = process.find().await.unwrap_err();
     assert!(error.kind() == Kind::Refused && error.to_string().contains("is finished"), "{error}");
+}
+
+#[test]
+fn only_what_may_pass_is_waited_for() {
+    let of_server = |state: &str| Error::from(PgError::Server(Box::new(message("FATAL", state, "no"))));
+    for error in [of_server("57P03"), of_server("53300"), PgError::Closed.into(), Error::new(Kind::Busy, "cut again")] {
+        assert!(may_pass(&error.context("while connecting")), "this would have passed");
+    }
+    let wrong_password = PgError::Auth { message: "no".into(), hint: None };
+    for error in [of_server("28P01"), of_server("42501"), wrong_password.into(), Error::new(Kind::Refused, "no")] {
+        assert!(!may_pass(&error), "{error}: nobody gets in by trying on");
+    }
+}
+
+#[test]
+fn a_backup_never_begins_before_it_first_began() {
+    let at = |timeline, lsn| (TimelineId(timeline), Lsn(lsn));
+    for (first, now) in [(at(1, 7), at(1, 7)), (at(1, 7), at(1, 8)), (at(1, 7), at(2, 5))] {
+        check_not_before(first, now).unwrap();
+    }
+    for (first, now) in [(at(1, 7), at(1, 6)), (at(2, 5), at(1, 9))] {
+        assert_eq!(check_not_before(first, now).unwrap_err().kind(), Kind::Refused);
+    }
 }

@@ -16,8 +16,10 @@ use crate::repository::{
 };
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::StoreErrorKind;
+use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -179,7 +181,7 @@ pub(super) trait Begin: Send {
     /// What the server sends.
     type Source: EventSource;
 
-    /// Connects and begins. No error of another kind than `Postgres` passes by itself.
+    /// Connects and begins.
     fn begin(&mut self) -> impl Future<Output = Result<(Server, Self::Source)>> + Send;
 }
 
@@ -245,6 +247,26 @@ pub(super) struct Server {
     pub(super) start: BackupStart,
 }
 
+impl Server {
+    /// Where the backup begins.
+    fn position(&self) -> (TimelineId, Lsn) {
+        (self.start.timeline, self.start.start_lsn)
+    }
+}
+
+/// From where a backup first began on its WAL is kept, and nothing is before that.
+fn check_not_before(first: (TimelineId, Lsn), now: (TimelineId, Lsn)) -> Result<()> {
+    if now >= first {
+        return Ok(());
+    }
+    let text = format!(
+        "the server would begin it at {} on timeline {}, and it first began at {} on timeline {}",
+        now.1, now.0, first.1, first.0
+    );
+    Err(Error::new(Kind::Refused, text)
+        .hint("Is that a standby which is behind? Take another backup, or go on with this one later."))
+}
+
 /// What a backup is taken with.
 pub(super) struct Run<'a> {
     pub(super) writer: &'a Writer,
@@ -266,29 +288,38 @@ impl Run<'_> {
     /// Takes in what the server sends, and where the connection is lost, what it sends when the backup is begun `again`. The backup
     /// exists when this returns.
     pub(super) async fn store<B: Begin>(self, begun: (Server, B::Source), again: B) -> Result<BackupDocument> {
-        let (id, earlier) = match &self.options.resume {
-            Some(unfinished) => (unfinished.id().clone(), unfinished.parts().clone()),
-            None => (self.begin(&begun.0).await?, EarlierParts::default()),
+        let (id, first, earlier) = match &self.options.resume {
+            Some(unfinished) => (unfinished.id().clone(), unfinished.first(), unfinished.parts().clone()),
+            None => (self.begin(&begun.0).await?, begun.0.position(), EarlierParts::default()),
         };
-        let stored = Box::pin(self.store_under(&id, earlier, begun, again)).await;
+        let stored = Box::pin(self.store_under(&id, first, earlier, begun, again)).await;
         stored.map_err(|error| {
-            error.context(format!("base backup {id} failed (seawall backup --resume {id} goes on with it)"))
+            let goes_on = match error.kind() {
+                Kind::Postgres | Kind::Store | Kind::Local | Kind::Refused => {
+                    format!(" (seawall backup --resume {id} goes on with it)")
+                }
+                _ => String::new(),
+            };
+            error.context(format!("base backup {id} failed{goes_on}"))
         })
     }
 
     async fn store_under<B: Begin>(
         &self,
         id: &BackupId,
+        first: (TimelineId, Lsn),
         mut earlier: EarlierParts,
         (mut server, mut source): (Server, B::Source),
         mut again: B,
     ) -> Result<BackupDocument> {
         for attempt in 1.. {
+            check_not_before(first, server.position())?;
             self.progress.send_modify(|progress| {
                 progress.phase = BackupPhase::Copying;
                 progress.id = Some(id.clone());
                 progress.total_bytes = server.start.total_kib.map(|kib| kib.saturating_mul(1024));
                 (progress.received_bytes, progress.stored_bytes, progress.reused_bytes) = (0, 0, 0);
+                progress.warnings = 0;
             });
             match self.copy(source, id, &server, Arc::new(earlier.clone())).await? {
                 Copied::Whole(whole) => return self.finish(id, server, *whole, &earlier).await,
@@ -459,11 +490,19 @@ async fn begin_again<B: Begin>(id: &BackupId, lost: Error, again: &mut B) -> Res
         let pause = backoff.next_pause();
         tracing::warn!(backup = %id, error = %why, pause_seconds = pause.as_secs_f64(), "beginning the base backup again");
         sleep(pause).await;
+        // What an attempt itself takes does not count: that server can be reached.
+        let is_patient = since.elapsed() < PATIENCE;
         match again.begin().await {
-            Err(error) if error.kind() == Kind::Postgres && since.elapsed() < PATIENCE => why = error,
+            Err(error) if is_patient && may_pass(&error) => why = error,
             begun => return begun,
         }
     }
+}
+
+/// True for what another attempt may not meet: not for a wrong password, or missing rights.
+fn may_pass(error: &Error) -> bool {
+    let of_server = error.source().and_then(|source| source.downcast_ref::<PgError>());
+    error.kind() == Kind::Busy || of_server.is_some_and(PgError::is_transient)
 }
 
 pub(super) async fn read_settings(client: &mut Client) -> Result<BTreeMap<String, String>> {

@@ -4,11 +4,11 @@
 use super::looks::Looks;
 use super::parts;
 use crate::archive::{ArchiveState, Phase};
-use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, take};
+use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, Unfinished, take};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::repository::{BackupDocument, Key, Loss, Repository, Writer};
+use crate::repository::{BackupDocument, BackupId, Key, Loss, Repository, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::Store;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Backups {
     pub(super) async fn run(self) {
         let mut looks = Looks::new(self.state.clone());
         let mut backoff = Backoff::new(PAUSES);
-        let (mut told, mut newest) = (None, None);
+        let (mut told, mut newest, mut unfinished) = (None, None, None);
         loop {
             // A store that fails shows in its own metrics; the numbers here stay as they were.
             let found = self.look().await.ok();
@@ -57,7 +57,7 @@ impl Backups {
                 }
                 told = unanswered;
                 if wants_backup && self.is_ours() && self.settings.run.backup_after_gap {
-                    if let Err(error) = self.answer().await {
+                    if let Err(error) = self.answer(&mut unfinished).await {
                         let pause = backoff.next_pause();
                         let hint = error.hint_text().unwrap_or_default();
                         tracing::error!(
@@ -105,10 +105,22 @@ impl Backups {
     }
 
     /// Takes a base backup, as `seawall backup` does while `run` has the slot.
-    async fn answer(&self) -> Result<()> {
+    /// One that failed before is gone on with.
+    async fn answer(&self, unfinished: &mut Option<BackupId>) -> Result<()> {
         let (repository, cluster) = parts::repository_in(&self.settings, self.store.clone()).await?;
         tracing::info!("taking a base backup, because WAL was lost");
-        let document = take_for(repository, cluster.system_identifier, &self.settings, &self.clock).await?;
+        let resume = match unfinished.take() {
+            // Where that cannot be, another one is begun.
+            Some(id) => Unfinished::find(&repository, &id, cluster.system_identifier, &self.clock).await.ok(),
+            None => None,
+        };
+        let (progress, seen) = watch::channel(BackupProgress::default());
+        let taken =
+            take_for(repository, cluster.system_identifier, &self.settings, resume, &self.clock, progress).await;
+        if taken.is_err() {
+            unfinished.clone_from(&seen.borrow().id);
+        }
+        let document = taken?;
         let seconds = document.ended_at.duration_since(document.started_at).as_secs_f64();
         tracing::info!(backup = %document.id, seconds, "the base backup after the gap is complete");
         if let Some(found) = document.findings.in_words() {
@@ -122,12 +134,13 @@ async fn take_for(
     repository: Repository,
     system_identifier: u64,
     settings: &Settings,
+    resume: Option<Unfinished>,
     clock: &Clock,
+    progress: watch::Sender<BackupProgress>,
 ) -> Result<BackupDocument> {
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
     let waiter = RepositoryWaiter::new(repository);
-    let (progress, _) = watch::channel(BackupProgress::default());
-    let options = BackupOptions { label: "seawall, after a gap".to_owned(), ..BackupOptions::default() };
+    let options = BackupOptions { resume, label: "seawall, after a gap".to_owned(), ..BackupOptions::default() };
     let connect = || parts::connect(settings);
     Box::pin(take(connect, &writer, &options, clock, &waiter, progress)).await
 }

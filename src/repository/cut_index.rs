@@ -25,6 +25,9 @@ const CUTTING_RMGRS: [u8; 2] = [2, 4];
 /// More is not listed: an object's head stays small, and with so many there is little left to be sent in part.
 const CUTS_MAX: usize = 500;
 
+/// Nor is more text, which leaves room for hundreds of recipients in the head of an object (64 KiB), of which base64 takes 4/3 of this.
+const INDEX_BYTES_MAX: usize = 24 << 10;
+
 /// What a record cuts or makes: incremental backups of PostgreSQL's own lose changes of that.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Cut {
@@ -50,31 +53,50 @@ impl Cut {
 
 /// The cuts in one object.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CutIndex {
     /// The record in which the object begins may be a cut, and is not listed if it is one.
-    #[serde(default, skip_serializing_if = "is_false")]
     pub begins_within: bool,
     /// The object ends within a record that may be a cut.
-    #[serde(default, skip_serializing_if = "is_false")]
     pub ends_within: bool,
     /// Where the last record begins that cuts or makes a relation; tablespace, database and file of that.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub relations: Vec<(Lsn, u32, u32, u32)>,
     /// The same of databases.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<(Lsn, u32)>,
 }
 
-/// What says nothing is left out.
-fn is_false(value: &bool) -> bool {
-    !value
-}
+/// How an index begins that is written like this. One that begins otherwise is another version's, and says nothing to this one.
+const VERSION: &str = "1 ";
 
 impl CutIndex {
-    /// As it stands in front of the object.
-    pub(super) fn json(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self)
-            .map_err(|error| Error::new(Kind::Internal, "cannot write an index of cuts").because(error))
+    /// As it stands in front of the object: a version, the CRC-32C of the rest, and that as JSON. Nobody who cannot decrypt the object
+    /// has another way to see that a bit of it is wrong. `None` if it is too long to stand there.
+    pub(super) fn encode(&self) -> Result<Option<Vec<u8>>> {
+        let json = serde_json::to_string(self)
+            .map_err(|error| Error::new(Kind::Internal, "cannot write an index of cuts").because(error))?;
+        let encoded = format!("{VERSION}{:08x} {json}", crc32c::crc32c(json.as_bytes()));
+        Ok((encoded.len() <= INDEX_BYTES_MAX).then(|| encoded.into_bytes()))
+    }
+
+    /// Reads it back; `None` if it is another version's.
+    ///
+    /// # Errors
+    /// Why it cannot be what was written.
+    pub(super) fn decode(encoded: &[u8]) -> Result<Option<CutIndex>, String> {
+        let Some(rest) = encoded.strip_prefix(VERSION.as_bytes()) else {
+            // A number and a space; anything else is nobody's version.
+            let digits = encoded.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            return match digits > 0 && encoded.get(digits) == Some(&b' ') {
+                true => Ok(None),
+                false => Err("it begins with no version".to_owned()),
+            };
+        };
+        let (sum, json) = rest.split_at_checked(9).ok_or("it is cut")?;
+        let expected = format!("{:08x} ", crc32c::crc32c(json));
+        if sum != expected.as_bytes() {
+            return Err("its CRC-32C is another".to_owned());
+        }
+        serde_json::from_slice(json).map(Some).map_err(|error| error.to_string())
     }
 
     /// Every cut, and where its record begins.
@@ -100,6 +122,7 @@ pub(super) struct CutIndexer {
     began: Lsn,
     /// Where the last record begins that cuts it.
     cuts: BTreeMap<Cut, Lsn>,
+    /// Its bytes are not known to be WAL, or cut too much.
     is_unreadable: bool,
 }
 
@@ -133,6 +156,10 @@ impl CutIndexer {
             }
         };
         self.is_unreadable = self.walker.push(position, bytes, &mut note).is_err();
+        if self.cuts.len() > CUTS_MAX {
+            self.is_unreadable = true;
+            self.cuts.clear();
+        }
         // What a switch leaves unused is zeros. Behind anything else that looks like an end of WAL there may be records.
         if let Some(end) = self.walker.end_of_wal() {
             let behind = usize::try_from(end.0.saturating_sub(position.0)).unwrap_or(usize::MAX).min(bytes.len());
@@ -143,7 +170,7 @@ impl CutIndexer {
     /// The index of the object, which begins at `start`; `None` if its bytes are not known to be WAL, or cut too much.
     pub(super) fn finish(self, start: Lsn) -> Option<CutIndex> {
         let CutIndexer { walker, began, cuts, is_unreadable } = self;
-        if is_unreadable || cuts.len() > CUTS_MAX {
+        if is_unreadable {
             return None;
         }
         let is_near = start < began + PAGE_HEADER_BYTES_MAX + CUT_RECORD_BYTES_MAX;
@@ -167,5 +194,41 @@ impl CutIndexer {
             }
         }
         Some(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(relations: u32) -> CutIndex {
+        let relations = (0..relations).map(|file| (Lsn(u64::MAX), u32::MAX, u32::MAX, u32::MAX - file)).collect();
+        CutIndex { begins_within: true, relations, databases: vec![(Lsn(7), 16_400)], ..CutIndex::default() }
+    }
+
+    #[test]
+    fn an_index_is_read_as_it_was_written_or_not_at_all() {
+        let index = index(3);
+        let encoded = index.encode().unwrap().unwrap();
+        assert_eq!(CutIndex::decode(&encoded).unwrap(), Some(index));
+        // Whatever bit of it is wrong, no cut is missed: it is damaged, or another version's.
+        for bit in 0..encoded.len() * 8 {
+            let mut flipped = encoded.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!matches!(CutIndex::decode(&flipped), Ok(Some(_))), "bit {bit}");
+        }
+        assert!((0..encoded.len()).all(|end| CutIndex::decode(&encoded[..end]).is_err()));
+        // What a later version may add
+        let json = r#"{"begins_within":false,"ends_within":false,"relations":[],"databases":[],"more":1}"#;
+        let of = |version: &str| format!("{version} {:08x} {json}", crc32c::crc32c(json.as_bytes()));
+        assert!(CutIndex::decode(of("1").as_bytes()).is_err(), "a field that this version does not know");
+        assert_eq!(CutIndex::decode(of("12").as_bytes()).unwrap(), None);
+        assert!(CutIndex::decode(b"{}").is_err());
+    }
+
+    #[test]
+    fn an_index_that_is_too_long_for_the_head_of_an_object_is_left_out() {
+        assert!(index(300).encode().unwrap().is_some());
+        assert!(index(CUTS_MAX as u32).encode().unwrap().is_none(), "with numbers as long as they can be");
     }
 }

@@ -143,11 +143,9 @@ async fn read_index(reader: &WalReader, stored: &Stored) -> Result<Head> {
         let identity = Identity::parse(name, note.map_err(unreadable)?.as_deref())?;
         identity.check(name, reader.system_identifier(), &Subject::wal(stored.range))?;
         let Some(cuts) = cuts.map_err(unreadable)? else { return Ok(Head::WithoutIndex) };
-        return match serde_json::from_slice(&cuts) {
-            Ok(index) => Ok(Head::Index(index)),
-            Err(error) => {
-                Err(Error::new(Kind::Damaged, format!("{name} has an unreadable index of cuts")).because(error))
-            }
+        return match CutIndex::decode(&cuts) {
+            Ok(index) => Ok(index.map_or(Head::WithoutIndex, Head::Index)),
+            Err(why) => Err(Error::new(Kind::Damaged, format!("{name} has a damaged index of cuts: {why}"))),
         };
     }
     Ok(Head::WithoutIndex)

@@ -217,7 +217,9 @@ impl Writer {
             let name = self.layout().name(&Key::BackupPart(backup.clone(), part.name));
             if listed.get(&name) != Some(&part.stored_bytes) {
                 return Err(Error::new(Kind::Damaged, format!("{name} was stored by an earlier attempt and is gone"))
-                    .hint("Was it deleted by somebody, a prune or a lifecycle rule? Take another backup."));
+                    .hint(format!(
+                        "Was it deleted by somebody, a prune or a lifecycle rule? `seawall backup --resume {backup}` stores it again."
+                    )));
             }
         }
         Ok(())

@@ -209,7 +209,7 @@ impl Writer {
         if recipients.is_empty() {
             return Ok(Body::from(frames));
         }
-        let cuts = cuts.map(CutIndex::json).transpose()?;
+        let cuts = cuts.map(CutIndex::encode).transpose()?.flatten();
         let encrypted = encryption::encrypt(recipients, &identity.json()?, cuts.as_deref(), frames)
             .map_err(|error| Error::new(Kind::Internal, "cannot encrypt an object").because(error))?;
         Ok(Body::from(encrypted))
