@@ -159,6 +159,10 @@ pub struct BackupArgs {
     /// How what is stored is compressed.
     #[command(flatten)]
     pub compression: CompressionArg,
+    /// Read the files here instead of having the server send them: this is the server's data directory, on its own machine. Takes a
+    /// full backup, of a primary, with a role that may call pg_backup_start and pg_backup_stop
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["max_rate", "server_compression"])]
+    pub data_directory: Option<PathBuf>,
     /// A name for people, kept with the backup and in the server's log
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
@@ -458,6 +462,7 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall backup --config /etc/seawall.toml --label before-upgrade --json
   seawall backup --config /etc/seawall.toml --max-rate 50M
   seawall backup --config /etc/seawall.toml --type auto
+  seawall backup --config /etc/seawall.toml --data-directory /var/lib/postgresql/15/main
   seawall backup --config /etc/seawall.toml --resume 20261120T140300Z",
     ),
     (

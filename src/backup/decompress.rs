@@ -1,7 +1,7 @@
 //! A base backup that the server compresses, for a thin network: each archive is one Zstandard frame, and is decompressed as it
 //! comes. Memory: the frame's window, and one piece of the output.
 
-use super::receive::EventSource;
+use super::receive::{Broken, EventSource};
 use crate::postgres::{BackupEvent, PgError};
 use crate::runtime;
 use bytes::Bytes;
@@ -37,7 +37,7 @@ impl<S: EventSource> Decompressing<S> {
 }
 
 impl<S: EventSource> EventSource for Decompressing<S> {
-    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+    async fn next_event(&mut self) -> Result<BackupEvent, Broken> {
         loop {
             if let Some(archive) = self.archive.take_if(|archive| archive.has_more()) {
                 let broken = |error| protocol(format!("an archive could not be decompressed: {error}"));
@@ -122,7 +122,7 @@ mod tests {
     struct Script(VecDeque<BackupEvent>);
 
     impl EventSource for Script {
-        async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+        async fn next_event(&mut self) -> Result<BackupEvent, Broken> {
             Ok(self.0.pop_front().expect("nobody asks behind the end"))
         }
     }
@@ -136,7 +136,7 @@ mod tests {
     }
 
     /// What is left of two archives and a manifest that come in pieces of so many bytes.
-    async fn read(archives: &[Vec<u8>], piece_bytes: usize, is_compressed: bool) -> Result<Vec<Vec<u8>>, PgError> {
+    async fn read(archives: &[Vec<u8>], piece_bytes: usize, is_compressed: bool) -> Result<Vec<Vec<u8>>, Broken> {
         let mut events = VecDeque::new();
         for bytes in archives {
             events.push_back(archive());
@@ -197,8 +197,8 @@ mod tests {
             (flipped, "no Zstandard frame"),
         ] {
             for archives in [vec![bad.clone()], vec![bad.clone(), whole.clone()]] {
-                let error = read(&archives, 1000, true).await.unwrap_err();
-                assert!(error.to_string().contains(says), "{error}, and not: {says}");
+                let error = format!("{:?}", read(&archives, 1000, true).await.unwrap_err());
+                assert!(error.starts_with("Failed") && error.contains(says), "{error}, and not: {says}");
             }
         }
     }

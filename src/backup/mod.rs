@@ -8,7 +8,8 @@
 //!            └──► manifest: every file's length and CRC-32C are what the server read             (verify.rs)
 //! ```
 //!
-//! [`take`] is the whole workflow; of an incremental one, [`take_incremental`]: what it builds on (reference.rs), what of
+//! [`take`] is the whole workflow; where the data directory can be read from here, [`take_local`], with another beginning of the
+//! picture (local/); of an incremental one, [`take_incremental`]: what it builds on (reference.rs), what of
 //! that the server must not see (cut_relations.rs), and what it is shown (shown_manifest.rs). `begin.json` is stored first: from then on prune keeps the WAL that the backup will
 //! need. `backup.json` is stored last, and its presence means that the backup exists. Where the connection is lost, all of that is done again
 //! under the same name, but for parts that are stored already; [`Unfinished`] (resume.rs) does so for another process.
@@ -17,6 +18,7 @@ mod collect;
 mod cut_relations;
 mod decompress;
 mod incremental;
+mod local;
 mod pages;
 mod parts;
 mod receive;
@@ -28,6 +30,7 @@ mod verify;
 mod wal_wait;
 
 pub use incremental::{NotIncremental, take_incremental};
+pub use local::take_local;
 pub use resume::Unfinished;
 pub use run::{BackupOptions, BackupPhase, BackupProgress, take};
 pub use wal_wait::{RepositoryWaiter, WalWaiter};

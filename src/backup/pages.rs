@@ -69,6 +69,11 @@ impl PageChecks {
         is_known.then(|| PageChecks { start_lsn, has_checksums: is("data_checksums", "on") })
     }
 
+    /// The server writes data checksums.
+    pub(crate) fn has_checksums(&self) -> bool {
+        self.has_checksums
+    }
+
     /// The numbers of the pages in `bytes`, which begin at `pages`, that are not what PostgreSQL writes. A page that is not
     /// complete at the end is left out.
     pub(crate) fn rejected(&self, pages: &Pages, bytes: &[u8]) -> Vec<u32> {

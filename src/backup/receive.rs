@@ -20,15 +20,15 @@ const WARNINGS_MAX: usize = 1000;
 /// Of each so much: a path and a block number are in it, and a server may send megabytes.
 const WARNING_CHARS_MAX: usize = 500;
 
-/// Where the pieces of a base backup come from: a server, or a test's script.
+/// Where the pieces of a base backup come from: a server, its data directory, or a test's script.
 pub(crate) trait EventSource: Send {
     /// The next piece.
-    fn next_event(&mut self) -> impl Future<Output = Result<BackupEvent, PgError>> + Send;
+    fn next_event(&mut self) -> impl Future<Output = Result<BackupEvent, Broken>> + Send;
 }
 
 impl EventSource for BackupStream {
-    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
-        self.next().await
+    async fn next_event(&mut self) -> Result<BackupEvent, Broken> {
+        Ok(self.next().await?)
     }
 }
 
@@ -39,6 +39,16 @@ pub(crate) enum Broken {
     Lost(Error),
     /// What came, or what the server said, would be no better another time.
     Failed(Error),
+}
+
+impl From<PgError> for Broken {
+    fn from(error: PgError) -> Broken {
+        // A server that goes away says so (57P01 to 57P05). Whatever else it says, it says again: it is out of room, or was told to cancel.
+        match error.is_transient() && error.sqlstate().is_none_or(|state| state.starts_with("57P")) {
+            true => Broken::Lost(error.into()),
+            false => Broken::Failed(error.into()),
+        }
+    }
 }
 
 impl From<Error> for Broken {
@@ -118,7 +128,7 @@ impl<S: EventSource> Receiver<S> {
                     self.end_archive().await?;
                     self.send_manifest().await?;
                     if let Some(damage) = &damage {
-                        tracing::error!(%damage, "the server calls its own pages damaged");
+                        tracing::error!(%damage, "pages on the server's disk are damaged");
                         self.findings.damaged = true;
                         self.findings.warnings.push(shortened(&damage.message));
                     }
@@ -188,17 +198,20 @@ impl<S: EventSource> Receiver<S> {
         }
     }
 
-    /// The server's error, and what it warned of before.
-    fn failed(&self, error: PgError) -> Broken {
-        // A server that goes away says so (57P01 to 57P05). Whatever else it says, it says again: it is out of room, or was told to cancel.
-        let is_lost = error.is_transient() && error.sqlstate().is_none_or(|state| state.starts_with("57P"));
-        let mut shown = Error::from(error);
-        if !self.findings.warnings.is_empty() {
-            let warned = format!("It warned: {}.", self.findings.first_warnings());
-            let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
-            shown = shown.hint(hint);
+    /// The source's error, and what it warned of before.
+    fn failed(&self, broken: Broken) -> Broken {
+        let with_warnings = |mut shown: Error| {
+            if !self.findings.warnings.is_empty() {
+                let warned = format!("It warned: {}.", self.findings.first_warnings());
+                let hint = shown.hint_text().map_or(warned.clone(), |advice| format!("{warned} {advice}"));
+                shown = shown.hint(hint);
+            }
+            shown
+        };
+        match broken {
+            Broken::Lost(error) => Broken::Lost(with_warnings(error)),
+            Broken::Failed(error) => Broken::Failed(with_warnings(error)),
         }
-        if is_lost { Broken::Lost(shown) } else { Broken::Failed(shown) }
     }
 }
 

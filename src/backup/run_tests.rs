@@ -30,10 +30,10 @@ pub(super) struct Script {
 }
 
 impl EventSource for Script {
-    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+    async fn next_event(&mut self) -> Result<BackupEvent, Broken> {
         match self.events.pop_front() {
             Some(event) => Ok(event),
-            None => Err(self.error.take().unwrap_or(PgError::Closed)),
+            None => Err(self.error.take().unwrap_or(PgError::Closed).into()),
         }
     }
 }
@@ -507,7 +507,7 @@ impl Begin for Once {
 struct Endless(Option<BackupEvent>);
 
 impl EventSource for Endless {
-    async fn next_event(&mut self) -> Result<BackupEvent, PgError> {
+    async fn next_event(&mut self) -> Result<BackupEvent, Broken> {
         let head = || BackupEvent::Data(Bytes::copy_from_slice(&header(b"base/5/1", b'0', 1 << 50, b"")));
         let archive = BackupEvent::Archive { tablespace: None, location: None };
         let next = match &self.0 {

@@ -5,6 +5,7 @@ use super::{keys, parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{
     BackupOptions, BackupPhase, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
+    take_local,
 };
 use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
@@ -45,10 +46,15 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         Some(id) => Some(Unfinished::find(&repository, id, identity.system_identifier, &clock).await?),
         None => None,
     };
-    let backup_type = match &resume {
+    let wanted = match &resume {
         Some(unfinished) if unfinished.reference().is_some() => BackupType::Incremental,
         Some(_) => BackupType::Full,
         None => args.backup_type,
+    };
+    let backup_type = match (&args.data_directory, wanted) {
+        (None, wanted) => wanted,
+        (Some(_), BackupType::Incremental) => return Err(only_full()),
+        (Some(_), BackupType::Full | BackupType::Auto) => BackupType::Full,
     };
 
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
@@ -97,7 +103,14 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             if let Some(why) = &why_full {
                 tracing::warn!(why, "taking a full backup instead of an incremental one");
             }
-            let document = Box::pin(take(connect, &writer, &options, &clock, &waiter, sender)).await?;
+            let document = match &args.data_directory {
+                Some(directory) => {
+                    let connect = || parts::connect_for_sql(&settings);
+                    let taking = take_local(connect, directory, &writer, &options, &clock, &waiter, sender);
+                    Box::pin(taking).await?
+                }
+                None => Box::pin(take(connect, &writer, &options, &clock, &waiter, sender)).await?,
+            };
             Ok(Taken { document, why_full })
         };
         let taken = tokio::select! {
@@ -136,6 +149,12 @@ struct Taken {
     why_full: Option<String>,
 }
 
+fn only_full() -> Error {
+    Error::new(Kind::Refused, "no incremental backup can be taken by reading a data directory").hint(
+        "What has changed is for the server to say: leave out --data-directory, or take a full backup (--type full).",
+    )
+}
+
 fn lost_archiver() -> Error {
     Error::new(Kind::Internal, "the archiver ended before the backup did")
 }
@@ -145,7 +164,7 @@ fn report(taken: &Taken, as_json: bool) -> Result<()> {
     let found = document.findings.in_words();
     let verdict = match &found {
         Some(found) if document.findings.damaged => {
-            let warned = format!("The server warned: {}.", document.findings.first_warnings());
+            let warned = format!("Warned of: {}.", document.findings.first_warnings());
             Err(Error::new(Kind::Damaged, format!("base backup {} is {found}", document.id)).hint(warned))
         }
         _ => Ok(()),

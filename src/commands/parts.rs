@@ -25,6 +25,14 @@ pub(super) async fn connect(settings: &Settings) -> Result<Client> {
     Ok(Client::connect(&connection(settings)?, Mode::Physical, &[]).await?)
 }
 
+/// A connection to the server in which SQL can be asked, without the right to replicate.
+///
+/// # Errors
+/// What the server says.
+pub(super) async fn connect_for_sql(settings: &Settings) -> Result<Client> {
+    Ok(Client::connect_for_sql(&connection(settings)?, Mode::Sql).await?)
+}
+
 /// The store of the repository, watched by nobody.
 ///
 /// # Errors

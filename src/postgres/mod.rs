@@ -13,6 +13,7 @@ mod connection;
 mod conninfo;
 mod conninfo_text;
 mod error;
+mod low_level_backup;
 mod manifest;
 mod message;
 mod passfile;
@@ -25,5 +26,6 @@ pub use base_backup::{BackupEvent, BackupStart, BackupStream, BaseBackupOptions,
 pub use client::{Client, Mode, Rows, SlotState, SystemIdentity};
 pub use conninfo::{ChannelBinding, ConnInfo, SslMode, TargetSessionAttrs};
 pub use error::{HostFailure, PgError, ServerMessage};
+pub use low_level_backup::{BackupSession, RunningBackup, StoppedBackup, Witness};
 pub use slot::{SlotHealth, WalStatus};
 pub use streaming::{StatusUpdate, Streaming, WalMessage, WalStream};

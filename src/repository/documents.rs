@@ -212,7 +212,7 @@ impl Findings {
                  another base backup; if the same pages are in it, look at the relations with pg_amcheck"
             )),
             BackupVerdict::Damaged => Some(format!(
-                "damaged: the server found pages with wrong checksums on its disk{pages}. No restore uses this backup unless \
+                "damaged: there are pages with wrong checksums on the server's disk{pages}. No restore uses this backup unless \
                  --backup names it. Keep the backups before it, look at the disk, and mend the relations (a standby may have \
                  them whole)"
             )),

@@ -296,6 +296,8 @@ struct Field(usize, usize);
 
 const NAME: Field = Field(0, 100);
 const MODE: Field = Field(100, 8);
+const UID: Field = Field(108, 8);
+const GID: Field = Field(116, 8);
 const SIZE: Field = Field(124, 12);
 const MTIME: Field = Field(136, 12);
 const CHECKSUM: Field = Field(148, 8);
@@ -303,6 +305,8 @@ const TYPE: usize = 156;
 const LINK: Field = Field(157, 100);
 /// Magic and version together.
 const MAGIC: Field = Field(257, 8);
+const USER: Field = Field(265, 32);
+const GROUP: Field = Field(297, 32);
 const PREFIX: Field = Field(345, 155);
 
 impl Field {
@@ -331,33 +335,76 @@ impl Field {
     }
 }
 
-/// Writes headers as PostgreSQL does, for tests.
+/// An entry to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewEntry<'a> {
+    /// Its name, without a `/` at the end.
+    pub(crate) name: &'a [u8],
+    /// A directory, or else a file of [`NewEntry::size_bytes`].
+    pub(crate) is_directory: bool,
+    /// 0 for a directory.
+    pub(crate) size_bytes: u64,
+    /// Permissions, the lower twelve bits.
+    pub(crate) mode: u32,
+    /// Of the owner and the owner's group.
+    pub(crate) ids: (u32, u32),
+    /// When it was last modified, in seconds since 1970.
+    pub(crate) mtime_seconds: u64,
+}
+
+impl NewEntry<'_> {
+    /// Its header, as PostgreSQL writes it; `None` if the name is longer than the format can hold.
+    pub(crate) fn header(&self) -> Option<[u8; BLOCK]> {
+        let name_bytes = self.name.len() + usize::from(self.is_directory);
+        if name_bytes >= NAME.1 {
+            return None;
+        }
+        let mut block = [0; BLOCK];
+        put(&mut block, NAME, self.name);
+        if self.is_directory {
+            block[name_bytes - 1] = b'/';
+        }
+        put_number(&mut block, MODE, u64::from(self.mode & 0o7777));
+        put_number(&mut block, UID, u64::from(self.ids.0));
+        put_number(&mut block, GID, u64::from(self.ids.1));
+        put_number(&mut block, SIZE, self.size_bytes);
+        put_number(&mut block, MTIME, self.mtime_seconds);
+        block[TYPE] = if self.is_directory { b'5' } else { b'0' };
+        put(&mut block, MAGIC, b"ustar\x0000");
+        // Whoever reads this goes by the numbers.
+        put(&mut block, USER, b"postgres");
+        put(&mut block, GROUP, b"postgres");
+        seal(&mut block);
+        Some(block)
+    }
+}
+
+fn put(block: &mut [u8; BLOCK], field: Field, bytes: &[u8]) {
+    block[field.0..field.0 + bytes.len()].copy_from_slice(bytes);
+}
+
+fn put_number(block: &mut [u8; BLOCK], field: Field, number: u64) {
+    let digits = field.1 - 1;
+    if number < 1 << (3 * digits.min(21)) {
+        put(block, field, format!("{number:0digits$o} ").as_bytes());
+    } else {
+        // At least eight bytes, of which the first is the mark: no number of ours needs it.
+        put(block, Field(field.0 + field.1 - 8, 8), &number.to_be_bytes());
+        block[field.0] = 0x80;
+    }
+}
+
+/// Puts the right checksum into a header.
+fn seal(block: &mut [u8; BLOCK]) {
+    put(block, CHECKSUM, b"        ");
+    let sum: u64 = block.iter().map(|&byte| u64::from(byte)).sum();
+    put(block, CHECKSUM, format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// Headers for tests.
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::{BLOCK, CHECKSUM, Field, LINK, MAGIC, MODE, MTIME, NAME, SIZE, TYPE};
-
-    fn put(block: &mut [u8; BLOCK], field: Field, bytes: &[u8]) {
-        block[field.0..field.0 + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn put_number(block: &mut [u8; BLOCK], field: Field, number: u64) {
-        let digits = field.1 - 1;
-        if number < 1 << (3 * digits.min(21)) {
-            put(block, field, format!("{number:0digits$o} ").as_bytes());
-        } else {
-            let mut bytes = vec![0; field.1];
-            bytes[0] = 0x80;
-            bytes[field.1 - 8..].copy_from_slice(&number.to_be_bytes());
-            put(block, field, &bytes);
-        }
-    }
-
-    /// Puts the right checksum into an altered header.
-    pub(crate) fn seal(block: &mut [u8; BLOCK]) {
-        put(block, CHECKSUM, b"        ");
-        let sum: u64 = block.iter().map(|&byte| u64::from(byte)).sum();
-        put(block, CHECKSUM, format!("{sum:06o}\0 ").as_bytes());
-    }
+    use super::{BLOCK, LINK, MAGIC, MODE, MTIME, NAME, SIZE, TYPE, put, put_number, seal};
 
     /// A header; a link has a target.
     pub(crate) fn header(path: &[u8], kind: u8, size_bytes: u64, target: &[u8]) -> [u8; BLOCK] {
@@ -384,7 +431,7 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{file, header, seal};
+    use super::testing::{file, header};
     use super::*;
     use proptest::prelude::*;
 
@@ -458,6 +505,28 @@ mod tests {
         assert_eq!(headers, expected.map(|(path, kind, bytes)| (path.to_owned(), kind, bytes)));
         assert_eq!(reader.finish(), Ok(()));
         assert_eq!(reader.missing_trailer_bytes(), 1024, "a server before 15 sends no zeros at the end");
+    }
+
+    #[test]
+    fn a_header_that_is_written_reads_back() {
+        let name = [b'x'; 98];
+        for (is_directory, size_bytes, id) in [(true, 0, 26), (false, 0, 0), (false, 9 << 30, u32::MAX), (false, 7, 1)]
+        {
+            let ids = (id, id);
+            let entry =
+                NewEntry { name: &name, is_directory, size_bytes, mode: 0o100_640, ids, mtime_seconds: 1_700_000_000 };
+            let block = entry.header().unwrap();
+            let header = read_header(0, Bytes::copy_from_slice(&block)).unwrap();
+            let kind = if is_directory { EntryKind::Directory } else { EntryKind::File };
+            assert_eq!((header.path.as_bytes(), header.kind, header.size_bytes), (&name[..], kind, size_bytes));
+            assert_eq!((header.mode, header.mtime_seconds), (0o640, 1_700_000_000));
+            assert_eq!((UID.number(&block), GID.number(&block)), (Some(id.into()), Some(id.into())));
+            assert_eq!(block[98], if is_directory { b'/' } else { 0 });
+            // and one more byte fits into a file's name alone.
+            let longer = NewEntry { name: &[b'x'; 99], ..entry };
+            assert_eq!(longer.header().is_none(), is_directory);
+            assert!(NewEntry { name: &[b'x'; 100], ..entry }.header().is_none());
+        }
     }
 
     #[test]

@@ -1,0 +1,186 @@
+//! The files of a running server as the events of a base backup. When the last of them was read, the server is asked to end it,
+//! and what it says is written behind them.
+
+use super::super::pages::PageChecks;
+use super::super::receive::{Broken, EventSource};
+use super::directory::Control;
+use super::manifest::ManifestWriter;
+use super::read::{self, Chunk};
+use super::walk::{CONTROL_FILE, Walk};
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{BackupEvent, RunningBackup, ServerMessage, Tablespace};
+use crate::repository::manifest::FileCheck;
+use crate::repository::tar::{BLOCK, NewEntry};
+use crate::repository::{FilePath, WalNeed};
+use crate::runtime::Clock;
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt};
+use jiff::Timestamp;
+use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// Bytes of the manifest in an event.
+const MANIFEST_PIECE_BYTES: usize = 1 << 20;
+
+/// What is there when a server has begun a backup.
+pub(super) struct Opened {
+    pub(super) directory: PathBuf,
+    pub(super) system_identifier: u64,
+    pub(super) postgres_version: u32,
+    pub(super) running: RunningBackup,
+    /// The data directory comes last.
+    pub(super) walks: Vec<(Option<Tablespace>, Walk)>,
+    pub(super) checks: Option<PageChecks>,
+    pub(super) clock: Clock,
+}
+
+/// See the head of the file.
+pub(super) struct LocalSource {
+    directory: PathBuf,
+    clock: Clock,
+    checks: Option<PageChecks>,
+    walks: VecDeque<(Option<Tablespace>, Walk)>,
+    /// What is being read.
+    chunks: BoxStream<'static, Result<Chunk>>,
+    /// Of the file whose pieces pass: the CRC-32C so far.
+    crc32c: u32,
+    /// Pages that are not what PostgreSQL writes.
+    rejected: usize,
+    /// Both are taken when the server is asked to end it.
+    running: Option<(RunningBackup, ManifestWriter)>,
+    /// Events that come next.
+    ready: VecDeque<BackupEvent>,
+}
+
+impl EventSource for LocalSource {
+    async fn next_event(&mut self) -> Result<BackupEvent, Broken> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            match self.chunks.next().await {
+                Some(chunk) => self.take(chunk?)?,
+                None => self.go_on().await?,
+            }
+        }
+    }
+}
+
+impl LocalSource {
+    pub(super) fn new(opened: Opened) -> LocalSource {
+        let manifest = ManifestWriter::new(opened.postgres_version, opened.system_identifier);
+        LocalSource {
+            directory: opened.directory,
+            clock: opened.clock,
+            checks: opened.checks,
+            walks: opened.walks.into(),
+            chunks: futures_util::stream::empty().boxed(),
+            crc32c: 0,
+            rejected: 0,
+            running: Some((opened.running, manifest)),
+            ready: VecDeque::new(),
+        }
+    }
+
+    fn take(&mut self, chunk: Chunk) -> Result<()> {
+        match chunk {
+            Chunk::Header(header) => self.ready.push_back(BackupEvent::Data(header)),
+            Chunk::Special(path) => self.ready.push_back(BackupEvent::Notice(warning(
+                "WARNING",
+                "01000",
+                format!("skipping special file \"{}\"", path.display()),
+            ))),
+            Chunk::Content { file, tar, bytes, crc32c, is_last, rejected } => {
+                self.crc32c = crc32c::crc32c_combine(self.crc32c, crc32c, bytes as usize);
+                self.rejected += rejected;
+                self.ready.push_back(BackupEvent::Data(tar));
+                if is_last {
+                    let modified = Timestamp::from_second(file.mtime_seconds).unwrap_or(Timestamp::UNIX_EPOCH);
+                    let check = FileCheck { size_bytes: file.bytes, crc32c: std::mem::take(&mut self.crc32c) };
+                    self.manifest()?.add(&file.path, modified, check);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn manifest(&mut self) -> Result<&mut ManifestWriter> {
+        self.running.as_mut().map(|(_, manifest)| manifest).ok_or_else(ended)
+    }
+
+    /// The stretch that was read is through: begins the next archive, or ends the backup.
+    async fn go_on(&mut self) -> Result<(), Broken> {
+        let Some((tablespace, walk)) = self.walks.pop_front() else { return self.stop().await };
+        self.ready.push_back(BackupEvent::Archive {
+            tablespace: tablespace.as_ref().map(|it| it.oid),
+            location: tablespace.map(|it| it.location),
+        });
+        self.chunks = read::read(walk, self.checks).boxed();
+        Ok(())
+    }
+
+    /// All files were read: ends the backup, and makes what is left of it.
+    async fn stop(&mut self) -> Result<(), Broken> {
+        let (running, mut manifest) = self.running.take().ok_or_else(ended)?;
+        // The last of the files that belong between start and stop.
+        let control = Control::read(&self.directory).await?;
+        let (start, timeline) = (running.start_lsn, running.timeline);
+        let stopped = running.stop().await?;
+        let now = self.clock.now();
+        let files: [(&[u8], Bytes); 3] = [
+            (b"backup_label", stopped.label),
+            (b"tablespace_map", stopped.tablespace_map),
+            (CONTROL_FILE, control.bytes.into()),
+        ];
+        for (name, content) in files {
+            if content.is_empty() {
+                continue;
+            }
+            let entry = NewEntry {
+                name,
+                is_directory: false,
+                size_bytes: content.len() as u64,
+                mode: control.metadata.mode(),
+                ids: (control.metadata.uid(), control.metadata.gid()),
+                mtime_seconds: now.as_second().try_into().unwrap_or_default(),
+            };
+            let header = entry.header().ok_or_else(|| Error::new(Kind::Internal, "a short name was too long"))?;
+            let padding = vec![0; content.len().next_multiple_of(BLOCK) - content.len()];
+            let path =
+                FilePath::parse(name).map_err(|error| Error::new(Kind::Internal, "a name is none").because(error))?;
+            let check = FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(&content) };
+            manifest.add(&path, now, check);
+            let pieces = [Bytes::copy_from_slice(&header), content, padding.into()];
+            self.ready.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(BackupEvent::Data));
+        }
+        // The zeros at the end of archives are added where they are cut, as for servers before 15.
+        self.ready.push_back(BackupEvent::Manifest);
+        let mut text = Bytes::from(manifest.finish(WalNeed { timeline, start, end: stopped.end_lsn }));
+        while !text.is_empty() {
+            let piece = text.split_to(text.len().min(MANIFEST_PIECE_BYTES));
+            self.ready.push_back(BackupEvent::Data(piece));
+        }
+        self.ready.push_back(BackupEvent::End { end_lsn: stopped.end_lsn, timeline, damage: self.damage() });
+        Ok(())
+    }
+
+    /// What a server would say at the end that verified its checksums.
+    fn damage(&self) -> Option<Box<ServerMessage>> {
+        let has_checksums = self.checks.is_some_and(|checks| checks.has_checksums());
+        (has_checksums && self.rejected > 0).then(|| {
+            let text = format!("pages with wrong checksums, also when they were read again: {}", self.rejected);
+            Box::new(warning("ERROR", "XX001", text))
+        })
+    }
+}
+
+/// As a server would say it.
+fn warning(severity: &str, sqlstate: &str, message: String) -> ServerMessage {
+    let (severity, sqlstate) = (severity.to_owned(), sqlstate.to_owned());
+    ServerMessage { severity, sqlstate, message, ..ServerMessage::default() }
+}
+
+fn ended() -> Error {
+    Error::new(Kind::Internal, "the local base backup has ended")
+}
