@@ -233,7 +233,7 @@ async fn a_session_that_ends_before_the_backup_does_costs_a_new_beginning() {
     let mut running = local(&scene, "postgres", scene.server.data_directory()).start();
     // When the server ends the session in which it was begun
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-               WHERE query LIKE '%pg_backup_start(%' AND state = 'idle' AND pid <> pg_backend_pid()";
+               WHERE query LIKE 'SELECT lsn, %pg_backup_start(%' AND state = 'idle'";
     let ended = async || (scene.server.value(end).await != "0").then_some(());
     wait_for("the session to end", PATIENCE, ended).await;
     // Then it is begun again, and what was stored is not stored twice
@@ -291,7 +291,8 @@ async fn an_incremental_backup_builds_on_it() {
     let into = scene.places.path().join("restored");
     server.user().give_all(&scene.places.path().join("repository")).unwrap();
     scene.restoring(&into).run_ok().await;
-    let opened = Server::open(&programs(17), &into, ServerOptions::default());
+    let programs = programs(17);
+    let opened = Server::open(&programs, &into, ServerOptions::default());
     let restored = tokio::time::timeout(PATIENCE * 3, opened).await.expect("recovery ends").unwrap();
     assert_eq!(row_digests(&restored, "postgres").await, expected);
 }

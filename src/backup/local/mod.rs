@@ -2,6 +2,11 @@
 //! (`pg_backup_start`), and the files are read where they are, in the order and form in which the server would send them.
 //! What comes behind is the same: cut, checked, stored and gone on with as any other.
 //!
+//! ```text
+//! pg_backup_start ─► Walk: names ─► pieces of files, several reads at once ─► archives, manifest ─► pg_backup_stop
+//!                    (walk.rs)      (read.rs)                                 (source.rs, manifest.rs)
+//! ```
+//!
 //! Nobody but us reads these files, so that the manifest is ours: each file's CRC-32C as it was read. The comparison behind proves
 //! that nothing got lost between the reading and the store.
 
