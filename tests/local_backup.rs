@@ -21,11 +21,11 @@ use support::waiting::{PATIENCE, wait_for};
 
 /// A server with checksums, and a repository in a directory.
 async fn scene(version: u32) -> Scene {
-    scene_with(version, Vec::new()).await
+    scene_with(version, ServerOptions::default()).await
 }
 
-async fn scene_with(version: u32, settings: Vec<(String, String)>) -> Scene {
-    let options = ServerOptions { settings, data_checksums: true, listen_tcp: true, ..ServerOptions::default() };
+async fn scene_with(version: u32, options: ServerOptions) -> Scene {
+    let options = ServerOptions { data_checksums: true, listen_tcp: true, ..options };
     let server = Postgres::create(version, options).await;
     let places = scratch_directory();
     let repository = places.path().join("repository");
@@ -207,6 +207,21 @@ mod role_without_rights {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_replicate_alone_is_told_what_else_it_takes() {
+    // Given a role that pg_hba.conf lets in for replication and nothing else
+    let hba = vec!["local all copier reject".to_owned()];
+    let scene = scene_with(DEBIAN, ServerOptions { hba, ..ServerOptions::default() }).await;
+    scene.server.sql("CREATE ROLE copier LOGIN REPLICATION").await.unwrap();
+    // When it reads the files, then it is told that this takes a session as well.
+    let refused = local(&scene, "copier", scene.server.data_directory()).run_err(4).await;
+    assert!(
+        refused.stderr.contains("a session for SQL") && refused.stderr.contains("pg_hba.conf"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_page_is_kept_and_named() {
     // Given a table with a page that is wrong on the disk
     let scene = scene(DEBIAN).await;
@@ -272,7 +287,7 @@ async fn a_standby_is_refused() {
 async fn an_incremental_backup_builds_on_it() {
     // Given a server that summarizes its WAL, and a local backup
     let settings = vec![("summarize_wal".to_owned(), "on".to_owned())];
-    let scene = scene_with(17, settings).await;
+    let scene = scene_with(17, ServerOptions { settings, ..ServerOptions::default() }).await;
     let server = &scene.server;
     server.sql("CREATE TABLE large AS SELECT n AS id, md5(n::text) FROM generate_series(1, 300000) n").await.unwrap();
     let mut archiver = scene.archiver().await;

@@ -30,7 +30,17 @@ pub(super) async fn connect(settings: &Settings) -> Result<Client> {
 /// # Errors
 /// What the server says.
 pub(super) async fn connect_for_sql(settings: &Settings) -> Result<Client> {
-    Ok(Client::connect_for_sql(&connection(settings)?, Mode::Sql).await?)
+    /// What `pg_hba.conf` refuses (`invalid_authorization_specification`).
+    const NOT_LET_IN: &str = "28000";
+    let connected = Client::connect_for_sql(&connection(settings)?, Mode::Sql).await;
+    connected.map_err(|error| {
+        let is_not_let_in = error.sqlstate() == Some(NOT_LET_IN);
+        let error = Error::from(error).context("a session for SQL");
+        match is_not_let_in {
+            true => error.hint("pg_hba.conf needs a line for the database, beside the one for replication."),
+            false => error,
+        }
+    })
 }
 
 /// The store of the repository, watched by nobody.
