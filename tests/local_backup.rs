@@ -41,22 +41,31 @@ fn shell(directory: &Path, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Unpacks a backup as a person would.
+/// Unpacks a backup as a person would: what its document names, of what several attempts may have left.
 fn unpack(scene: &Scene, report: &Value) -> PathBuf {
     let folder = scene.places.path().join(format!("repository/main/base/{}", report["id"].as_str().unwrap()));
     let into = scene.places.path().join("unpacked");
     let unpack = |archive: &str, into: &Path| {
         std::fs::create_dir_all(into).unwrap();
-        shell(&folder, &format!("cat {archive}.*.tar.lz4 | lz4 -dc | tar -x -C {}", into.display()));
+        let names = report["parts"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap());
+        let names = names.filter(|name| name.split('.').next() == Some(archive));
+        let parts: Vec<String> = names.map(|name| format!("{name}.tar.lz4")).collect();
+        shell(&folder, &format!("cat {} | lz4 -dc | tar -x -C {}", parts.join(" "), into.display()));
     };
     unpack("base", &into);
     for tablespace in report["tablespaces"].as_array().unwrap() {
         let oid = tablespace["oid"].to_string();
         unpack(&oid, &into.join(format!("pg_tblspc/{oid}")));
     }
-    shell(&folder, &format!("lz4 -dc backup_manifest.*.lz4 > {}", into.join("backup_manifest").display()));
+    let digits = &report["manifest_sha256"].as_str().unwrap()[..32];
+    shell(&folder, &format!("lz4 -dc backup_manifest.{digits}.lz4 > {}", into.join("backup_manifest").display()));
     shell(&into, "chown -R postgres . && chmod 700 .");
     into
+}
+
+fn verify_with_postgresql(unpacked: &Path) {
+    let output = tool("pg_verifybackup").arg("--no-parse-wal").arg(unpacked).output().unwrap();
+    assert!(output.status.success(), "pg_verifybackup: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A local backup by a role, of this directory.
@@ -128,8 +137,7 @@ async fn a_busy_server_is_read_restored_and_equal(version: u32) {
     }
     // PostgreSQL's own judge, which reads manifests up to 16's.
     if version <= 16 {
-        let output = tool("pg_verifybackup").arg("--no-parse-wal").arg(&unpacked).output().unwrap();
-        assert!(output.status.success(), "pg_verifybackup: {}", String::from_utf8_lossy(&output.stderr));
+        verify_with_postgresql(&unpacked);
     }
 
     // When more was written, and it is restored to the end
@@ -251,15 +259,38 @@ async fn a_session_that_ends_before_the_backup_does_costs_a_new_beginning() {
                WHERE query LIKE 'SELECT lsn, %pg_backup_start(%' AND state = 'idle'";
     let ended = async || (scene.server.value(end).await != "0").then_some(());
     wait_for("the session to end", PATIENCE, ended).await;
-    // Then it is begun again, and what was stored is not stored twice
+    // Then it is begun again
     let status = running.wait(PATIENCE * 3).await;
     assert!(status.success(), "{}", running.stderr());
     assert!(running.stderr().contains("beginning the base backup again"), "{}", running.stderr());
     let report: Value = serde_json::from_str(&running.stdout()).unwrap();
     // and what is stored is a backup.
-    let unpacked = unpack(&scene, &report);
-    let output = tool("pg_verifybackup").arg("--no-parse-wal").arg(&unpacked).output().unwrap();
-    assert!(output.status.success(), "pg_verifybackup: {}", String::from_utf8_lossy(&output.stderr));
+    verify_with_postgresql(&unpack(&scene, &report));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_was_killed_is_gone_on_with() {
+    // Given a backup that was killed when some of its parts were stored
+    let scene = scene(DEBIAN).await;
+    pgbench_tables(&scene.server, 5).await;
+    scene.server.sql("CHECKPOINT").await.unwrap();
+    let mut running = local(&scene, "postgres", scene.server.data_directory()).start();
+    let parts = || shell(scene.places.path(), "find repository -name '*.tar.lz4' -printf '%f %i %T@\\n' | sort");
+    wait_for("two parts", PATIENCE, async || (parts().lines().count() >= 2).then_some(())).await;
+    running.kill();
+    let before = parts();
+    let id = shell(scene.places.path(), "basename repository/main/base/*");
+    // When another process goes on
+    let resumed = local(&scene, "postgres", scene.server.data_directory()).arg("--resume").arg(id.trim());
+    let report = report(&resumed.run_ok().await);
+    // Then it has the same name, what was there was not stored again, and it is used
+    assert_eq!(report["id"], id.trim());
+    let after = parts();
+    assert!(before.lines().all(|part| after.contains(part)), "{before}\n{after}");
+    let used = |part: &Value| before.contains(part["name"].as_str().unwrap());
+    assert!(report["parts"].as_array().unwrap().iter().any(used), "none of {before}");
+    // and all of it is a backup.
+    verify_with_postgresql(&unpack(&scene, &report));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
