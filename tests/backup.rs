@@ -2,6 +2,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod support;
+#[macro_use]
+#[path = "support/versions.rs"]
+mod versions;
 
 use async_trait::async_trait;
 use seawall::backup::{BackupOptions, BackupPhase, BackupProgress, RepositoryWaiter, WalWaiter, take};
@@ -18,7 +21,7 @@ use seawall::wal::{Lsn, Segment, WalRange};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use support::postgres::{DEBIAN, Load, Postgres, SERVER_VERSIONS, pgbench_tables, scratch_directory, tool};
+use support::postgres::{DEBIAN, Load, Postgres, pgbench_tables, scratch_directory, tool};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -153,19 +156,6 @@ async fn is_backed_up_by_a_plain_replication_role(version: u32) {
 fn verify_with_postgresql(unpacked: &Path) {
     let output = tool("pg_verifybackup").arg("--no-parse-wal").arg(unpacked).output().unwrap();
     assert!(output.status.success(), "pg_verifybackup: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-macro_rules! for_every_version {
-    ($check:ident: $($name:ident = $version:literal),+) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            $check($version).await;
-        })+
-        #[test]
-        fn no_version_is_left_out() {
-            assert_eq!(SERVER_VERSIONS, [$($version),+]);
-        }
-    };
 }
 
 for_every_version!(is_backed_up_by_a_plain_replication_role:

@@ -2,14 +2,16 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod support;
+#[macro_use]
+#[path = "support/versions.rs"]
+mod versions;
 
 use seawall::error::Kind;
 use seawall::scratch::{Server, ServerOptions, StopMode};
 use std::path::PathBuf;
 use std::time::Duration;
 use support::postgres::{
-    DEBIAN, Load, Postgres, SERVER_VERSIONS, pgbench_tables, pgbench_transactions, programs, row_digests,
-    scratch_directory, tool,
+    DEBIAN, Load, Postgres, pgbench_tables, pgbench_transactions, programs, row_digests, scratch_directory, tool,
 };
 use support::program::Seawall;
 use support::proxy::{Proxy, Way};
@@ -37,19 +39,6 @@ async fn starts_answers_and_stops(version: u32) {
     assert_eq!(server.sql("SELECT 1").await.unwrap_err().kind(), Kind::Postgres);
     server.start().await.unwrap();
     assert_eq!(server.value("SELECT answer FROM kept").await, "yes");
-}
-
-macro_rules! for_every_version {
-    ($check:ident: $($name:ident = $version:literal),+) => {
-        $(#[tokio::test]
-        async fn $name() {
-            $check($version).await;
-        })+
-        #[test]
-        fn no_version_is_left_out() {
-            assert_eq!(SERVER_VERSIONS, [$($version),+]);
-        }
-    };
 }
 
 for_every_version!(starts_answers_and_stops:

@@ -6,6 +6,9 @@ mod s3;
 #[path = "support/scene.rs"]
 mod scene;
 mod support;
+#[macro_use]
+#[path = "support/versions.rs"]
+mod versions;
 
 use s3::S3Server;
 use scene::Scene;
@@ -13,9 +16,7 @@ use seawall::scratch::{Server, ServerOptions, StopMode};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::postgres::{
-    DEBIAN, Load, Postgres, SERVER_VERSIONS, pgbench_tables, programs, row_digests, scratch_directory, tool,
-};
+use support::postgres::{DEBIAN, Load, Postgres, pgbench_tables, programs, row_digests, scratch_directory, tool};
 use support::program::{Finished, Seawall};
 use support::waiting::{PATIENCE, wait_for};
 
@@ -77,19 +78,6 @@ fn local(scene: &Scene, role: &str, directory: &Path) -> Seawall {
 
 fn report(output: &Finished) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", output.stdout))
-}
-
-macro_rules! for_every_version {
-    ($check:ident: $($name:ident = $version:literal),+) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            $check($version).await;
-        })+
-        #[test]
-        fn no_version_is_left_out() {
-            assert_eq!(SERVER_VERSIONS, [$($version),+]);
-        }
-    };
 }
 
 for_every_version!(a_busy_server_is_read_restored_and_equal:
