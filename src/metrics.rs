@@ -91,6 +91,10 @@ struct Inner {
     conditional_writes_emulated: IntGauge,
 
     backup_needed: IntGauge,
+    backup_running: IntGauge,
+    backup_received: IntGauge,
+    backup_expected: IntGauge,
+    backup_stored: IntGauge,
     last_backup_timestamp: Gauge,
     last_backup_size: IntGauge,
     last_backup_duration: Gauge,
@@ -269,6 +273,16 @@ impl Metrics {
                 "seawall_backup_needed",
                 "1 while WAL was lost and no base backup behind the gap is finished: nothing behind it can be restored.",
             )?,
+            backup_running: build.int_gauge("seawall_backup_running", "1 while this archiver takes a base backup by itself.")?,
+            backup_received: build.int_gauge(
+                "seawall_backup_received_bytes",
+                "Bytes that have come of the base backup that it takes, or took last; 0: it has taken none.",
+            )?,
+            backup_expected: build.int_gauge(
+                "seawall_backup_expected_bytes",
+                "About how many will come; 0: the server has not said.",
+            )?,
+            backup_stored: build.int_gauge("seawall_backup_stored_bytes", "Bytes of its parts that are stored.")?,
             last_backup_timestamp: build.gauge(
                 "seawall_last_backup_timestamp_seconds",
                 "When the newest base backup was finished; 0: there is none.",
@@ -427,6 +441,18 @@ impl Metrics {
     /// Whether "never overwrite" is only emulated.
     pub fn set_conditional_writes_emulated(&self, emulated: bool) {
         self.0.conditional_writes_emulated.set(emulated.into());
+    }
+
+    /// A base backup is being taken.
+    pub fn set_backup_running(&self, running: bool) {
+        self.0.backup_running.set(running.into());
+    }
+
+    /// How far the base backup is that is being taken: bytes that came, bytes that will come as far as the server knows, bytes stored.
+    pub fn set_backup_progress(&self, received: u64, expected: Option<u64>, stored: u64) {
+        self.0.backup_received.set(whole(received));
+        self.0.backup_expected.set(whole(expected.unwrap_or_default()));
+        self.0.backup_stored.set(whole(stored));
     }
 
     /// The newest base backup: when it was finished, its bytes before compression, how long it took.

@@ -420,6 +420,12 @@ async fn a_gap_is_shown_everywhere_and_answered_with_a_base_backup() {
     let (mut running, address) = scene.run(&[]).await;
     running.wait_for_text("the base backup after the gap is complete").await;
     wait_metric(&address, "seawall_backup_needed", Some(0.0)).await;
+    // which its metrics have followed
+    wait_metric(&address, "seawall_backup_running", Some(0.0)).await;
+    let bytes = |name| tokio::task::block_in_place(|| metric(&address, name)).unwrap();
+    let received = bytes("seawall_backup_received_bytes");
+    assert!(received > 1e6 && bytes("seawall_backup_expected_bytes") > 1e6, "{received}");
+    assert!((1.0..received).contains(&bytes("seawall_backup_stored_bytes")));
     let listed = scene.json(&["list", "--json"]).await;
     assert_eq!(listed["backup_needed"], false, "{listed}");
     let backups = listed["backups"].as_array().unwrap();

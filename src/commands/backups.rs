@@ -23,6 +23,9 @@ const UNSETTLED: Duration = Duration::from_secs(3600);
 const PAUSES: RetryPolicy =
     RetryPolicy { first_pause: Duration::from_secs(10), longest_pause: Duration::from_secs(30 * 60), budget: None };
 
+/// Between two looks at a base backup that is being taken, for its metrics.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
 /// Looks after base backups for as long as `run` does.
 pub(super) struct Backups {
     pub(super) settings: Settings,
@@ -104,8 +107,7 @@ impl Backups {
         Ok(loss)
     }
 
-    /// Takes a base backup, as `seawall backup` does while `run` has the slot.
-    /// One that failed before is gone on with.
+    /// Takes a base backup, as `seawall backup` does while `run` has the slot. One that failed before is gone on with.
     async fn answer(&self, unfinished: &mut Option<BackupId>) -> Result<()> {
         let (repository, cluster) = parts::repository_in(&self.settings, self.store.clone()).await?;
         tracing::info!("taking a base backup, because WAL was lost");
@@ -114,9 +116,21 @@ impl Backups {
             Some(id) => Unfinished::find(&repository, &id, cluster.system_identifier, &self.clock).await.ok(),
             None => None,
         };
-        let (progress, seen) = watch::channel(BackupProgress::default());
-        let taken =
-            take_for(repository, cluster.system_identifier, &self.settings, resume, &self.clock, progress).await;
+        let (progress, mut seen) = watch::channel(BackupProgress::default());
+        let show = |progress: &BackupProgress| {
+            self.metrics.set_backup_progress(progress.received_bytes, progress.total_bytes, progress.stored_bytes);
+        };
+        self.metrics.set_backup_running(true);
+        let mut taking =
+            Box::pin(take_for(repository, cluster.system_identifier, &self.settings, resume, &self.clock, progress));
+        let taken = loop {
+            tokio::select! {
+                taken = &mut taking => break taken,
+                () = tokio::time::sleep(LOOK_PAUSE) => show(&seen.borrow_and_update()),
+            }
+        };
+        self.metrics.set_backup_running(false);
+        show(&seen.borrow_and_update());
         if taken.is_err() {
             unfinished.clone_from(&seen.borrow().id);
         }
