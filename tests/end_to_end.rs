@@ -420,10 +420,13 @@ async fn large_files_and_other_segment_sizes_restore() {
 async fn a_damaged_object_stops_a_restore_and_names_itself() {
     let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
     scene.seawall(&["backup", "--fast"]).run_ok().await;
-    let whole = scene.bucket.snapshot();
+    let mut whole = scene.bucket.snapshot();
     let part = whole.keys().find(|name| name.contains("/base.00001.")).expect("a part is stored").clone();
-    // The backup starts in the second segment, of which everything is needed.
+    // The backup starts in the second segment, of which everything is needed. Tails that its block stands for may still be there.
     let needed = |name: &&String| name.contains("000000010000000000000002");
+    if whole.keys().any(|name| name.ends_with("000000010000000000000002.lz4")) {
+        whole.retain(|name, _| !name.contains("/open/00000001/000000010000000000000002"));
+    }
     let wal: Vec<&String> = whole.keys().filter(needed).collect();
     assert_eq!(wal.len(), 1, "one object holds it: {wal:?}");
     let wal = wal[0].clone();

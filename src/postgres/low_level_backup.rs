@@ -5,6 +5,7 @@ use super::client::{Client, quote_literal, quote_name};
 use super::error::PgError;
 use crate::wal::{Lsn, TimelineId};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 /// A session in which such a backup can be taken.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct RunningBackup {
     pub start_lsn: Lsn,
     /// The timeline of that position.
     pub timeline: TimelineId,
+    /// The server's process that has the session.
+    pid: u32,
 }
 
 /// What the server says at the end.
@@ -55,6 +58,10 @@ impl BackupSession {
             .to_owned();
         if client.server_version() >= 140_000 {
             settings.push_str("; SET idle_session_timeout = 0");
+        }
+        if client.server_version() >= 170_000 {
+            // One statement is a transaction as well, and the start of a backup waits for a checkpoint.
+            settings.push_str("; SET transaction_timeout = 0");
         }
         client.simple_query(&settings).await?;
         let has_old_names = client.server_version() < 150_000;
@@ -130,6 +137,17 @@ impl BackupSession {
         self.client.simple_query("ROLLBACK").await.map(|_| ())
     }
 
+    /// The databases that have files in a tablespace.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn databases_in(&mut self, tablespace: u32) -> Result<BTreeSet<u32>, PgError> {
+        let query = format!("SELECT oid FROM pg_catalog.pg_tablespace_databases({tablespace}) AS oid");
+        let rows = self.client.simple_query(&query).await?;
+        let oid = |row| rows.get(row, "oid").and_then(|text| text.parse().ok());
+        (0..rows.len()).map(|row| oid(row).ok_or_else(|| PgError::protocol("a database without a number"))).collect()
+    }
+
     /// Begins a backup: returns when the server has made its checkpoint, which takes minutes unless it is to be a fast one.
     ///
     /// # Errors
@@ -140,16 +158,33 @@ impl BackupSession {
             true => format!("pg_catalog.pg_start_backup({label}, {fast}, false)"),
             false => format!("pg_catalog.pg_backup_start({label}, {fast})"),
         };
-        let query = format!("SELECT lsn, pg_catalog.pg_walfile_name(lsn) AS segment FROM {call} AS lsn");
+        let query = format!(
+            "SELECT lsn, pg_catalog.pg_walfile_name(lsn) AS segment, pg_catalog.pg_backend_pid() AS pid FROM {call} AS lsn"
+        );
         let rows = self.client.simple_query(&query).await?;
         let start_lsn = rows.read("lsn", |text| text.parse().ok())?;
         // A segment's name begins with its timeline.
         let timeline = rows.read("segment", |text| u32::from_str_radix(text.get(..8)?, 16).ok())?;
-        Ok(RunningBackup { session: self, start_lsn, timeline: TimelineId(timeline) })
+        let pid = rows.read("pid", |text| text.parse().ok())?;
+        Ok(RunningBackup { session: self, start_lsn, timeline: TimelineId(timeline), pid })
     }
 }
 
 impl RunningBackup {
+    /// Fails if the session is no more, or is no longer the one that began the backup: then nobody can end it.
+    ///
+    /// # Errors
+    /// What the server says, or how the connection ended.
+    pub async fn check(&mut self) -> Result<(), PgError> {
+        let rows = self.session.client.simple_query("SELECT pg_catalog.pg_backend_pid() AS pid").await?;
+        match rows.read("pid", |text| text.parse::<u32>().ok())? == self.pid {
+            true => Ok(()),
+            false => Err(PgError::protocol(
+                "another process of the server than began the backup: is there a pooler between?",
+            )),
+        }
+    }
+
     /// Ends it. The server does not wait for its own archiver.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use super::walk::{CONTROL_FILE, Walk};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Tablespace, Witness};
 use crate::runtime;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io;
@@ -149,14 +150,63 @@ pub(super) fn tablespaces(directory: &Path) -> Result<Vec<Tablespace>> {
 /// [`Kind::Refused`] if they cannot be reached from here.
 pub(super) fn walk_tablespace(directory: &Path, tablespace: &Tablespace, version: &str) -> Result<Walk> {
     let root: PathBuf = directory.join(format!("pg_tblspc/{}", tablespace.oid));
-    Walk::of_tablespace(&root, tablespace.oid, version).map_err(|error| match error.kind() {
+    Walk::of_tablespace(&root, tablespace.oid, version)
+        .map_err(|error| unreachable(directory, tablespace, version, error))
+}
+
+/// Fails unless the tablespace has, from here, the `databases` that the server has in it: each cluster of the same version has a
+/// directory of the same name, and the link may lead elsewhere here than it does for the server.
+///
+/// # Errors
+/// [`Kind::Refused`]; [`Kind::Busy`] if it may have changed just now.
+pub(super) async fn check_tablespace(
+    directory: &Path,
+    tablespace: &Tablespace,
+    version: &str,
+    databases: BTreeSet<u32>,
+) -> Result<()> {
+    let root = directory.join(format!("pg_tblspc/{}/{version}", tablespace.oid));
+    let read = move || -> io::Result<BTreeSet<u32>> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(&root)? {
+            let entry = entry?;
+            let Some(oid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // The server passes over those that are empty.
+            if fs::read_dir(entry.path())?.next().is_some() {
+                found.insert(oid);
+            }
+        }
+        Ok(found)
+    };
+    let found = match runtime::blocking(read).await? {
+        Ok(found) => found,
+        Err(error) => return Err(unreachable(directory, tablespace, version, error)),
+    };
+    if found == databases {
+        return Ok(());
+    }
+    let shown = |databases: &BTreeSet<u32>| databases.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "the tablespace {} has files of the databases {} for the server, and of {} here",
+        tablespace.oid,
+        shown(&databases),
+        shown(&found)
+    );
+    Err(Error::new(Kind::Busy, text).hint(TABLESPACES))
+}
+
+const TABLESPACES: &str =
+    "Each tablespace must be where the server has it: in a container of its own, mount it at the same path.";
+
+fn unreachable(directory: &Path, tablespace: &Tablespace, version: &str, error: io::Error) -> Error {
+    match error.kind() {
         io::ErrorKind::NotFound => Error::new(
             Kind::Refused,
             format!("the tablespace {} is not to be found at {} here", tablespace.oid, tablespace.location),
         )
-        .hint("Each tablespace must be where the server has it: in a container of its own, mount it at the same path."),
-        _ => unreadable(&root.join(version), error),
-    })
+        .hint(TABLESPACES),
+        _ => unreadable(&directory.join(format!("pg_tblspc/{}/{version}", tablespace.oid)), error),
+    }
 }
 
 #[cfg(test)]
@@ -195,5 +245,30 @@ mod tests {
         let error = walk_tablespace(place.path(), &tablespace, "PG_15_202209061").unwrap_err();
         assert_eq!(error.kind(), Kind::Refused);
         assert!(error.to_string().contains("/srv/fast"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_tablespace_of_another_cluster_is_told_by_its_databases() {
+        // Given a tablespace with files of two databases, and what is left of a third
+        let place = tempfile::tempdir().unwrap();
+        let version = place.path().join("pg_tblspc/9999/PG_15_202209061");
+        for database in ["5", "16400", "16500", "pgsql_tmp"] {
+            fs::create_dir_all(version.join(database)).unwrap();
+        }
+        for file in ["5/1", "16400/1", "pgsql_tmp/1"] {
+            fs::write(version.join(file), "").unwrap();
+        }
+        let tablespace = Tablespace { oid: 9999, location: "/srv/fast".into(), size_kib: None };
+        let check = async |databases: &[u32]| {
+            let databases = databases.iter().copied().collect();
+            check_tablespace(place.path(), &tablespace, "PG_15_202209061", databases).await
+        };
+        check(&[5, 16400]).await.unwrap();
+        for databases in [&[5][..], &[5, 16400, 16500], &[5, 16401], &[]] {
+            let error = check(databases).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Busy, "{error}");
+        }
+        let error = check_tablespace(place.path(), &tablespace, "PG_16_202307071", BTreeSet::new()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Refused, "{error}");
     }
 }

@@ -24,10 +24,17 @@ use crate::postgres::{BackupSession, BackupStart, Client, Tablespace};
 use crate::repository::{BackupDocument, Writer};
 use crate::runtime::{self, Clock};
 use directory::Control;
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use source::{LocalSource, Opened};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tokio::sync::watch;
 use walk::{Found, Walk};
+
+/// How often it is begun while tablespaces or databases come and go.
+const ATTEMPTS: usize = 3;
 
 /// Takes a full base backup by reading `directory`, the data directory of the server to which `connect` opens sessions for SQL.
 /// Otherwise as [`super::take`]. What [`BackupOptions`] has for servers that send does nothing here: a rate, compression.
@@ -74,6 +81,22 @@ where
     type Source = LocalSource;
 
     async fn begin(&mut self) -> Result<(Server, LocalSource)> {
+        for _ in 1..ATTEMPTS {
+            match self.begin_once().await {
+                Err(error) if error.kind() == Kind::Busy => tracing::info!(%error, "beginning the backup anew"),
+                begun => return begun,
+            }
+        }
+        self.begin_once().await
+    }
+}
+
+impl<C, F> BeginLocal<'_, F>
+where
+    C: Future<Output = Result<Client>> + Send,
+    F: Fn() -> C + Sync + Send,
+{
+    async fn begin_once(&self) -> Result<(Server, LocalSource)> {
         let client = (self.connect)().await?;
         let postgres_version = client.server_version();
         let mut session = BackupSession::new(client).await?;
@@ -83,16 +106,22 @@ where
         self.check_directory(&mut session).await?;
         let settings = read_settings(session.client()).await?;
         let before = self.tablespaces().await?;
+        let version = control.tablespace_directory(postgres_version);
+        for tablespace in &before {
+            let databases = session.databases_in(tablespace.oid).await?;
+            directory::check_tablespace(self.directory, tablespace, &version, databases).await?;
+        }
+        // Also looked through for what cannot be read, before the server is asked for anything.
+        let total_kib = self.readable_kib(before.clone(), version.clone()).await?;
         let started_at = self.clock.now();
         let running = session.start(&self.options.label, self.options.fast_checkpoint).await?;
         // What the label says of tablespaces is what was there when it was made.
         let tablespaces = self.tablespaces().await?;
         if tablespaces != before {
-            return Err(Error::new(Kind::Busy, "a tablespace came or went in the moment in which the backup began")
+            return Err(Error::new(Kind::Busy, "a tablespace came or went while the backup began")
                 .hint("Nothing is wrong: take the backup again."));
         }
-        let version = control.tablespace_directory(postgres_version);
-        let (walks, total_kib) = self.walks(tablespaces.clone(), version).await?;
+        let walks = self.walks(tablespaces.clone(), version).await?;
         let start = BackupStart {
             start_lsn: running.start_lsn,
             timeline: running.timeline,
@@ -139,19 +168,23 @@ impl<F> BeginLocal<'_, F> {
         runtime::blocking(move || directory::tablespaces(&directory)).await?
     }
 
-    /// The ways through all archives, in their order, and how much there is to read about, in KiB.
-    async fn walks(
-        &self,
-        tablespaces: Vec<Tablespace>,
-        version: String,
-    ) -> Result<(Vec<(Option<Tablespace>, Walk)>, u64)> {
+    /// How much there is to read about, in KiB.
+    ///
+    /// # Errors
+    /// If some of it must not be read.
+    async fn readable_kib(&self, tablespaces: Vec<Tablespace>, version: String) -> Result<u64> {
         let directory = self.directory.to_owned();
-        runtime::blocking(move || {
-            let bytes: u64 =
-                all_walks(&directory, &tablespaces, &version)?.into_iter().map(|(_, walk)| bytes_of(walk)).sum();
-            Ok((all_walks(&directory, &tablespaces, &version)?, bytes / 1024))
-        })
-        .await?
+        let walks = move || {
+            let walks = all_walks(&directory, &tablespaces, &version)?.into_iter();
+            walks.map(|(_, walk)| readable_bytes(walk)).sum::<Result<u64>>()
+        };
+        Ok(runtime::blocking(walks).await?? / 1024)
+    }
+
+    /// The ways through all archives, in their order.
+    async fn walks(&self, tablespaces: Vec<Tablespace>, version: String) -> Result<Vec<(Option<Tablespace>, Walk)>> {
+        let directory = self.directory.to_owned();
+        runtime::blocking(move || all_walks(&directory, &tablespaces, &version)).await?
     }
 }
 
@@ -173,17 +206,24 @@ fn all_walks(directory: &Path, tablespaces: &[Tablespace], version: &str) -> Res
     for tablespace in tablespaces {
         walks.push((Some(tablespace.clone()), directory::walk_tablespace(directory, tablespace, version)?));
     }
-    walks.push((None, Walk::of_base(directory).map_err(|error| read::unreadable(directory, error))?));
+    let targets = tablespaces.iter().map(|it| directory.join(format!("pg_tblspc/{}", it.oid)));
+    let elsewhere =
+        targets.filter_map(|path| fs::metadata(path).ok()).map(|found| (found.dev(), found.ino())).collect();
+    walks.push((None, Walk::of_base(directory, elsewhere).map_err(|error| read::unreadable(directory, error))?));
     Ok(walks)
 }
 
-/// About how much there is to read; what cannot be read is for the reader to say.
-fn bytes_of(mut walk: Walk) -> u64 {
+/// About how much there is to read.
+fn readable_bytes(mut walk: Walk) -> Result<u64> {
     let mut bytes = 0;
-    while let Ok(Some(found)) = walk.next_found() {
-        if let Found::File(place) = found {
-            bytes += place.metadata.len();
+    while let Some(found) = walk.next_found().map_err(|(path, error)| read::unreadable(&path, error))? {
+        let Found::File(place) = found else { continue };
+        match access(&place.path, AccessFlags::R_OK) {
+            Ok(()) => bytes += place.metadata.len(),
+            // It has gone meanwhile.
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(read::unreadable(&place.path, error.into())),
         }
     }
-    bytes
+    Ok(bytes)
 }

@@ -267,6 +267,7 @@ mod tests {
     use crate::repository::tar::{EntryKind, TarEvent, TarReader};
     use crate::wal::Lsn;
     use std::collections::BTreeMap;
+    use std::collections::HashSet;
     use std::fs;
 
     fn checks() -> PageChecks {
@@ -322,7 +323,7 @@ mod tests {
             expected.insert(name, content);
         }
         // Then the archive has them all, and each checksum is that of the contents.
-        let (found, sums) = contents(Walk::of_base(place.path()).unwrap()).await;
+        let (found, sums) = contents(Walk::of_base(place.path(), HashSet::new()).unwrap()).await;
         assert!(found == expected, "contents differ");
         for (name, content) in &expected {
             assert_eq!(sums[name], (content.len() as u64, crc32c::crc32c(content)), "{name}");
@@ -333,7 +334,7 @@ mod tests {
         let path = place.join("base/5/16384.1");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
-        let mut pieces = next_pieces(&mut Walk::of_base(place).unwrap()).unwrap();
+        let mut pieces = next_pieces(&mut Walk::of_base(place, HashSet::new()).unwrap()).unwrap();
         let Some(Piece::Content(file, 0)) = pieces.pop() else { panic!("{pieces:?}") };
         (path, file)
     }

@@ -19,9 +19,14 @@ use jiff::Timestamp;
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Bytes of the manifest in an event.
 const MANIFEST_PIECE_BYTES: usize = 1 << 20;
+
+/// Between two looks whether the session is there.
+const LOOK_PAUSE: Duration = Duration::from_secs(30);
 
 /// What is there when a server has begun a backup.
 pub(super) struct Opened {
@@ -51,6 +56,8 @@ pub(super) struct LocalSource {
     running: Option<(RunningBackup, ManifestWriter)>,
     /// Events that come next.
     ready: VecDeque<BackupEvent>,
+    /// When the session was last seen to be there.
+    looked: Instant,
 }
 
 impl EventSource for LocalSource {
@@ -58,6 +65,9 @@ impl EventSource for LocalSource {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
+            }
+            if self.looked.elapsed() >= LOOK_PAUSE {
+                self.look().await?;
             }
             match self.chunks.next().await {
                 Some(chunk) => self.take(chunk?)?,
@@ -80,7 +90,17 @@ impl LocalSource {
             rejected: 0,
             running: Some((opened.running, manifest)),
             ready: VecDeque::new(),
+            looked: Instant::now(),
         }
+    }
+
+    /// Without the session all that is read is for nothing, and hours may be left.
+    async fn look(&mut self) -> Result<(), Broken> {
+        if let Some((running, _)) = &mut self.running {
+            running.check().await?;
+        }
+        self.looked = Instant::now();
+        Ok(())
     }
 
     fn take(&mut self, chunk: Chunk) -> Result<()> {

@@ -2,10 +2,12 @@
 //! sorted by name, so that the same files make the same parts. Looks at names and metadata, reads nothing.
 
 use crate::repository::{Archive, FilePath, Fork, RelationFile};
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Written last, from memory.
@@ -73,15 +75,18 @@ pub(super) struct Walk {
     levels: Vec<Level>,
     /// Found beside what was asked for.
     ready: Vec<Found>,
+    /// Directories of tablespaces, which may lie in the data directory: device and inode of each.
+    elsewhere: HashSet<(u64, u64)>,
 }
 
 impl Walk {
-    /// Through the data directory, all tablespaces left out.
+    /// Through the data directory, all tablespaces left out, `elsewhere` as well, if their directories lie in it.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(super) fn of_base(root: &Path) -> io::Result<Walk> {
-        let mut walk = Walk { root: root.to_owned(), archive: Archive::Base, levels: Vec::new(), ready: Vec::new() };
+    pub(super) fn of_base(root: &Path, elsewhere: HashSet<(u64, u64)>) -> io::Result<Walk> {
+        let (levels, ready) = (Vec::new(), Vec::new());
+        let mut walk = Walk { root: root.to_owned(), archive: Archive::Base, levels, ready, elsewhere };
         walk.descend(Vec::new())?;
         Ok(walk)
     }
@@ -92,7 +97,8 @@ impl Walk {
     /// If that is not there, or cannot be read.
     pub(super) fn of_tablespace(root: &Path, oid: u32, version: &str) -> io::Result<Walk> {
         let archive = Archive::Tablespace(oid);
-        let mut walk = Walk { root: root.to_owned(), archive, levels: Vec::new(), ready: Vec::new() };
+        let (levels, ready, elsewhere) = (Vec::new(), Vec::new(), HashSet::new());
+        let mut walk = Walk { root: root.to_owned(), archive, levels, ready, elsewhere };
         let path = root.join(version);
         let place = Place { metadata: fs::symlink_metadata(&path)?, path, name: version.as_bytes().to_vec() };
         walk.descend(place.name.clone())?;
@@ -151,7 +157,7 @@ impl Walk {
         let may_be_directory = kind.is_dir() || kind.is_symlink();
         if may_be_directory && (is_emptied(&name) || is_base && name == b"pg_wal") {
             if is_base && name == b"pg_wal" {
-                // WAL comes from the archive; PostgreSQL does not make this directory by itself.
+                // WAL comes from the archive; the server sends this directory as well.
                 let status =
                     Place { path: path.clone(), name: b"pg_wal/archive_status".to_vec(), metadata: metadata.clone() };
                 self.ready.push(Found::Directory(status));
@@ -159,7 +165,8 @@ impl Walk {
             self.ready.push(Found::Directory(Place { path, name, metadata }));
         } else if kind.is_dir() {
             // The tablespaces in it have archives of their own.
-            if !(is_base && name == b"pg_tblspc") {
+            let has_archive = self.elsewhere.contains(&(metadata.dev(), metadata.ino()));
+            if !(has_archive || is_base && name == b"pg_tblspc") {
                 self.descend(name.clone())?;
             }
             self.ready.push(Found::Directory(Place { path, name, metadata }));
@@ -288,13 +295,17 @@ mod tests {
                 "pg_wal/archive_status/000000010000000000000001.done",
                 "pg_tblspc/16400/PG_15_202209061/5/16401",
                 "pg_xact/0000",
+                "within/PG_15_202209061/5/16402",
             ],
         );
         std::os::unix::fs::symlink("/etc", root.join("conf.d")).unwrap();
         std::os::unix::fs::symlink("/nowhere", root.join("pg_notify")).unwrap();
+        // and a tablespace whose directory lies in it
+        let within = fs::metadata(root.join("within")).unwrap();
+        let elsewhere = HashSet::from([(within.dev(), within.ino())]);
         // When it is gone through, then in order, and without those
         assert_eq!(
-            found(&mut Walk::of_base(root).unwrap()),
+            found(&mut Walk::of_base(root, elsewhere).unwrap()),
             [
                 "PG_VERSION",
                 "backup_label.old",
@@ -321,6 +332,7 @@ mod tests {
                 "pg_xact/",
                 "pg_xact/0000",
                 "postgresql.auto.conf",
+                "within/",
             ]
         );
     }
@@ -344,7 +356,7 @@ mod tests {
     fn what_vanishes_on_the_way_is_no_error() {
         let place = tempfile::tempdir().unwrap();
         make(place.path(), &["a", "b/1", "c/2"]);
-        let mut walk = Walk::of_base(place.path()).unwrap();
+        let mut walk = Walk::of_base(place.path(), HashSet::new()).unwrap();
         assert!(matches!(walk.next_found(), Ok(Some(Found::File(_)))));
         fs::remove_dir_all(place.path().join("b")).unwrap();
         fs::remove_file(place.path().join("c/2")).unwrap();
