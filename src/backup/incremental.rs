@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use tokio::sync::watch;
 
 /// The first version that makes incremental backups.
-const FIRST_VERSION: u32 = 170_000;
+pub(super) const FIRST_VERSION: u32 = 170_000;
 
 /// How often one is begun anew because a relation was cut in the moment before it began. Nothing was copied by then.
 const ATTEMPTS: usize = 3;
@@ -99,12 +99,11 @@ pub async fn take_incremental<C: Future<Output = Result<Client>> + Send>(
         clock,
         wal,
         progress: progress.clone(),
-        timeline: wanted.history.timeline,
         history: wanted.history,
         found,
         search: Some(search),
     };
-    let begun = beginning.begin_with(client).await?;
+    let begun = beginning.begin_with(client, server.settings).await?;
     let run = Run { writer, options, clock, wal, progress };
     run.store(begun, beginning).await.map_err(NotIncremental::Failed)
 }
@@ -132,7 +131,6 @@ struct BeginIncremental<'a, F> {
     clock: &'a Clock,
     wal: &'a dyn WalWaiter,
     progress: watch::Sender<BackupProgress>,
-    timeline: TimelineId,
     history: History,
     found: BackupDocument,
     /// How far the WAL since the reference was read. Gone while it is read on.
@@ -147,8 +145,10 @@ where
     type Source = BackupStream;
 
     async fn begin(&mut self) -> Result<(Server, BackupStream)> {
-        let client = (self.connect)().await?;
-        Ok(self.begin_with(client).await?)
+        let mut client = (self.connect)().await?;
+        // The server may be another one by now.
+        let settings = look(&mut client, self.writer).await?.settings;
+        Ok(self.begin_with(client, settings).await?)
     }
 }
 
@@ -157,20 +157,20 @@ where
     C: Future<Output = Result<Client>> + Send,
     F: Fn() -> C + Sync + Send,
 {
-    async fn begin_with(&mut self, mut client: Client) -> Result<(Server, BackupStream), NotIncremental> {
+    async fn begin_with(
+        &mut self,
+        mut client: Client,
+        settings: BTreeMap<String, String>,
+    ) -> Result<(Server, BackupStream), NotIncremental> {
         self.progress.send_modify(|progress| progress.phase = BackupPhase::ReadingWal);
-        // The server may be another one by now.
-        let Look { history, settings } = look(&mut client, self.writer).await?;
-        if history.timeline != self.timeline {
-            return Err(promoted(self.timeline, history.timeline));
-        }
+        let timeline = self.history.timeline;
         let mut shown = ShownManifest::new(reference::with_files(self.reader.repository(), &self.found.id).await?);
         let request = BaseBackupOptions { incremental: true, ..self.options.request() };
         for _ in 0..ATTEMPTS {
             let now = client.identify_system().await?;
             check_cluster(now.system_identifier, self.writer)?;
-            if now.timeline != self.timeline {
-                return Err(promoted(self.timeline, now.timeline));
+            if now.timeline != timeline {
+                return Err(promoted(timeline, now.timeline));
             }
             let cut = self.cut_until(now.flush_lsn).await?;
             (shown, _) = take_out(shown, cut).await?;
@@ -185,8 +185,8 @@ where
                 let failed = not_compressed(&request, postgres_version, Some(&error)).map(NotIncremental::Failed);
                 failed.unwrap_or_else(|| refused(error))
             })?;
-            if start.timeline != self.timeline {
-                return Err(promoted(self.timeline, start.timeline));
+            if start.timeline != timeline {
+                return Err(promoted(timeline, start.timeline));
             }
             // What came between the look at the WAL and the beginning: the server knew nothing of it.
             let cut = self.cut_until(start.start_lsn).await?;

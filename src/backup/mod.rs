@@ -19,6 +19,7 @@ mod cut_relations;
 mod decompress;
 mod incremental;
 mod local;
+mod manifest_writer;
 mod pages;
 mod parts;
 mod receive;

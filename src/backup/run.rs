@@ -102,6 +102,12 @@ impl Default for BackupOptions {
 }
 
 impl BackupOptions {
+    /// Fails if no full backup can be taken so.
+    pub(super) fn check_full(&self) -> Result<()> {
+        check_label(&self.label)?;
+        self.resume.as_ref().map_or(Ok(()), Unfinished::check_full)
+    }
+
     /// What the server is asked for, of a full backup.
     pub(super) fn request(&self) -> BaseBackupOptions {
         BaseBackupOptions {
@@ -167,10 +173,7 @@ pub async fn take<C: Future<Output = Result<Client>> + Send>(
     wal: &dyn WalWaiter,
     progress: watch::Sender<BackupProgress>,
 ) -> Result<BackupDocument> {
-    check_label(&options.label)?;
-    if let Some(unfinished) = &options.resume {
-        unfinished.check_full()?;
-    }
+    options.check_full()?;
     let mut beginning = BeginFull { connect, writer, options, clock };
     let begun = beginning.begin().await?;
     Run { writer, options, clock, wal, progress }.store(begun, beginning).await

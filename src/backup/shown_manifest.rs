@@ -6,8 +6,9 @@
 //! stored with the backup is not needed, which the process may be unable to decrypt.
 
 use super::cut_relations::CutRelations;
-use crate::repository::{BackupDocument, FilePath, RelationFile, WalNeed, hex};
-use sha2::{Digest, Sha256};
+use super::incremental::FIRST_VERSION;
+use super::manifest_writer::ManifestWriter;
+use crate::repository::{BackupDocument, FilePath, RelationFile, WalNeed};
 
 /// The relations' files of a backup, as far as the server may send changes of them alone: some 70 bytes of memory for each.
 /// All other files it sends whole in any case.
@@ -35,42 +36,19 @@ impl ShownManifest {
 
     /// The manifest, of version 2, as PostgreSQL reads it.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let files = self.files.iter().map(|(path, bytes)| {
-            // A relation's file has a path of plain text.
-            let path = serde_json::Value::String(path.to_string());
-            format!("{{ \"Path\": {path}, \"Size\": {bytes} }}")
-        });
-        let ranges = self.wal_ranges.iter().map(|WalNeed { timeline, start, end }| {
-            format!("{{ \"Timeline\": {timeline}, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}")
-        });
-        let mut text = format!(
-            "{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {},\n\"Files\": [\n",
-            self.system_identifier
-        );
-        push_list(&mut text, files);
-        text.push_str("],\n\"WAL-Ranges\": [\n");
-        push_list(&mut text, ranges);
-        text.push_str("],\n");
-        let sum = hex(&Sha256::digest(text.as_bytes()));
-        text.push_str(&format!("\"Manifest-Checksum\": \"{sum}\"}}\n"));
-        text.into_bytes()
+        let mut writer = ManifestWriter::new(FIRST_VERSION, self.system_identifier);
+        self.files.iter().for_each(|(path, bytes)| writer.add_unread(path, *bytes));
+        writer.finish(&self.wal_ranges).into_bytes()
     }
-}
-
-fn push_list(text: &mut String, elements: impl Iterator<Item = String>) {
-    for (number, element) in elements.enumerate() {
-        text.push_str(if number == 0 { "" } else { ",\n" });
-        text.push_str(&element);
-    }
-    text.push('\n');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::{RelationId, WalNeed};
+    use crate::repository::{RelationId, WalNeed, hex};
     use crate::wal::{Lsn, TimelineId};
     use serde_json::Value;
+    use sha2::{Digest, Sha256};
 
     fn shown(paths: &[&str]) -> ShownManifest {
         let files = paths.iter().map(|path| (FilePath::parse(path.as_bytes()).unwrap(), 8192)).collect();

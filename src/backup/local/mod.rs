@@ -4,20 +4,19 @@
 //!
 //! ```text
 //! pg_backup_start ─► Walk: names ─► pieces of files, several reads at once ─► archives, manifest ─► pg_backup_stop
-//!                    (walk.rs)      (read.rs)                                 (source.rs, manifest.rs)
+//!                    (walk.rs)      (read.rs)                                 (source.rs)
 //! ```
 //!
 //! Nobody but us reads these files, so that the manifest is ours: each file's CRC-32C as it was read. The comparison behind proves
 //! that nothing got lost between the reading and the store.
 
 mod directory;
-mod manifest;
 mod read;
 mod source;
 mod walk;
 
 use super::pages::PageChecks;
-use super::run::{BackupOptions, BackupProgress, Begin, Run, Server, check_label, read_settings};
+use super::run::{BackupOptions, BackupProgress, Begin, Run, Server, read_settings};
 use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupSession, BackupStart, Client, Tablespace};
@@ -55,10 +54,7 @@ pub async fn take_local<C: Future<Output = Result<Client>> + Send>(
     wal: &dyn WalWaiter,
     progress: watch::Sender<BackupProgress>,
 ) -> Result<BackupDocument> {
-    check_label(&options.label)?;
-    if let Some(unfinished) = &options.resume {
-        unfinished.check_full()?;
-    }
+    options.check_full()?;
     let options = &BackupOptions { server_zstd_level: None, max_rate_kib: None, ..options.clone() };
     let mut beginning = BeginLocal { connect, directory, writer, options, clock };
     let begun = Box::pin(beginning.begin()).await?;

@@ -1,10 +1,10 @@
 //! The files of a running server as the events of a base backup. When the last of them was read, the server is asked to end it,
 //! and what it says is written behind them.
 
+use super::super::manifest_writer::ManifestWriter;
 use super::super::pages::PageChecks;
 use super::super::receive::{Broken, EventSource};
 use super::directory::Control;
-use super::manifest::ManifestWriter;
 use super::read::{self, Chunk};
 use super::walk::{CONTROL_FILE, Walk};
 use crate::error::{Error, Kind, Result};
@@ -176,7 +176,7 @@ impl LocalSource {
         }
         // The zeros at the end of archives are added where they are cut, as for servers before 15.
         self.ready.push_back(BackupEvent::Manifest);
-        let mut text = Bytes::from(manifest.finish(WalNeed { timeline, start, end: stopped.end_lsn }));
+        let mut text = Bytes::from(manifest.finish(&[WalNeed { timeline, start, end: stopped.end_lsn }]));
         while !text.is_empty() {
             let piece = text.split_to(text.len().min(MANIFEST_PIECE_BYTES));
             self.ready.push_back(BackupEvent::Data(piece));

@@ -1,4 +1,5 @@
-//! Writes a `backup_manifest` as PostgreSQL does (`backup_manifest.c`), of files that nobody but us has read. Pure.
+//! Writes a `backup_manifest` as PostgreSQL does (`backup_manifest.c`): of files that nobody but us has read, and what a server is
+//! shown of those that a backup has. Pure.
 
 use crate::repository::manifest::FileCheck;
 use crate::repository::{FilePath, WalNeed, hex};
@@ -27,30 +28,39 @@ impl ManifestWriter {
         ManifestWriter { text: start + "\"Files\": [", has_files: false }
     }
 
-    /// Lists a file.
+    /// Lists a file that was read.
     pub(super) fn add(&mut self, path: &FilePath, modified: Timestamp, check: FileCheck) {
+        // The CRC-32C in the order of the server's memory, which is ours.
+        let (modified, crc32c) = (modified.strftime("%Y-%m-%d %H:%M:%S GMT"), hex(&check.crc32c.to_le_bytes()));
+        let read = format!(
+            ", \"Last-Modified\": \"{modified}\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{crc32c}\""
+        );
+        self.list(path, check.size_bytes, &read);
+    }
+
+    /// Lists a file of which only the length is known.
+    pub(super) fn add_unread(&mut self, path: &FilePath, bytes: u64) {
+        self.list(path, bytes, "");
+    }
+
+    fn list(&mut self, path: &FilePath, bytes: u64, further: &str) {
         let path = match std::str::from_utf8(path.as_bytes()) {
             Ok(text) => format!("\"Path\": {}", serde_json::Value::from(text)),
             Err(_) => format!("\"Encoded-Path\": \"{}\"", hex(path.as_bytes())),
         };
         self.text.push_str(if self.has_files { ",\n" } else { "\n" });
         self.has_files = true;
-        self.text.push_str(&format!(
-            "{{ {path}, \"Size\": {}, \"Last-Modified\": \"{}\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{}\" }}",
-            check.size_bytes,
-            modified.strftime("%Y-%m-%d %H:%M:%S GMT"),
-            // In the order of the server's memory, which is ours.
-            hex(&check.crc32c.to_le_bytes()),
-        ));
+        self.text.push_str(&format!("{{ {path}, \"Size\": {bytes}{further} }}"));
     }
 
     /// The whole of it, for a backup that needs this WAL.
-    pub(super) fn finish(self, need: WalNeed) -> String {
+    pub(super) fn finish(self, needs: &[WalNeed]) -> String {
         let mut text = self.text;
-        text.push_str(&format!(
-            "\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": {}, \"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}\n],\n",
-            need.timeline, need.start, need.end
-        ));
+        let ranges = needs.iter().map(|WalNeed { timeline, start, end }| {
+            format!("{{ \"Timeline\": {timeline}, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}")
+        });
+        let ranges = ranges.collect::<Vec<_>>().join(",\n");
+        text.push_str(&format!("\n],\n\"WAL-Ranges\": [\n{ranges}\n],\n"));
         let sum = hex(&Sha256::digest(text.as_bytes()));
         text.push_str(&format!("\"Manifest-Checksum\": \"{sum}\"}}\n"));
         text
@@ -76,7 +86,7 @@ mod tests {
         {
             let mut writer = ManifestWriter::new(server_version, 7_300_000_000_000_000_001);
             files.iter().for_each(|path| writer.add(path, modified, check));
-            let text = writer.finish(need);
+            let text = writer.finish(&[need]);
             // Then our reader, which reads what PostgreSQL writes, finds them all, and the right checksum
             let manifest = Manifest::parse(text.as_bytes()).unwrap();
             assert_eq!((manifest.end.version, manifest.end.system_identifier), (version, system_identifier));
