@@ -119,7 +119,7 @@ impl Spool {
     pub(super) async fn clear(&self, destination: &Path) -> Result<()> {
         let (root, destination) = (self.root.clone(), destination.to_owned());
         runtime::blocking(move || {
-            if let Err(error) = fs::remove_dir_all(&root).or_else(missing_is_fine) {
+            if let Err(error) = remove_root(&root) {
                 tracing::warn!(directory = %root.display(), %error, "cannot remove the WAL fetched ahead");
             }
             if let Err(error) = remove_leftovers(&destination).or_else(missing_is_fine) {
@@ -128,6 +128,23 @@ impl Spool {
         })
         .await
     }
+}
+
+/// Renamed first: a batch that is being fetched finds its directory no more, and cannot fill it while it is emptied.
+fn remove_root(root: &Path) -> io::Result<()> {
+    let removed = root.with_extension("removed");
+    remove_tree(&removed)?;
+    fs::rename(root, &removed).or_else(missing_is_fine)?;
+    remove_tree(&removed)
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        // A file that was being created during the rename: there can be one for each fetch, and no more.
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(directory),
+        ended => ended,
+    }
+    .or_else(missing_is_fine)
 }
 
 fn missing_is_fine(error: io::Error) -> io::Result<()> {
@@ -263,5 +280,29 @@ fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spool_is_removed_while_a_batch_writes_into_it() {
+        let data = tempfile::tempdir().unwrap();
+        let root = data.path().join(SPOOL_DIRECTORY);
+        for _ in 0..20 {
+            // Given a batch that writes file after file, and what a removal that was killed left
+            let directory = root.join("key");
+            fs::create_dir_all(&directory).unwrap();
+            fs::create_dir_all(root.with_extension("removed").join("key")).unwrap();
+            let batch = std::thread::spawn(move || {
+                (0..).take_while(|number| File::create(directory.join(number.to_string())).is_ok()).count()
+            });
+            // When the spool is removed, then all of it is gone, and the batch has ended.
+            remove_root(&root).unwrap();
+            batch.join().unwrap();
+            assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0, "something of the spool is left");
+        }
     }
 }
