@@ -21,7 +21,7 @@ const WARNINGS_MAX: usize = 1000;
 const WARNING_CHARS_MAX: usize = 500;
 
 /// Where the pieces of a base backup come from: a server, its data directory, or a test's script.
-pub(crate) trait EventSource: Send {
+pub(crate) trait EventSource: Send + 'static {
     /// The next piece.
     fn next_event(&mut self) -> impl Future<Output = Result<BackupEvent, Broken>> + Send;
 }

@@ -14,7 +14,7 @@ use crate::repository::{
     BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, EarlierParts, FORMAT_VERSION,
     Findings, Key, Writer, whole_path,
 };
-use crate::runtime::{Backoff, Clock, RetryPolicy};
+use crate::runtime::{Backoff, Clock, RetryPolicy, Tasks};
 use crate::store::StoreErrorKind;
 use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
@@ -279,6 +279,12 @@ pub(super) struct Run<'a> {
     pub(super) progress: watch::Sender<BackupProgress>,
 }
 
+/// What the one task that receives ended with.
+async fn received(tasks: &mut Tasks<Result<Read, Broken>>) -> Result<Read, Broken> {
+    let nobody = || Error::new(Kind::Internal, "a base backup is received by nobody");
+    tasks.next().await.ok_or_else(nobody)??
+}
+
 /// What became of a stream.
 enum Copied {
     /// All of it is stored.
@@ -383,9 +389,12 @@ impl Run<'_> {
             Receiver::new(source, is_incremental, self.writer.clone(), checks, sender, self.progress.clone());
         let in_flight = self.options.uploads_in_flight;
         let collector = Collector::new(self.writer.clone(), id.clone(), earlier, in_flight, self.progress.clone());
-        let (mut receiving, mut collecting) = (Box::pin(receiver.receive()), Box::pin(collector.collect(work)));
+        // A task, so that what reads the socket is where the socket is waited for.
+        let mut receiving = Tasks::default();
+        receiving.start(receiver.receive());
+        let mut collecting = Box::pin(collector.collect(work));
         tokio::select! {
-            read = &mut receiving => match (read, collecting.await) {
+            read = received(&mut receiving) => match (read, collecting.await) {
                 (Ok(read), Ok(Outcome::Whole(collected))) => Ok(Copied::Whole(Box::new((read, collected)))),
                 // What was on its way into the store has arrived there, or has not: whoever goes on needs not store it again.
                 (Err(Broken::Lost(error)), Ok(Outcome::CutOff(parts))) => Ok(Copied::Lost(error, parts)),
@@ -397,7 +406,7 @@ impl Run<'_> {
             // It ends by itself only if it fails.
             collected = &mut collecting => match collected {
                 Err(error) => Err(error),
-                Ok(_) => match receiving.await {
+                Ok(_) => match received(&mut receiving).await {
                     Err(Broken::Lost(error) | Broken::Failed(error)) => Err(error),
                     Ok(_) => Err(Error::new(Kind::Internal, "the end of a base backup came too late")),
                 },
