@@ -393,24 +393,22 @@ impl Run<'_> {
         let mut receiving = Tasks::default();
         receiving.start(receiver.receive());
         let mut collecting = Box::pin(collector.collect(work));
-        tokio::select! {
-            read = received(&mut receiving) => match (read, collecting.await) {
-                (Ok(read), Ok(Outcome::Whole(collected))) => Ok(Copied::Whole(Box::new((read, collected)))),
-                // What was on its way into the store has arrived there, or has not: whoever goes on needs not store it again.
-                (Err(Broken::Lost(error)), Ok(Outcome::CutOff(parts))) => Ok(Copied::Lost(error, parts)),
-                (Err(Broken::Failed(error)), Ok(_)) | (_, Err(error)) => Err(error),
-                (Ok(_), Ok(Outcome::CutOff(_))) | (Err(Broken::Lost(_)), Ok(Outcome::Whole(_))) => {
-                    Err(Error::new(Kind::Internal, "the two halves of a base backup do not agree whether it is whole"))
-                }
-            },
-            // It ends by itself only if it fails.
+        let (read, collected) = tokio::select! {
+            read = received(&mut receiving) => (read, collecting.await),
             collected = &mut collecting => match collected {
-                Err(error) => Err(error),
-                Ok(_) => match received(&mut receiving).await {
-                    Err(Broken::Lost(error) | Broken::Failed(error)) => Err(error),
-                    Ok(_) => Err(Error::new(Kind::Internal, "the end of a base backup came too late")),
-                },
+                Err(error) => return Err(error),
+                // The other half has said its last word, and is about to end.
+                Ok(_) => (received(&mut receiving).await, collected),
             },
+        };
+        match (read, collected) {
+            (Ok(read), Ok(Outcome::Whole(collected))) => Ok(Copied::Whole(Box::new((read, collected)))),
+            // What was on its way into the store has arrived there, or has not: whoever goes on needs not store it again.
+            (Err(Broken::Lost(error)), Ok(Outcome::CutOff(parts))) => Ok(Copied::Lost(error, parts)),
+            (Err(Broken::Failed(error)), Ok(_)) | (_, Err(error)) => Err(error),
+            (Ok(_), Ok(Outcome::CutOff(_))) | (Err(Broken::Lost(_)), Ok(Outcome::Whole(_))) => {
+                Err(Error::new(Kind::Internal, "the two halves of a base backup do not agree whether it is whole"))
+            }
         }
     }
 
