@@ -1,13 +1,12 @@
 //! Writes the blocks that one backup of a chain gives to a file. Blocking calls.
 
 use super::combine::{Combination, Content, Listed};
+use super::file_writer::FileWriter;
 use super::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
 use crate::repository::incremental::{BLOCK_BYTES, HeaderReader};
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// One backup of a chain, as the extraction of its parts needs to know it.
@@ -28,7 +27,7 @@ pub(super) struct BlockWriter {
     source: Source,
     /// Permissions, where it is made here.
     mode: Option<u32>,
-    file: Option<File>,
+    file: Option<FileWriter>,
 }
 
 enum Source {
@@ -68,10 +67,7 @@ impl BlockWriter {
             let Some(header) = reader.header().cloned() else { return Ok(None) };
             if self.level.wanted.is_none() {
                 let (path, bytes) = (tree.path_of(&self.whole), u64::from(header.whole_blocks()) * BLOCK_BYTES);
-                let file = tree.open(&path, self.mode)?;
-                // What nobody gives is a hole, and reads as zeros.
-                file.set_len(bytes).map_err(|error| Error::local("write", &path, error))?;
-                self.file = Some(file);
+                self.file = Some(FileWriter::create(tree, &path, bytes, self.mode)?);
             }
             found = Some(Listed::of(&header));
             self.source = Source::Known(Content::Listed(header));
@@ -88,7 +84,7 @@ impl BlockWriter {
             let path = tree.path_of(&self.whole);
             let file = match &mut self.file {
                 Some(file) => file,
-                none => none.insert(tree.open(&path, None)?),
+                none => none.insert(FileWriter::open(tree, &path)?),
             };
             file.write_all_at(&bytes[range], place).map_err(|error| Error::local("write", &path, error))?;
         }

@@ -18,6 +18,7 @@ mod delta;
 mod destination;
 mod excerpt;
 mod execute;
+mod file_writer;
 mod ground;
 mod label;
 mod levels;

@@ -2,6 +2,7 @@
 
 use super::blocks::{BlockWriter, Level};
 use super::combine::Listed;
+use super::file_writer::{self, FileWriter};
 use super::label::LABEL_FILE;
 use super::selection::Selection;
 use super::tree::Tree;
@@ -13,8 +14,6 @@ use crate::repository::tar::{EntryKind, TarEvent, TarHeader, TarReader};
 use crate::repository::{Archive, BackupId, BackupPart, FilePath, Identity, Subject, hex, whole_path};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Written last, so that nothing starts before everything is there.
@@ -119,9 +118,11 @@ pub(super) fn extract(
                 RawFrame::Identity(bytes) => identity = Some(bytes),
                 RawFrame::Data(raw) => {
                     let mut plain = buffers.take();
+                    let start = file_writer::align(&mut plain, FRAME_BYTES);
                     decoder.decode(&raw, &mut plain, FRAME_BYTES).map_err(unreadable)?;
+                    let plain = plain.freeze().slice(start..);
                     plain_bytes += plain.len() as u64;
-                    tar.feed(plain.freeze());
+                    tar.feed(plain);
                     while let Some(event) =
                         tar.next_event().map_err(|error| damaged("is no tar".into()).because(error))?
                     {
@@ -159,7 +160,7 @@ struct Open {
 }
 
 enum Sink {
-    File(File),
+    File(FileWriter),
     Blocks(Box<BlockWriter>),
     /// `pg_control`, or else `backup_label`.
     Held(Vec<u8>, u32),
@@ -218,7 +219,7 @@ impl Writer<'_> {
         } else if self.is_older() {
             Sink::Nothing
         } else {
-            Sink::File(self.tree.open(&self.tree.path_of(&path), mode)?)
+            Sink::File(FileWriter::create(self.tree, &self.tree.path_of(&path), file_bytes, mode)?)
         };
         self.open = Some(Open { path, sink, start, bytes: 0, crc32c: 0 });
         Ok(())

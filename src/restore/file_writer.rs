@@ -1,0 +1,171 @@
+//! One file, written at any place in it: around the system's cache where that is possible. A large file then costs no copy and no
+//! memory, the disk begins at once and not when everything is synced, and what other programs have in the cache stays there.
+//! Blocking calls.
+
+use super::tree::Tree;
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// What file systems want of a place in the file, and of a length: their blocks, which are pages of memory (`man 2 open`, `O_DIRECT`).
+const BLOCK_BYTES: usize = 4096;
+
+/// What disks want of a place in memory. Contents begin at multiples of it in every archive.
+const MEMORY_ALIGNMENT: usize = 512;
+
+/// Fewer blocks at once are for the cache: each write around it waits for the disk.
+const DIRECT_BYTES_MIN: usize = 64 << 10;
+
+/// Makes room in `buffer` for `bytes` at a place in memory from which a disk can be written, and for nothing else.
+/// Returns that place in the buffer, which is its end.
+pub(super) fn align(buffer: &mut Vec<u8>, bytes: usize) -> usize {
+    buffer.clear();
+    buffer.reserve(bytes + BLOCK_BYTES);
+    let start = buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+    buffer.resize(start, 0);
+    start
+}
+
+/// A file that is being written.
+#[derive(Debug)]
+pub(super) struct FileWriter {
+    file: File,
+    /// The same one, around the cache.
+    direct: Option<File>,
+}
+
+impl FileWriter {
+    /// Opens a file that will have so many bytes; it may be there already. What nobody writes is a hole, and reads as zeros.
+    /// With `mode`, sets owner and permissions.
+    pub(super) fn create(tree: &Tree, path: &Path, file_bytes: u64, mode: Option<u32>) -> Result<FileWriter> {
+        let file = tree.open(path, mode)?;
+        // At once: writes that make a file longer wait for each other.
+        file.set_len(file_bytes).map_err(|error| Error::local("write", path, error))?;
+        let direct = if file_bytes < DIRECT_BYTES_MIN as u64 { None } else { tree.open_direct(path) };
+        Ok(FileWriter { file, direct })
+    }
+
+    /// Opens a file that has its length.
+    pub(super) fn open(tree: &Tree, path: &Path) -> Result<FileWriter> {
+        Ok(FileWriter { file: tree.open(path, None)?, direct: tree.open_direct(path) })
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub(super) fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let Some((head, blocks)) = self.direct.is_some().then(|| blocks_in(bytes, offset)).flatten() else {
+            return self.file.write_all_at(bytes, offset);
+        };
+        self.file.write_all_at(&bytes[..head], offset)?;
+        let done = head + self.write_direct(&bytes[head..head + blocks], offset + head as u64)?;
+        self.file.write_all_at(&bytes[done..], offset + done as u64)
+    }
+
+    /// Writes whole blocks, and says how many bytes of them: what is left is for the cache.
+    fn write_direct(&mut self, blocks: &[u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(file) = self.direct.as_ref().filter(|_| done < blocks.len()) {
+            match file.write_at(&blocks[done..], offset + done as u64) {
+                Ok(bytes) if bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES) => done += bytes,
+                Ok(bytes) => return Ok(done + bytes),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // This disk wants larger blocks, or this file system cannot.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => self.direct = None,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Where the whole blocks in `bytes` begin, which lie at `offset` in the file, and how long they are; `None` if there are
+/// few, or they lie at a place in memory that no disk takes.
+fn blocks_in(bytes: &[u8], offset: u64) -> Option<(usize, usize)> {
+    let head = (offset.checked_next_multiple_of(BLOCK_BYTES as u64)? - offset) as usize;
+    let rest = bytes.get(head..)?;
+    let blocks = rest.len() / BLOCK_BYTES * BLOCK_BYTES;
+    (blocks >= DIRECT_BYTES_MIN && rest.as_ptr().align_offset(MEMORY_ALIGNMENT) == 0).then_some((head, blocks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(target_os = "linux")]
+    use std::os::unix::fs::OpenOptionsExt;
+
+    /// A file of zeros, written around the cache if this file system can.
+    fn writer(path: &Path, bytes: u64) -> FileWriter {
+        let file = File::create(path).unwrap();
+        file.set_len(bytes).unwrap();
+        #[cfg(target_os = "linux")]
+        let direct = File::options().write(true).custom_flags(nix::fcntl::OFlag::O_DIRECT.bits()).open(path).ok();
+        #[cfg(not(target_os = "linux"))]
+        let direct = None;
+        FileWriter { file, direct }
+    }
+
+    fn noise(bytes: usize) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(bytes as u64);
+        std::iter::repeat_with(|| random.u8(..)).take(bytes).collect()
+    }
+
+    #[test]
+    fn a_file_is_what_was_written_wherever_its_pieces_begin_and_whatever_their_order() {
+        // Given a file, in pieces as they lie in the frames of an archive: behind a header, cut anywhere at multiples of 512
+        let directory = tempfile::tempdir().unwrap();
+        for seed in 0..20 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let contents = noise(random.usize(1..600) * 8192);
+            let mut cuts: Vec<usize> =
+                (0..random.usize(1..9)).map(|_| random.usize(..contents.len()) / 512 * 512).collect();
+            cuts.extend([0, contents.len()]);
+            cuts.sort_unstable();
+            let mut pieces: Vec<(usize, usize)> = cuts.windows(2).map(|cut| (cut[0], cut[1])).collect();
+            random.shuffle(&mut pieces);
+            let path = directory.path().join(seed.to_string());
+            let mut writer = writer(&path, contents.len() as u64);
+            // When they are written
+            let mut buffer = Vec::new();
+            for (start, end) in pieces {
+                let header = align(&mut buffer, contents.len() + 4096) + random.usize(..8) * 512;
+                buffer.resize(header, 0);
+                buffer.extend_from_slice(&contents[start..end]);
+                writer.write_all_at(&buffer[header..], start as u64).unwrap();
+            }
+            // Then the file has them all.
+            assert!(std::fs::read(&path).unwrap() == contents, "with seed {seed}");
+        }
+    }
+
+    #[test]
+    fn whole_blocks_in_aligned_memory_go_around_the_cache() {
+        let mut buffer = Vec::new();
+        let start = align(&mut buffer, 128 << 10);
+        buffer.extend_from_slice(&noise(128 << 10));
+        let frame = &buffer[start..];
+        assert_eq!(blocks_in(&frame[512..], 0), Some((0, 31 * 4096)), "behind a header");
+        assert_eq!(blocks_in(frame, 4 << 20), Some((0, 32 * 4096)));
+        assert_eq!(blocks_in(frame, 3584), Some((512, 31 * 4096)), "the page before is completed first");
+        assert_eq!(blocks_in(&frame[1..], 0), None, "no disk takes that");
+        assert_eq!(blocks_in(&frame[..8192], 0), None, "not worth waiting for the disk");
+        assert_eq!(blocks_in(&frame[..100], 1000), None);
+        assert_eq!(blocks_in(frame, u64::MAX - 5), None);
+    }
+
+    #[test]
+    fn what_the_disk_does_not_take_around_the_cache_is_left_for_it() {
+        // Given a place in the file that no disk with blocks takes
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let mut writer = writer(&path, 3 * 4096);
+        let mut buffer = Vec::new();
+        let start = align(&mut buffer, 8192);
+        buffer.extend_from_slice(&noise(8192));
+        // When it is tried, then either all was written, or nothing, and it is not tried again.
+        let done = writer.write_direct(&buffer[start..], 1).unwrap();
+        assert!(done == 8192 || done == 0 && writer.direct.is_none(), "{done} bytes");
+        writer.write_all_at(&buffer[start..], 1).unwrap();
+        assert!(std::fs::read(&path).unwrap()[1..8193] == buffer[start..]);
+    }
+}
