@@ -22,13 +22,9 @@ pub(super) struct Wanted {
 /// # Errors
 /// If the store fails or a document is unreadable.
 pub(super) async fn choose(repository: &Repository, wanted: &Wanted) -> Result<Result<BackupDocument, String>> {
-    let level = repository.store.list_level(&repository.layout.base_prefix()).await?;
-    let mut ids: Vec<BackupId> =
-        level.prefixes.iter().filter_map(|prefix| repository.layout.parse_backup_prefix(prefix)).collect();
-    ids.sort();
     let mut newest_problem = None;
-    for id in ids.into_iter().rev() {
-        let Some(backup) = read(repository, &id).await? else { continue };
+    for id in repository.backup_ids().await? {
+        let Some(backup) = repository.finished_backup(&id).await? else { continue };
         match fitting(repository, backup, wanted).await? {
             Ok(backup) => return Ok(Ok(backup)),
             Err(problem) => _ = newest_problem.get_or_insert(problem),
@@ -46,7 +42,7 @@ pub(super) async fn named(
     id: &BackupId,
     wanted: &Wanted,
 ) -> Result<Result<BackupDocument, String>> {
-    let Some(backup) = read(repository, id).await? else {
+    let Some(backup) = repository.finished_backup(id).await? else {
         return Ok(Err(format!("the base backup {id}, which it builds on, is gone")));
     };
     fitting(repository, backup, wanted).await
@@ -63,12 +59,6 @@ async fn fitting(
         None => broken_chain(repository, &backup).await?,
     };
     Ok(problem.map_or(Ok(backup), Err))
-}
-
-/// A finished backup without its list of files.
-async fn read(repository: &Repository, id: &BackupId) -> Result<Option<BackupDocument>> {
-    let document: Option<BackupDocument> = repository.read_document(&Key::BackupEnd(id.clone())).await?;
-    Ok(document.map(|document| BackupDocument { files: Vec::new(), ..document }))
 }
 
 /// A finished backup with its list of files.
@@ -107,7 +97,7 @@ async fn broken_chain(repository: &Repository, backup: &BackupDocument) -> Resul
     let mut links = BTreeMap::new();
     let mut next = backup.reference.clone();
     while let Some(id) = next.filter(|id| !links.contains_key(id)) {
-        let Some(link) = read(repository, &id).await? else { break };
+        let Some(link) = repository.finished_backup(&id).await? else { break };
         next = link.reference.clone();
         links.insert(id, link);
     }

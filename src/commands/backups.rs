@@ -8,7 +8,7 @@ use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, Unfinished,
 use crate::config::Settings;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::repository::{BackupDocument, BackupId, Key, Loss, Repository, Writer};
+use crate::repository::{BackupDocument, BackupId, Loss, Repository, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::Store;
 use std::sync::Arc;
@@ -47,8 +47,9 @@ impl Backups {
             let is_settled = found.as_ref().is_some_and(|found| found.unanswered.is_none());
             if let Some(found) = found {
                 let (unanswered, wants_backup) = (found.unanswered, found.wants_backup);
-                if found.newest_backup.is_some() && found.newest_backup != newest {
-                    newest = found.newest_backup;
+                let found_newest = found.newest_backup.map(|backup| backup.id);
+                if found_newest.is_some() && found_newest != newest {
+                    newest = found_newest;
                     looks.found_new_backup();
                 }
                 self.metrics.set_backup_needed(unanswered.is_some());
@@ -96,9 +97,7 @@ impl Backups {
         let (repository, _) = parts::repository_in(&self.settings, self.store.clone()).await?;
         let followed = self.state.borrow().timeline;
         let loss = repository.read_loss(followed).await?;
-        if let Some(begin) = &loss.newest_backup
-            && let Some(backup) = repository.read_document::<BackupDocument>(&Key::BackupEnd(begin.id.clone())).await?
-        {
+        if let Some(backup) = &loss.newest_backup {
             let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
             self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
             self.metrics.set_last_backup_findings(backup.findings.damaged, backup.findings.rejected_page_count);

@@ -1,11 +1,9 @@
 //! Recorded holes and the base backups that answer them. Nothing behind a hole can be restored until a base backup that
 //! begins behind it is finished.
 
-use super::documents::{BackupBegin, BackupDocument};
-use super::layout::{BackupId, Key};
+use super::documents::BackupDocument;
 use super::{Catalog, Repository};
 use crate::error::Result;
-use crate::store::StoreErrorKind;
 use crate::wal::{History, Lsn, TimelineId, WalRange};
 
 /// The last hole on the way of `history` behind which no base backup begins; `backups` are where the finished ones do.
@@ -29,8 +27,8 @@ fn unanswered_gap(
 /// Lost WAL, and the base backup that would answer it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Loss {
-    /// The newest finished base backup, as it began.
-    pub newest_backup: Option<BackupBegin>,
+    /// The newest finished base backup, without its list of files.
+    pub newest_backup: Option<BackupDocument>,
     /// Recorded holes, of all timelines.
     pub gaps: Vec<WalRange>,
     /// The last hole, if no sound base backup begins behind it: nothing behind it can be restored.
@@ -51,78 +49,38 @@ impl Catalog {
 }
 
 impl Repository {
-    /// What the newest finished base backup said at its beginning: of all, or of those that began on a timeline before it
-    /// was left.
-    ///
-    /// # Errors
-    /// If the store fails or the document is unreadable.
-    pub async fn newest_backup(&self, before: Option<(TimelineId, Option<Lsn>)>) -> Result<Option<BackupBegin>> {
-        let is_wanted = |begin: &BackupBegin| {
-            before.is_none_or(|(timeline, switch)| {
-                begin.timeline == timeline && switch.is_none_or(|switch| begin.start_lsn < switch)
-            })
-        };
-        for id in self.backup_ids().await? {
-            let begin: Option<BackupBegin> = self.read_document(&Key::BackupBegin(id.clone())).await?;
-            let Some(begin) = begin.filter(is_wanted) else { continue };
-            match self.store.head(&self.layout.name(&Key::BackupEnd(id))).await {
-                Ok(_) => return Ok(Some(begin)),
-                Err(error) if error.kind == StoreErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Where the newest backup begins of those that are finished and not damaged. One that was gone on with begins later than it
-    /// said at its beginning.
-    async fn newest_sound_start(&self) -> Result<Option<(TimelineId, Lsn)>> {
-        for id in self.backup_ids().await? {
-            let document: Option<BackupDocument> = self.read_document(&Key::BackupEnd(id)).await?;
-            if let Some(backup) = document.filter(|document| !document.findings.damaged) {
-                return Ok(Some((backup.timeline, backup.start_lsn)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Base backups, finished or not, the newest first.
-    async fn backup_ids(&self) -> Result<Vec<BackupId>> {
-        let level = self.store.list_level(&self.layout.base_prefix()).await?;
-        let mut ids: Vec<_> =
-            level.prefixes.iter().filter_map(|prefix| self.layout.parse_backup_prefix(prefix)).collect();
-        ids.sort_by(|one, other| other.cmp(one));
-        Ok(ids)
-    }
-
     /// What was lost, and what was done about it: on the way to `followed`, or to the newest timeline that is stored.
     /// Lists the index and the backups alone: the WAL itself may be years of objects.
     ///
     /// # Errors
     /// If the store fails or a document is unreadable.
     pub async fn read_loss(&self, followed: Option<TimelineId>) -> Result<Loss> {
-        let newest_backup = self.newest_backup(None).await?;
         let timelines = self.read_timelines().await?;
         let mut gaps = Vec::new();
         for &timeline in &timelines {
             let notes = self.read_gaps(timeline).await?;
             gaps.extend(notes.iter().map(|note| WalRange { timeline, start: note.start, end: note.end }));
         }
+        let (mut newest_backup, mut sound) = (None, None);
+        for id in self.backup_ids().await? {
+            let Some(backup) = self.finished_backup(&id).await? else { continue };
+            if !backup.findings.damaged {
+                // One that was gone on with begins later than it said at its beginning.
+                sound = Some((backup.timeline, backup.start_lsn));
+            }
+            newest_backup.get_or_insert(backup);
+            // An older one matters only if it is the one that answers a hole.
+            if sound.is_some() || gaps.is_empty() {
+                break;
+            }
+        }
         let (unanswered, wants_backup) = match followed.or(timelines.last().copied()) {
             Some(timeline) if !gaps.is_empty() => {
                 let text = self.read_history_file(timeline).await?;
                 let path = text.and_then(|text| History::parse(timeline, &text).ok());
                 let path = path.unwrap_or_else(|| History::root(timeline));
-                let sound = self.newest_sound_start().await?;
-                let newest = match &newest_backup {
-                    Some(begin) => {
-                        let key = Key::BackupEnd(begin.id.clone());
-                        let document: Option<BackupDocument> = self.read_document(&key).await?;
-                        document.map(|backup| (backup.timeline, backup.start_lsn))
-                    }
-                    None => None,
-                };
                 let unanswered_by = |backup| unanswered_gap(&path, gaps.iter().copied(), backup);
+                let newest = newest_backup.as_ref().map(|backup| (backup.timeline, backup.start_lsn));
                 (unanswered_by(sound), unanswered_by(newest).is_some())
             }
             _ => (None, false),
@@ -135,8 +93,8 @@ impl Repository {
 mod tests {
     use super::*;
     use crate::codec::Compression;
-    use crate::repository::documents::{FORMAT_VERSION, Findings, GapNote, tests::sample};
-    use crate::repository::{Layout, Writer};
+    use crate::repository::documents::{BackupBegin, FORMAT_VERSION, Findings, GapNote, tests::sample};
+    use crate::repository::{BackupId, Key, Layout, Writer};
     use crate::store::MemoryStore;
     use crate::wal::SegmentSize;
     use std::sync::Arc;

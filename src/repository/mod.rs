@@ -1,5 +1,6 @@
 //! Names, documents, what is there: a repository of format 1 (`docs/repository-format.md`) on top of a store.
 
+mod backups;
 mod catalog;
 mod chain;
 mod cut_index;
