@@ -40,6 +40,8 @@ pub struct Fixture {
     pub database_bytes: u64,
     /// Our program, where the servers' user can run it.
     program: PathBuf,
+    /// How whoever is measured connects: through the Unix socket, if nothing else was said.
+    conninfo: String,
 }
 
 impl Fixture {
@@ -93,7 +95,7 @@ impl Fixture {
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let segment_mib = options.wal_segment_mib.unwrap_or(16);
         let settings = options.settings.iter().cloned().chain(settings).collect();
-        let options = ServerOptions { settings, ..options };
+        let options = ServerOptions { settings, listen_tcp: true, ..options };
         let server = Postgres::create_below(Path::new(server_files), version, options).await;
         server.sql(&format!("SELECT pg_create_physical_replication_slot('{HELD}', true)")).await.unwrap();
         pgbench_tables(&server, pgbench_scale).await;
@@ -110,7 +112,14 @@ impl Fixture {
         let directory = scratch_directory();
         let memory = scratch_directory_below(Path::new(MEMORY));
         let program = path_for_server(directory.path());
-        Fixture { server, directory, memory, waiting, segment_bytes, database_bytes, program }
+        let conninfo = server.conninfo();
+        Fixture { server, directory, memory, waiting, segment_bytes, database_bytes, program, conninfo }
+    }
+
+    /// From now on over TCP, as from another machine or a container beside it.
+    pub fn over_tcp(mut self) -> Fixture {
+        self.conninfo = self.server.tcp_conninfo();
+        self
     }
 
     pub fn waiting_bytes(&self) -> u64 {
@@ -132,7 +141,7 @@ impl Fixture {
                 command.env_remove(name);
             }
         }
-        command.args(arguments).args(["--pg", &self.server.conninfo(), "--repo", &s3_store::url()]);
+        command.args(arguments).args(["--pg", &self.conninfo, "--repo", &s3_store::url()]);
         let said = File::options().create(true).append(true).open(self.directory.path().join("said")).unwrap();
         command.envs(crate::s3::S3Server::env_at(store.endpoint())).current_dir("/");
         command.stdout(Stdio::null()).stderr(said);
@@ -181,7 +190,7 @@ impl Fixture {
     /// A tool of PostgreSQL, as the same user.
     pub fn tool(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = tool(name);
-        command.args(arguments).args(["-d", &self.server.conninfo()]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(arguments).args(["-d", &self.conninfo]).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 

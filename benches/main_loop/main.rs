@@ -139,7 +139,9 @@ async fn measure(scale: &Scale, names: &[&str]) {
     }
     if wanted("backup") {
         let fixture = Fixture::with_checksums(scale.backup_scale, true).await;
-        throughput::base_backup(scale, &fixture, "every page's checksum verified").await;
+        throughput::base_backup(scale, &fixture, "every page's checksum verified, through a Unix socket").await;
+        let fixture = fixture.over_tcp();
+        throughput::base_backup(scale, &fixture, "every page's checksum verified, over TCP").await;
     }
     if wanted("noise") {
         let fixture = Fixture::with_noise(scale.backup_scale).await;
