@@ -6,7 +6,7 @@
 use super::destination::{Destination, MARKER_FILE, TablespaceDestination};
 use super::label::LABEL_FILE;
 use super::part::{CONTROL_FILE, NOT_WRITTEN};
-use super::tree::{self, REQUIRED_DIRECTORIES, Tree};
+use super::tree::{self, REQUIRED_DIRECTORIES, Tree, WAL_DIRECTORY};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::{FileCheck, Manifest};
 use crate::repository::{FilePath, whole_path};
@@ -153,7 +153,7 @@ impl Walk<'_> {
         for entry in std::fs::read_dir(directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let own = entry.file_name().as_bytes().to_vec();
-            let is_root = name.is_empty() || name == b"pg_wal";
+            let is_root = name.is_empty() || name == WAL_DIRECTORY.as_bytes();
             if is_root && own == LOST_AND_FOUND {
                 continue;
             }
@@ -186,7 +186,7 @@ impl Walk<'_> {
 
     /// Two kinds of links are followed: `pg_wal` on another disk, and tablespaces where the restore puts them.
     fn link(&mut self, path: PathBuf, name: &[u8]) -> Result<()> {
-        if name == b"pg_wal" && path.is_dir() {
+        if name == WAL_DIRECTORY.as_bytes() && path.is_dir() {
             return self.directory(&path, name);
         }
         let oid = name.strip_prefix(b"pg_tblspc/").map(|oid| String::from_utf8_lossy(oid).into_owned());

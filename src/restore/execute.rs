@@ -15,7 +15,7 @@ use super::request::TargetAction;
 use super::settings;
 use super::tree::{self, REQUIRED_DIRECTORIES, Tree, WAL_DIRECTORY};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FilePath, Repository};
+use crate::repository::{FilePath, Repository, WalReader};
 use crate::runtime;
 use crate::wal::Lsn;
 use serde::Serialize;
@@ -137,8 +137,9 @@ pub async fn execute(
         // What is compared now must still be there when it is kept.
         tree.lock()?;
     }
-    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } =
-        preparation::prepare(repository, plan, options, destination, &progress).await?;
+    let prepared = preparation::prepare(repository, plan, options, destination, &progress).await?;
+    let bytes = prepared.written_bytes(plan);
+    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } = prepared;
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
             error.hint("No server starts on what is there so far. The same command again goes on with it.")
@@ -150,10 +151,6 @@ pub async fn execute(
     warnings.extend(comparison.warnings.iter().cloned());
     prepare(&tree, plan, &destination, comparison, zeros, options).await.map_err(again)?;
     let files = manifest.files.len();
-    let bytes = match plan.references.is_empty() {
-        true => manifest.files.values().map(|check| check.size_bytes).sum(),
-        false => plan.backup.plain_bytes.saturating_sub(kept_bytes),
-    };
     let levels = Levels { repository, plan, downloads: options.downloads, tree: &tree, progress: &progress };
     let control = levels.write(manifest, parts, selection).await.map_err(again)?;
     let control = control.ok_or_else(|| {
@@ -292,7 +289,8 @@ async fn fetch_wal(
     let total_bytes = segments.len() as u64 * last.size.bytes();
     progress.send_replace(RestoreProgress { phase: Phase::FetchingWal, done_bytes: 0, total_bytes });
     let done = |bytes| progress.send_modify(|progress| progress.done_bytes += bytes);
-    local_wal::bring(repository, pin, segments, tree, &done).await?;
+    let reader = WalReader::new(repository.clone(), plan.system_identifier);
+    local_wal::bring(&reader, pin, segments, tree, &done).await?;
     pin.local_end = last.end();
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::tree::Tree;
 use super::{stored, verify};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{BackupDocument, BackupPart, FilePath, Key, Repository, whole_path};
+use crate::repository::{BackupDocument, BackupPart, FilePath, Repository, whole_path};
 use crate::runtime;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Levels<'_> {
                 self.spare(references[index..].iter().map(|link| bytes_of(&link.parts)).sum());
                 return Ok(());
             }
-            let link = self.read_whole(link).await?;
+            let link = stored::with_files(self.repository, link).await?;
             let is_incremental = link.reference.is_some();
             let members = combination.members(&link.files, is_incremental).map_err(|missing| {
                 Error::new(Kind::Damaged, format!("backup {} has nothing of the file {missing}", link.id))
@@ -95,22 +95,6 @@ impl Levels<'_> {
     /// So many bytes need not be fetched.
     fn spare(&self, bytes: u64) {
         self.progress.send_modify(|progress| progress.total_bytes = progress.total_bytes.saturating_sub(bytes));
-    }
-
-    /// A link of the chain again, with its list of files.
-    async fn read_whole(&self, link: &BackupDocument) -> Result<BackupDocument> {
-        let key = Key::BackupEnd(link.id.clone());
-        let whole: Option<BackupDocument> = self.repository.read_document(&key).await?;
-        let is_the_same = |whole: &BackupDocument| {
-            whole.manifest_sha256 == link.manifest_sha256
-                && whole.parts == link.parts
-                && whole.reference == link.reference
-        };
-        whole.filter(is_the_same).ok_or_else(|| {
-            let name = self.repository.layout.name(&key);
-            Error::new(Kind::Damaged, format!("{name} is no longer what it was when the restore was planned"))
-                .hint("Does somebody delete or copy backups at this moment?")
-        })
     }
 
     /// Fetches and writes `parts`. Those that begin inside an incremental file come last: its header is in another.

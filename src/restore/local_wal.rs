@@ -5,10 +5,10 @@
 
 use super::pin::Pin;
 use super::plan::Plan;
-use super::tree::{self, Tree};
+use super::tree::{self, Tree, WAL_DIRECTORY};
 use super::wal_fetch::write_pinned;
 use crate::error::{Error, Result};
-use crate::repository::{Repository, WalReader};
+use crate::repository::WalReader;
 use crate::runtime;
 use crate::wal::{Lsn, Segment, SegmentSize, TimelineId};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -57,22 +57,20 @@ impl LocalWal {
 
 /// Brings `segments` into `pg_wal`, and with them all histories that there are.
 pub(super) async fn bring(
-    repository: &Repository,
+    reader: &WalReader,
     pin: &Pin,
     segments: Vec<Segment>,
     tree: &Arc<Tree>,
     done: &(impl Fn(u64) + Sync),
 ) -> Result<()> {
-    let system_identifier = pin.system_identifier.parse().unwrap_or_default();
-    let reader = WalReader::new(repository.clone(), system_identifier);
-    let place = tree.data().join("pg_wal");
+    let (repository, place) = (reader.repository(), tree.data().join(WAL_DIRECTORY));
     for timeline in repository.read_timelines().await? {
         if let Some(text) = repository.read_history_file(timeline).await? {
             let (tree, path) = (Arc::clone(tree), place.join(timeline.history_name()));
             runtime::blocking(move || tree.put(&path, &text, tree.file_mode())).await??;
         }
     }
-    let (reader, place) = (&reader, &place);
+    let place = &place;
     let fetches = stream::iter(segments).map(|segment| async move {
         let path = place.join(segment.name());
         write_pinned(reader, segment, pin, &path).await?;

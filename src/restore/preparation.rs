@@ -13,7 +13,7 @@ use super::selection::Selection;
 use super::stored;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
-use crate::repository::{BackupDocument, BackupPart, FilePath, Key, Repository};
+use crate::repository::{BackupPart, FilePath, Repository};
 use crate::runtime;
 use serde::Serialize;
 use std::fmt;
@@ -37,6 +37,17 @@ pub(super) struct Preparation {
     pub(super) selection: Selection,
     /// The parts to fetch.
     pub(super) parts: Vec<BackupPart>,
+}
+
+impl Preparation {
+    /// Bytes of the files that will be written.
+    pub(super) fn written_bytes(&self, plan: &Plan) -> u64 {
+        match plan.references.is_empty() {
+            true => self.manifest.files.values().map(|check| check.size_bytes).sum(),
+            // Of an incremental backup the manifest has only what it sent.
+            false => plan.backup.plain_bytes.saturating_sub(self.comparison.kept_bytes),
+        }
+    }
 }
 
 /// Between two looks at a comparison.
@@ -114,18 +125,8 @@ async fn needed_parts(repository: &Repository, plan: &Plan, selection: &Selectio
     if selection.skipped.is_empty() {
         return Ok(parts.clone());
     }
-    let document = read_backup(repository, plan).await?;
+    let document = stored::with_files(repository, &plan.document).await?;
     Ok(selection.parts(parts, &document.files).into_iter().map(|index| parts[index].clone()).collect())
-}
-
-/// `backup.json` with its list of files, which the plan goes without.
-async fn read_backup(repository: &Repository, plan: &Plan) -> Result<BackupDocument> {
-    let key = Key::BackupEnd(plan.backup.id.clone());
-    let document: Option<BackupDocument> = repository.read_document(&key).await?;
-    document.filter(|document| document.parts == plan.document.parts).ok_or_else(|| {
-        Error::new(Kind::Damaged, format!("{} is not what it was a moment ago", repository.layout.name(&key)))
-            .hint("Does something other than Seawall write there?")
-    })
 }
 
 /// Finds the databases that are wanted in the backup's own catalogue; `None` if all are.
@@ -147,7 +148,7 @@ async fn choose_databases(
         return Err(Error::new(Kind::Refused, text)
             .hint("Name a full one with --backup (`seawall list`), or restore without --database."));
     }
-    let document = read_backup(repository, plan).await?;
+    let document = stored::with_files(repository, &plan.document).await?;
     let map = read_file(repository, &document, manifest, SHARED_MAP).await?;
     let catalogue = database::catalogue_file(&map)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("{SHARED_MAP} of the backup cannot be read")))?;
@@ -189,17 +190,15 @@ pub async fn preview(
     options: &RestoreOptions,
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<Preview> {
-    let Preparation { destination, manifest, comparison, databases, parts, .. } =
-        prepare(repository, plan, options, Destination::check(plan, options)?, &progress).await?;
+    let prepared = prepare(repository, plan, options, Destination::check(plan, options)?, &progress).await?;
+    let written_bytes = prepared.written_bytes(plan);
+    let Preparation { destination, manifest, comparison, databases, parts, .. } = prepared;
     Ok(Preview {
         destination,
         kept_files: comparison.kept.len(),
         kept_bytes: comparison.kept_bytes,
         written_files: manifest.files.len(),
-        written_bytes: match plan.references.is_empty() {
-            true => manifest.files.values().map(|check| check.size_bytes).sum(),
-            false => plan.backup.plain_bytes.saturating_sub(comparison.kept_bytes),
-        },
+        written_bytes,
         fetched_bytes: plan
             .references
             .iter()

@@ -7,10 +7,9 @@ use crate::codec::{Buffers, Ending};
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::Manifest;
 use crate::repository::{BackupDocument, BackupId, BackupPart, Key, PART_BYTES_MAX, Repository};
-use crate::runtime;
+use crate::runtime::{self, Tasks};
 use crate::store::{StoreError, StoreErrorKind};
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -23,6 +22,22 @@ pub(super) async fn manifest(repository: &Repository, backup: &BackupDocument) -
             .map_err(|error| Error::new(Kind::Damaged, format!("{name} cannot be read")).because(error))
     })
     .await?
+}
+
+/// `backup.json` once more with its list of files, which a plan goes without.
+pub(super) async fn with_files(repository: &Repository, planned: &BackupDocument) -> Result<BackupDocument> {
+    let key = Key::BackupEnd(planned.id.clone());
+    let found: Option<BackupDocument> = repository.read_document(&key).await?;
+    let is_the_same = |found: &BackupDocument| {
+        found.manifest_sha256 == planned.manifest_sha256
+            && found.parts == planned.parts
+            && found.reference == planned.reference
+    };
+    found.filter(is_the_same).ok_or_else(|| {
+        let name = repository.layout.name(&key);
+        Error::new(Kind::Damaged, format!("{name} is no longer what it was when the restore was planned"))
+            .hint("Does somebody delete or copy backups at this moment?")
+    })
 }
 
 /// Something that `backup.json` names and that is not there is damage, not an answer.
@@ -45,31 +60,36 @@ pub(super) async fn write_parts(
 ) -> Result<Extracted> {
     let source = Arc::new(source);
     let buffers = Buffers::new(downloads.max(1));
-    let parts = stream::iter(parts).map(|part| {
-        let (source, tree, buffers) = (Arc::clone(&source), Arc::clone(tree), buffers.clone());
-        async move {
-            let bytes = part.stored_bytes;
-            write_part(repository, part, source, tree, buffers).await.map(|extracted| (bytes, extracted))
-        }
-    });
-    let mut parts = parts.buffer_unordered(downloads.max(1));
+    let mut parts = parts.into_iter();
+    // Tasks: who reads a socket is where it is waited for.
+    let mut tasks = Tasks::default();
     let mut all = Extracted::default();
-    while let Some((bytes, extracted)) = parts.try_next().await? {
+    loop {
+        while tasks.len() < downloads.max(1)
+            && let Some(part) = parts.next()
+        {
+            let (repository, source) = (repository.clone(), Arc::clone(&source));
+            tasks.start(write_part(repository, part, source, Arc::clone(tree), buffers.clone()));
+        }
+        let Some(written) = tasks.next().await else { return Ok(all) };
+        let (bytes, extracted) = written??;
         progress.send_modify(|progress| progress.done_bytes += bytes);
         all.take_in(extracted);
     }
-    Ok(all)
 }
 
+/// Returns how much was fetched as well.
 async fn write_part(
-    repository: &Repository,
+    repository: Repository,
     part: BackupPart,
     source: Arc<Source>,
     tree: Arc<Tree>,
     buffers: Buffers,
-) -> Result<Extracted> {
-    let (name, stored) = part_bytes(repository, &part, &source.backup, source.ending).await?;
-    runtime::blocking(move || part::extract(&name, &part, stored, &source, &tree, &buffers)).await?
+) -> Result<(u64, Extracted)> {
+    let (name, stored) = part_bytes(&repository, &part, &source.backup, source.ending).await?;
+    let fetched_bytes = part.stored_bytes;
+    let extract = move || part::extract(&name, &part, stored, &source, &tree, &buffers);
+    Ok((fetched_bytes, runtime::blocking(extract).await??))
 }
 
 /// A part as it is stored: its name, its bytes.
