@@ -85,6 +85,8 @@ pub async fn is_low(name: &str, pin: &Pin, data_directory: &Path) -> Result<bool
 pub async fn fill(reader: &WalReader, name: &str, pin: &Pin, data_directory: &Path) -> Result<()> {
     let spool = Spool::pinned(pin, data_directory)?;
     let Some(segment) = parse(name, pin).filter(|_| pin.needs(name)) else { return Ok(()) };
+    // Once: whoever waits for another's end may wait beyond the end of recovery, and must not bring the spool back.
+    spool.prepare().await?;
     let mut lock = spool.lock().await?;
     for _ in 0..TRIES {
         if lock.is_none() {

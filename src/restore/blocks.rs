@@ -84,7 +84,7 @@ impl BlockWriter {
             let path = tree.path_of(&self.whole);
             let file = match &mut self.file {
                 Some(file) => file,
-                none => none.insert(FileWriter::open(tree, &path)?),
+                none => none.insert(FileWriter::open(tree, &path, None)?),
             };
             file.write_all_at(&bytes[range], place).map_err(|error| Error::local("write", &path, error))?;
         }

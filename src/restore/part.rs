@@ -57,6 +57,8 @@ pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) bytes: u64,
     pub(super) crc32c: u32,
+    /// Of the whole file, as the part says.
+    pub(super) file_bytes: u64,
 }
 
 /// What a part held.
@@ -157,6 +159,7 @@ struct Open {
     start: u64,
     bytes: u64,
     crc32c: u32,
+    file_bytes: u64,
 }
 
 enum Sink {
@@ -221,7 +224,7 @@ impl Writer<'_> {
         } else {
             Sink::File(FileWriter::create(self.tree, &self.tree.path_of(&path), file_bytes, mode)?)
         };
-        self.open = Some(Open { path, sink, start, bytes: 0, crc32c: 0 });
+        self.open = Some(Open { path, sink, start, bytes: 0, crc32c: 0, file_bytes });
         Ok(())
     }
 
@@ -276,7 +279,8 @@ impl Writer<'_> {
             let held = if is_label { &mut self.extracted.label } else { &mut self.extracted.control };
             *held = Some((bytes, mode));
         }
-        let piece = Piece { path: open.path, offset: open.start, bytes: open.bytes, crc32c: open.crc32c };
+        let Open { path, start, bytes, crc32c, file_bytes, .. } = open;
+        let piece = Piece { path, offset: start, bytes, crc32c, file_bytes };
         self.extracted.pieces.push(piece);
         Ok(())
     }

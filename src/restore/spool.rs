@@ -46,13 +46,14 @@ impl Spool {
         Spool { root, directory }
     }
 
-    /// The right to fetch a batch, until it is dropped; `None` if another process has it, or looks whether one has.
+    /// The right to fetch a batch into the spool, which was prepared, until it is dropped; `None` if another process has it or
+    /// looks whether one has, or if the spool is gone with the end of recovery.
     pub(super) async fn lock(&self) -> Result<Option<Flock<File>>> {
-        self.prepare().await?;
         let directory = self.directory.clone();
-        runtime::blocking(move || {
-            let file = File::open(&directory).map_err(|error| Error::local("open", &directory, error))?;
-            Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+        runtime::blocking(move || match File::open(&directory) {
+            Ok(file) => Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::local("open", &directory, error)),
         })
         .await?
     }

@@ -175,18 +175,6 @@ impl Tree {
         Ok(file)
     }
 
-    /// Opens a file that is there once more, to write around the system's cache; `None` where that is not possible.
-    #[cfg(target_os = "linux")]
-    pub(super) fn open_direct(&self, path: &Path) -> Option<File> {
-        let flags = (OFlag::O_NOFOLLOW | OFlag::O_DIRECT).bits();
-        OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    pub(super) fn open_direct(&self, _: &Path) -> Option<File> {
-        None
-    }
-
     /// Not at creation: the umask would have its say.
     fn hand_over(&self, file: &File, mode: u32) -> std::io::Result<()> {
         file.set_permissions(Permissions::from_mode(mode))?;
