@@ -69,6 +69,9 @@ need zstd zstd
 need age age
 need b3sum b3sum
 need tar tar
+need pgbackrest pgbackrest
+# The shell has a `time` of its own.
+[ -x /usr/bin/time ] || install time
 for program in initdb postgres psql pgbench pg_dump pg_waldump pg_verifybackup pg_receivewal pg_basebackup; do
     if [ ! -x "/usr/lib/postgresql/15/bin/$program" ]; then
         install_postgresql postgresql-15 postgresql-client-15
