@@ -12,7 +12,8 @@
 #   syncs what it stores there. `sync` before each measurement: nobody pays for what somebody else has left in memory.
 # * LZ4 at each tool's default level. As many processes as there are processors for pgBackRest (`process-max`), whose small
 #   files are bundled, which spares it syncs; wal-rus has its own defaults, and so have we.
-# * An immediate checkpoint. The data is in the system's cache, for all alike.
+# * An immediate checkpoint. Of the data is in the system's cache what the system keeps there, for all alike: `pg_basebackup`
+#   reads it first in each round.
 # * Page checksums: the server verifies what it sends, pgBackRest and Seawall verify what they read, and Seawall what it is
 #   sent as well. wal-rus does not verify what it reads.
 # * pgBackRest and wal-rus leave WAL to an `archive_command`; there is none, and they are told not to wait for it. Seawall's
