@@ -78,6 +78,8 @@ pub enum Command {
     Status(ReportArgs),
     /// Check server, role, slot, repository and clock before they are needed
     Check(CheckArgs),
+    /// Verify what is stored: nothing missing, no hole, every base backup restorable; with --deep every object's contents
+    Verify(VerifyArgs),
     /// Fetch one WAL file: PostgreSQL's restore_command
     WalFetch(WalFetchArgs),
     /// Store one WAL file: PostgreSQL's archive_command, where streaming is not wanted
@@ -381,6 +383,17 @@ pub struct CheckArgs {
     pub json: JsonArg,
 }
 
+/// `seawall verify`
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// What opens an encrypted repository.
+    #[command(flatten)]
+    pub identity: IdentityArg,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
 /// `seawall wal-fetch`
 #[derive(Args, Debug)]
 pub struct WalFetchArgs {
@@ -437,6 +450,7 @@ impl Command {
             Command::Restore(args) => args.json.json,
             Command::List(args) | Command::Status(args) => args.json.json,
             Command::Check(args) => args.json.json,
+            Command::Verify(args) => args.json.json,
             Command::Run(_)
             | Command::WalFetch(_)
             | Command::WalPush(_)
@@ -487,6 +501,11 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
         "check",
         "  seawall check --pg 'host=db user=seawall' --repo s3://backups/shop
   seawall check --config /etc/seawall.toml --json",
+    ),
+    (
+        "verify",
+        "  seawall verify --repo s3://backups/shop
+  seawall verify --config /etc/seawall.toml --json",
     ),
     (
         "wal-fetch",

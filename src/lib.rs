@@ -18,4 +18,5 @@ pub mod restore;
 pub mod runtime;
 pub mod scratch;
 pub mod store;
+pub mod verify;
 pub mod wal;

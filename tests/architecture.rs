@@ -11,7 +11,7 @@ const MOST_LINES: usize = 800;
 const BASE: [&str; 4] = ["wal", "error", "runtime", "metrics"];
 
 /// What each module above the base may import besides the base and itself. A star is everything.
-const ABOVE: [(&str, &[&str]); 14] = [
+const ABOVE: [(&str, &[&str]); 15] = [
     ("codec", &[]),
     ("postgres", &[]),
     ("store", &[]),
@@ -20,6 +20,7 @@ const ABOVE: [(&str, &[&str]); 14] = [
     ("archive", &["codec", "store", "repository", "history", "postgres"]),
     ("backup", &["codec", "store", "repository", "history", "postgres"]),
     ("restore", &["codec", "store", "repository", "history"]),
+    ("verify", &["codec", "store", "repository", "restore"]),
     ("scratch", &[]),
     ("http", &[]),
     ("commands", &["*"]),

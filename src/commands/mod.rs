@@ -18,6 +18,7 @@ mod run;
 pub mod signals;
 mod steps;
 pub mod time;
+mod verify;
 
 use crate::cli::{Cli, Command};
 use crate::config::Settings;
@@ -38,6 +39,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::Status(args) => list::status(args.json.json, settings).await?,
         Command::Check(args) => check::check(args.json.json, settings).await?,
         Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
+        Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
         Command::WalFetch(args) => return restore::wal_fetch(&args, settings).await,
         Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,
         Command::Demo(args) => Box::pin(demo::demo(&args, settings)).await?,

@@ -70,6 +70,14 @@ use choose::Choice;
 use jiff::Timestamp;
 use plan::Verdict;
 
+/// The part of [`plan`] that reads nothing: whether there is a path, a base backup on it, and all the WAL that they need.
+///
+/// # Errors
+/// As [`plan`].
+pub fn check(cluster: &str, catalog: &Catalog, request: &Request, now: Timestamp) -> Result<()> {
+    Choice::new(cluster, catalog, request, now)?.candidates().map(|_| ())
+}
+
 /// Plans a restore: reads WAL, writes nothing.
 ///
 /// # Errors
