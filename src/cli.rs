@@ -386,6 +386,17 @@ pub struct CheckArgs {
 /// `seawall verify`
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
+    /// Read every object to its last byte, against hashes and what it says of itself; without it, names, lengths and documents are
+    /// compared
+    #[arg(long)]
+    pub deep: bool,
+    /// Read no faster than this, in KiB per second, or with k or M behind it: 32k to 1024M
+    #[arg(long, value_name = "RATE", value_parser = parse_rate, requires = "deep")]
+    pub max_rate: Option<u32>,
+    /// Write into this file what was read and is sound. If the verification is interrupted, the same command goes on behind that; the
+    /// file is removed at the end
+    #[arg(long, value_name = "FILE", requires = "deep")]
+    pub resume: Option<PathBuf>,
     /// What opens an encrypted repository.
     #[command(flatten)]
     pub identity: IdentityArg,
@@ -505,7 +516,10 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
     (
         "verify",
         "  seawall verify --repo s3://backups/shop
-  seawall verify --config /etc/seawall.toml --json",
+  seawall verify --config /etc/seawall.toml --deep --max-rate 50M --resume /var/tmp/seawall-verify
+  seawall verify --config /etc/seawall.toml --json
+
+Ends with 7 if there is a problem, and with 0 if there is none, or nothing but notes.",
     ),
     (
         "wal-fetch",

@@ -1,13 +1,15 @@
 //! `seawall verify`: what is wrong with what is stored, a line each, and how much there is of it.
 
+use super::progress::{self, Step};
 use super::{parts, print};
 use crate::cli::VerifyArgs;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Clock;
-use crate::verify::{Finding, Report};
+use crate::verify::{Finding, Reading, Report, VerifyOptions, VerifyProgress};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use tokio::sync::watch;
 
 /// Verifies, prints the report, and fails if something has to be done.
 ///
@@ -15,7 +17,18 @@ use std::io::IsTerminal;
 /// [`Kind::Damaged`] if there are problems; otherwise what the store says.
 pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
     let (repository, cluster) = parts::readable_repository(&settings).await?;
-    let report = crate::verify::verify(&repository, cluster, Clock::system().now()).await?;
+    let options = VerifyOptions {
+        deep: args.deep,
+        bytes_per_second: args.max_rate.map(|kib| u64::from(kib) << 10),
+        resume: args.resume,
+        ..VerifyOptions::default()
+    };
+    let (progress, watched) = watch::channel(VerifyProgress::default());
+    let now = Clock::system().now();
+    let report = tokio::select! {
+        report = Box::pin(crate::verify::verify(&repository, cluster, &options, now, &progress)) => report?,
+        never = progress::show(watched, step) => match never {},
+    };
     let text = match args.json.json {
         true => print::json(&report)?,
         false => in_words(&report, std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()),
@@ -26,6 +39,11 @@ pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
         problems => Err(Error::new(Kind::Damaged, format!("{} found in the repository", counted(problems, "problem")))
             .hint("Each is a line above; docs/operations.md says what to do about which.")),
     }
+}
+
+fn step(progress: &VerifyProgress) -> Step {
+    let what = if progress.total_bytes == 0 { "listing" } else { "verifying" };
+    Step { what, done_bytes: progress.done_bytes, total_bytes: progress.total_bytes }
 }
 
 /// `1 object`, `2 objects`.
@@ -67,8 +85,39 @@ fn in_words(report: &Report, colours: bool) -> String {
             print::size(checked.leftover_bytes)
         );
     }
-    if report.is_sound {
-        text.push_str("sound: nothing is missing, nothing is unknown, every base backup can be restored\n");
+    if let Some(read) = &report.read {
+        text.push_str(&read_in_words(read));
+    }
+    text.push_str(match (report.is_sound, &report.read) {
+        (false, _) => "",
+        (true, None) => {
+            "sound: nothing is missing, nothing is unknown, every base backup can be restored; contents were not read (--deep)\n"
+        }
+        (true, Some(Reading { sealed_objects: 0, .. })) => {
+            "sound: nothing is missing, nothing is unknown, every base backup can be restored, every object holds what it must\n"
+        }
+        (true, Some(_)) => {
+            "sound as far as it can be seen without the private key: nothing is missing, nothing is unknown, every base backup can be \
+             restored\n"
+        }
+    });
+    text
+}
+
+fn read_in_words(read: &Reading) -> String {
+    let mut text = format!("read {} ({})", counted(read.objects, "object"), print::size(read.bytes));
+    if read.resumed_objects > 0 {
+        let (objects, bytes) = (counted(read.resumed_objects, "object"), print::size(read.resumed_bytes));
+        let _ = write!(text, "; {objects} ({bytes}) were read before the interruption");
+    }
+    text.push('\n');
+    if read.sealed_objects > 0 {
+        let (objects, bytes) = (counted(read.sealed_objects, "object"), print::size(read.sealed_bytes));
+        let _ = writeln!(
+            text,
+            "NOT DECRYPTED: {objects} ({bytes}): of these only what is in clear was checked, and of parts of base backups the hash of \
+             what is stored; name the private key with --identity"
+        );
     }
     text
 }

@@ -10,51 +10,107 @@
 //! backup's list of parts.
 
 mod backups;
+mod contents;
+mod deep;
 mod fetched;
 mod listing;
+mod pace;
 mod report;
+mod state;
 mod timelines;
 
 pub use report::{Checked, Finding, FindingKind, MissingWal, Reading, Report};
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupEntry, Catalog, Cluster, Key, Repository};
+use crate::repository::{BackupEntry, BackupId, Catalog, Cluster, Key, Repository};
 use crate::restore::{self, Request, Target, TargetAction};
 use crate::wal::{History, SegmentSize, TimelineId};
 use backups::Folder;
+use deep::Deep;
 use fetched::{DOCUMENT_BYTES_MAX, fetch};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use listing::{Listing, pages, unknown};
 use report::Findings;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::pin;
+use tokio::sync::watch;
 
 /// A hole so near to the end may be one of an archiver that stores several objects at once: it is looked at twice.
 const IN_FLIGHT_BYTES: u64 = 1 << 30;
 
+/// How a repository is verified.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// Every object is read.
+    pub deep: bool,
+    /// How many at once: each is up to 64 MiB of memory, and mostly 16.
+    pub downloads: usize,
+    /// They are read no faster than this.
+    pub bytes_per_second: Option<u64>,
+    /// A file with what was read, for the case that the verification is interrupted; and what an interrupted one has read is passed
+    /// over. It is removed at the end.
+    pub resume: Option<PathBuf>,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> VerifyOptions {
+        VerifyOptions { deep: false, downloads: 4, bytes_per_second: None, resume: None }
+    }
+}
+
+/// How far it is with reading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VerifyProgress {
+    /// Bytes of objects that were read, now or by the process that was interrupted.
+    pub done_bytes: u64,
+    /// Bytes of all objects; 0 while they are listed.
+    pub total_bytes: u64,
+}
+
 /// Verifies the folder of `cluster`.
 ///
 /// # Errors
-/// If the store cannot be used, or what is there is of a later format. Whatever is wrong with what is there is in the report.
-pub async fn verify(repository: &Repository, cluster: Cluster, now: Timestamp) -> Result<Report> {
+/// If the store cannot be used, what is there is of a later format, or the file of an interrupted verification is of no use. Whatever is
+/// wrong with what is there is in the report.
+pub async fn verify(
+    repository: &Repository,
+    cluster: Cluster,
+    options: &VerifyOptions,
+    now: Timestamp,
+    progress: &watch::Sender<VerifyProgress>,
+) -> Result<Report> {
+    let system_identifier = cluster.system_identifier;
+    // First of all: a file that is of no use is known of before anything is listed.
+    let deep = match options.deep {
+        true => Some(Deep::new(repository, system_identifier, options, progress).await?),
+        false => None,
+    };
     let mut verification = Verification {
         repository,
-        system_identifier: cluster.system_identifier,
+        system_identifier,
         now,
-        lengths: true,
+        lengths: deep.is_none(),
         checked: Checked::default(),
         findings: Findings::default(),
     };
-    verification.look(cluster).await?;
-    Ok(verification.report(None))
+    let backups = verification.look(cluster).await?;
+    let read = match deep {
+        Some(deep) => {
+            progress.send_modify(|progress| progress.total_bytes = verification.checked.object_bytes);
+            Some(Box::pin(deep.read(backups, &mut verification.findings)).await?)
+        }
+        None => None,
+    };
+    Ok(verification.report(read))
 }
 
 struct Verification<'a> {
     repository: &'a Repository,
     system_identifier: u64,
     now: Timestamp,
-    /// Lengths are compared with the listing.
+    /// Lengths are compared with the listing; else they are with the contents.
     lengths: bool,
     checked: Checked,
     findings: Findings,
@@ -75,8 +131,8 @@ impl Verification<'_> {
         }
     }
 
-    /// Everything that needs no object's contents but those of documents.
-    async fn look(&mut self, cluster: Cluster) -> Result<()> {
+    /// Everything that needs no object's contents but those of documents. Returns the names of all base backups, finished or not.
+    async fn look(&mut self, cluster: Cluster) -> Result<Vec<BackupId>> {
         let size = SegmentSize::new(cluster.segment_bytes).ok_or_else(|| {
             Error::new(Kind::Damaged, format!("cluster.json names segments of {} bytes", cluster.segment_bytes))
         })?;
@@ -106,7 +162,7 @@ impl Verification<'_> {
             }
         }
         self.plan(&catalog);
-        Ok(())
+        Ok(catalog.backups.into_iter().map(|entry| entry.id).collect())
     }
 
     async fn look_at_backups(&mut self) -> Result<Vec<BackupEntry>> {

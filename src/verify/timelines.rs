@@ -42,17 +42,19 @@ pub(super) fn contradictions(histories: &BTreeMap<TimelineId, History>, layout: 
 pub(super) type Proven = BTreeMap<TimelineId, Lsn>;
 
 /// Where WAL is missing behind the beginning of any finished backup, on the way to the end of any timeline: what is known to have
-/// been stored, or is known to be lost. Without any backup, between what is stored.
+/// been stored, or is known to be lost. Without any backup or a path from one, between what is stored.
 pub(super) fn holes(catalog: &Catalog, proven: &Proven, size: SegmentSize) -> Vec<MissingWal> {
     let mut missing: BTreeMap<TimelineId, Vec<(Lsn, Lsn)>> = BTreeMap::new();
     for (&timeline, coverage) in &catalog.coverage {
         let history = catalog.history(timeline);
         let on_path = catalog.finished_backups().filter(|backup| backup.is_on_path(&history));
         let first = on_path.map(|backup| size.segment_start(backup.start_lsn)).min();
+        // Where it comes from is not known while its history is missing.
+        let is_known = timeline == TimelineId(1) || catalog.histories.contains_key(&timeline);
         let has_backups = catalog.finished_backups().next().is_some();
         let ranges = match first {
             Some(first) => history.files(first, Lsn(u64::MAX), size),
-            None if has_backups => continue,
+            None if has_backups && is_known => continue,
             None => {
                 let start = coverage.objects().first().map_or(Lsn::INVALID, |object| object.range.start);
                 vec![WalRange { timeline, start, end: Lsn(u64::MAX) }]

@@ -5,7 +5,7 @@ use crate::stage::{SWITCH, Stage, assert_sound, count, found, range};
 use bytes::Bytes;
 use seawall::repository::{BackupDocument, BackupId, Key};
 use seawall::store::{Body, Metadata};
-use seawall::verify::FindingKind;
+use seawall::verify::{FindingKind, VerifyOptions};
 use seawall::wal::{Lsn, TimelineId};
 
 #[tokio::test]
@@ -197,7 +197,6 @@ async fn a_backup_that_has_begun_is_no_problem_and_one_whose_last_document_went_
     assert_eq!(report.checked.leftover_objects, 5, "four parts and a manifest");
     // A day later nobody is.
     let later = seawall::runtime::Clock::system().now() + jiff::SignedDuration::from_hours(24);
-    let cluster = seawall::repository::Repository::read_cluster(stage.store.as_ref(), "main").await.unwrap().unwrap();
-    let report = seawall::verify::verify(&stage.repository, cluster, later).await.unwrap();
+    let report = stage.verified(&VerifyOptions::default(), later).await.unwrap();
     assert_eq!(found(&report), [(FindingKind::MissingObject, end)]);
 }

@@ -5,4 +5,6 @@
 #[allow(dead_code, reason = "one of two that use it")]
 mod invented;
 mod looking;
+mod reading;
+mod sealed;
 mod stage;

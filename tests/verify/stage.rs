@@ -3,12 +3,14 @@
 use crate::invented::{Invented, MIB, SYSTEM, wal_bytes};
 use bytes::Bytes;
 use jiff::Timestamp;
+use seawall::error::Error;
 use seawall::repository::{DeadBranchNote, FORMAT_VERSION, GapNote, Heartbeat, Key, Repository, Writer};
 use seawall::runtime::Clock;
 use seawall::store::list_all;
-use seawall::verify::{Finding, FindingKind, Report, verify};
+use seawall::verify::{Finding, FindingKind, Report, VerifyOptions, VerifyProgress, verify};
 use seawall::wal::{Lsn, TimelineId, WalRange};
 use std::ops::Deref;
+use tokio::sync::watch;
 
 /// Where timeline 1 was left.
 pub(crate) const SWITCH: u64 = 5 * MIB + 5000;
@@ -99,9 +101,22 @@ impl Stage {
     }
 
     pub(crate) async fn looked(&self) -> Report {
-        let cluster = Repository::read_cluster(self.store.as_ref(), "main").await.unwrap().unwrap();
-        verify(&self.repository, cluster, Clock::system().now()).await.unwrap()
+        self.verified(&VerifyOptions::default(), Clock::system().now()).await.unwrap()
     }
+
+    pub(crate) async fn read_all(&self) -> Report {
+        self.verified(&deep(), Clock::system().now()).await.unwrap()
+    }
+
+    pub(crate) async fn verified(&self, options: &VerifyOptions, now: Timestamp) -> Result<Report, Error> {
+        let cluster = Repository::read_cluster(self.store.as_ref(), "main").await.unwrap().unwrap();
+        let (progress, _) = watch::channel(VerifyProgress::default());
+        verify(&self.repository, cluster, options, now, &progress).await
+    }
+}
+
+pub(crate) fn deep() -> VerifyOptions {
+    VerifyOptions { deep: true, ..VerifyOptions::default() }
 }
 
 /// The kinds and objects that were found, without what follows from them for plans.
