@@ -365,6 +365,10 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     {
         assert!(ids.iter().all(|backup| text.contains(backup["id"].as_str().unwrap())), "{text}");
     }
+    // Nothing is wrong with what is stored.
+    scene.settle().await;
+    let verified = scene.seawall(&["verify", "--deep"]).run_ok().await.stdout;
+    assert!(verified.contains("\nsound"), "{verified}");
 }
 
 mod chains {

@@ -262,7 +262,7 @@ impl Verification<'_> {
     async fn is_still_there(&self, catalog: &Catalog, hole: &MissingWal) -> Result<bool> {
         let stored = catalog.coverage.get(&hole.timeline).and_then(|coverage| coverage.end());
         let is_near_the_end = stored.is_none_or(|end| end.0.saturating_sub(hole.start.0) < IN_FLIGHT_BYTES);
-        if hole.is_recorded || !is_near_the_end {
+        if hole.is_recorded || !hole.is_needed || !is_near_the_end {
             return Ok(true);
         }
         let prefix = self.repository.layout.index_prefix(hole.timeline);
@@ -279,14 +279,16 @@ impl Verification<'_> {
     }
 
     fn hole(&self, catalog: &Catalog, hole: MissingWal, size: SegmentSize) -> Finding {
-        let MissingWal { timeline, start, end, is_recorded } = hole;
+        let MissingWal { timeline, start, end, is_recorded, is_needed } = hole;
         let segment = crate::wal::Segment::holding(timeline, start, size);
         let name = format!("{}{segment}", self.repository.layout.wal_directory(segment));
         let how = if is_recorded { "was lost, which is recorded" } else { "is missing" };
-        let message = format!("{name}: WAL from {start} to {end} of timeline {timeline} {how}");
+        let whose = if is_needed { "" } else { ", in front of all base backups: no restore needs it" };
+        let message = format!("{name}: WAL from {start} to {end} of timeline {timeline} {how}{whose}");
         let finding = Finding { message, wal: Some(hole), ..Finding::of_object(FindingKind::Hole, &name, "") };
         let is_unanswered = catalog.unanswered_gap().is_some_and(|gap| gap.timeline == timeline && gap.end >= end);
         match (is_recorded, is_unanswered) {
+            _ if !is_needed => finding.as_note(),
             (false, _) => finding.hint(
                 "Is there another copy of the bucket (versions, replication)? If the server still has it, `seawall run` stores it \
                  again. If not, run `seawall backup`: no restore passes through the hole.",

@@ -24,7 +24,7 @@ pub enum FindingKind {
     SwappedObject,
     /// A timeline has WAL or backups here, and no history file.
     MissingHistory,
-    /// WAL is missing within what a base backup could be recovered to.
+    /// WAL is missing within what a base backup could be recovered to, or, as a note, in front of all of them.
     Hole,
     /// A base backup of which no restore can be planned, or the newest one not to the end of what is stored.
     BackupNotRestorable,
@@ -73,6 +73,8 @@ pub struct MissingWal {
     pub end: Lsn,
     /// True if it was recorded as lost when it was lost.
     pub is_recorded: bool,
+    /// False if it lies in front of all base backups: no restore reads it.
+    pub is_needed: bool,
 }
 
 /// One thing that is wrong, or worth knowing.

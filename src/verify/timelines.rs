@@ -42,7 +42,8 @@ pub(super) fn contradictions(histories: &BTreeMap<TimelineId, History>, layout: 
 pub(super) type Proven = BTreeMap<TimelineId, Lsn>;
 
 /// Where WAL is missing behind the beginning of any finished backup, on the way to the end of any timeline: what is known to have
-/// been stored, or is known to be lost. Without any backup or a path from one, between what is stored.
+/// been stored, or is known to be lost. Without any backup or a path from one, between what is stored. And between what is stored in
+/// front of all of them, where nobody needs it.
 pub(super) fn holes(catalog: &Catalog, proven: &Proven, size: SegmentSize) -> Vec<MissingWal> {
     let mut missing: BTreeMap<TimelineId, Vec<(Lsn, Lsn)>> = BTreeMap::new();
     for (&timeline, coverage) in &catalog.coverage {
@@ -69,10 +70,25 @@ pub(super) fn holes(catalog: &Catalog, proven: &Proven, size: SegmentSize) -> Ve
             holes.extend(uncovered(catalog.coverage.get(&range.timeline), range.start, end));
         }
     }
-    let joined = missing.into_iter().flat_map(|(timeline, holes)| {
-        joined(holes).into_iter().flat_map(move |hole| split(timeline, hole, &catalog.gaps))
-    });
-    joined.collect()
+    let mut holes = Vec::new();
+    for (&timeline, coverage) in &catalog.coverage {
+        let needed = joined(missing.remove(&timeline).unwrap_or_default());
+        let (first, last) = (coverage.objects().first().map(|object| object.range.start), coverage.end());
+        let all = first.zip(last).map(|(first, last)| uncovered(Some(coverage), first, last)).unwrap_or_default();
+        let is_needed = |hole: &&(Lsn, Lsn)| needed.iter().any(|(start, end)| hole.0 < *end && *start < hole.1);
+        let others: Vec<_> = all.iter().filter(|hole| !is_needed(hole)).copied().collect();
+        for (hole, is_needed) in
+            needed.iter().map(|hole| (*hole, true)).chain(others.into_iter().map(|hole| (hole, false)))
+        {
+            holes.extend(split(timeline, hole, &catalog.gaps, is_needed));
+        }
+    }
+    // Timelines of which nothing at all is stored.
+    for (timeline, needed) in missing {
+        holes.extend(joined(needed).into_iter().flat_map(|hole| split(timeline, hole, &catalog.gaps, true)));
+    }
+    holes.sort();
+    holes
 }
 
 /// How far a timeline that was left at `switch` is stored: up to there. If WAL was lost in front of that, only the next timeline's
@@ -124,7 +140,7 @@ fn joined(mut holes: Vec<(Lsn, Lsn)>) -> Vec<(Lsn, Lsn)> {
 }
 
 /// A hole, cut at the borders of what was recorded as lost.
-fn split(timeline: TimelineId, (start, end): (Lsn, Lsn), gaps: &[Gap]) -> Vec<MissingWal> {
+fn split(timeline: TimelineId, (start, end): (Lsn, Lsn), gaps: &[Gap], is_needed: bool) -> Vec<MissingWal> {
     let mut lost: Vec<(Lsn, Lsn)> = Vec::new();
     for gap in gaps.iter().filter(|gap| gap.range.timeline == timeline) {
         let (from, to) = (gap.range.start.max(start), gap.range.end.min(end));
@@ -136,13 +152,13 @@ fn split(timeline: TimelineId, (start, end): (Lsn, Lsn), gaps: &[Gap]) -> Vec<Mi
     let mut position = start;
     for (from, to) in joined(lost) {
         if position < from {
-            pieces.push(MissingWal { timeline, start: position, end: from, is_recorded: false });
+            pieces.push(MissingWal { timeline, start: position, end: from, is_recorded: false, is_needed });
         }
-        pieces.push(MissingWal { timeline, start: from, end: to, is_recorded: true });
+        pieces.push(MissingWal { timeline, start: from, end: to, is_recorded: true, is_needed });
         position = to;
     }
     if position < end {
-        pieces.push(MissingWal { timeline, start: position, end, is_recorded: false });
+        pieces.push(MissingWal { timeline, start: position, end, is_recorded: false, is_needed });
     }
     pieces
 }

@@ -70,6 +70,7 @@ async fn failover(version: u32) {
     stage.assert_followed(1, switch, 2).await;
     assert_eq!(stage.catalog().await.dead_branches, []);
     archiver.stop().await;
+    stage.assert_sound().await;
     // and every moment comes back as it was
     let restored = stage.restored("end", &["--to-end"]).await;
     assert_eq!(restored.digests().await, new.digests().await, "PostgreSQL {version}");
@@ -126,6 +127,7 @@ async fn old_primary(version: u32) {
     let note = format!("timeline 1 was left at {switch}");
     assert!(stage.list().await.contains(&note), "{}", stage.list().await);
     assert!(stage.check(&new).await.stdout.contains(&note));
+    stage.assert_sound().await;
     // and never read on the surviving path, but there for who asks
     let restored = stage.restored("end", &["--to-end"]).await;
     assert_eq!(marks(&restored).await, ["shared", "kept", "kept as well"], "PostgreSQL {version}");
@@ -282,6 +284,7 @@ async fn cascade(version: u32, is_attached: bool) {
     let catalog = stage.catalog().await;
     assert_eq!(catalog.histories.keys().map(|timeline| timeline.0).collect::<Vec<_>>(), [2, 3]);
     assert_eq!((catalog.dead_branches, catalog.gaps), (vec![], vec![]));
+    stage.assert_sound().await;
     let restored = stage.restored("end", &["--to-end"]).await;
     assert_eq!(restored.digests().await, three.digests().await, "PostgreSQL {version}");
     for (target, expected) in [(["--to", &time], &["on one", "on two"][..]), (["--timeline", "1"], &["on one"])] {

@@ -199,6 +199,12 @@ impl Stage {
         seawall
     }
 
+    /// Nothing is wrong with what is stored, to the last byte.
+    pub async fn assert_sound(&self) {
+        let verified = self.seawall(&["verify", "--deep"]).run_ok().await.stdout;
+        assert!(verified.contains("every object holds what it must"), "{verified}");
+    }
+
     /// Takes a base backup of one server.
     pub async fn backup(&self, node: &Node) {
         self.seawall(&["backup", "--fast"]).env("SEAWALL_PG", node.conninfo()).run_ok().await;

@@ -185,6 +185,16 @@ async fn a_hole_is_named_by_its_ends_and_a_recorded_one_is_worth_knowing_as_long
 }
 
 #[tokio::test]
+async fn a_hole_in_front_of_all_backups_is_worth_knowing_and_no_problem() {
+    let stage = Stage::new().await;
+    stage.block(range(1, 0, MIB)).await;
+    let report = stage.looked().await;
+    let wal = report.findings.iter().find_map(|finding| finding.wal).expect("a hole");
+    assert_eq!((wal.start, wal.end, wal.is_needed), (Lsn(MIB), Lsn(2 * MIB), false));
+    assert!(report.is_sound && report.findings.len() == 1 && count(&report, FindingKind::Hole) == 1, "{report:#?}");
+}
+
+#[tokio::test]
 async fn a_backup_that_has_begun_is_no_problem_and_one_whose_last_document_went_is() {
     let stage = Stage::new().await;
     let end = stage.layout().name(&Key::BackupEnd(stage.document.id.clone()));
