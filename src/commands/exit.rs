@@ -166,7 +166,9 @@ pub fn document() -> String {
         let _ = writeln!(text, "| {} | `{name}` | {meaning} | {remedy} |", kind.exit_code());
     }
     text.push_str(
-        "\nAn error is printed on standard error as `error: …`, with `hint: …` on the next line where there is \
+        "\n`seawall verify` ends with 7 if it found something about which something has to be done, and with 0 if there is nothing, or \
+         nothing but notes. The report is on standard output in both cases.\n\n\
+         An error is printed on standard error as `error: …`, with `hint: …` on the next line where there is \
          something to look at. With `--json` it is one line instead:\n\n\
          ```json\n{\"error\":{\"exit_code\":5,\"hint\":\"Does the bucket exist?\",\"kind\":\"store\",\"message\":\"…\"}}\n```\n\n\
          ## `wal-fetch`\n\n\
