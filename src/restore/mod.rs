@@ -70,10 +70,10 @@ use choose::Choice;
 use jiff::Timestamp;
 use plan::Verdict;
 
-/// The part of [`plan`] that reads nothing: whether there is a path, a base backup on it, and all the WAL that they need.
+/// The part of [`plan()`] that reads nothing: whether there is a path, a base backup on it, and all the WAL that they need.
 ///
 /// # Errors
-/// As [`plan`].
+/// As [`plan()`].
 pub fn check(cluster: &str, catalog: &Catalog, request: &Request, now: Timestamp) -> Result<()> {
     Choice::new(cluster, catalog, request, now)?.candidates().map(|_| ())
 }

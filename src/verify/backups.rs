@@ -148,7 +148,7 @@ impl Folder {
             (_, Document::Absent, _) => {
                 let message = format!("backup {id} is not finished: it is being taken, or was interrupted");
                 let finding = Finding::of_backup(FindingKind::UnfinishedBackup, id, message);
-                findings.add(finding.as_note().hint(format!("`seawall backup --resume {id}` goes on with it.")));
+                findings.add(finding.into_note().hint(format!("`seawall backup --resume {id}` goes on with it.")));
             }
             (_, Document::There(_) | Document::Damaged, _) => {}
         }

@@ -288,13 +288,13 @@ impl Verification<'_> {
         let finding = Finding { message, wal: Some(hole), ..Finding::of_object(FindingKind::Hole, &name, "") };
         let is_unanswered = catalog.unanswered_gap().is_some_and(|gap| gap.timeline == timeline && gap.end >= end);
         match (is_recorded, is_unanswered) {
-            _ if !is_needed => finding.as_note(),
+            _ if !is_needed => finding.into_note(),
             (false, _) => finding.hint(
                 "Is there another copy of the bucket (versions, replication)? If the server still has it, `seawall run` stores it \
                  again. If not, run `seawall backup`: no restore passes through the hole.",
             ),
             (true, true) => finding.hint("No sound base backup was taken behind it: run `seawall backup`."),
-            (true, false) => finding.as_note(),
+            (true, false) => finding.into_note(),
         }
     }
 

@@ -141,7 +141,7 @@ impl Finding {
     }
 
     /// Nothing has to be done about it.
-    pub(super) fn as_note(mut self) -> Finding {
+    pub(super) fn into_note(mut self) -> Finding {
         self.is_problem = false;
         self
     }
