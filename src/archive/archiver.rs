@@ -14,6 +14,7 @@ use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Form;
 use crate::error::{Error, Kind, Result};
+use crate::history::Indexer;
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
@@ -52,6 +53,8 @@ pub struct ArchiveOptions {
     pub garbage_age: Duration,
     /// How new objects are stored.
     pub form: Form,
+    /// Gets to see every full block.
+    pub indexer: Option<Indexer>,
 }
 
 impl Default for ArchiveOptions {
@@ -63,6 +66,7 @@ impl Default for ArchiveOptions {
             heartbeat_interval: Duration::from_secs(15 * 60),
             garbage_age: Duration::from_secs(5 * 60),
             form: Form::default(),
+            indexer: None,
         }
     }
 }

@@ -17,6 +17,7 @@ mod divergence;
 mod echo;
 mod gap;
 mod garbage;
+mod indexing;
 mod line;
 mod link;
 mod lookout;
@@ -33,6 +34,7 @@ mod stream;
 mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
+pub use indexing::{IndexKeeper, keep_index};
 pub use line::{Garbage, Job, Line};
 pub use progress::Progress;
 pub use rpo::Rpo;

@@ -129,6 +129,9 @@ impl<'a> Stream<'a> {
         let size = writer.layout().segment_size();
         let now = Instant::now();
         lock(garbage).forget_from(resume.timeline, resume.start);
+        if let Some(indexer) = &options.indexer {
+            indexer.begin(resume.timeline, resume.start);
+        }
         Stream {
             writer,
             options,
@@ -459,7 +462,13 @@ impl<'a> Stream<'a> {
     }
 
     fn enqueue(&mut self, jobs: Vec<Job>) {
+        let size = self.writer.layout().segment_size();
         for job in jobs {
+            if let (Some(indexer), Job::Store { key: Key::Block(range), pieces, .. }) = (&self.options.indexer, &job)
+                && range.is_whole_block(size)
+            {
+                indexer.push(size, *range, pieces.clone());
+            }
             self.in_flight_bytes += job.range().bytes();
             self.comparing += usize::from(matches!(job, Job::Compare { .. }));
             // Of a block that is there already nothing is needed.

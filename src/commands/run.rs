@@ -3,9 +3,12 @@
 use super::backups::Backups;
 use super::observer::StoreMetrics;
 use super::{keys, parts, signals};
-use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, Synchronous};
+use crate::archive::{
+    ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, Synchronous, keep_index,
+};
 use crate::config::Settings;
 use crate::error::Result;
+use crate::history::Indexer;
 use crate::http::{self, Health};
 use crate::metrics::{Metrics, WalObject};
 use crate::postgres::WalStatus;
@@ -44,12 +47,23 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         0 => tracing::info!(compression = %form.compression, "what is stored is not encrypted"),
         recipients => tracing::info!(compression = %form.compression, recipients, "what is stored is encrypted"),
     }
-    let options = ArchiveOptions { flush_interval, form, ..ArchiveOptions::default() };
+    let indexer = Indexer::new(form.recipients.count() > 0);
+    let options = ArchiveOptions {
+        flush_interval,
+        form: form.clone(),
+        indexer: Some(indexer.clone()),
+        ..ArchiveOptions::default()
+    };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
 
     let mut services: Tasks<()> = Tasks::default();
     let (health, is_healthy) = watch::channel(health_of(&archiver.state().borrow()));
     services.start(follow_health(archiver.state(), health));
+    services.start({
+        let (state, store, cluster) = (archiver.state(), store.clone(), settings.cluster.clone());
+        let open = async move || IndexKeeper::open(store.clone(), &cluster, form.clone(), indexer.clone()).await;
+        keep_index(state, open, shutdown.clone())
+    });
     let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
     services.start(Box::pin(backups.run()));
     if let Some(listener) = listener {

@@ -139,6 +139,8 @@ pub struct Catalog {
     pub dead_branches: Vec<WalRange>,
     /// Proofs of life: time, timeline, flush position; by time.
     pub heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
+    /// What indexes of records there are, and how each is stored; by timeline, start and end.
+    pub records: BTreeMap<WalRange, Ending>,
     /// Base backups, finished or not, by name.
     pub backups: Vec<BackupEntry>,
     /// Names that are none of ours.
@@ -180,6 +182,7 @@ impl Catalog {
             gaps: found.gaps,
             dead_branches: longest(found.dead_branches),
             heartbeats: found.heartbeats,
+            records: found.records,
             backups,
             unknown: found.unknown,
         })
@@ -231,6 +234,7 @@ struct Found {
     gaps: Vec<Gap>,
     dead_branches: Vec<WalRange>,
     heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
+    records: BTreeMap<WalRange, Ending>,
     unknown: Vec<String>,
 }
 
@@ -242,6 +246,9 @@ impl Found {
             Ok(Key::DeadBranch(range)) => self.dead_branches.push(range),
             Ok(Key::Heartbeat { timeline, time, flush }) => self.heartbeats.push((time, timeline, flush)),
             Ok(Key::Probe(_)) => {}
+            Ok(Key::Records(range)) => {
+                self.records.extend(Ending::split(&object.key).map(|(_, ending)| (range, ending)));
+            }
             _ => match stored(layout, &object) {
                 Some(stored) => self.wal.entry(stored.range.timeline).or_default().push(stored),
                 None => self.unknown.push(object.key),
@@ -351,6 +358,18 @@ impl Repository {
             }
         }
         Ok(longest(ranges))
+    }
+
+    /// Which indexes of a timeline's records there are, and how each is stored.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn read_indexes(&self, timeline: TimelineId) -> Result<BTreeMap<WalRange, Ending>> {
+        let mut found = Found::default();
+        for object in list_all(self.store.as_ref(), &self.layout.records_prefix(timeline)).await? {
+            found.sort_in(&self.layout, object);
+        }
+        Ok(found.records)
     }
 
     /// A history file as PostgreSQL wrote it; `None` if it is not there.

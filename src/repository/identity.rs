@@ -49,6 +49,15 @@ pub enum Subject {
         /// The first byte behind.
         end: Lsn,
     },
+    /// What the records in a range of a timeline say.
+    Records {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The first byte.
+        start: Lsn,
+        /// The first byte behind.
+        end: Lsn,
+    },
     /// A stretch of a base backup's tar stream.
     Part {
         /// The backup.
@@ -67,6 +76,11 @@ impl Subject {
     /// WAL in this range.
     pub fn wal(range: WalRange) -> Subject {
         Subject::Wal { timeline: range.timeline, start: range.start, end: range.end }
+    }
+
+    /// The records in this range.
+    pub fn records(range: WalRange) -> Subject {
+        Subject::Records { timeline: range.timeline, start: range.start, end: range.end }
     }
 
     /// A part of `archive`. Which one is no part of what it says: equal stretches are equal objects, wherever they lie.

@@ -9,6 +9,7 @@
 //! <cluster>/index/00000001/heartbeat-20261120T140300Z-00000000030025C0.json
 //! <cluster>/index/00000001/gap-0000000003000000-0000000005000000.json
 //! <cluster>/index/00000001/dead-0000000003002578-0000000003005000.json
+//! <cluster>/index/00000001/records/0000000010000000-0000000020000000.lz4                      what the records say
 //! <cluster>/base/20261120T140300Z/begin.json
 //! <cluster>/base/20261120T140300Z/base.00001.<32 digits>.tar.lz4                              or 16384.00001.…
 //! <cluster>/base/20261120T140300Z/backup_manifest.<32 digits>.lz4
@@ -17,7 +18,7 @@
 //! ```
 //!
 //! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has. Encrypted objects have `.age`
-//! behind it.
+//! behind it; those below `index/` never are.
 
 use super::part_name::{ContentDigest, PartName};
 use crate::codec::{Ending, Form};
@@ -25,6 +26,9 @@ use crate::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::fmt;
+
+/// The folder of a timeline's indexes of records, in that of its index.
+const RECORDS_FOLDER: &str = "records/";
 
 /// A base backup's name: the UTC second at which it began, and a number where two began in one second.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -118,6 +122,8 @@ pub enum Key {
     Gap(WalRange),
     /// WAL that was stored of a timeline behind the point where it was left: no part of what came after.
     DeadBranch(WalRange),
+    /// What the records in these blocks say.
+    Records(WalRange),
     /// A base backup has begun.
     BackupBegin(BackupId),
     /// A base backup exists.
@@ -207,6 +213,13 @@ impl Layout {
             Key::DeadBranch(range) => {
                 format!("{}dead-{:016X}-{:016X}.json", self.index_prefix(range.timeline), range.start.0, range.end.0)
             }
+            Key::Records(range) => format!(
+                "{}{:016X}-{:016X}.{}",
+                self.records_prefix(range.timeline),
+                range.start.0,
+                range.end.0,
+                suffix.codec.suffix()
+            ),
             Key::BackupBegin(id) => format!("{}begin.json", self.backup_prefix(id)),
             Key::BackupEnd(id) => format!("{}backup.json", self.backup_prefix(id)),
             Key::BackupManifest(id, digest) => {
@@ -252,7 +265,7 @@ impl Layout {
             }
             "index" => {
                 let (directory, file) = rest.split_once('/')?;
-                self.parse_index_file(TimelineId::parse_hex(directory)?, file.strip_suffix(".json")?)
+                self.parse_index_file(TimelineId::parse_hex(directory)?, file)
             }
             "base" => {
                 let (id, file) = rest.split_once('/')?;
@@ -281,16 +294,24 @@ impl Layout {
         range.fits_one_block(self.size).then_some(range)
     }
 
-    fn parse_index_file(&self, timeline: TimelineId, stem: &str) -> Option<Key> {
-        let (kind, rest) = stem.split_once('-')?;
+    fn parse_index_file(&self, timeline: TimelineId, file: &str) -> Option<Key> {
+        let range = |first, second| {
+            let (start, end) = (Lsn(parse_hex(first, 16)?), Lsn(parse_hex(second, 16)?));
+            (start < end).then_some(WalRange { timeline, start, end })
+        };
+        if let Some(file) = file.strip_prefix(RECORDS_FOLDER) {
+            let (stem, ending) = Ending::split(file)?;
+            let (first, second) = stem.split_once('-')?;
+            return range(first, second).filter(|_| !ending.is_encrypted).map(Key::Records);
+        }
+        let (kind, rest) = file.strip_suffix(".json")?.split_once('-')?;
         let (first, second) = rest.split_once('-')?;
         match kind {
             "heartbeat" => {
                 Some(Key::Heartbeat { timeline, time: parse_compact(first)?, flush: Lsn(parse_hex(second, 16)?) })
             }
             "gap" | "dead" => {
-                let (start, end) = (Lsn(parse_hex(first, 16)?), Lsn(parse_hex(second, 16)?));
-                let range = (start < end).then_some(WalRange { timeline, start, end })?;
+                let range = range(first, second)?;
                 Some(if kind == "gap" { Key::Gap(range) } else { Key::DeadBranch(range) })
             }
             _ => None,
@@ -333,7 +354,7 @@ impl Layout {
         TimelineId::parse_hex(folder.strip_suffix('/')?)
     }
 
-    /// Where timelines' folders of heartbeats, gaps and dead branches are.
+    /// Where timelines' folders of heartbeats, gaps, dead branches and records are.
     pub fn index_root(&self) -> String {
         format!("{}/index/", self.cluster)
     }
@@ -348,9 +369,14 @@ impl Layout {
         format!("{}/open/{:08X}/", self.cluster, timeline.0)
     }
 
-    /// Where a timeline's heartbeats, gaps and dead branches are.
+    /// Where a timeline's heartbeats, gaps, dead branches and records are.
     pub fn index_prefix(&self, timeline: TimelineId) -> String {
         format!("{}/index/{:08X}/", self.cluster, timeline.0)
+    }
+
+    /// Where a timeline's indexes of records are.
+    pub fn records_prefix(&self, timeline: TimelineId) -> String {
+        format!("{}{RECORDS_FOLDER}", self.index_prefix(timeline))
     }
 
     /// Where all base backups are, one folder each.
@@ -454,6 +480,7 @@ mod tests {
                 Key::Heartbeat { timeline: TimelineId(timeline), time, flush: Lsn(at) },
                 Key::Gap(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::DeadBranch(WalRange { end: range.start + 1 + (length >> 3), ..range }),
+                Key::Records(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::BackupBegin(id.clone()),
                 Key::BackupEnd(id.clone()),
                 Key::BackupManifest(id.clone(), digest),

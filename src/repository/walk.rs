@@ -24,13 +24,28 @@ pub struct WalWalk<S> {
     pub walker: RecordWalker,
     /// Why what follows cannot be read. No error by itself: whoever needs no more does not care.
     pub unreadable: Option<String>,
+    size: SegmentSize,
     is_over: bool,
 }
 
 impl<S: RecordSink> WalWalk<S> {
     /// A walk from `start`, the first byte of a segment: a page's header says which version wrote it.
     pub fn new(size: SegmentSize, start: Lsn, sink: S) -> WalWalk<S> {
-        WalWalk { sink, walker: RecordWalker::new(size, start), unreadable: None, is_over: false }
+        WalWalk { sink, walker: RecordWalker::new(size, start), unreadable: None, size, is_over: false }
+    }
+
+    /// Goes on at `start`, the first byte of a page or where it is: for whoever knows what lies between.
+    #[must_use]
+    pub fn go_to(self, start: Lsn) -> WalWalk<S> {
+        match self.walker.position() == start {
+            true => self,
+            false => WalWalk { walker: RecordWalker::new(self.size, start), ..self },
+        }
+    }
+
+    /// True if no other record can matter, or can be read.
+    pub fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Walks on through `files`, which begin where it is, follow on one another and are stored. It is gone if this is

@@ -308,6 +308,25 @@ impl Writer {
         Ok(StoredFrames { bytes, sha256 })
     }
 
+    /// Stores what is never encrypted under `key`: `frames`, behind an identity that says that they are `subject`, of
+    /// `plain_bytes`. Says whether something has the name already, which stays as it is.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn store_in_clear(
+        &self,
+        key: &Key,
+        subject: Subject,
+        frames: Vec<Bytes>,
+        plain_bytes: u64,
+    ) -> Result<Created> {
+        let system_identifier = self.system_identifier;
+        let identity = Identity { format: FORMAT_VERSION, system_identifier, subject, plain_bytes, blake3: None };
+        let mut pieces = vec![identity.frame()?];
+        pieces.extend(frames);
+        Ok(self.store.create(&self.layout.name(key), Body::from(pieces), identity.metadata()).await?)
+    }
+
     /// Stores a document under `key`; the same document again is fine.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ mod request;
 mod room;
 mod route;
 mod scan;
+#[cfg(test)]
+mod scan_tests;
 mod selection;
 mod served;
 mod settings;
@@ -60,11 +62,12 @@ pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
 pub use spool::SPOOL_DIRECTORY;
-pub use survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+pub use survey::{Found, Goal, NewTablespace, Survey};
 pub use wal_fetch::{Fetched, fetch};
 pub use wal_push::{Pushed, push};
 
 use crate::error::Result;
+use crate::history::Indexes;
 use crate::repository::{Catalog, WalReader};
 use choose::Choice;
 use jiff::Timestamp;
@@ -87,6 +90,7 @@ pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now:
     let cluster = reader.repository().layout.cluster();
     let choice = Choice::new(cluster, catalog, request, now)?;
     let candidates = choice.candidates()?;
+    let indexes = Indexes::new(catalog.records.clone());
     for candidate in &candidates {
         let (goal, until) = plan::goal(&choice, candidate);
         let stretch = Stretch {
@@ -95,7 +99,7 @@ pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now:
             consistent: candidate.backup.end_lsn,
             until,
         };
-        let survey = survey(reader, &stretch, goal).await?;
+        let survey = survey(reader, &indexes, &stretch, goal).await?;
         if let Verdict::Planned(plan) = plan::conclude(&choice, candidate, &survey)? {
             return Ok(*plan);
         }

@@ -7,7 +7,8 @@
 use super::choose::{Candidate, Choice};
 use super::refusal;
 use super::request::{Target, TargetAction};
-use super::survey::{Found, Goal, NewTablespace, Span, Survey, Transaction};
+use super::survey::{Found, Goal, NewTablespace, Survey};
+use crate::history::{Span, Transaction};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BackupId, BackupTablespace, WalNeed};
 use crate::wal::{Lsn, SegmentSize, TimelineId};

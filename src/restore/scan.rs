@@ -1,10 +1,13 @@
-//! Reads the WAL between a backup and a target to find out what its records say. Uses `repository`, `wal`.
+//! Reads the WAL between a backup and a target to find out what its records say, or what an index says of them. Uses `history`,
+//! `repository`, `wal`.
 
 use super::route::Route;
 use super::survey::{Goal, Survey, Surveyor};
 use crate::error::Result;
+use crate::history::{Indexes, Outline};
 use crate::repository::{RecordSink, WalReader, WalWalk};
-use crate::wal::{Lsn, Record};
+use crate::wal::{Lsn, Record, WalRange};
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 /// What to survey.
@@ -20,18 +23,93 @@ pub struct Stretch {
     pub until: Lsn,
 }
 
-/// Walks the records of `stretch` and says what they mean for a restore that looks for `goal`.
+/// Finds out what the records of `stretch` mean for a restore that looks for `goal`: from what `indexes` say of them, and by
+/// walking over those where that is not enough.
 ///
 /// # Errors
 /// If the store fails, or what was listed cannot be read. Records that make no sense are not an error: see
 /// [`Survey::unreadable`].
-pub async fn survey(reader: &WalReader, stretch: &Stretch, goal: Goal) -> Result<Survey> {
+pub async fn survey(reader: &WalReader, indexes: &Indexes, stretch: &Stretch, goal: Goal) -> Result<Survey> {
     let size = stretch.route.size;
     let start = size.segment_start(stretch.from);
-    let surveyor = Surveyor::new(goal, stretch.from, stretch.consistent);
-    let walk = WalWalk::new(size, start, surveyor).read(reader, stretch.route.files(start, stretch.until)).await?;
-    let (end, read) = (walk.walker.next_record_lsn(), walk.walker.position());
+    let mut walk = WalWalk::new(size, start, Surveyor::new(goal, stretch.from, stretch.consistent));
+    let mut outlines = Outlines::default();
+    // Where the first record begins that is not known, and what was read or passed: in front of what is to be walked over.
+    let (mut end, mut read) = (start, start);
+    for file in stretch.route.files(start, stretch.until) {
+        while read < file.end && !walk.is_over() {
+            let rest = WalRange { start: read, ..file };
+            outlines.load(reader, indexes, rest).await;
+            let may_pass =
+                |outline: &Outline| walk.sink.may_pass(outline) && size.block_start(outline.next_record) >= file.start;
+            match outlines.next(rest, may_pass) {
+                Step::Pass(outline) => {
+                    walk.sink.pass(&outline);
+                    (end, read) = (outline.next_record, outline.end);
+                }
+                Step::Walk(until) => {
+                    // The record that is not known yet may begin before what was passed ends.
+                    let from = if walk.walker.position() == read { read } else { size.block_start(end).min(read) };
+                    walk = walk.go_to(from).read(reader, vec![WalRange { start: from, end: until, ..file }]).await?;
+                    (end, read) = (walk.walker.next_record_lsn(), walk.walker.position());
+                }
+            }
+        }
+    }
     Ok(walk.sink.finish(end, read, walk.unreadable))
+}
+
+/// What is next on the way.
+enum Step {
+    /// A block of which the outline is enough.
+    Pass(Box<Outline>),
+    /// Up to here the records have to be read.
+    Walk(Lsn),
+}
+
+/// The outlines in one index.
+#[derive(Default)]
+struct Outlines {
+    range: Option<WalRange>,
+    /// Those that are still ahead.
+    ahead: VecDeque<Outline>,
+    /// Where the next index begins, if none speaks of this place.
+    next_index: Option<Lsn>,
+}
+
+impl Outlines {
+    /// Makes sure that what is known of the beginning of `rest` is here. An index that cannot be read is as good as none: what it
+    /// says, the WAL says as well.
+    async fn load(&mut self, reader: &WalReader, indexes: &Indexes, rest: WalRange) {
+        if self.range.is_some_and(|range| range.timeline == rest.timeline && rest.start < range.end) {
+            return;
+        }
+        self.range = indexes.at(rest.timeline, rest.start);
+        self.ahead.clear();
+        self.next_index = indexes.next(rest.timeline, rest.start);
+        if let Some(range) = self.range {
+            match indexes.load(reader, range).await {
+                Ok(outlines) => self.ahead = outlines.into(),
+                Err(error) => tracing::warn!(%error, "an index of records cannot be read; reading the WAL instead"),
+            }
+        }
+    }
+
+    /// What to do at the beginning of `rest`.
+    fn next(&mut self, rest: WalRange, may_pass: impl Fn(&Outline) -> bool) -> Step {
+        while self.ahead.front().is_some_and(|outline| outline.end <= rest.start) {
+            self.ahead.pop_front();
+        }
+        let may_pass = |outline: &Outline| outline.start >= rest.start && outline.end <= rest.end && may_pass(outline);
+        match self.ahead.pop_front_if(|outline| may_pass(outline) && outline.start == rest.start) {
+            Some(outline) => Step::Pass(Box::new(outline)),
+            None => {
+                let passed = self.ahead.iter().find(|outline| may_pass(outline)).map(|outline| outline.start);
+                let behind = self.range.map(|range| range.end).or(self.next_index);
+                Step::Walk(passed.or(behind).unwrap_or(rest.end).min(rest.end))
+            }
+        }
+    }
 }
 
 impl RecordSink for Surveyor {

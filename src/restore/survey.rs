@@ -1,6 +1,6 @@
 //! What the records between a backup and a target say: where recovery must stop, and what it will need. Pure.
 
-use crate::runtime::Clock;
+use crate::history::{Fact, Outline, Span, Transaction, time_of};
 use crate::wal::{Lsn, ParameterChange, Record, RecordKind};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -39,28 +39,6 @@ pub enum Goal {
         /// Leave the restore point's record out.
         exclusive: bool,
     },
-}
-
-/// Where a record is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct Span {
-    /// Its first byte.
-    pub start: Lsn,
-    /// The first byte behind.
-    pub end: Lsn,
-}
-
-/// The end of a transaction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct Transaction {
-    /// Its record.
-    pub record: Span,
-    /// Its number; for a prepared one that of the transaction that was prepared.
-    pub xid: u32,
-    /// When, by the server's clock.
-    pub time: Timestamp,
-    /// False if it was rolled back.
-    pub committed: bool,
 }
 
 /// The goal, found.
@@ -116,25 +94,27 @@ pub(super) struct Surveyor {
     goal: Goal,
     from: Lsn,
     consistent: Lsn,
+    /// Records that begin before it are known from an outline.
+    known_to: Lsn,
     survey: Survey,
 }
 
 impl Surveyor {
     /// Looks for `goal` in the records from `from` on, with a backup that is consistent at `consistent`.
     pub(super) fn new(goal: Goal, from: Lsn, consistent: Lsn) -> Surveyor {
-        Surveyor { goal, from, consistent, survey: Survey { end: from, ..Survey::default() } }
+        Surveyor { goal, from, consistent, known_to: from, survey: Survey { end: from, ..Survey::default() } }
     }
 
     /// Looks at the next record; breaks when nothing further on can matter.
     pub(super) fn see(&mut self, record: &Record) -> ControlFlow<()> {
-        if record.start < self.from {
+        if record.start < self.known_to {
             return ControlFlow::Continue(());
         }
         let span = Span { start: record.start, end: record.end };
         let before = Found { last: self.survey.last, next: Some(span.start) };
         let with = Found { last: Some(span), next: Some(span.end) };
         let pick = |exclusive: bool| if exclusive { before } else { with };
-        let transaction = transaction(record);
+        let transaction = Transaction::ended_by(record);
         let met = match (&self.goal, transaction, &record.kind) {
             (Goal::Time { time, exclusive }, Some(end), _) => {
                 let too_late = end.time > *time || (*exclusive && end.time == *time);
@@ -173,20 +153,49 @@ impl Surveyor {
         survey.latest = survey.latest.max(time_of(&record.kind));
         match &record.kind {
             RecordKind::Checkpoint { redo, .. } if *redo == self.from => survey.began = time_of(&record.kind),
-            RecordKind::ParameterChange(change) => {
-                for (name, value) in settings(change) {
-                    let least = survey.requirements.entry(name).or_insert(value);
-                    *least = value.max(*least);
-                }
-                if change.wal_level == 0 {
-                    survey.minimal.get_or_insert(span.start);
-                }
-            }
-            // One inside the data directory has no path.
-            RecordKind::TablespaceCreate { oid, path } if path.starts_with('/') => {
-                survey.tablespaces.push(NewTablespace { lsn: span.start, oid: *oid, path: path.clone() });
-            }
+            RecordKind::ParameterChange(change) => survey.require(span, change),
+            RecordKind::TablespaceCreate { oid, path } => survey.create_tablespace(span, *oid, path),
             _ => {}
+        }
+    }
+
+    /// True if the records in an outline's stretch need not be looked at: what it says of them is enough. Not before the backup
+    /// is consistent: which record makes it so has to be seen.
+    pub(super) fn may_pass(&self, outline: &Outline) -> bool {
+        let has_goal = match &self.goal {
+            Goal::End => false,
+            Goal::Time { time, exclusive } => outline.times.is_some_and(|(_, latest)| match exclusive {
+                true => latest >= *time,
+                false => latest > *time,
+            }),
+            Goal::Lsn { lsn, .. } => outline.last.is_some_and(|last| last.start >= *lsn),
+            Goal::Xid { xid, .. } => outline.xids.is_some_and(|(least, greatest)| (least..=greatest).contains(xid)),
+            Goal::Name { name, .. } => outline.events.iter().any(
+                |event| matches!(&event.fact, Fact::RestorePoint { name: found, .. } if found.as_ref() == Some(name)),
+            ),
+        };
+        !has_goal && outline.start >= self.consistent && outline.is_complete()
+    }
+
+    /// Takes in all records of an outline's stretch, of which those before it are known.
+    pub(super) fn pass(&mut self, outline: &Outline) {
+        self.known_to = outline.next_record;
+        let survey = &mut self.survey;
+        if let Some(last) = outline.last {
+            survey.last = Some(last);
+            survey.end = last.end;
+        }
+        survey.last_transaction = outline.last_transaction.or(survey.last_transaction);
+        survey.latest = survey.latest.max(outline.dated);
+        for event in &outline.events {
+            match &event.fact {
+                Fact::TablespaceCreated { oid, path: Some(path) } => survey.create_tablespace(event.at, *oid, path),
+                fact => {
+                    if let Some(change) = fact.parameters() {
+                        survey.require(event.at, &change);
+                    }
+                }
+            }
         }
     }
 
@@ -209,26 +218,22 @@ impl Surveyor {
     }
 }
 
-fn transaction(record: &Record) -> Option<Transaction> {
-    let (time_micros, prepared_xid, committed) = match record.kind {
-        RecordKind::Commit { time_micros, prepared_xid, .. } => (time_micros, prepared_xid, true),
-        RecordKind::Abort { time_micros, prepared_xid } => (time_micros, prepared_xid, false),
-        _ => return None,
-    };
-    let time = Clock::from_postgres_micros(time_micros)?;
-    let span = Span { start: record.start, end: record.end };
-    Some(Transaction { record: span, xid: prepared_xid.unwrap_or(record.xid), time, committed })
-}
+impl Survey {
+    fn require(&mut self, record: Span, change: &ParameterChange) {
+        for (name, value) in settings(change) {
+            let least = self.requirements.entry(name).or_insert(value);
+            *least = value.max(*least);
+        }
+        if change.wal_level == 0 {
+            self.minimal.get_or_insert(record.start);
+        }
+    }
 
-fn time_of(kind: &RecordKind) -> Option<Timestamp> {
-    match *kind {
-        RecordKind::Commit { time_micros, .. }
-        | RecordKind::Abort { time_micros, .. }
-        | RecordKind::RestorePoint { time_micros, .. }
-        | RecordKind::EndOfRecovery { time_micros, .. }
-        | RecordKind::OverwriteContrecord { time_micros, .. } => Clock::from_postgres_micros(time_micros),
-        RecordKind::Checkpoint { time_unix_seconds, .. } => Timestamp::from_second(time_unix_seconds).ok(),
-        _ => None,
+    /// One inside the data directory has no path.
+    fn create_tablespace(&mut self, record: Span, oid: u32, path: &str) {
+        if path.starts_with('/') {
+            self.tablespaces.push(NewTablespace { lsn: record.start, oid, path: path.to_owned() });
+        }
     }
 }
 

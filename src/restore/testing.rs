@@ -62,6 +62,7 @@ impl CatalogBuilder {
             gaps: Vec::new(),
             dead_branches: Vec::new(),
             heartbeats: Vec::new(),
+            records: BTreeMap::new(),
             backups: Vec::new(),
             unknown: Vec::new(),
         };

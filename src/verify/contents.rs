@@ -38,6 +38,7 @@ impl Others {
                 let range = WalRange { timeline: *timeline, start: *start, end: *end };
                 start < end && range.fits_one_block(self.size) && range.bytes() == identity.plain_bytes
             }
+            Subject::Records { start, end, .. } => start < end,
             Subject::Part { backup, archive } => Archive::parse(archive).is_some() && self.backups.contains(backup),
             Subject::Manifest { backup } => self.backups.contains(backup),
         }
@@ -114,6 +115,7 @@ fn other_subject(name: &str, identity: &Identity, expected: &Expected, others: &
 fn in_words(subject: &Subject) -> String {
     match subject {
         Subject::Wal { timeline, start, end } => format!("WAL from {start} to {end} of timeline {timeline}"),
+        Subject::Records { timeline, start, end } => format!("the index from {start} to {end} of timeline {timeline}"),
         Subject::Part { backup, archive } => format!("a part of {archive:?} of backup {backup}"),
         Subject::Manifest { backup } => format!("the manifest of backup {backup}"),
     }

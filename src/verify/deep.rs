@@ -28,6 +28,9 @@ use tokio::sync::watch;
 /// A manifest of ten million files.
 const MANIFEST_OBJECT_BYTES_MAX: u64 = 2 << 30;
 
+/// An index is no longer: readers take no more, even uncompressed.
+const INDEX_OBJECT_BYTES_MAX: u64 = 512 << 20;
+
 /// What an object is held against.
 #[derive(Clone, Debug)]
 enum Against {
@@ -41,6 +44,8 @@ enum Against {
     LeftManifest(BackupId),
     /// A block or a tail.
     Wal(WalRange),
+    /// What the records in a range say.
+    Records(WalRange),
     /// A heartbeat, a gap, a dead branch: its name says what is in it.
     Note(Key),
 }
@@ -51,6 +56,7 @@ impl Against {
             Against::Part(..) | Against::LeftPart(..) => PART_BYTES_MAX,
             Against::Manifest(_) | Against::LeftManifest(_) => MANIFEST_OBJECT_BYTES_MAX,
             Against::Wal(_) => WAL_OBJECT_BYTES_MAX,
+            Against::Records(_) => INDEX_OBJECT_BYTES_MAX,
             Against::Note(_) => DOCUMENT_BYTES_MAX,
         }
     }
@@ -68,7 +74,7 @@ impl Against {
         match self {
             Against::Part(document, _) | Against::Manifest(document) => Some(&document.id),
             Against::LeftPart(id, _) | Against::LeftManifest(id) => Some(id),
-            Against::Wal(_) | Against::Note(_) => None,
+            Against::Wal(_) | Against::Records(_) | Against::Note(_) => None,
         }
     }
 }
@@ -132,6 +138,7 @@ impl<'a> Deep<'a> {
                 // Too short or too long, which the listing has said.
                 Key::Block(_) | Key::Tail(_) if wrong_wal_length(object).is_some() => None,
                 Key::Block(range) | Key::Tail(range) => Some(Against::Wal(range)),
+                Key::Records(range) => Some(Against::Records(range)),
                 key @ (Key::Heartbeat { .. } | Key::Gap(_) | Key::DeadBranch(_)) => Some(Against::Note(key)),
                 _ => None,
             };
@@ -293,6 +300,7 @@ impl Judge {
                 let expected = Expected { plain_bytes, has_blake3: true, ..self.of(Subject::wal(*range)) };
                 self.contents(name, stored, expected)
             }
+            Against::Records(range) => self.contents(name, stored, self.of(Subject::records(*range))),
             Against::Note(key) => note(name, &stored, key)?,
         })
     }

@@ -1,0 +1,201 @@
+//! Makes outlines of blocks of WAL: of those that the archiver has just received, on threads of their own, or of those that are
+//! read back. Whatever is wrong with the records ends an outline and nothing else.
+
+use super::outline::{Outline, Outliner};
+use crate::runtime::Background;
+use crate::wal::{Lsn, Record, RecordWalker, SegmentSize, TimelineId, WalRange, WalkError};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Outlines that wait to be taken, at most. Of blocks whose outline was let go the WAL is read once more.
+const OUTLINES_MAX: usize = 64;
+
+/// Walks from block to block.
+#[derive(Debug)]
+pub struct BlockWalk {
+    size: SegmentSize,
+    hides_names: bool,
+    going: Option<Going>,
+}
+
+/// A walk that can go on.
+struct Going {
+    timeline: TimelineId,
+    began: Lsn,
+    walker: RecordWalker,
+}
+
+impl std::fmt::Debug for Going {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Going").field("timeline", &self.timeline).field("began", &self.began).finish_non_exhaustive()
+    }
+}
+
+impl Going {
+    /// True if every record that ends behind where the walk is will be seen.
+    fn has_met_a_record(&self) -> bool {
+        self.walker.first_record().is_none() || self.walker.next_record_lsn() > self.began
+    }
+}
+
+impl BlockWalk {
+    /// Over a cluster's WAL. With `hides_names`, no name that an operator chose gets into an outline.
+    pub fn new(size: SegmentSize, hides_names: bool) -> BlockWalk {
+        BlockWalk { size, hides_names, going: None }
+    }
+
+    /// Walks over the bytes of `range`, a block, and says what is in it. `None` if the walk began in it, within a record that
+    /// began before: the outline would lack that one.
+    ///
+    /// # Errors
+    /// If this is not WAL as PostgreSQL 13 to 18 writes it. The walk begins anew with the next block.
+    pub fn outline<'a>(
+        &mut self,
+        range: WalRange,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Option<Outline>, WalkError> {
+        let goes_on = |going: &Going| going.timeline == range.timeline && going.walker.position() == range.start;
+        let mut going = self.going.take().filter(goes_on).unwrap_or_else(|| Going {
+            timeline: range.timeline,
+            began: range.start,
+            walker: RecordWalker::new(self.size, range.start),
+        });
+        let is_known = going.began < range.start && going.has_met_a_record();
+        let mut outliner = Outliner::new(range.start, self.hides_names);
+        let mut position = range.start;
+        for piece in pieces {
+            going.walker.push(position, piece, &mut |record: Record| outliner.see(&record))?;
+            position = position + piece.len() as u64;
+        }
+        if going.walker.end_of_wal().is_some() {
+            return Ok(None);
+        }
+        let is_whole = is_known || (going.began == range.start && going.walker.first_record().is_none());
+        let outline = outliner.finish(range.end, going.walker.next_record_lsn());
+        self.going = Some(going);
+        Ok((is_whole && position == range.end).then_some(outline))
+    }
+}
+
+/// Makes outlines of the blocks that the archiver receives. Its handle: all of one are the same.
+#[derive(Clone, Debug)]
+pub struct Indexer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    hides_names: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<(WalRange, Vec<Bytes>)>,
+    /// A worker has it while it works.
+    walk: Option<BlockWalk>,
+    is_started: bool,
+    /// Which connection it is: what another one brought says nothing.
+    connection: u64,
+    done: BTreeMap<(TimelineId, Lsn), Outline>,
+    failures: u64,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole after each step: a panic elsewhere changes nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Walks over all blocks that wait, and those that come meanwhile. CPU work.
+    fn work(&self, size: SegmentSize) {
+        let walk = self.state().walk.take();
+        let mut walk = walk.filter(|walk| walk.size == size).unwrap_or_else(|| BlockWalk::new(size, self.hides_names));
+        loop {
+            let mut state = self.state();
+            let Some((range, pieces)) = state.waiting.pop_front() else {
+                (state.walk, state.is_started) = (Some(walk), false);
+                return;
+            };
+            let connection = state.connection;
+            drop(state);
+            let outline = walk.outline(range, pieces.iter().map(|piece| &piece[..]));
+            drop(pieces);
+            let mut state = self.state();
+            match outline {
+                _ if state.connection != connection => walk = BlockWalk::new(size, self.hides_names),
+                Ok(Some(outline)) => {
+                    state.done.insert((range.timeline, range.start), outline);
+                    if state.done.len() > OUTLINES_MAX {
+                        state.done.pop_first();
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let is_first = state.failures == 0;
+                    state.failures += 1;
+                    drop(state);
+                    if is_first {
+                        tracing::warn!(
+                            %error, timeline = %range.timeline, from = %range.start, to = %range.end,
+                            "the records of this WAL cannot be told apart: it is stored as it is, and not in the index"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Indexer {
+    /// With `hides_names`, no name that an operator chose gets into an outline.
+    pub fn new(hides_names: bool) -> Indexer {
+        Indexer { shared: Arc::new(Shared { hides_names, state: Mutex::default() }) }
+    }
+
+    /// Another connection begins to bring `timeline` from `start` on: what was received before, and perhaps not stored, is
+    /// forgotten.
+    pub fn begin(&self, timeline: TimelineId, start: Lsn) {
+        let mut state = self.shared.state();
+        state.connection += 1;
+        state.waiting.clear();
+        state.walk = None;
+        state.done.retain(|&(of, at), _| (of, at) < (timeline, start));
+    }
+
+    /// The archiver has received a whole block: the bytes of `range`, in `pieces`, which are held until they were walked over.
+    pub fn push(&self, size: SegmentSize, range: WalRange, pieces: Vec<Bytes>) {
+        let mut state = self.shared.state();
+        state.waiting.push_back((range, pieces));
+        if !std::mem::replace(&mut state.is_started, true) {
+            drop(state);
+            let shared = self.shared.clone();
+            // Nobody waits for it.
+            drop(Background::start(move || shared.work(size)));
+        }
+    }
+
+    /// True if no names that an operator chose get into outlines.
+    pub fn hides_names(&self) -> bool {
+        self.shared.hides_names
+    }
+
+    /// What is known of the blocks in `range`, by start.
+    pub fn outlines(&self, range: WalRange) -> BTreeMap<Lsn, Outline> {
+        let state = self.shared.state();
+        let known = state.done.range((range.timeline, range.start)..(range.timeline, range.end));
+        known.map(|((_, start), outline)| (*start, outline.clone())).collect()
+    }
+
+    /// Lets go of what is known of blocks before `end`, on `timeline` and those before it.
+    pub fn forget(&self, timeline: TimelineId, end: Lsn) {
+        let mut state = self.shared.state();
+        state.done = state.done.split_off(&(timeline, end));
+    }
+
+    /// Blocks whose records could not be told apart, since the start.
+    pub fn failures(&self) -> u64 {
+        self.shared.state().failures
+    }
+}

@@ -1,0 +1,202 @@
+//! Indexes in a repository: reading and storing them, and making them of WAL that is stored.
+
+use super::indexer::BlockWalk;
+use super::outline::Outline;
+use super::records::{Level, Records};
+use crate::codec::{self, Ending, FRAME_BYTES};
+use crate::error::{Error, Kind, Result};
+use crate::repository::{Identity, Key, Repository, Subject, WalReader, Writer};
+use crate::runtime;
+use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
+use std::collections::BTreeMap;
+
+/// A document has no more plain bytes: a thousand times what one usually takes.
+const DOCUMENT_BYTES_MAX: usize = 512 << 20;
+
+/// The indexes that a repository has, by their names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Indexes {
+    stored: BTreeMap<WalRange, Ending>,
+}
+
+impl Indexes {
+    /// What a listing showed: which ranges, and how each is stored.
+    pub fn new(stored: BTreeMap<WalRange, Ending>) -> Indexes {
+        Indexes { stored }
+    }
+
+    /// Lists those of one timeline.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn read(repository: &Repository, timeline: TimelineId) -> Result<Indexes> {
+        Ok(Indexes { stored: repository.read_indexes(timeline).await? })
+    }
+
+    /// Of those that speak of `lsn`, the one that reaches farthest.
+    pub fn at(&self, timeline: TimelineId, lsn: Lsn) -> Option<WalRange> {
+        let of_timeline = self.stored.keys().filter(|range| range.timeline == timeline);
+        of_timeline.filter(|range| range.start <= lsn && lsn < range.end).max_by_key(|range| range.end).copied()
+    }
+
+    /// Of those that begin behind `lsn`, the first.
+    pub fn next(&self, timeline: TimelineId, lsn: Lsn) -> Option<Lsn> {
+        let starts = self.stored.keys().filter(|range| range.timeline == timeline).map(|range| range.start);
+        starts.filter(|start| *start > lsn).min()
+    }
+
+    /// Where the last one of a timeline ends.
+    pub fn end(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.stored.keys().filter(|range| range.timeline == timeline).map(|range| range.end).max()
+    }
+
+    /// The outlines of one of them.
+    ///
+    /// # Errors
+    /// [`Kind::Damaged`] if it is not what its name says, or gone; otherwise what the store says.
+    pub async fn load(&self, reader: &WalReader, range: WalRange) -> Result<Vec<Outline>> {
+        let repository = reader.repository();
+        let ending = self.stored.get(&range).copied().unwrap_or_default();
+        let name = repository.layout.name_in(&Key::Records(range), ending);
+        let stored = repository.store.get(&name, None).await?.collect().await?;
+        let system_identifier = reader.system_identifier();
+        runtime::blocking(move || {
+            let decoded = codec::decode_object(&stored, DOCUMENT_BYTES_MAX);
+            let decoded = decoded.map_err(|error| Error::from(error).context(&name))?;
+            let identity = Identity::parse(&name, decoded.identity.as_deref())?;
+            identity.check(&name, system_identifier, &Subject::records(range))?;
+            Records::decode(&name, range, &decoded.plain).map(Records::into_outlines)
+        })
+        .await?
+    }
+}
+
+/// Makes and stores indexes.
+#[derive(Clone, Debug)]
+pub struct IndexWriter {
+    reader: WalReader,
+    writer: Writer,
+    hides_names: bool,
+}
+
+impl IndexWriter {
+    /// Into the repository of `writer`. Where new objects are encrypted, names that an operator chose are left out.
+    pub fn new(writer: Writer) -> IndexWriter {
+        let repository = Repository { store: writer.store().clone(), layout: writer.layout().clone() };
+        let hides_names = !writer.layout().form().recipients.is_empty();
+        IndexWriter { reader: WalReader::new(repository, writer.system_identifier()), writer, hides_names }
+    }
+
+    /// The cluster's segment size.
+    pub fn size(&self) -> SegmentSize {
+        self.writer.layout().segment_size()
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        self.reader.repository()
+    }
+
+    /// Stores `outlines`, which follow on one another. Says which range they are about; `None` if there are none.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn store(&self, timeline: TimelineId, outlines: Vec<Outline>) -> Result<Option<WalRange>> {
+        let Some(records) = Records::new(timeline, outlines) else { return Ok(None) };
+        let (range, writer) = (records.range(), self.writer.clone());
+        let (frames, plain_bytes) = runtime::blocking(move || {
+            let json = records.encode()?;
+            let frames: Vec<_> = json.chunks(FRAME_BYTES).map(|plain| writer.encode_frame(plain)).collect();
+            Ok::<_, Error>((frames, json.len() as u64))
+        })
+        .await??;
+        // Whoever was first: it says the same, or what an older Seawall had to say.
+        self.writer.store_in_clear(&Key::Records(range), Subject::records(range), frames, plain_bytes).await?;
+        Ok(Some(range))
+    }
+
+    /// Reads the whole blocks in `range` and says what is in them: the last ones that are stored without a hole and whose
+    /// records can be told apart.
+    ///
+    /// # Errors
+    /// What the store says, or what is wrong with what is stored. Records that make no sense are not an error.
+    pub async fn outline(&self, range: WalRange) -> Result<Vec<Outline>> {
+        let size = self.size();
+        // To see the record that the first block begins in.
+        let from = Lsn(range.start.0.saturating_sub(size.block_bytes()));
+        let coverage = self.repository().read_coverage(range.timeline, from).await?;
+        let run = coverage.runs().into_iter().rfind(|run| run.start < range.end && run.end > from);
+        let Some(run) = run.filter(|run| run.end >= range.end) else { return Ok(Vec::new()) };
+        let mut start = size.block_start(run.start.max(from));
+        if start < run.start {
+            start = size.block_end(run.start);
+        }
+        let mut walk = BlockWalk::new(size, self.hides_names);
+        let mut outlines: Vec<Outline> = Vec::new();
+        while start < range.end {
+            let block = WalRange { timeline: range.timeline, start, end: size.block_end(start) };
+            let window = match self.reader.read_range(block).await {
+                Ok(window) => window,
+                // Whoever archives need not be able to read.
+                Err(error) if WalReader::is_sealed_from_us(&error) => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            };
+            let (back, outline) = runtime::blocking(move || {
+                let outline = match window.end == block.end {
+                    true => walk.outline(block, window.pieces.iter().map(|piece| &piece[..])).ok().flatten(),
+                    false => None,
+                };
+                (walk, outline)
+            })
+            .await?;
+            walk = back;
+            match outline {
+                Some(outline) if start >= range.start => outlines.push(outline),
+                _ => outlines.clear(),
+            }
+            start = block.end;
+        }
+        Ok(outlines)
+    }
+
+    /// Behind `end`, which was just stored up to: makes one of the next level of those that are complete now, level by level.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn join(&self, timeline: TimelineId, end: Lsn) -> Result<()> {
+        let size = self.size();
+        let mut level = Level::FIRST;
+        while let Some(next) = level.next()
+            && next.slot_start(size, end) == end
+        {
+            let slot = WalRange { timeline, start: Lsn(end.0 - next.bytes(size)), end };
+            let indexes = Indexes::read(self.repository(), timeline).await?;
+            let mut outlines = Vec::new();
+            let mut position = indexes.at(timeline, slot.start).map_or_else(
+                || indexes.next(timeline, slot.start).unwrap_or(end),
+                |_| slot.start,
+            );
+            while position < end
+                && let Some(range) = indexes.at(timeline, position)
+            {
+                let more = indexes.load(&self.reader, range).await?;
+                outlines.extend(more.into_iter().filter(|outline| outline.start >= position && outline.end <= end));
+                let reached = outlines.last().map_or(position, |last: &Outline| last.end);
+                if reached <= position {
+                    break;
+                }
+                position = reached;
+            }
+            if position < end || self.store(timeline, outlines).await?.is_none() {
+                return Ok(());
+            }
+            level = next;
+        }
+        Ok(())
+    }
+}
+
+/// True if a failure means that an index is of no use, and not that the store is.
+pub fn is_unusable(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Damaged | Kind::Diverged | Kind::Refused)
+}

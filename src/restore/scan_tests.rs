@@ -1,0 +1,210 @@
+//! What an index says of WAL, against the WAL: whatever a restore looks for, it finds the same with and without.
+
+use super::route::Route;
+use super::scan::{Stretch, survey};
+use super::survey::{Goal, Survey};
+use super::testing::{at, micros};
+use crate::codec::{Compression, Form, Identities, Recipients, encryption};
+use crate::history::{IndexWriter, Indexes, Level};
+use crate::repository::{Key, Layout, Repository, WalReader, Writer};
+use crate::store::{MemoryStore, Store};
+use crate::wal::testing::{START, WalWriter, size};
+use crate::wal::{History, Lsn, Record, RecordWalker, TimelineId, WalRange};
+use bytes::Bytes;
+use std::sync::Arc;
+
+const SYSTEM: u64 = 77;
+const TIMELINE: TimelineId = TimelineId(1);
+
+/// The first slot that is whole.
+const FIRST: Lsn = Lsn(0x100_0000);
+
+fn random(state: &mut u64, below: u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) % below
+}
+
+/// WAL of a few dozen segments, in which the clock goes forth and back.
+fn stream(seed: u64, bytes: usize) -> WalWriter {
+    let mut wal = WalWriter::new(START);
+    let (mut state, mut second) = (seed | 1, 1000);
+    let mut state = move |below| random(&mut state, below);
+    while wal.bytes.len() < bytes {
+        second += state(5) as i64 - 1;
+        let (xid, time) = (1000 + wal.bytes.len() as u32 / 1000, micros(second).to_le_bytes());
+        match state(200) {
+            0..20 => wal.main(xid, 1, 0x00, &time),
+            20..24 => wal.main(xid, 1, 0x20, &time),
+            24 => {
+                let mut name = [0; 64];
+                name[..5].copy_from_slice(format!("p{:04}", state(3)).as_bytes());
+                wal.main(0, 0, 0x70, &[&time[..], &name].concat())
+            }
+            25 => {
+                let settings = [100 + state(9) as i32, 8, 10, 0, 64, 1].map(i32::to_le_bytes);
+                wal.main(0, 0, 0x60, &[settings.concat(), vec![0; 4]].concat())
+            }
+            26 => wal.main(xid, 5, 0, &[&20_000_u32.to_le_bytes()[..], b"/somewhere\0"].concat()),
+            // Longer than a segment now and then.
+            27 if state(8) == 0 => wal.main(xid, 10, 0, &vec![7; 1_500_000 + state(1_000_000) as usize]),
+            28 if state(8) == 0 => wal.switch(),
+            _ => wal.main(xid, 10, 0, &vec![7; state(20_000) as usize]),
+        };
+    }
+    wal
+}
+
+fn records(wal: &WalWriter) -> Vec<Record> {
+    let mut records = Vec::new();
+    RecordWalker::new(size(), wal.start).push(wal.start, &wal.bytes, &mut |record| records.push(record)).unwrap();
+    records
+}
+
+struct Scene {
+    store: Arc<MemoryStore>,
+    layout: Layout,
+    index: IndexWriter,
+    end: Lsn,
+}
+
+impl Scene {
+    /// A repository that has `wal` in blocks, and no index.
+    async fn new(wal: &WalWriter, form: Form) -> Scene {
+        let (store, layout) = (Arc::new(MemoryStore::new()), Layout::new("main", size(), form));
+        let writer = Writer::new(store.clone(), layout.clone(), SYSTEM);
+        let mut end = wal.start;
+        for block in wal.bytes.chunks(size().bytes() as usize) {
+            let range = WalRange { timeline: TIMELINE, start: end, end: end + block.len() as u64 };
+            let key = if range.is_whole_block(size()) { Key::Block(range) } else { Key::Tail(range) };
+            writer.store_wal(&key, range, Bytes::copy_from_slice(block)).await.unwrap();
+            end = range.end;
+        }
+        Scene { store, layout, index: IndexWriter::new(writer), end }
+    }
+
+    fn reader(&self) -> WalReader {
+        WalReader::new(Repository { store: self.store.clone(), layout: self.layout.clone() }, SYSTEM)
+    }
+
+    /// Makes the index of every slot that is whole.
+    async fn index(&self) -> Indexes {
+        let mut start = FIRST;
+        while Level::FIRST.slot_end(size(), start) <= self.end {
+            let range = WalRange { timeline: TIMELINE, start, end: Level::FIRST.slot_end(size(), start) };
+            let outlines = self.index.outline(range).await.unwrap();
+            self.index.store(TIMELINE, outlines).await.unwrap();
+            self.index.join(TIMELINE, range.end).await.unwrap();
+            start = range.end;
+        }
+        Indexes::read(&self.reader().repository().clone(), TIMELINE).await.unwrap()
+    }
+
+    async fn survey(&self, indexes: &Indexes, from: Lsn, consistent: Lsn, goal: Goal) -> Survey {
+        let route = Route { history: History::root(TIMELINE), size: size(), cap: None };
+        let stretch = Stretch { route, from, consistent, until: self.end };
+        survey(&self.reader(), indexes, &stretch, goal).await.unwrap()
+    }
+}
+
+/// Everything that can be asked for, around what is there.
+fn goals(records: &[Record], seed: u64) -> Vec<Goal> {
+    let mut state = seed | 1;
+    let mut goals = vec![Goal::End];
+    for _ in 0..12 {
+        let record = &records[random(&mut state, records.len() as u64) as usize];
+        let time = at(900 + random(&mut state, 3000) as i64);
+        let exclusive = random(&mut state, 2) == 0;
+        goals.extend([
+            Goal::Lsn { lsn: record.start, exclusive },
+            Goal::Lsn { lsn: record.start + 8, exclusive },
+            Goal::Xid { xid: record.xid, exclusive },
+            Goal::Time { time, exclusive },
+        ]);
+        if let Some(ended) = crate::history::Transaction::ended_by(record) {
+            goals.push(Goal::Time { time: ended.time, exclusive });
+        }
+    }
+    goals.extend(["p0000", "p0001", "nowhere"].map(|name| Goal::Name { name: name.into(), exclusive: false }));
+    goals.push(Goal::Lsn { lsn: Lsn(u64::MAX / 2), exclusive: true });
+    goals
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_looked_for_is_found_with_an_index_as_without() {
+    for seed in 1..4_u64 {
+        // Given WAL with and without an index, and a backup somewhere in it
+        let wal = stream(seed, 37 << 20);
+        let scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
+        let records = records(&wal);
+        let (none, indexes) = (Indexes::default(), scene.index().await);
+        assert!(indexes.at(TIMELINE, FIRST + size().bytes()).is_some(), "there is no index");
+        let mut state = seed;
+        let at = random(&mut state, records.len() as u64 / 2) as usize;
+        let (from, consistent) = (records[at].start, records[at + 20].start);
+        // When anything is looked for, then both say the same
+        for goal in goals(&records, seed) {
+            let expected = scene.survey(&none, from, consistent, goal.clone()).await;
+            let found = scene.survey(&indexes, from, consistent, goal.clone()).await;
+            assert_eq!(found, expected, "seed {seed}, from {from}, {goal:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_index_speaks_of_is_not_read() {
+    // Given an index of a slot
+    let wal = stream(9, 37 << 20);
+    let scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
+    let indexes = scene.index().await;
+    let from = records(&wal)[0].start;
+    let expected = scene.survey(&Indexes::default(), from, from, Goal::End).await;
+    // When the WAL that it speaks of is gone, but for what lies around
+    for number in 1..15 {
+        let start = FIRST + number * size().bytes();
+        let range = WalRange { timeline: TIMELINE, start, end: start + size().bytes() };
+        scene.store.delete(&scene.layout.name(&Key::Block(range))).await.unwrap();
+    }
+    // Then the end is found nevertheless
+    assert_eq!(scene.survey(&indexes, from, from, Goal::End).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_is_damaged_is_passed_over() {
+    // Given one of which a bit is wrong
+    let wal = stream(5, 34 << 20);
+    let scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
+    let indexes = scene.index().await;
+    let range = indexes.at(TIMELINE, FIRST + size().bytes()).unwrap();
+    let name = scene.layout.name(&Key::Records(range));
+    let mut bytes = scene.store.get(&name, None).await.unwrap().collect().await.unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    scene.store.delete(&name).await.unwrap();
+    scene.store.create(&name, Bytes::from(bytes).into(), Default::default()).await.unwrap();
+    // When something is looked for, then it is found in the WAL
+    let from = records(&wal)[0].start;
+    let expected = scene.survey(&Indexes::default(), from, from, Goal::End).await;
+    assert_eq!(scene.survey(&indexes, from, from, Goal::End).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_not_in_the_index_of_encrypted_wal_and_are_found_nevertheless() {
+    // Given WAL that is encrypted, with its index
+    let (secret, public) = encryption::generate_identity();
+    let recipients = Recipients::parse([public.as_str()]).unwrap();
+    let identities = Identities::parse(age::secrecy::ExposeSecret::expose_secret(&secret).as_bytes()).unwrap();
+    let wal = stream(3, 34 << 20);
+    let scene = Scene::new(&wal, Form { compression: Compression::Lz4, recipients, identities }).await;
+    let indexes = scene.index().await;
+    // When the index is looked at
+    let outlines = indexes.load(&scene.reader(), indexes.at(TIMELINE, FIRST + size().bytes()).unwrap()).await.unwrap();
+    // Then no name and no path is in it
+    let json = serde_json::to_string(&outlines).unwrap();
+    assert!(json.contains("restore_point") && !json.contains("p000") && !json.contains("somewhere"), "{json:.2000}");
+    // And what needs them is found
+    let from = records(&wal)[0].start;
+    for goal in [Goal::End, Goal::Name { name: "p0001".into(), exclusive: false }] {
+        let expected = scene.survey(&Indexes::default(), from, from, goal.clone()).await;
+        assert_eq!(scene.survey(&indexes, from, from, goal).await, expected);
+    }
+}
