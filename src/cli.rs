@@ -80,6 +80,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Verify what is stored: nothing missing, no hole, every base backup restorable; with --deep every object's contents
     Verify(VerifyArgs),
+    /// Index the records of WAL that was stored without it: by wal-push, or by an older Seawall
+    Index(IndexArgs),
     /// Fetch one WAL file: PostgreSQL's restore_command
     WalFetch(WalFetchArgs),
     /// Store one WAL file: PostgreSQL's archive_command, where streaming is not wanted
@@ -405,6 +407,17 @@ pub struct VerifyArgs {
     pub json: JsonArg,
 }
 
+/// `seawall index`
+#[derive(Args, Debug)]
+pub struct IndexArgs {
+    /// What opens an encrypted repository.
+    #[command(flatten)]
+    pub identity: IdentityArg,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
 /// `seawall wal-fetch`
 #[derive(Args, Debug)]
 pub struct WalFetchArgs {
@@ -462,6 +475,7 @@ impl Command {
             Command::List(args) | Command::Status(args) => args.json.json,
             Command::Check(args) => args.json.json,
             Command::Verify(args) => args.json.json,
+            Command::Index(args) => args.json.json,
             Command::Run(_)
             | Command::WalFetch(_)
             | Command::WalPush(_)
@@ -521,6 +535,7 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
 
 Ends with 7 if there is a problem, and with 0 if there is none, or nothing but notes.",
     ),
+    ("index", "  seawall index --repo s3://backups/shop\n  seawall index --config /etc/seawall.toml --json"),
     (
         "wal-fetch",
         "  restore_command = 'seawall --config /etc/seawall.toml wal-fetch %f %p'

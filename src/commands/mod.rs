@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod demo;
 pub mod exit;
+mod index;
 mod keys;
 mod list;
 mod looks;
@@ -40,6 +41,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::Check(args) => check::check(args.json.json, settings).await?,
         Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
         Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
+        Command::Index(args) => Box::pin(index::index(args.json.json, settings)).await?,
         Command::WalFetch(args) => return restore::wal_fetch(&args, settings).await,
         Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,
         Command::Demo(args) => Box::pin(demo::demo(&args, settings)).await?,

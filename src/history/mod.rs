@@ -16,4 +16,4 @@ mod stored;
 pub use indexer::{BlockWalk, Indexer};
 pub use outline::{Event, Fact, Outline, Outliner, Span, Transaction, time_of};
 pub use records::{Level, Records};
-pub use stored::{IndexWriter, Indexes, is_unusable};
+pub use stored::{Filled, IndexWriter, Indexes};

@@ -4,10 +4,11 @@ use super::indexer::BlockWalk;
 use super::outline::Outline;
 use super::records::{Level, Records};
 use crate::codec::{self, Ending, FRAME_BYTES};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::repository::{Identity, Key, Repository, Subject, WalReader, Writer};
 use crate::runtime;
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// A document has no more plain bytes: a thousand times what one usually takes.
@@ -159,6 +160,49 @@ impl IndexWriter {
         Ok(outlines)
     }
 
+    /// Makes the index of what is stored in `run`, a stretch of a timeline without a hole, and has none. Of a timeline that
+    /// `goes_on`, slots that are not full are left for later. `seen` hears how many bytes are done with.
+    ///
+    /// # Errors
+    /// What the store says, or what is wrong with what is stored. What was stored until then stays.
+    pub async fn fill(&self, run: WalRange, goes_on: bool, seen: impl Fn(u64)) -> Result<Filled> {
+        let size = self.size();
+        let timeline = run.timeline;
+        let indexes = Indexes::read(self.repository(), timeline).await?;
+        let mut filled = Filled::default();
+        let mut position = match size.block_start(run.start) == run.start {
+            true => run.start,
+            false => size.block_end(run.start),
+        };
+        let end = size.block_start(run.end);
+        while position < end {
+            if let Some(known) = indexes.at(timeline, position) {
+                seen(known.end.min(end) - position);
+                position = known.end;
+                continue;
+            }
+            let slot_end = Level::FIRST.slot_end(size, position);
+            let until = indexes.next(timeline, position).unwrap_or(end).min(slot_end).min(end);
+            if until < slot_end && until == end && goes_on {
+                break;
+            }
+            let outlines = self.outline(WalRange { start: position, end: until, timeline }).await?;
+            filled.wal_bytes += until - position;
+            match self.store(timeline, outlines).await? {
+                Some(stored) => {
+                    filled.stored += 1;
+                    filled.left_bytes += stored.start - position;
+                }
+                None => filled.left_bytes += until - position,
+            }
+            self.join(timeline, until).await?;
+            seen(until - position);
+            position = until;
+        }
+        filled.left_bytes += run.end - position.min(run.end);
+        Ok(filled)
+    }
+
     /// Behind `end`, which was just stored up to: makes one of the next level of those that are complete now, level by level.
     ///
     /// # Errors
@@ -172,10 +216,9 @@ impl IndexWriter {
             let slot = WalRange { timeline, start: Lsn(end.0 - next.bytes(size)), end };
             let indexes = Indexes::read(self.repository(), timeline).await?;
             let mut outlines = Vec::new();
-            let mut position = indexes.at(timeline, slot.start).map_or_else(
-                || indexes.next(timeline, slot.start).unwrap_or(end),
-                |_| slot.start,
-            );
+            let mut position = indexes
+                .at(timeline, slot.start)
+                .map_or_else(|| indexes.next(timeline, slot.start).unwrap_or(end), |_| slot.start);
             while position < end
                 && let Some(range) = indexes.at(timeline, position)
             {
@@ -196,7 +239,13 @@ impl IndexWriter {
     }
 }
 
-/// True if a failure means that an index is of no use, and not that the store is.
-pub fn is_unusable(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Damaged | Kind::Diverged | Kind::Refused)
+/// What was made of WAL that had no index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Filled {
+    /// Bytes of WAL that were read for it.
+    pub wal_bytes: u64,
+    /// Documents that were stored.
+    pub stored: u64,
+    /// Bytes of WAL that have none still: the newest ones, of which there are too few yet, or whose records cannot be told apart.
+    pub left_bytes: u64,
 }

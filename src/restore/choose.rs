@@ -50,7 +50,7 @@ impl<'a> Choice<'a> {
     ) -> Result<Choice<'a>> {
         if request.exclusive && matches!(request.target, Target::End | Target::Immediate) {
             return Err(Error::new(Kind::Usage, format!("{} cannot be left out", request.target))
-                .hint("--to-exclusive goes with --to, --to-lsn, --to-xid and --to-name."));
+                .hint("--to-exclusive goes with --to, --to-lsn and --to-xid."));
         }
         if request.action == TargetAction::Follow && (request.target != Target::End || request.timeline.is_some()) {
             return Err(Error::new(Kind::Usage, "a standby follows the archive, and has neither target nor timeline")

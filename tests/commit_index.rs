@@ -1,0 +1,203 @@
+//! The index of records, kept by the built program beside real servers: a restore is planned from it, and just as without it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+#[path = "support/s3/mod.rs"]
+mod s3;
+#[macro_use]
+mod support;
+#[macro_use]
+#[path = "support/versions.rs"]
+mod versions;
+
+use s3::{Fault, Op, S3Server};
+use seawall::scratch::ServerOptions;
+use serde_json::Value;
+use support::postgres::{DEBIAN, Postgres};
+use support::program::{Running, Seawall};
+use support::waiting::{PATIENCE, wait_for};
+
+/// With segments of 1 MiB, WAL of so many bytes is one slot of the first level.
+const SLOT_BYTES: u64 = 16 << 20;
+
+struct Scene {
+    server: Postgres,
+    bucket: S3Server,
+}
+
+impl Scene {
+    async fn new(version: u32) -> Scene {
+        let settings = vec![("max_prepared_transactions".to_owned(), "5".to_owned())];
+        let options = ServerOptions { wal_segment_mib: Some(1), settings, ..ServerOptions::default() };
+        let server = Postgres::create(version, options).await;
+        server.sql("CREATE TABLE filler (id int, text text)").await.unwrap();
+        Scene { server, bucket: S3Server::start() }
+    }
+
+    fn seawall(&self, arguments: &[&str]) -> Seawall {
+        let mut seawall = Seawall::new(arguments).env("SEAWALL_PG", self.server.conninfo());
+        seawall = seawall.env("SEAWALL_REPO", format!("s3://{}/backups", S3Server::BUCKET));
+        self.bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value))
+    }
+
+    fn run(&self) -> Running {
+        self.seawall(&["run", "--listen", "off"]).start()
+    }
+
+    async fn lsn(&self) -> u64 {
+        self.server.value("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint").await.parse().unwrap()
+    }
+
+    /// Waits until everything that the server has now is acknowledged.
+    async fn settle(&self) {
+        let lsn = self.server.value("SELECT pg_current_wal_flush_lsn()").await;
+        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
+        wait_for("the archiver", PATIENCE, async || (self.server.value(&query).await != "0").then_some(())).await;
+    }
+
+    /// Something of everything that an index notes, and then WAL up to behind a slot's end.
+    async fn work(&self, name: &str) {
+        let statements = [
+            format!("CREATE TABLE {name} AS SELECT generate_series(1, 5000) AS id"),
+            format!("DELETE FROM {name} WHERE id > 100"),
+            format!("VACUUM {name}"),
+            format!("SELECT pg_create_restore_point('after {name}')"),
+            format!("BEGIN; INSERT INTO {name} SELECT 1; PREPARE TRANSACTION '{name}'"),
+            format!("COMMIT PREPARED '{name}'"),
+            format!("BEGIN; INSERT INTO {name} SELECT 2; SAVEPOINT s; INSERT INTO {name} SELECT 3; ROLLBACK"),
+            format!("CREATE DATABASE d{name}"),
+            format!("DROP DATABASE d{name}"),
+        ];
+        for statement in statements {
+            self.server.sql(&statement).await.unwrap();
+        }
+        let end = (self.lsn().await / SLOT_BYTES + 1) * SLOT_BYTES;
+        while self.lsn().await < end + (1 << 20) {
+            self.server
+                .sql("INSERT INTO filler SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 3000) n")
+                .await
+                .unwrap();
+        }
+        self.server.sql(&format!("DROP TABLE {name}")).await.unwrap();
+    }
+
+    /// The indexes in the bucket, as ranges of bytes.
+    fn indexes(&self) -> Vec<(u64, u64)> {
+        let objects = self.bucket.snapshot();
+        let names = objects.keys().filter_map(|name| name.split_once("/records/"));
+        let ranges = names.map(|(_, name)| {
+            let (start, end) = name.strip_suffix(".lz4").unwrap().split_once('-').unwrap();
+            (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap())
+        });
+        ranges.collect()
+    }
+
+    /// Waits for the index of everything up to the last slot's end.
+    async fn wait_for_index(&self) -> u64 {
+        let end = self.lsn().await / SLOT_BYTES * SLOT_BYTES;
+        let what = format!("an index up to {end:X}");
+        wait_for(&what, PATIENCE, async || self.indexes().iter().any(|range| range.1 == end).then_some(())).await;
+        end
+    }
+
+    /// What a restore is planned to do, and how many objects with WAL that took.
+    async fn plan(&self, target: &[&str]) -> (Value, usize) {
+        self.bucket.clear_log();
+        let arguments = [&["restore", "--into", "/nonexistent/place", "--dry-run", "--json"], target].concat();
+        let plan = serde_json::from_str(&self.seawall(&arguments).run_ok().await.stdout).unwrap();
+        let log = self.bucket.log();
+        let fetched = log.iter().filter(|(op, name)| *op == Op::Get && name.contains("/wal/")).count();
+        (plan, fetched)
+    }
+}
+
+async fn restores_are_planned_from_the_index(version: u32) {
+    // Given a server whose WAL is indexed while it is archived
+    let scene = Scene::new(version).await;
+    let _archiver = scene.run();
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    scene.work("one").await;
+    let between = scene
+        .server
+        .value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+        .await;
+    let xid = scene.server.value("SELECT pg_current_xact_id()").await;
+    scene.work("two").await;
+    scene.settle().await;
+    scene.wait_for_index().await;
+    // When restores to all kinds of targets are planned
+    let targets: [&[&str]; 6] = [
+        &["--to-end"],
+        &["--to", &between],
+        &["--to-xid", &xid, "--to-exclusive"],
+        &["--to-name", "after two"],
+        &["--to-lsn", "0/1800000"],
+        &["--to-name", "after one"],
+    ];
+    let mut with_index = Vec::new();
+    for target in targets {
+        with_index.push(scene.plan(target).await);
+    }
+    // Then the plans are those that the WAL alone leads to, and less of it was read
+    let names: Vec<String> = scene.bucket.snapshot().into_keys().filter(|name| name.contains("/records/")).collect();
+    names.iter().for_each(|name| scene.bucket.remove(name));
+    for (target, (plan, fetched)) in targets.iter().zip(with_index) {
+        let (expected, all) = scene.plan(target).await;
+        assert_eq!(plan, expected, "{target:?} on PostgreSQL {version}");
+        if target[0] == "--to-end" {
+            assert!(fetched * 2 < all, "{fetched} of {all} WAL objects were read for {target:?}");
+        }
+    }
+    // And what is indexed later is the same again
+    scene.seawall(&["index"]).run_ok().await;
+    let again: Vec<String> = scene.bucket.snapshot().into_keys().filter(|name| name.contains("/records/")).collect();
+    assert_eq!(again, names, "on PostgreSQL {version}");
+}
+
+for_every_version!(restores_are_planned_from_the_index:
+    planned_from_the_index_on_13 = 13, planned_from_the_index_on_14 = 14, planned_from_the_index_on_15 = 15,
+    planned_from_the_index_on_16 = 16, planned_from_the_index_on_17 = 17, planned_from_the_index_on_18 = 18);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archiver_that_is_killed_leaves_no_hole_in_the_index() {
+    // Given an archiver that is killed in the middle of a slot
+    let scene = Scene::new(DEBIAN).await;
+    let archiver = scene.run();
+    scene.settle().await;
+    scene.work("one").await;
+    scene.settle().await;
+    let first = scene.wait_for_index().await;
+    scene
+        .server
+        .sql("INSERT INTO filler SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 20000) n")
+        .await
+        .unwrap();
+    scene.settle().await;
+    drop(archiver);
+    // When another one goes on
+    let _archiver = scene.run();
+    scene.work("two").await;
+    scene.settle().await;
+    let last = scene.wait_for_index().await;
+    // Then what it stores begins where the other one's ended
+    let mut indexes = scene.indexes();
+    indexes.sort_unstable();
+    assert!(last > first && indexes.iter().any(|range| range.1 == first), "{indexes:X?}");
+    for pair in indexes.windows(2) {
+        assert_eq!(pair[0].1, pair[1].0, "{indexes:X?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_takes_no_index_keeps_nothing_from_being_archived() {
+    // Given a store in which nothing may be created below index/
+    let scene = Scene::new(DEBIAN).await;
+    scene.bucket.always(Op::Put.at("backups/main/index/"), Fault::ACCESS_DENIED);
+    // When more than a slot of WAL is written
+    let _archiver = scene.run();
+    scene.settle().await;
+    scene.work("one").await;
+    // Then it is archived, and no index is there
+    scene.settle().await;
+    assert!(scene.indexes().is_empty());
+}
