@@ -83,6 +83,7 @@ struct Inner {
     wal_objects: IntCounterVec,
     buffered_bytes: IntGauge,
     tails_live: IntGauge,
+    index_failures: IntCounterVec,
 
     store_operations: IntCounterVec,
     store_failures: IntCounterVec,
@@ -244,6 +245,12 @@ impl Metrics {
             )?,
             tails_live: build
                 .int_gauge("seawall_tails_live", "Tails in the repository that no block has replaced yet.")?,
+            index_failures: build.counters(
+                "seawall_index_failures_total",
+                &["reason"],
+                "What kept WAL out of the index of records: blocks whose records cannot be told apart, attempts to store. \
+                 Archiving does not wait for it.",
+            )?,
             store_operations: build.counters(
                 "seawall_store_operations_total",
                 &["operation"],
@@ -416,6 +423,13 @@ impl Metrics {
     /// Tails that no block has replaced yet.
     pub fn set_tails_live(&self, count: usize) {
         self.0.tails_live.set(whole(count as u64));
+    }
+
+    /// Blocks whose records could not be told apart, and attempts to store an index that failed, since the start of the process.
+    pub fn count_index_failures(&self, unreadable: u64, unstored: u64) {
+        for (reason, total) in [("records", unreadable), ("store", unstored)] {
+            count_to(&self.0.index_failures.with_label_values(&[reason]), total);
+        }
     }
 
     /// Shows these operations on a store from now on, at zero.

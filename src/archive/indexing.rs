@@ -108,6 +108,7 @@ impl IndexKeeper {
 /// Follows an archiver until `shutdown`.
 pub async fn keep_index(
     state: watch::Receiver<ArchiveState>,
+    indexer: Indexer,
     open: impl AsyncFn() -> Result<IndexKeeper>,
     shutdown: Shutdown,
 ) {
@@ -129,6 +130,7 @@ pub async fn keep_index(
                 LOOK_PAUSE
             }
             Err(error) => {
+                indexer.count_unstored();
                 let hint = error.hint_text().unwrap_or_default();
                 tracing::warn!(%error, hint, "the index of records was not stored; archiving goes on without it");
                 backoff.next_pause().max(LOOK_PAUSE)

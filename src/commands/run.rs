@@ -61,8 +61,9 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     services.start(follow_health(archiver.state(), health));
     services.start({
         let (state, store, cluster) = (archiver.state(), store.clone(), settings.cluster.clone());
-        let open = async move || IndexKeeper::open(store.clone(), &cluster, form.clone(), indexer.clone()).await;
-        keep_index(state, open, shutdown.clone())
+        let (kept, counted) = (indexer.clone(), indexer.clone());
+        let open = async move || IndexKeeper::open(store.clone(), &cluster, form.clone(), kept.clone()).await;
+        keep_index(state, counted, open, shutdown.clone())
     });
     let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
     services.start(Box::pin(backups.run()));
@@ -72,6 +73,8 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         let state = archiver.state();
         let render = move || {
             show(&metrics, &state.borrow());
+            let (unreadable, unstored) = indexer.failures();
+            metrics.count_index_failures(unreadable, unstored);
             metrics.render()
         };
         services.start(http::serve(listener, is_healthy, render, shutdown.kill.clone()));

@@ -100,6 +100,7 @@ struct State {
     connection: u64,
     done: BTreeMap<(TimelineId, Lsn), Outline>,
     failures: u64,
+    unstored: u64,
 }
 
 impl Shared {
@@ -176,11 +177,6 @@ impl Indexer {
         }
     }
 
-    /// True if no names that an operator chose get into outlines.
-    pub fn hides_names(&self) -> bool {
-        self.shared.hides_names
-    }
-
     /// What is known of the blocks in `range`, by start.
     pub fn outlines(&self, range: WalRange) -> BTreeMap<Lsn, Outline> {
         let state = self.shared.state();
@@ -194,8 +190,14 @@ impl Indexer {
         state.done = state.done.split_off(&(timeline, end));
     }
 
-    /// Blocks whose records could not be told apart, since the start.
-    pub fn failures(&self) -> u64 {
-        self.shared.state().failures
+    /// An index was not stored; it will be tried again.
+    pub fn count_unstored(&self) {
+        self.shared.state().unstored += 1;
+    }
+
+    /// Since the start: blocks whose records could not be told apart, and indexes that were not stored.
+    pub fn failures(&self) -> (u64, u64) {
+        let state = self.shared.state();
+        (state.failures, state.unstored)
     }
 }
