@@ -113,7 +113,7 @@ impl Scene {
 async fn restores_are_planned_from_the_index(version: u32) {
     // Given a server whose WAL is indexed while it is archived
     let scene = Scene::new(version).await;
-    let _archiver = scene.run();
+    let archiver = scene.run();
     scene.settle().await;
     scene.seawall(&["backup", "--fast"]).run_ok().await;
     scene.work("one").await;
@@ -125,6 +125,16 @@ async fn restores_are_planned_from_the_index(version: u32) {
     scene.work("two").await;
     scene.settle().await;
     scene.wait_for_index().await;
+    drop(archiver);
+    // When the newest moment is asked for, then a restore reaches it, and no later one
+    let listed: Value = serde_json::from_str(&scene.seawall(&["list", "--json"]).run_ok().await.stdout).unwrap();
+    let newest = listed["backups"][0]["restorable_to_time"].as_str().unwrap_or_else(|| panic!("{listed}"));
+    assert_eq!(scene.plan(&["--to", newest]).await.0["target"]["time"], newest);
+    let later: jiff::Timestamp = newest.parse().unwrap();
+    let later = (later + jiff::SignedDuration::from_micros(1)).to_string();
+    let too_late = ["restore", "--into", "/nonexistent/place", "--dry-run", "--to", &later];
+    let refused = scene.seawall(&too_late).run_err(6).await.stderr;
+    assert!(refused.contains("newest moment"), "{refused}");
     // When restores to all kinds of targets are planned
     let targets: [&[&str]; 6] = [
         &["--to-end"],

@@ -4,11 +4,13 @@ use super::print::{self, Align, Table};
 use super::{parts, time};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::repository::{BackupId, BackupVerdict, Catalog, CoverageRun, Findings};
+use crate::repository::{BackupDocument, BackupId, BackupVerdict, Catalog, CoverageRun, Findings, WalReader};
+use crate::restore::{Route, newest_moment};
 use crate::runtime::Clock;
-use crate::wal::{Lsn, TimelineId, WalRange};
+use crate::wal::{History, Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Where that is so.
 const BACKUP_NEEDED: &str =
@@ -33,6 +35,8 @@ struct Window {
     stored_bytes: u64,
     consistent_from: Lsn,
     restorable_to: Option<Lsn>,
+    /// The newest moment in there; `None` if nothing with a date is stored, or it is encrypted.
+    restorable_to_time: Option<Timestamp>,
     verdict: BackupVerdict,
     #[serde(skip_serializing_if = "Findings::is_empty")]
     findings: Findings,
@@ -97,6 +101,7 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
         ("timeline", Align::Right),
         ("restorable from", Align::Left),
         ("to", Align::Left),
+        ("newest moment", Align::Left),
     ]);
     for window in &report.backups {
         backups.row([
@@ -114,6 +119,7 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
                 (Some(to), BackupVerdict::Suspect) => format!("{to} (suspect)"),
                 (Some(to), BackupVerdict::Damaged) => format!("{to} (damaged)"),
             },
+            window.restorable_to_time.map_or_else(String::new, |newest| print::time(newest, &zone)),
         ]);
     }
     text.push_str(&if backups.is_empty() {
@@ -185,6 +191,7 @@ struct Status {
     newest_backup_reference: Option<BackupId>,
     newest_backup_ended_at: Option<Timestamp>,
     restorable_to: Option<Lsn>,
+    restorable_to_time: Option<Timestamp>,
     timeline: Option<TimelineId>,
     server_lsn: Option<Lsn>,
     server_error: Option<String>,
@@ -215,6 +222,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         newest_backup_reference: newest.and_then(|window| window.reference.clone()),
         newest_backup_ended_at: newest.map(|window| window.ended_at),
         restorable_to: newest.and_then(|window| window.restorable_to),
+        restorable_to_time: newest.and_then(|window| window.restorable_to_time),
         timeline: report.wal.last().map(|timeline| timeline.timeline),
         server_lsn,
         server_error: server.as_ref().err().map(ToString::to_string),
@@ -234,7 +242,14 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         }
         None => "none: run `seawall backup`".to_owned(),
     };
-    let shown = |lsn: Option<Lsn>| lsn.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
+    let zone = time::local_now(&clock).time_zone().clone();
+    let restorable_to = match (status.restorable_to, status.restorable_to_time) {
+        (None, _) => "nothing".to_owned(),
+        (Some(lsn), None) => lsn.to_string(),
+        (Some(lsn), Some(newest)) => {
+            format!("{lsn}: {}, {}", print::time(newest, &zone), print::age(newest, clock.now()))
+        }
+    };
     let server = match (&server, status.behind_bytes) {
         (Ok(lsn), Some(behind)) => format!("at {lsn}, {} ahead of what is stored", print::size(behind)),
         (Ok(lsn), None) => format!("at {lsn}"),
@@ -249,7 +264,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     print::stdout(&format!(
         "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n{damaged}",
         status.cluster,
-        shown(status.restorable_to),
+        restorable_to,
         match (status.holes, status.backup_needed) {
             (0, _) => "none".to_owned(),
             (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
@@ -261,16 +276,32 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
 async fn read(settings: &Settings) -> Result<Report> {
     let (repository, cluster) = parts::repository(settings).await?;
     let catalog = Catalog::read(&repository, cluster).await?;
-    Ok(report(&settings.cluster, catalog))
+    let reader = WalReader::new(repository, catalog.cluster.system_identifier);
+    // Backups on one path have the same end.
+    let mut newest = BTreeMap::new();
+    for backup in catalog.finished_backups() {
+        let route = Route::new(path_of(&catalog, backup), reader.repository().layout.segment_size(), &catalog);
+        let covered = route.covered(&catalog, route.size.segment_start(backup.start_lsn));
+        if covered.until >= backup.end_lsn && !newest.contains_key(&(covered.timeline, covered.until)) {
+            let moment = newest_moment(&reader, &catalog, &route, backup.start_lsn).await?;
+            newest.insert((covered.timeline, covered.until), moment);
+        }
+    }
+    Ok(report(&settings.cluster, &catalog, &newest))
 }
 
-fn report(name: &str, catalog: Catalog) -> Report {
-    let path = catalog.followed_timeline().map(|timeline| catalog.history(timeline));
-    let window = |backup: &crate::repository::BackupDocument| {
-        // One on a dead branch is of use on its own timeline alone.
-        let history = path.clone().filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
-        let history = history.unwrap_or_else(|| catalog.history(backup.end_timeline));
-        let (_, covered) = catalog.covered_until(&history, backup.start_lsn);
+/// The path on which a backup is of use. One on a dead branch is of use on its own timeline alone.
+fn path_of(catalog: &Catalog, backup: &BackupDocument) -> History {
+    let followed = catalog.followed_timeline().map(|timeline| catalog.history(timeline));
+    let followed = followed.filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
+    followed.unwrap_or_else(|| catalog.history(backup.end_timeline))
+}
+
+fn report(name: &str, catalog: &Catalog, newest: &BTreeMap<(TimelineId, Lsn), Option<Timestamp>>) -> Report {
+    let window = |backup: &BackupDocument| {
+        let (timeline, covered) = catalog.covered_until(&path_of(catalog, backup), backup.start_lsn);
+        let is_restorable = covered >= backup.end_lsn && catalog.chain(backup).is_ok();
+        let moment = newest.get(&(timeline, covered)).copied().flatten().filter(|_| is_restorable);
         let broken = catalog.chain(backup).err().map(|broken| broken.to_string());
         Window {
             backup: backup.id.to_string(),
@@ -284,7 +315,8 @@ fn report(name: &str, catalog: Catalog) -> Report {
             plain_bytes: backup.plain_bytes,
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
-            restorable_to: (covered >= backup.end_lsn && broken.is_none()).then_some(covered),
+            restorable_to: is_restorable.then_some(covered),
+            restorable_to_time: moment,
             verdict: backup.findings.verdict(),
             findings: backup.findings.clone(),
         }
