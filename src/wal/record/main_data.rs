@@ -89,12 +89,19 @@ impl Body {
         self.left_bytes = bytes;
         self.fragment_bytes = 0;
         self.kept.clear();
+        let is_switch = rmgr == XLOG && info & OPERATION_MASK == SWITCH;
+        self.place = if Body::matters(rmgr, info) && !is_switch { Place::Headers } else { Place::Ignored };
+    }
+
+    /// True if a record of this resource manager, with these flags, is anything but a [`RecordKind::Other`].
+    pub(super) fn matters(rmgr: u8, info: u8) -> bool {
         let operation = info & OPERATION_MASK;
-        let matters = match rmgr {
+        match rmgr {
             XLOG => matches!(
                 operation,
                 CHECKPOINT_SHUTDOWN
                     | CHECKPOINT_ONLINE
+                    | SWITCH
                     | BACKUP_END
                     | PARAMETER_CHANGE
                     | RESTORE_POINT
@@ -105,8 +112,7 @@ impl Body {
             STORAGE => matches!(operation, STORAGE_CREATE | STORAGE_TRUNCATE),
             DATABASE | TABLESPACE => true,
             _ => false,
-        };
-        self.place = if matters { Place::Headers } else { Place::Ignored };
+        }
     }
 
     /// Takes the next bytes of the body.

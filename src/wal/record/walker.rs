@@ -249,6 +249,10 @@ impl RecordWalker {
             _ if self.record.have_bytes == 0 && self.position != align(self.position) => {
                 Ok(shorter(bytes, align(self.position) - self.position).len())
             }
+            _ if self.record.have_bytes == 0 => match self.pass_over(bytes, out) {
+                0 => self.take_record_header(bytes, out),
+                used => Ok(used),
+            },
             _ if (self.record.have_bytes as usize) < RECORD_HEADER_BYTES => self.take_record_header(bytes, out),
             _ => self.take_body(bytes, out),
         }
@@ -315,6 +319,38 @@ impl RecordWalker {
             self.rest_bytes = expected_bytes;
         }
         Ok(())
+    }
+
+    /// Most records lie in one page and say nothing that matters: gives those out without taking them apart, and returns how many
+    /// bytes they are. Stops in front of any other, and of one that is not as it must be.
+    fn pass_over(&mut self, bytes: &[u8], out: &mut dyn FnMut(Record)) -> usize {
+        let mut used = 0;
+        while let Some(rest) = bytes.get(used..)
+            && let Some(header) = rest.first_chunk::<RECORD_HEADER_BYTES>()
+            && let Some(length) = u32_at(header, 0).filter(|length| *length as usize >= RECORD_HEADER_BYTES)
+            && let Some(record) = rest.get(..length as usize)
+        {
+            let start = self.position + used as u64;
+            let [info, rmgr] = [header[16], header[17]];
+            let named = u64_at(header, 8).map(Lsn);
+            let is_linked = self.previous.map_or(named < Some(start), |previous| named == Some(previous));
+            if !is_linked || Body::matters(rmgr, info) {
+                break;
+            }
+            let checksum = crc32c::crc32c(&record[RECORD_HEADER_BYTES..]);
+            let checksum = crc32c::crc32c_append(checksum, &header[..CHECKED_HEADER_BYTES]);
+            if u32_at(header, CHECKED_HEADER_BYTES) != Some(checksum) {
+                break;
+            }
+            let end = align(start + u64::from(length));
+            self.previous = Some(start);
+            self.next_record = end;
+            let xid = u32_at(header, 4).unwrap_or(0);
+            out(Record { start, end, xid, kind: RecordKind::Other { rmgr, info } });
+            // What fills up to the next one may be in the next piece.
+            used = bytes.len().min((end - self.position) as usize);
+        }
+        used
     }
 
     fn take_record_header(&mut self, bytes: &[u8], out: &mut dyn FnMut(Record)) -> Result<usize, WalkError> {
