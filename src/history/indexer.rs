@@ -46,7 +46,7 @@ impl BlockWalk {
     }
 
     /// Walks over the bytes of `range`, a block, and says what is in it. `None` if the walk began in it, within a record that
-    /// began before: the outline would lack that one.
+    /// began before: the outline would lack that one. As to `checks_all` see [`RecordWalker::check_all`].
     ///
     /// # Errors
     /// If this is not WAL as PostgreSQL 13 to 18 writes it. The walk begins anew with the next block.
@@ -54,6 +54,7 @@ impl BlockWalk {
         &mut self,
         range: WalRange,
         pieces: impl IntoIterator<Item = &'a [u8]>,
+        checks_all: bool,
     ) -> Result<Option<Outline>, WalkError> {
         let goes_on = |going: &Going| going.timeline == range.timeline && going.walker.position() == range.start;
         let mut going = self.going.take().filter(goes_on).unwrap_or_else(|| Going {
@@ -61,6 +62,7 @@ impl BlockWalk {
             began: range.start,
             walker: RecordWalker::new(self.size, range.start),
         });
+        going.walker.check_all(checks_all);
         let is_known = going.began < range.start && going.has_met_a_record();
         let mut outliner = Outliner::new(range.start, self.hides_names);
         let mut position = range.start;
@@ -119,9 +121,10 @@ impl Shared {
                 (state.walk, state.is_started) = (Some(walk), false);
                 return;
             };
-            let connection = state.connection;
+            // While the archive catches up, processors have other things to do.
+            let (connection, checks_all) = (state.connection, state.waiting.is_empty());
             drop(state);
-            let outline = walk.outline(range, pieces.iter().map(|piece| &piece[..]));
+            let outline = walk.outline(range, pieces.iter().map(|piece| &piece[..]), checks_all);
             drop(pieces);
             let mut state = self.state();
             match outline {

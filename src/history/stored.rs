@@ -144,7 +144,7 @@ impl IndexWriter {
             };
             let (back, outline) = runtime::blocking(move || {
                 let outline = match window.end == block.end {
-                    true => walk.outline(block, window.pieces.iter().map(|piece| &piece[..])).ok().flatten(),
+                    true => walk.outline(block, window.pieces.iter().map(|piece| &piece[..]), true).ok().flatten(),
                     false => None,
                 };
                 (walk, outline)
