@@ -14,7 +14,7 @@ use super::state::{ArchiveState, Phase, StateSender};
 use super::stream::{Ended, Stream};
 use crate::codec::Form;
 use crate::error::{Error, Kind, Result};
-use crate::history::Indexer;
+use crate::history::index::Indexer;
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;

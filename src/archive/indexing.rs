@@ -4,7 +4,7 @@
 use super::state::ArchiveState;
 use crate::codec::Form;
 use crate::error::{Error, Kind, Result};
-use crate::history::{IndexWriter, Indexer, Indexes, Level, Outline};
+use crate::history::index::{IndexWriter, Indexer, Indexes, Level, Outline};
 use crate::repository::{Layout, Repository, Writer};
 use crate::runtime::{Backoff, RetryPolicy, Shutdown};
 use crate::store::Store;

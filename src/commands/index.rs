@@ -4,7 +4,7 @@ use super::progress::{self, Step};
 use super::{parts, print};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::history::{Filled, IndexWriter};
+use crate::history::index::{Filled, IndexWriter};
 use crate::repository::{Catalog, Writer};
 use crate::wal::WalRange;
 use tokio::sync::watch;

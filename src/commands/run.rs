@@ -8,7 +8,7 @@ use crate::archive::{
 };
 use crate::config::Settings;
 use crate::error::Result;
-use crate::history::Indexer;
+use crate::history::index::Indexer;
 use crate::http::{self, Health};
 use crate::metrics::{Metrics, WalObject};
 use crate::postgres::WalStatus;

@@ -69,7 +69,7 @@ pub use wal_fetch::{Fetched, fetch};
 pub use wal_push::{Pushed, push};
 
 use crate::error::Result;
-use crate::history::Indexes;
+use crate::history::index::Indexes;
 use crate::repository::{Catalog, WalReader};
 use choose::Choice;
 use jiff::Timestamp;

@@ -3,7 +3,7 @@
 
 use super::route::Route;
 use crate::error::Result;
-use crate::history::{Indexes, time_of};
+use crate::history::index::{Indexes, time_of};
 use crate::repository::{Catalog, RecordSink, WalReader, WalWalk};
 use crate::wal::{Lsn, Record, WalRange};
 use jiff::Timestamp;

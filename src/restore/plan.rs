@@ -9,7 +9,7 @@ use super::refusal;
 use super::request::{Target, TargetAction};
 use super::survey::{Found, Goal, NewTablespace, Survey};
 use crate::error::{Error, Kind, Result};
-use crate::history::{Span, Transaction};
+use crate::history::index::{Span, Transaction};
 use crate::repository::{BackupDocument, BackupId, BackupTablespace, WalNeed};
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use jiff::{SignedDuration, Timestamp};

@@ -7,7 +7,7 @@ use super::request::{Request, Target, TargetAction};
 use super::survey::{Survey, Surveyor};
 use super::testing::{CatalogBuilder, MIB, at, commit, other, record};
 use crate::error::{Error, Kind, Result};
-use crate::history::Span;
+use crate::history::index::Span;
 use crate::repository::{BackupId, Catalog, Gap};
 use crate::wal::{Lsn, Record, RecordKind, TimelineId, WalRange};
 use proptest::prelude::*;

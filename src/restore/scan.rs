@@ -4,7 +4,7 @@
 use super::route::Route;
 use super::survey::{Goal, Survey, Surveyor};
 use crate::error::Result;
-use crate::history::{Indexes, Outline};
+use crate::history::index::{Indexes, Outline};
 use crate::repository::{RecordSink, WalReader, WalWalk};
 use crate::wal::{Lsn, Record, WalRange};
 use std::collections::VecDeque;

@@ -5,7 +5,7 @@ use super::scan::{Stretch, survey};
 use super::survey::{Goal, Survey};
 use super::testing::{at, micros};
 use crate::codec::{Compression, Form, Identities, Recipients, encryption};
-use crate::history::{IndexWriter, Indexes, Level};
+use crate::history::index::{IndexWriter, Indexes, Level};
 use crate::repository::{Key, Layout, Repository, WalReader, Writer};
 use crate::store::{MemoryStore, Store};
 use crate::wal::testing::{START, WalWriter, size};
@@ -120,7 +120,7 @@ fn goals(records: &[Record], seed: u64) -> Vec<Goal> {
             Goal::Xid { xid: record.xid, exclusive },
             Goal::Time { time, exclusive },
         ]);
-        if let Some(ended) = crate::history::Transaction::ended_by(record) {
+        if let Some(ended) = crate::history::index::Transaction::ended_by(record) {
             goals.push(Goal::Time { time: ended.time, exclusive });
         }
     }

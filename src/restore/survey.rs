@@ -1,6 +1,6 @@
 //! What the records between a backup and a target say: where recovery must stop, and what it will need. Pure.
 
-use crate::history::{Fact, Outline, Span, Transaction, time_of};
+use crate::history::index::{Fact, Outline, Span, Transaction, time_of};
 use crate::wal::{Lsn, ParameterChange, Record, RecordKind};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
