@@ -35,7 +35,7 @@ pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use loss::Loss;
 pub use part_name::{ContentDigest, PartName};
 pub use reader::{WalReader, Window};
-pub use relation_file::{Fork, RelationFile, RelationId, whole_path};
+pub use relation_file::{Fork, RelationFile, whole_path};
 pub use stored_parts::{EarlierParts, StoredPart};
 pub use walk::{RecordSink, WalWalk};
 pub use writer::{EncodedWal, Stamp, StoredFrames, WAL_FRAME_BYTES, WalEncoding, Writer};

@@ -139,11 +139,18 @@ impl RecordWalker {
                 have_bytes: 0,
                 total_bytes: 0,
                 checksum: 0,
-                body: Body::new(),
+                body: Body::new(false),
             },
             end: None,
             failed: None,
         }
+    }
+
+    /// The same, but each record comes with [`Record::relation`] and [`Record::top_xid`], and the ends of transactions
+    /// with the lists that say so, which takes time.
+    pub fn with_details(mut self) -> RecordWalker {
+        self.record.body = Body::new(true);
+        self
     }
 
     /// Takes the bytes from `start` on and calls `out` with each record that they complete. Bytes behind the end of WAL
@@ -382,18 +389,18 @@ impl RecordWalker {
         if u32_at(&record.header, CHECKED_HEADER_BYTES) != Some(checksum) {
             return Err(WalkError::Record { start: record.start, problem: "does not match its checksum" });
         }
-        let kind = record.body.finish();
+        let (kind, relation, top_xid) = (record.body.finish(), record.body.relation(), record.body.top_xid());
         let mut end = align(end);
         if kind == RecordKind::Switch && self.size.offset(end) != 0 {
             end = self.size.segment_start(end) + self.size.bytes();
             self.doing = Doing::Switched { until: end };
         }
         let xid = u32_at(&record.header, 4).unwrap_or(0);
-        let start = record.start;
+        let (start, bytes) = (record.start, record.total_bytes);
         record.have_bytes = 0;
         self.previous = Some(start);
         self.next_record = end;
-        out(Record { start, end, xid, kind });
+        out(Record { start, end, bytes, xid, top_xid, relation, kind });
         Ok(())
     }
 }
