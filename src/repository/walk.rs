@@ -33,6 +33,11 @@ impl<S: RecordSink> WalWalk<S> {
         WalWalk { sink, walker: RecordWalker::new(size, start), unreadable: None, is_over: false }
     }
 
+    /// The same, with records that say what they are about ([`RecordWalker::with_details`]).
+    pub fn with_details(self) -> WalWalk<S> {
+        WalWalk { walker: self.walker.with_details(), ..self }
+    }
+
     /// Walks on through `files`, which begin where it is, follow on one another and are stored. It is gone if this is
     /// dropped.
     ///

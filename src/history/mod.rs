@@ -1,0 +1,13 @@
+//! What was committed when: entries from the records of stored WAL. May use `repository` and all that it may.
+//!
+//! ```text
+//! moments ─► span: which stored WAL to walk ─► chronicle: records of a transaction become one entry ─► whoever asked
+//! ```
+
+mod chronicle;
+mod entry;
+mod span;
+
+pub use chronicle::Chronicle;
+pub use entry::{Entry, Event, Transaction};
+pub use span::{Bound, Hole, Walked, walk};
