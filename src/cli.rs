@@ -389,9 +389,9 @@ pub struct HistoryArgs {
     /// Only what removed something: databases, tablespaces, and relations that were dropped, truncated or rewritten
     #[arg(long)]
     pub drops: bool,
-    /// Only transactions in this database, by its OID
-    #[arg(long, value_name = "OID")]
-    pub database: Option<u32>,
+    /// Only transactions in this database, by its name, where that is known, or its OID
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
     /// Only transactions with at least this much WAL, in bytes, or with k, M or G behind it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub min_bytes: Option<u64>,

@@ -4,7 +4,7 @@ use super::{parts, print, time};
 use crate::cli::{Common, HistoryArgs};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::history::{Bound, Chronicle, Entry, Event, Hole, Transaction, walk};
+use crate::history::{Bound, Chronicle, Entry, Event, Hole, NameBook, Transaction, read_name_book, walk};
 use crate::repository::{Catalog, WalReader};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, RelationId, TimelineId};
@@ -42,7 +42,11 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     let history = path(&catalog, args.timeline.map(TimelineId))?;
+    let names = read_name_book(&reader, &catalog, from).await;
+    let databases = args.database.as_deref().map(|name| databases(name, &names)).transpose()?;
     let printer = Printer {
+        databases,
+        names,
         from,
         to,
         history: history.clone(),
@@ -78,8 +82,19 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     Ok(())
 }
 
+/// The numbers of the databases that are meant.
+fn databases(text: &str, names: &NameBook) -> Result<Vec<u32>> {
+    let mut oids = names.databases_called(text);
+    oids.extend(text.parse::<u32>());
+    match oids.is_empty() {
+        false => Ok(oids),
+        true => Err(Error::new(Kind::Refused, format!("no database called {text:?} is known here"))
+            .hint("Names are stored with base backups, as far as the role may read them. Its OID is always taken.")),
+    }
+}
+
 /// The path to the timeline that is asked for, or to the one that is followed.
-fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<History> {
+pub(super) fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<History> {
     let none = || {
         Error::new(Kind::Refused, "the repository holds no WAL")
             .hint("Has `seawall run` ever run for this cluster, and is --cluster right?")
@@ -92,7 +107,8 @@ fn path(catalog: &Catalog, timeline: Option<TimelineId>) -> Result<History> {
     Ok(catalog.history(timeline))
 }
 
-fn warn(hole: &Hole) {
+/// Says of what nothing is known.
+pub(super) fn warn(hole: &Hole) {
     let (timeline, start, end) = (hole.timeline, hole.start, hole.end);
     match &hole.unreadable {
         Some(why) => tracing::warn!(%timeline, "what was committed between {start} and {end} cannot be read: {why}"),
@@ -144,6 +160,9 @@ struct Printer {
     args: HistoryArgs,
     from: Bound,
     to: Option<Bound>,
+    /// Only what concerns one of these.
+    databases: Option<Vec<u32>>,
+    names: NameBook,
     history: History,
     command: String,
     zone: TimeZone,
@@ -165,7 +184,7 @@ impl Printer {
             return Ok(ControlFlow::Break(()));
         }
         if !is_early && !is_late && self.wants(entry) {
-            let line = Line::of(entry, &self.history, &self.command);
+            let line = Line::of(entry, &self.history, &self.names, &self.command);
             let text = if self.args.json.json { line.json()? } else { line.text(&self.zone) };
             match self.limit {
                 None => print::stdout(&text)?,
@@ -185,13 +204,14 @@ impl Printer {
         let Event::Commit(transaction) = &entry.event else {
             return !args.drops && args.database.is_none() && args.min_bytes.is_none();
         };
-        let named = |oid: u32| {
+        let named = |oid: &u32| {
+            let oid = *oid;
             transaction.database == Some(oid)
                 || transaction.created_databases.contains(&oid)
                 || transaction.dropped_databases.contains(&oid)
         };
         (!args.drops || transaction.removes())
-            && args.database.is_none_or(named)
+            && self.databases.as_ref().is_none_or(|oids| oids.iter().any(named))
             && args.min_bytes.is_none_or(|least| transaction.bytes >= least)
     }
 }
@@ -225,6 +245,8 @@ struct TransactionLine {
     /// False if it may have begun before the WAL that was read.
     complete: bool,
     database: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_name: Option<String>,
     /// Relations went, and not only their files.
     drops: bool,
     #[serde(skip)]
@@ -232,6 +254,9 @@ struct TransactionLine {
     removed_files: u32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     removed: Vec<File>,
+    /// What is known to be called so and was changed or removed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changed_relations: Vec<String>,
     created_files: u32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     created: Vec<File>,
@@ -250,24 +275,46 @@ struct File {
     tablespace: u32,
     database: u32,
     file: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    relation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
 }
 
 impl File {
-    fn list(relations: &[RelationId]) -> Vec<File> {
-        let file = |it: &RelationId| File { tablespace: it.tablespace, database: it.database, file: it.file };
+    fn list(relations: &[RelationId], names: &NameBook, lsn: Lsn) -> Vec<File> {
+        let file = |it: &RelationId| {
+            let known = names.relation(*it, lsn);
+            let (tablespace, database, file) = (it.tablespace, it.database, it.file);
+            let relation = known.map(|known| known.name.clone());
+            File { tablespace, database, file, relation, kind: known.map(|known| kind(known.kind)) }
+        };
         relations.iter().map(file).collect()
     }
 }
 
+/// What `pg_class.relkind` means.
+fn kind(letter: char) -> &'static str {
+    match letter {
+        'r' => "table",
+        'i' => "index",
+        't' => "toast table",
+        'm' => "materialized view",
+        'S' => "sequence",
+        'p' => "partitioned table",
+        _ => "relation",
+    }
+}
+
 impl Line {
-    fn of(entry: &Entry, history: &History, command: &str) -> Line {
+    fn of(entry: &Entry, history: &History, names: &NameBook, command: &str) -> Line {
         let mut before_lsn = entry.start;
         let (mut name, mut previous_timeline, mut transaction) = (None, None, None);
         let mut timeline = history.timeline_at(entry.start);
         let event = match &entry.event {
             Event::Commit(it) => {
                 before_lsn = it.before(entry.start);
-                transaction = Some(TransactionLine::of(it));
+                transaction = Some(TransactionLine::of(it, entry.start, names));
                 "commit"
             }
             Event::RestorePoint { name: found } => {
@@ -314,7 +361,8 @@ impl Line {
             };
             return Line::row([&time, &lsn, "", "", "", ""], &what);
         };
-        let database = it.database.map(|oid| oid.to_string()).unwrap_or_default();
+        let number = it.database.map(|oid| oid.to_string());
+        let database = it.database_name.clone().or(number).unwrap_or_default();
         let at_least = if it.complete { "" } else { ">=" };
         let records = format!("{at_least}{}", it.records);
         let size = print::size(it.bytes);
@@ -327,7 +375,11 @@ impl Line {
 }
 
 impl TransactionLine {
-    fn of(transaction: &Transaction) -> TransactionLine {
+    fn of(transaction: &Transaction, lsn: Lsn, names: &NameBook) -> TransactionLine {
+        let of_database = |oid: u32| {
+            let changed = transaction.changed.iter().filter_map(move |it| names.relation_by_oid(oid, *it, lsn));
+            changed.map(|relation| relation.name.clone()).collect()
+        };
         TransactionLine {
             xid: transaction.xid,
             prepared: transaction.prepared,
@@ -336,12 +388,14 @@ impl TransactionLine {
             bytes: transaction.bytes,
             complete: transaction.is_whole,
             database: transaction.database,
+            database_name: transaction.database.and_then(|oid| names.database(oid, lsn)).map(str::to_owned),
+            changed_relations: transaction.database.map(of_database).unwrap_or_default(),
             drops: transaction.drops(),
             removes: transaction.removes(),
             removed_files: transaction.removed_count,
-            removed: File::list(&transaction.removed),
+            removed: File::list(&transaction.removed, names, lsn),
             created_files: transaction.created_count,
-            created: File::list(&transaction.created),
+            created: File::list(&transaction.created, names, lsn),
             created_databases: transaction.created_databases.clone(),
             dropped_databases: transaction.dropped_databases.clone(),
             created_tablespaces: transaction.created_tablespaces.clone(),
@@ -362,9 +416,21 @@ impl TransactionLine {
         oids("creates", "database", &self.created_databases);
         oids("creates", "tablespace", &self.created_tablespaces);
         let files = |count: u32, files: &[File]| {
-            let named: Vec<u32> = files.iter().take(NAMED).map(|file| file.file).collect();
+            // Tables say most, and what has no name says least.
+            let rank = |file: &&File| match file.kind {
+                Some("index" | "toast table") => 1,
+                Some(_) => 0,
+                None => 2,
+            };
+            let mut files: Vec<&File> = files.iter().collect();
+            files.sort_by_key(rank);
+            let named: Vec<String> = files
+                .iter()
+                .take(NAMED)
+                .map(|file| file.relation.clone().unwrap_or_else(|| format!("file {}", file.file)))
+                .collect();
             let more = if count as usize > named.len() { ", …" } else { "" };
-            format!("{count} relation{} (file {}{more})", if count == 1 { "" } else { "s" }, numbers(&named))
+            format!("{count} relation{} ({}{more})", if count == 1 { "" } else { "s" }, named.join(", "))
         };
         if self.removed_files > 0 {
             let verb = if self.drops { "drops" } else { "truncates or rewrites" };
@@ -408,11 +474,13 @@ mod tests {
             event: Event::Commit(Box::new(transaction.clone())),
         };
         let history = History::root(TimelineId(1));
-        let text = |entry: &Entry| Line::of(entry, &history, "seawall restore --into DIR").text(&TimeZone::UTC);
+        let text = |entry: &Entry| {
+            Line::of(entry, &history, &NameBook::default(), "seawall restore --into DIR").text(&TimeZone::UTC)
+        };
         assert_eq!(
             text(&entry),
             "2026-11-20 13:03:00.250000+00:00  0/3000060            735         5         12   1.50 KiB  commit; drops \
-             5 relations (file 16402, 16402, 16402, …)\n  before it: seawall restore --into DIR --to-lsn 0/3000060 --to-exclusive\n"
+             5 relations (file 16402, file 16402, file 16402, …)\n  before it: seawall restore --into DIR --to-lsn 0/3000060 --to-exclusive\n"
         );
         // A database is there before the transaction only.
         let transaction = Transaction { removed_count: 0, dropped_databases: vec![16500], ..transaction };

@@ -10,6 +10,7 @@ mod history;
 mod keys;
 mod list;
 mod looks;
+mod names;
 pub mod observer;
 mod parts;
 pub mod print;

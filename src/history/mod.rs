@@ -6,8 +6,10 @@
 
 mod chronicle;
 mod entry;
+mod names;
 mod span;
 
 pub use chronicle::Chronicle;
 pub use entry::{Entry, Event, Transaction};
+pub use names::{NameBook, Relation, read_name_book};
 pub use span::{Bound, Hole, Walked, walk};

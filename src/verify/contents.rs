@@ -39,7 +39,7 @@ impl Others {
                 start < end && range.fits_one_block(self.size) && range.bytes() == identity.plain_bytes
             }
             Subject::Part { backup, archive } => Archive::parse(archive).is_some() && self.backups.contains(backup),
-            Subject::Manifest { backup } => self.backups.contains(backup),
+            Subject::Manifest { backup } | Subject::Names { backup } => self.backups.contains(backup),
         }
     }
 }
@@ -116,6 +116,7 @@ fn in_words(subject: &Subject) -> String {
         Subject::Wal { timeline, start, end } => format!("WAL from {start} to {end} of timeline {timeline}"),
         Subject::Part { backup, archive } => format!("a part of {archive:?} of backup {backup}"),
         Subject::Manifest { backup } => format!("the manifest of backup {backup}"),
+        Subject::Names { backup } => format!("the names of backup {backup}"),
     }
 }
 
