@@ -223,6 +223,10 @@ pub struct RestoreArgs {
     /// To the end of what is stored; also what happens without a target
     #[arg(long, group = "target")]
     pub to_end: bool,
+    /// To just before this relation was dropped, as schema.name: the newest drop, with --to the newest up to then. Needs its
+    /// name from the base backups, as `seawall history` does
+    #[arg(long, value_name = "RELATION", conflicts_with_all = ["to_lsn", "to_xid", "to_name", "to_end", "to_exclusive", "standby"])]
+    pub before_drop: Option<String>,
     /// Stop just before the target instead of just behind it
     #[arg(long, requires = "target", conflicts_with_all = ["to_name", "to_end"])]
     pub to_exclusive: bool,
@@ -541,6 +545,7 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
   seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
+  seawall restore --into /srv/pg --before-drop public.accounts
   seawall restore --into /srv/pg --standby
   seawall restore --into /srv/pg --wal now
   seawall restore --into /srv/pg --to '1 hour ago' --database shop

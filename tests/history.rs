@@ -10,6 +10,7 @@ mod support;
 #[path = "support/versions.rs"]
 mod versions;
 
+use futures_util::future::join_all;
 use scene::Scene;
 use seawall::scratch::{Server, ServerOptions};
 use serde_json::Value;
@@ -137,6 +138,67 @@ async fn what_was_done_is_told_and_can_be_undone(version: u32) {
     let restored = undone(&scene, &entries[11], "before-database").await;
     let gone = restored.connect("gone").await.unwrap();
     assert_eq!(gone.sql("SELECT id FROM kept").await.unwrap()[0][0].as_deref(), Some("7"), "PostgreSQL {version}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_table_is_found_by_its_name() {
+    join_all([13, support::postgres::DEBIAN, 18].map(before_drop)).await;
+}
+
+async fn before_drop(version: u32) {
+    // Given a base backup that has seen a table, a view and a table that refers to it,
+    let scene = Scene::new(version, &[("autovacuum", "off")]).await;
+    let sql = async |text: &str| scene.server.sql(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+    sql("CREATE TABLE accounts (id int PRIMARY KEY, note text); CREATE VIEW seen AS SELECT 1 AS one; \
+         CREATE TABLE entries (account int REFERENCES accounts); INSERT INTO accounts VALUES (1)")
+    .await;
+    let _archiver = scene.archived().await;
+    let from = scene.server.value("SELECT pg_current_wal_insert_lsn()").await;
+    // when it is rewritten, made smaller and bigger, and dropped at last, and another after it,
+    sql("VACUUM FULL accounts").await;
+    sql("DROP TABLE entries").await;
+    sql("INSERT INTO accounts VALUES (2, 'kept')").await;
+    sql("DROP TABLE accounts; DROP VIEW seen").await;
+    sql("CREATE TABLE unseen (id int)").await;
+    sql("DROP TABLE unseen").await;
+    scene.settle().await;
+
+    // then the history has names, for files that were there at the backup,
+    let drops = history(&scene, &["--from", &from, "--drops", "--database", "postgres"]).await;
+    assert_eq!(drops.len(), 4, "{drops:#?}");
+    assert!(drops.iter().all(|entry| entry["database_name"] == "postgres"), "{drops:#?}");
+    assert_eq!(
+        drops[0]["removed"].as_array().unwrap().iter().filter(|it| it["relation"] == "public.accounts").count(),
+        1
+    );
+    assert_eq!(drops[1]["removed"][0]["relation"], "public.entries", "{drops:#?}");
+    // and for a table that was rewritten since, by its number.
+    let changed = drops[2]["changed_relations"].as_array().unwrap();
+    assert!(changed.iter().any(|name| name == "public.accounts"), "PostgreSQL {version}: {drops:#?}");
+    assert!(drops[3].get("changed_relations").is_none(), "{drops:#?}");
+
+    // A restore finds the moment, with all that came before,
+    let into = scene.places.path().join("before");
+    let restore = |relation: &'static str| {
+        let arguments = ["restore", "--into", into.to_str().unwrap(), "--before-drop", relation, "--dry-run", "--json"];
+        scene.seawall(&arguments)
+    };
+    let plan: Value = serde_json::from_str(&restore("public.accounts").run_ok().await.stdout).unwrap();
+    assert_eq!(plan["target"]["lsn"], drops[2]["lsn"], "PostgreSQL {version}: {plan:#}");
+    assert_eq!(plan["exclusive"], true);
+    let plan: Value = serde_json::from_str(&restore("public.entries").run_ok().await.stdout).unwrap();
+    assert_eq!(plan["target"]["lsn"], drops[1]["lsn"], "PostgreSQL {version}: {plan:#}");
+    // or says which drops have no name,
+    let refused = restore("public.unseen").run_err(6).await.stderr;
+    assert!(refused.contains(&format!("--to-lsn {} --to-exclusive", drops[3]["lsn"].as_str().unwrap())), "{refused}");
+    restore("accounts").run_err(2).await;
+    // and comes back with the table.
+    if version == support::postgres::DEBIAN {
+        let entry = serde_json::json!({ "restore": "seawall restore --into DIR --before-drop public.accounts" });
+        let restored = undone(&scene, &entry, "named").await;
+        let rows = restored.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM accounts, seen").await.unwrap();
+        assert_eq!(rows[0][0].as_deref(), Some("1 2"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

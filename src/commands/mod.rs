@@ -2,6 +2,7 @@
 
 mod backup;
 mod backups;
+mod before_drop;
 mod check;
 mod completions;
 mod demo;

@@ -4,11 +4,13 @@
 //! moments ─► span: which stored WAL to walk ─► chronicle: records of a transaction become one entry ─► whoever asked
 //! ```
 
+mod before_drop;
 mod chronicle;
 mod entry;
 mod names;
 mod span;
 
+pub use before_drop::{Drops, find_drops};
 pub use chronicle::Chronicle;
 pub use entry::{Entry, Event, Transaction};
 pub use names::{NameBook, Relation, read_name_book};
