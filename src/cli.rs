@@ -74,6 +74,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// List backups, WAL ranges, holes and recovery windows
     List(ReportArgs),
+    /// Say what was committed between two moments, and how to restore to just before it
+    History(HistoryArgs),
     /// Say where archiving stands and what a disaster would cost now
     Status(ReportArgs),
     /// Check server, role, slot, repository and clock before they are needed
@@ -223,6 +225,10 @@ pub struct RestoreArgs {
     /// To the end of what is stored; also what happens without a target
     #[arg(long, group = "target")]
     pub to_end: bool,
+    /// To just before this relation was dropped, as schema.name: the newest drop, with --to the newest up to then. Needs its
+    /// name from the base backups, as `seawall history` does
+    #[arg(long, value_name = "RELATION", conflicts_with_all = ["to_lsn", "to_xid", "to_name", "to_end", "to_exclusive", "standby"])]
+    pub before_drop: Option<String>,
     /// Stop just before the target instead of just behind it
     #[arg(long, requires = "target", conflicts_with_all = ["to_name", "to_end"])]
     pub to_exclusive: bool,
@@ -374,6 +380,47 @@ pub struct ReportArgs {
     pub json: JsonArg,
 }
 
+/// `seawall history`
+#[derive(Args, Debug)]
+pub struct HistoryArgs {
+    /// From this time on, written as for `restore --to`, or from this position in the WAL on [default: 1 hour ago]
+    #[arg(long, value_name = "WHEN")]
+    pub from: Option<String>,
+    /// Up to this time, or position [default: the end of what is stored]
+    #[arg(long, value_name = "WHEN")]
+    pub to: Option<String>,
+    /// On the way to this timeline instead of the line that was archived last
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeline: Option<u32>,
+    /// Only what removed something: databases, tablespaces, and relations that were dropped, truncated or rewritten
+    #[arg(long)]
+    pub drops: bool,
+    /// Only transactions in this database, by its name, where that is known, or its OID
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
+    /// Only transactions with at least this much WAL, in bytes, or with k, M or G behind it
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub min_bytes: Option<u64>,
+    /// The last N lines of what would be shown
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: Option<u32>,
+    /// What opens an encrypted repository.
+    #[command(flatten)]
+    pub identity: IdentityArg,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// Reads bytes, KiB, MiB or GiB.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [('k', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)];
+    let unit = units.iter().find_map(|(letter, bytes)| Some((text.strip_suffix(*letter)?, *bytes)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.ok_or_else(|| "give bytes, such as 8192, 100k or 50M".to_owned())
+}
+
 /// `seawall check`
 #[derive(Args, Debug)]
 pub struct CheckArgs {
@@ -474,6 +521,7 @@ impl Command {
             Command::Restore(args) => args.json.json,
             Command::List(args) | Command::Status(args) => args.json.json,
             Command::Check(args) => args.json.json,
+            Command::History(args) => args.json.json,
             Command::Verify(args) => args.json.json,
             Command::Index(args) => args.json.json,
             Command::Run(_)
@@ -511,12 +559,24 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /srv/pg --to '2026-11-20 14:03 Europe/Berlin' --dry-run
   seawall restore --into /srv/pg --to '10 minutes ago' --target-action pause
   seawall restore --into /srv/pg --to-xid 48151623 --to-exclusive
+  seawall restore --into /srv/pg --before-drop public.accounts
   seawall restore --into /srv/pg --standby
   seawall restore --into /srv/pg --wal now
   seawall restore --into /srv/pg --to '1 hour ago' --database shop
   seawall restore --into /var/lib/postgresql/15/main --delta --owner postgres --dry-run",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
+    (
+        "history",
+        "  export SEAWALL_REPO=s3://backups/shop
+  seawall history
+  seawall history --from '2 days ago' --drops
+  seawall history --from '2026-11-20 13:00 Europe/Berlin' --to '2026-11-20 14:00 Europe/Berlin'
+  seawall history --from 16/B374D848 --min-bytes 100M --json
+
+The list is in the order of the WAL. To restore to just before a line: seawall restore --into DIR
+--to-lsn LSN --to-exclusive, with the LSN of the line; what removed something has the command.",
+    ),
     (
         "status",
         "  seawall status --pg 'host=db user=seawall' --repo s3://backups/shop

@@ -93,6 +93,7 @@ impl Drop for Server {
 /// A line of `pg_waldump`.
 struct Dumped {
     rmgr: String,
+    bytes: u32,
     xid: u32,
     start: Lsn,
     description: String,
@@ -109,6 +110,7 @@ fn dump(server: &Server, start: Lsn) -> Vec<Dumped> {
     };
     let parse = |line: &str| Dumped {
         rmgr: field(line, "rmgr:"),
+        bytes: field(line.split_once("rec/tot):").unwrap().1, "/").parse().unwrap(),
         xid: field(line, " tx:").parse().unwrap(),
         start: field(line, " lsn:").parse().unwrap(),
         description: line.split_once("desc: ").unwrap().1.to_owned(),
@@ -133,7 +135,7 @@ fn segments(server: &Server, size: SegmentSize) -> Vec<(Segment, Vec<u8>)> {
 }
 
 fn walk(segments: &[(Segment, Vec<u8>)], size: SegmentSize, piece_bytes: usize) -> (RecordWalker, Vec<Record>) {
-    let mut walker = RecordWalker::new(size, segments[0].0.start);
+    let mut walker = RecordWalker::new(size, segments[0].0.start).with_details();
     let mut records = vec![];
     for (segment, bytes) in segments {
         for piece in bytes.chunks(piece_bytes) {
@@ -182,7 +184,7 @@ fn expected(kind: &RecordKind) -> (&'static str, String) {
         RecordKind::Commit { time_micros, prepared_xid, .. } => {
             ("Transaction", format!("COMMIT{} {}", prepared(prepared_xid), time(time_micros)))
         }
-        RecordKind::Abort { time_micros, prepared_xid } => {
+        RecordKind::Abort { time_micros, prepared_xid, .. } => {
             ("Transaction", format!("ABORT{} {}", prepared(prepared_xid), time(time_micros)))
         }
         RecordKind::RestorePoint { name, .. } => ("XLOG", format!("RESTORE_POINT {name}")),
@@ -228,7 +230,51 @@ fn expected(kind: &RecordKind) -> (&'static str, String) {
             };
             ("Storage", format!("CREATE {place}/{file}"))
         }
+        RecordKind::Subtransactions { top_xid, xids } => {
+            let xids: Vec<_> = xids.iter().map(u32::to_string).collect();
+            ("Transaction", format!("ASSIGNMENT xtop {top_xid}: subxacts: {}", xids.join(" ")))
+        }
+        RecordKind::RunningTransactions { next_xid, .. } => ("Standby", format!("RUNNING_XACTS nextXid {next_xid} ")),
         RecordKind::Other { rmgr, .. } => (RMGRS[usize::from(*rmgr)], String::new()),
+    }
+}
+
+/// The words behind `name` in a description, up to the next semicolon.
+fn listed<'a>(description: &'a str, name: &str) -> Vec<&'a str> {
+    let list = description.split("; ").find_map(|part| part.strip_prefix(name));
+    list.map_or(vec![], |list| list.split_whitespace().collect())
+}
+
+/// Holds the lists of a transaction's end against what `pg_waldump` says of it.
+fn compare_lists(kind: &RecordKind, dumped: &Dumped) {
+    let description = &dumped.description;
+    let numbers = |xids: &[u32]| xids.iter().map(u32::to_string).collect::<Vec<_>>();
+    match kind {
+        RecordKind::Commit { dropped, dropped_relations, subtransactions, changed, .. } => {
+            let files: Vec<_> = dropped.iter().map(|it| format!("{}/{}", it.database, it.file)).collect();
+            let listed_files = listed(description, "rels:");
+            assert_eq!(*dropped_relations as usize, listed_files.len(), "{description}");
+            for (file, listed) in files.iter().zip(&listed_files) {
+                assert!(listed.ends_with(&format!("/{file}")), "{file} in {description}");
+            }
+            assert_eq!(numbers(subtransactions), listed(description, "subxacts:"), "{description}");
+            let messages = listed(description, "inval msgs:");
+            let mut relations = vec![];
+            for pair in messages.windows(2).filter(|pair| pair[0] == "relcache") {
+                if !relations.contains(&pair[1]) {
+                    relations.push(pair[1]);
+                }
+            }
+            // Those of relations that all databases share are not ours.
+            let ours = numbers(changed);
+            assert!(ours.iter().all(|oid| relations.contains(&oid.as_str())), "{ours:?} in {description}");
+            let shared = relations.iter().filter(|oid| !ours.iter().any(|it| it == *oid));
+            assert!(shared.clone().all(|oid| oid.parse::<u32>().unwrap() < 16_384), "{ours:?} in {description}");
+        }
+        RecordKind::Abort { subtransactions, .. } => {
+            assert_eq!(numbers(subtransactions), listed(description, "subxacts:"), "{description}");
+        }
+        _ => {}
     }
 }
 
@@ -296,7 +342,12 @@ fn the_walker_sees_what_pg_waldump_sees() {
         // then the records are those that PostgreSQL's own program prints,
         for (record, dumped) in records.iter().zip(&dumped) {
             let at = format!("{record:?} against {} {}", dumped.rmgr, dumped.description);
-            assert_eq!((record.start, record.xid), (dumped.start, dumped.xid), "{at}");
+            assert_eq!((record.start, record.xid, record.bytes), (dumped.start, dumped.xid, dumped.bytes), "{at}");
+            compare_lists(&record.kind, dumped);
+            let relation = record.relation.map(|it| format!("{}/{}/{}", it.tablespace, it.database, it.file));
+            let first =
+                dumped.description.split_once("blkref #0: rel ").map(|(_, rest)| rest.split_once(' ').unwrap().0);
+            assert_eq!(relation.as_deref(), first, "{at}");
             let (rmgr, description) = expected(&record.kind);
             assert_eq!(rmgr, dumped.rmgr, "{at}");
             match record.kind {

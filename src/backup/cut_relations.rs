@@ -17,10 +17,8 @@
 //! every visibility map are taken out of the manifest that the server is shown. It then sends their files whole.
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{
-    Cut, CutWalk, FilePath, Fork, NoIndex, RecordSink, RelationFile, RelationId, WalReader, WalWalk,
-};
-use crate::wal::{History, Lsn, Record, SegmentSize};
+use crate::repository::{Cut, CutWalk, FilePath, Fork, NoIndex, RecordSink, RelationFile, WalReader, WalWalk};
+use crate::wal::{History, Lsn, Record, RelationId, SegmentSize};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
@@ -180,7 +178,7 @@ mod tests {
     use crate::wal::RecordKind;
 
     fn record(start: u64, kind: RecordKind) -> Record {
-        Record { start: Lsn(start), end: Lsn(start + 8), xid: 7, kind }
+        Record { start: Lsn(start), end: Lsn(start + 8), bytes: 8, xid: 7, top_xid: None, relation: None, kind }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod decompress;
 mod incremental;
 mod local;
 mod manifest_writer;
+mod names;
 mod pages;
 mod parts;
 mod receive;
@@ -32,6 +33,7 @@ mod wal_wait;
 
 pub use incremental::{NotIncremental, take_incremental};
 pub use local::take_local;
+pub use names::{NamesRead, read_names};
 pub use resume::Unfinished;
 pub use run::{BackupOptions, BackupPhase, BackupProgress, take};
 pub use wal_wait::{RepositoryWaiter, WalWaiter};

@@ -45,8 +45,8 @@ impl ShownManifest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::{RelationId, WalNeed, hex};
-    use crate::wal::{Lsn, TimelineId};
+    use crate::repository::{WalNeed, hex};
+    use crate::wal::{Lsn, RelationId, TimelineId};
     use serde_json::Value;
     use sha2::{Digest, Sha256};
 

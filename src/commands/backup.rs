@@ -1,7 +1,7 @@
 //! `seawall backup`: one base backup now, beside `run` or alone.
 
 use super::progress::{self, Step};
-use super::{keys, parts, print, signals};
+use super::{keys, names, parts, print, signals};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{
     BackupOptions, BackupPhase, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
@@ -139,6 +139,7 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             work.await?
         }
     };
+    names::keep(&settings, &writer, &taken.document.id, &clock).await;
     report(&taken, args.json.json)
 }
 

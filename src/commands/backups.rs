@@ -2,7 +2,7 @@
 //! with a new one, because nothing behind the hole can be restored before that.
 
 use super::looks::Looks;
-use super::parts;
+use super::{names, parts};
 use crate::archive::{ArchiveState, Phase};
 use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, Unfinished, take};
 use crate::config::Settings;
@@ -155,5 +155,7 @@ async fn take_for(
     let waiter = RepositoryWaiter::new(repository);
     let options = BackupOptions { resume, label: "seawall, after a gap".to_owned(), ..BackupOptions::default() };
     let connect = || parts::connect(settings);
-    Box::pin(take(connect, &writer, &options, clock, &waiter, progress)).await
+    let document = Box::pin(take(connect, &writer, &options, clock, &waiter, progress)).await?;
+    names::keep(settings, &writer, &document.id, clock).await;
+    Ok(document)
 }

@@ -2,14 +2,17 @@
 
 mod backup;
 mod backups;
+mod before_drop;
 mod check;
 mod completions;
 mod demo;
 pub mod exit;
+mod history;
 mod index;
 mod keys;
 mod list;
 mod looks;
+mod names;
 pub mod observer;
 mod parts;
 pub mod print;
@@ -31,7 +34,8 @@ use exit::Ending;
 /// # Errors
 /// Whatever ends the command early.
 pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
-    match cli.command {
+    let Cli { common, command } = cli;
+    match command {
         Command::Keygen(args) => keys::keygen(&args)?,
         Command::Completions(args) => completions::completions(args.shell)?,
         Command::Run(_) => Box::pin(run::run(settings)).await?,
@@ -40,6 +44,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::Status(args) => list::status(args.json.json, settings).await?,
         Command::Check(args) => check::check(args.json.json, settings).await?,
         Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
+        Command::History(args) => Box::pin(history::history(args, &common, settings)).await?,
         Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
         Command::Index(args) => Box::pin(index::index(args.json.json, settings)).await?,
         Command::WalFetch(args) => return restore::wal_fetch(&args, settings).await,

@@ -2,7 +2,7 @@
 
 use super::exit::Ending;
 use super::progress::{self, Step};
-use super::{keys, parts, print, time};
+use super::{before_drop, keys, parts, print, time};
 use crate::cli::{self, RestoreArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
@@ -29,10 +29,13 @@ use tokio::time::Instant;
 pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()> {
     let clock = Clock::system();
     let as_json = args.json.json;
-    let request = request(&args, &clock)?;
+    let mut request = request(&args, &clock)?;
     let (repository, cluster) = parts::readable_repository(&settings).await?;
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
+    if let Some(relation) = &args.before_drop {
+        before_drop::aim(&mut request, relation, &reader, &catalog, as_json).await?;
+    }
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
     let options = RestoreOptions {
         delta: args.delta,

@@ -1,3 +1,18 @@
-//! What the archive's records say. Uses `repository` and what that uses.
+//! What was committed when: entries from the records of stored WAL. May use `repository` and all that it may.
+//!
+//! ```text
+//! moments ─► span: which stored WAL to walk ─► chronicle: records of a transaction become one entry ─► whoever asked
+//! ```
 
+mod before_drop;
+mod chronicle;
+mod entry;
 pub mod index;
+mod names;
+mod span;
+
+pub use before_drop::{Drops, find_drops};
+pub use chronicle::Chronicle;
+pub use entry::{Entry, Event, Transaction};
+pub use names::{NameBook, Relation, read_name_book};
+pub use span::{Bound, Hole, Walked, walk};

@@ -6,9 +6,8 @@
 //! walk begins a page earlier, with the object's *lead*. Where there is none, as at the beginning of a stream, the index says
 //! that it may lack that one record, and the index of the object before says whether that may be a cut.
 
-use super::relation_file::RelationId;
 use crate::error::{Error, Kind, Result};
-use crate::wal::{Lsn, PAGE_BYTES, PartialRecord, Record, RecordKind, RecordWalker, SegmentSize};
+use crate::wal::{Lsn, PAGE_BYTES, PartialRecord, Record, RecordKind, RecordWalker, RelationId, SegmentSize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -70,6 +70,11 @@ pub enum Subject {
         /// The backup.
         backup: BackupId,
     },
+    /// What databases and relations were called at a base backup.
+    Names {
+        /// The backup.
+        backup: BackupId,
+    },
 }
 
 impl Subject {

@@ -14,6 +14,7 @@
 //! <cluster>/base/20261120T140300Z/base.00001.<32 digits>.tar.lz4                              or 16384.00001.…
 //! <cluster>/base/20261120T140300Z/backup_manifest.<32 digits>.lz4
 //! <cluster>/base/20261120T140300Z/backup.json
+//! <cluster>/base/20261120T140300Z/names.json.lz4
 //! <cluster>/open/probe-<id>
 //! ```
 //!
@@ -130,6 +131,8 @@ pub enum Key {
     BackupEnd(BackupId),
     /// PostgreSQL's own manifest, which has this SHA-256.
     BackupManifest(BackupId, ContentDigest),
+    /// What databases and relations were called at a base backup. No restore needs it.
+    BackupNames(BackupId),
     /// A part of one of a base backup's tar streams.
     BackupPart(BackupId, PartName),
     /// A name to try the store with.
@@ -225,6 +228,7 @@ impl Layout {
             Key::BackupManifest(id, digest) => {
                 format!("{}backup_manifest.{digest}.{suffix}", self.backup_prefix(id))
             }
+            Key::BackupNames(id) => format!("{}names.json.{suffix}", self.backup_prefix(id)),
             Key::BackupPart(id, name) => format!("{}{name}.tar.{suffix}", self.backup_prefix(id)),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
@@ -415,6 +419,9 @@ fn parse_backup_file(id: BackupId, file: &str) -> Option<Key> {
     if let Some(digest) = stem.strip_prefix("backup_manifest.") {
         return Some(Key::BackupManifest(id, ContentDigest::parse(digest)?));
     }
+    if stem == "names.json" {
+        return Some(Key::BackupNames(id));
+    }
     Some(Key::BackupPart(id, PartName::parse(stem.strip_suffix(".tar")?)?))
 }
 
@@ -484,6 +491,7 @@ mod tests {
                 Key::BackupBegin(id.clone()),
                 Key::BackupEnd(id.clone()),
                 Key::BackupManifest(id.clone(), digest),
+                Key::BackupNames(id.clone()),
                 Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
                 Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
                 Key::Probe("0a1b".to_owned()),

@@ -1,6 +1,7 @@
 //! Which relation a file of a base backup belongs to, by its path, and the names of incremental files. Pure.
 
 use super::file_path::FilePath;
+use crate::wal::RelationId;
 
 /// Blocks in each file of a relation but the last: 1 GB of 8 KiB (`RELSEG_SIZE` in `pg_config.h`).
 pub(crate) const SEGMENT_BLOCKS: u32 = 131_072;
@@ -11,17 +12,6 @@ const INCREMENTAL_PREFIX: &str = "INCREMENTAL.";
 /// The tablespaces that are there from the beginning (`pg_tablespace.dat`): `base` and `global`.
 const DEFAULT_TABLESPACE: u32 = 1663;
 const GLOBAL_TABLESPACE: u32 = 1664;
-
-/// A relation, as WAL names it (`RelFileLocator` in `relfilelocator.h`).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct RelationId {
-    /// The number of its tablespace.
-    pub tablespace: u32,
-    /// The number of its database; 0 for what all databases share.
-    pub database: u32,
-    /// The number of its file.
-    pub file: u32,
-}
 
 /// What a file of a relation holds (`relpath.c`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -48,6 +48,11 @@ impl<S: RecordSink> WalWalk<S> {
         self.is_over
     }
 
+    /// The same, with records that say what they are about ([`RecordWalker::with_details`]).
+    pub fn with_details(self) -> WalWalk<S> {
+        WalWalk { walker: self.walker.with_details(), ..self }
+    }
+
     /// Walks on through `files`, which begin where it is, follow on one another and are stored. It is gone if this is
     /// dropped.
     ///

@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn a_prepared_transaction_goes_by_its_own_number() {
         let time_micros = crate::restore::testing::micros(1);
-        let commit = RecordKind::Commit { time_micros, prepared_xid: Some(77), dropped_relations: 0 };
+        let commit = RecordKind::plain_commit(time_micros, Some(77));
         let records = [record(300, 80, commit)];
         assert_eq!(found(Goal::Xid { xid: 77, exclusive: false }, &records), Some((Some(300), Some(301))));
         assert_eq!(found(Goal::Xid { xid: 80, exclusive: false }, &records), None);

@@ -26,13 +26,12 @@ pub(crate) fn micros(seconds: i64) -> i64 {
 
 /// A record of one byte.
 pub(crate) fn record(start: u64, xid: u32, kind: RecordKind) -> Record {
-    Record { start: Lsn(start), end: Lsn(start + 1), xid, kind }
+    Record { start: Lsn(start), end: Lsn(start + 1), bytes: 1, xid, top_xid: None, relation: None, kind }
 }
 
 /// A commit at `seconds`.
 pub(crate) fn commit(start: u64, xid: u32, seconds: i64) -> Record {
-    let kind = RecordKind::Commit { time_micros: micros(seconds), prepared_xid: None, dropped_relations: 0 };
-    record(start, xid, kind)
+    record(start, xid, RecordKind::plain_commit(micros(seconds), None))
 }
 
 /// A record that says nothing.

@@ -96,7 +96,7 @@ impl Folder {
                         let empty = Finding::of_object(FindingKind::WrongLength, &object.key, "is empty");
                         findings.add(empty.in_backup(&self.id));
                     }
-                    (Some(_), _) | (None, Ok(Key::BackupBegin(_) | Key::BackupEnd(_))) => {}
+                    (Some(_), _) | (None, Ok(Key::BackupBegin(_) | Key::BackupEnd(_) | Key::BackupNames(..))) => {}
                     (None, Ok(key)) => {
                         checked.leftover_objects += 1;
                         checked.leftover_bytes += object.bytes;

@@ -11,7 +11,8 @@ pub use lsn::{Lsn, ParseLsnError};
 #[cfg(test)]
 pub(crate) use record::testing;
 pub use record::{
-    PAGE_BYTES, ParameterChange, PartialRecord, Record, RecordKind, RecordWalker, WalkError, begins_anew,
+    LISTED_RELATIONS_MAX, LISTED_SUBTRANSACTIONS_MAX, PAGE_BYTES, ParameterChange, PartialRecord, Record, RecordKind,
+    RecordWalker, RelationId, WalkError, begins_anew,
 };
 pub use segment::{BLOCK_BYTES_MAX, ParseSegmentError, Segment, SegmentSize, WalRange};
 pub use timeline::{History, HistoryEntry, ParseHistoryError, TimelineId};

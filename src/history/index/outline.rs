@@ -38,7 +38,7 @@ impl Transaction {
     pub fn ended_by(record: &Record) -> Option<Transaction> {
         let (time_micros, prepared_xid, committed) = match record.kind {
             RecordKind::Commit { time_micros, prepared_xid, .. } => (time_micros, prepared_xid, true),
-            RecordKind::Abort { time_micros, prepared_xid } => (time_micros, prepared_xid, false),
+            RecordKind::Abort { time_micros, prepared_xid, .. } => (time_micros, prepared_xid, false),
             _ => return None,
         };
         let time = Clock::from_postgres_micros(time_micros)?;
@@ -200,6 +200,8 @@ impl Fact {
             }
             RecordKind::Commit { .. }
             | RecordKind::Abort { .. }
+            | RecordKind::Subtransactions { .. }
+            | RecordKind::RunningTransactions { .. }
             | RecordKind::Checkpoint { .. }
             | RecordKind::BackupEnd { .. }
             | RecordKind::OverwriteContrecord { .. }

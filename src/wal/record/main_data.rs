@@ -1,7 +1,8 @@
 //! The part of a record that is its own: found behind the fragment headers, and decoded by resource manager.
 
+use super::fragments::{Fragment, FragmentReader};
 use super::transaction::TransactionReader;
-use super::{ParameterChange, RecordKind};
+use super::{ParameterChange, RecordKind, RelationId};
 use crate::wal::{Lsn, TimelineId};
 
 const XLOG: u8 = 0;
@@ -9,6 +10,7 @@ const TRANSACTION: u8 = 1;
 const STORAGE: u8 = 2;
 const DATABASE: u8 = 4;
 const TABLESPACE: u8 = 5;
+const STANDBY: u8 = 8;
 
 /// The bits of a record's flag byte that belong to its resource manager.
 const OPERATION_MASK: u8 = 0xF0;
@@ -30,12 +32,10 @@ const DATABASE_CREATE: u8 = 0x00;
 /// Version 15 and later: the beginning of a creation that is logged block by block. Before: a drop.
 const DATABASE_CREATE_LOGGED: u8 = 0x10;
 const DATABASE_DROP: u8 = 0x20;
-
-/// Fragment headers (`xlogrecord.h`): replication origin and top-level transaction, then the main data's length.
-const FRAGMENT_TOP_LEVEL_XID: u8 = 252;
-const FRAGMENT_ORIGIN: u8 = 253;
-const FRAGMENT_MAIN_LONG: u8 = 254;
-const FRAGMENT_MAIN_SHORT: u8 = 255;
+/// Transaction records whose flag byte has a bit of its own (`xact.h`, `XLOG_XACT_OPMASK`).
+const TRANSACTION_MASK: u8 = 0x70;
+const SUBTRANSACTIONS: u8 = 0x50;
+const RUNNING_TRANSACTIONS: u8 = 0x10;
 
 /// Main data kept for decoding. The longest that matters is a tablespace's path, which PostgreSQL limits to 1024 bytes.
 const KEPT_BYTES_MAX: usize = 2048;
@@ -46,13 +46,18 @@ pub(super) struct Body {
     rmgr: u8,
     info: u8,
     version: Option<u8>,
+    /// Whoever looks at the records wants to know of each which transaction and which relation it belongs to.
+    with_details: bool,
+    /// It may be a record whose main data is read.
+    matters: bool,
     /// Bytes that are still to come.
     left_bytes: u64,
     place: Place,
-    /// A fragment header that has not come wholly.
-    fragment: [u8; 5],
-    fragment_bytes: usize,
+    fragments: FragmentReader,
     kept: Vec<u8>,
+    /// The relation of the first block.
+    relation: Option<RelationId>,
+    top_xid: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -68,16 +73,19 @@ enum Place {
 }
 
 impl Body {
-    pub(super) fn new() -> Body {
+    pub(super) fn new(with_details: bool) -> Body {
         Body {
             rmgr: 0,
             info: 0,
             version: None,
+            with_details,
+            matters: false,
             left_bytes: 0,
             place: Place::Ignored,
-            fragment: [0; 5],
-            fragment_bytes: 0,
+            fragments: FragmentReader::new(None),
             kept: Vec::new(),
+            relation: None,
+            top_xid: None,
         }
     }
 
@@ -87,14 +95,21 @@ impl Body {
         self.info = info;
         self.version = version;
         self.left_bytes = bytes;
-        self.fragment_bytes = 0;
+        self.fragments = FragmentReader::new(version);
         self.kept.clear();
+        (self.relation, self.top_xid) = (None, None);
         let is_switch = rmgr == XLOG && info & OPERATION_MASK == SWITCH;
-        self.place = if Body::matters(rmgr, info) && !is_switch { Place::Headers } else { Place::Ignored };
+        self.matters = Body::matters(rmgr, info) && !is_switch;
+        self.place = if self.matters || self.with_details { Place::Headers } else { Place::Ignored };
     }
 
-    /// True if a record of this resource manager, with these flags, is anything but a [`RecordKind::Other`].
-    pub(super) fn matters(rmgr: u8, info: u8) -> bool {
+    /// True if a record of this resource manager, with these flags, has to be taken apart.
+    pub(super) fn is_wanted(&self, rmgr: u8, info: u8) -> bool {
+        self.with_details || Body::matters(rmgr, info)
+    }
+
+    /// True if a record of this resource manager, with these flags, may be anything but a [`RecordKind::Other`].
+    fn matters(rmgr: u8, info: u8) -> bool {
         let operation = info & OPERATION_MASK;
         match rmgr {
             XLOG => matches!(
@@ -108,7 +123,8 @@ impl Body {
                     | END_OF_RECOVERY
                     | OVERWRITE_CONTRECORD
             ),
-            TRANSACTION => TransactionReader::reads(info),
+            TRANSACTION => TransactionReader::reads(info) || info & TRANSACTION_MASK == SUBTRANSACTIONS,
+            STANDBY => operation == RUNNING_TRANSACTIONS,
             STORAGE => matches!(operation, STORAGE_CREATE | STORAGE_TRUNCATE),
             DATABASE | TABLESPACE => true,
             _ => false,
@@ -134,39 +150,49 @@ impl Body {
     }
 
     fn push_header(&mut self, byte: u8) {
-        self.fragment[self.fragment_bytes] = byte;
-        self.fragment_bytes += 1;
-        let [id, a, b, c, d] = self.fragment;
-        let bytes = match id {
-            FRAGMENT_MAIN_SHORT => 2,
-            FRAGMENT_ORIGIN => 3,
-            FRAGMENT_TOP_LEVEL_XID | FRAGMENT_MAIN_LONG => 5,
-            // A block reference: none of the records that matter has one.
-            _ => {
+        let main_bytes = match self.fragments.push(byte) {
+            None | Some(Fragment::Origin) => return,
+            Some(Fragment::Main(bytes)) => bytes,
+            Some(Fragment::TopLevelXid(xid)) => {
+                self.top_xid = Some(xid);
+                return;
+            }
+            Some(Fragment::Block(relation)) => {
+                self.relation = self.relation.or(relation);
+                // Nobody else needs a record with one.
+                if !self.with_details {
+                    self.place = Place::Ignored;
+                }
+                return;
+            }
+            Some(Fragment::Unknown) => {
                 self.place = Place::Ignored;
                 return;
             }
         };
-        if self.fragment_bytes < bytes {
-            return;
-        }
-        self.fragment_bytes = 0;
-        let main_bytes = match id {
-            FRAGMENT_MAIN_SHORT => u64::from(a),
-            FRAGMENT_MAIN_LONG => u64::from(u32::from_le_bytes([a, b, c, d])),
-            _ => return,
-        };
         self.place = match self.rmgr {
-            // Without block data the main data is all the rest.
-            _ if main_bytes != self.left_bytes => Place::Ignored,
-            TRANSACTION => Place::Transaction(TransactionReader::new(self.info, self.version)),
+            // None of the records that matter has blocks, and without their data the main data is all the rest.
+            _ if main_bytes != self.left_bytes || self.relation.is_some() || !self.matters => Place::Ignored,
+            TRANSACTION if TransactionReader::reads(self.info) => {
+                Place::Transaction(TransactionReader::new(self.info, self.version, self.with_details))
+            }
             _ => Place::Main,
         };
     }
 
+    /// The relation of the record's first block, if details are wanted.
+    pub(super) fn relation(&self) -> Option<RelationId> {
+        self.relation.filter(|_| self.with_details)
+    }
+
+    /// The transaction whose subtransaction wrote the record, where it says so and details are wanted.
+    pub(super) fn top_xid(&self) -> Option<u32> {
+        self.top_xid.filter(|_| self.with_details)
+    }
+
     /// What the record said.
-    pub(super) fn finish(&self) -> RecordKind {
-        let kind = match &self.place {
+    pub(super) fn finish(&mut self) -> RecordKind {
+        let kind = match &mut self.place {
             Place::Transaction(reader) => reader.finish(),
             Place::Main => decode(self.rmgr, self.info & OPERATION_MASK, &self.kept),
             // The one record that matters and has no main data.
@@ -181,12 +207,19 @@ impl Body {
 fn decode(rmgr: u8, operation: u8, main: &[u8]) -> Option<RecordKind> {
     match rmgr {
         XLOG => decode_xlog(operation, main),
+        TRANSACTION if operation & TRANSACTION_MASK == SUBTRANSACTIONS => {
+            let xids = main.get(8..)?.chunks_exact(4).filter_map(|xid| u32_at(xid, 0));
+            Some(RecordKind::Subtransactions { top_xid: u32_at(main, 0)?, xids: xids.collect() })
+        }
+        STANDBY if operation == RUNNING_TRANSACTIONS => {
+            Some(RecordKind::RunningTransactions { next_xid: u32_at(main, 12)?, oldest_xid: u32_at(main, 16)? })
+        }
         STORAGE if operation == STORAGE_CREATE => Some(RecordKind::RelationCreate {
             tablespace: u32_at(main, 0)?,
             database: u32_at(main, 4)?,
             file: u32_at(main, 8)?,
         }),
-        STORAGE => Some(RecordKind::Truncate {
+        STORAGE if operation == STORAGE_TRUNCATE => Some(RecordKind::Truncate {
             first_block: u32_at(main, 0)?,
             tablespace: u32_at(main, 4)?,
             database: u32_at(main, 8)?,

@@ -5,6 +5,7 @@
 //! server is refused by its page magic.
 
 mod beginning;
+mod fragments;
 mod main_data;
 mod page;
 #[cfg(test)]
@@ -16,9 +17,30 @@ mod walker;
 
 pub use beginning::begins_anew;
 pub use page::PAGE_BYTES;
+pub use transaction::{LISTED_RELATIONS_MAX, LISTED_SUBTRANSACTIONS_MAX};
 pub use walker::{PartialRecord, RecordWalker, WalkError};
 
 use super::{Lsn, TimelineId};
+
+/// A relation, as WAL names it (`RelFileLocator` in `relfilelocator.h`; before 16 `RelFileNode`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct RelationId {
+    /// The number of its tablespace.
+    pub tablespace: u32,
+    /// The number of its database; 0 for what all databases share.
+    pub database: u32,
+    /// The number of its file (`relfilenode`).
+    pub file: u32,
+}
+
+impl RelationId {
+    /// Reads the three numbers at an offset; `None` behind the end.
+    fn read(bytes: &[u8], offset: usize) -> Option<RelationId> {
+        use main_data::u32_at;
+        let (tablespace, database) = (u32_at(bytes, offset)?, u32_at(bytes, offset + 4)?);
+        Some(RelationId { tablespace, database, file: u32_at(bytes, offset + 8)? })
+    }
+}
 
 /// A record of the WAL.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,8 +50,15 @@ pub struct Record {
     /// Where the next one begins, or a page header in front of it: what PostgreSQL reports as replayed after this
     /// record. For [`RecordKind::Switch`] the end of the segment.
     pub end: Lsn,
-    /// The transaction that wrote it; 0 for none.
+    /// Its length without what pages and alignment add (`xl_tot_len`).
+    pub bytes: u32,
+    /// The transaction, or subtransaction, that wrote it; 0 for none.
     pub xid: u32,
+    /// The transaction whose subtransaction wrote it, where the record says so: with `wal_level = logical` since
+    /// version 14. Only with [`RecordWalker::with_details`].
+    pub top_xid: Option<u32>,
+    /// The relation of its first block. Only with [`RecordWalker::with_details`].
+    pub relation: Option<RelationId>,
     /// What it says.
     pub kind: RecordKind,
 }
@@ -47,8 +76,18 @@ pub enum RecordKind {
         /// For `COMMIT PREPARED`: the transaction that was prepared (the record's own `xid` is another or 0). `None` too
         /// if a walk that began in the middle of a page has not seen the server's version yet and needs it.
         prepared_xid: Option<u32>,
-        /// How many relation files it removed: tables and indexes dropped, truncated or rewritten.
+        /// How many relations' files it removed: tables and indexes dropped, truncated or rewritten.
         dropped_relations: u32,
+        /// The first [`LISTED_RELATIONS_MAX`] of them.
+        dropped: Vec<RelationId>,
+        /// The database of its session, where the record says so: if it changed a catalogue, or with
+        /// `wal_level = logical`.
+        database: Option<u32>,
+        /// Its subtransactions, the first [`LISTED_SUBTRANSACTIONS_MAX`]. Only with [`RecordWalker::with_details`].
+        subtransactions: Vec<u32>,
+        /// The OIDs of relations of `database` whose definition or files it changed or removed, the first
+        /// [`LISTED_RELATIONS_MAX`]: what other sessions are told to forget. Only with [`RecordWalker::with_details`].
+        changed: Vec<u32>,
     },
     /// A transaction was rolled back (`xact.h`, `xl_xact_abort`).
     Abort {
@@ -56,6 +95,22 @@ pub enum RecordKind {
         time_micros: i64,
         /// For `ROLLBACK PREPARED`, as in [`RecordKind::Commit`].
         prepared_xid: Option<u32>,
+        /// Its subtransactions, as in [`RecordKind::Commit`].
+        subtransactions: Vec<u32>,
+    },
+    /// Subtransactions of a transaction, some of many (`xact.h`, `xl_xact_assignment`).
+    Subtransactions {
+        /// The transaction.
+        top_xid: u32,
+        /// Its subtransactions.
+        xids: Vec<u32>,
+    },
+    /// Which transactions run: at checkpoints, and every 15 seconds (`standbydefs.h`, `xl_running_xacts`).
+    RunningTransactions {
+        /// No transaction with this number, or a later one, has begun.
+        next_xid: u32,
+        /// Every transaction before this number has ended.
+        oldest_xid: u32,
     },
     /// `pg_create_restore_point` (`xlog_internal.h`, `xl_restore_point`).
     RestorePoint {

@@ -1,6 +1,6 @@
 //! Synthetic WAL, for tests.
 
-use super::PAGE_BYTES as PAGE;
+use super::{PAGE_BYTES as PAGE, RecordKind};
 use crate::wal::{Lsn, SegmentSize};
 
 pub(crate) const MAGIC_15: u16 = 0xD110;
@@ -8,6 +8,21 @@ pub(crate) const START: Lsn = Lsn(0x30_0000);
 
 pub(crate) fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
+}
+
+impl RecordKind {
+    /// A commit that removed nothing.
+    pub(crate) fn plain_commit(time_micros: i64, prepared_xid: Option<u32>) -> RecordKind {
+        RecordKind::Commit {
+            time_micros,
+            prepared_xid,
+            dropped_relations: 0,
+            dropped: Vec::new(),
+            database: None,
+            subtransactions: Vec::new(),
+            changed: Vec::new(),
+        }
+    }
 }
 
 /// Writes WAL as PostgreSQL does.

@@ -96,6 +96,14 @@ proptest! {
     ) {
         // Bytes that never were WAL,
         let _ = walk(&mut RecordWalker::new(size(), START + offset), &noise, &[1000, 7]);
+        // bodies of records of every kind that are none,
+        let mut wal = WalWriter::new(START);
+        for (index, body) in noise.chunks(97).enumerate() {
+            let (rmgr, info) = ([1, 2, 4, 5, 8, 10][index % 6], body[0] & 0xF0);
+            wal.record(index as u32, rmgr, info, body);
+            wal.main(index as u32, rmgr, info | 0x80, body);
+        }
+        prop_assert_eq!(detailed(&wal, 1000).len(), noise.chunks(97).count() * 2);
         // and WAL that goes over into them.
         let (mut wal, _) = write(&shapes);
         let good = walk_all(&wal).unwrap();
@@ -135,39 +143,146 @@ proptest! {
     }
 }
 
+/// Numbers as they stand in records.
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn relation(tablespace: u32, database: u32, file: u32) -> RelationId {
+    RelationId { tablespace, database, file }
+}
+
+/// All records, with all that can be known of them.
+fn detailed(wal: &WalWriter, piece_bytes: usize) -> Vec<Record> {
+    walk(&mut RecordWalker::new(size(), wal.start).with_details(), &wal.bytes, &[piece_bytes]).unwrap()
+}
+
 #[test]
-fn commits_say_when_and_what_they_were_prepared_as() {
-    // Given commits with every optional part, of a server whose statistics items have 12 bytes and of one with 16,
+fn ends_of_transactions_say_when_and_what_they_did() {
+    // Given ends with every optional part, of a server whose statistics items have 12 bytes and of one with 16,
     for (magic, item_bytes) in [(0xD106, 12), (0xD110, 12), (0xD118, 16)] {
         let mut wal = WalWriter::new(START);
         wal.magic = magic;
-        let mut main = 1_234_567_890_123_456i64.to_le_bytes().to_vec();
+        let time_micros = 1_234_567_890_123_456;
+        let mut main = i64::to_le_bytes(time_micros).to_vec();
         let all = 1u32 | 2 | 4 | 8 | 16 | 32 | 64 | 128 | 256;
-        main.extend_from_slice(&all.to_le_bytes());
-        main.extend_from_slice(&[1; 8]);
-        for (count, bytes) in [(30_000u32, 4), (3, 12), (5, item_bytes), (2, 16)] {
-            main.extend_from_slice(&count.to_le_bytes());
-            main.extend(vec![9; count as usize * bytes]);
-        }
-        main.extend_from_slice(&4711u32.to_le_bytes());
+        main.extend(words(&[all, 5, 1663]));
+        main.extend(words(&[30_000]));
+        main.extend((0..30_000u32).flat_map(u32::to_le_bytes));
+        main.extend(words(&[3, 1663, 5, 16384, 1663, 5, 16385, 1700, 5, 16386]));
+        main.extend(words(&[5]));
+        main.extend(vec![9; 5 * item_bytes]);
+        let (relcache, catcache) = (0xFE, 0x07);
+        // One relation twice, one of another database, all of them, and what is no relation.
+        main.extend(words(&[6, relcache, 5, 4711, 0, relcache, 5, 4712, 0, relcache, 5, 4711, 0]));
+        main.extend(words(&[relcache, 6, 4713, 0, relcache, 5, 0, 0, catcache, 5, 4714, 0]));
+        main.extend(words(&[4711]));
         main.extend_from_slice(b"the gid\0");
         main.extend_from_slice(&[3; 16]);
         wal.main(0, 1, 0x80 | 0x30, &main);
         wal.main(12, 1, 0x80 | 0x40, &main);
         wal.main(13, 1, 0x00, &99i64.to_le_bytes());
         wal.main(14, 1, 0x20, &98i64.to_le_bytes());
-        let time_micros = 1_234_567_890_123_456;
-        // when they are walked over, then the numbers that matter are found behind the others.
-        assert_eq!(
-            kinds(&wal),
-            [
-                RecordKind::Commit { time_micros, prepared_xid: Some(4711), dropped_relations: 3 },
-                RecordKind::Abort { time_micros, prepared_xid: Some(4711) },
-                RecordKind::Commit { time_micros: 99, prepared_xid: None, dropped_relations: 0 },
-                RecordKind::Abort { time_micros: 98, prepared_xid: None },
-            ],
-            "page magic {magic:X}"
-        );
+        // when they are walked over, then everything is found behind the rest.
+        let dropped = vec![relation(1663, 5, 16384), relation(1663, 5, 16385), relation(1700, 5, 16386)];
+        let expected = |subtransactions: Vec<u32>, changed: Vec<u32>| {
+            let commit = RecordKind::Commit {
+                time_micros,
+                prepared_xid: Some(4711),
+                dropped_relations: 3,
+                dropped: dropped.clone(),
+                database: Some(5),
+                subtransactions: subtransactions.clone(),
+                changed,
+            };
+            let abort = |time_micros, prepared_xid, subtransactions| RecordKind::Abort {
+                time_micros,
+                prepared_xid,
+                subtransactions,
+            };
+            vec![
+                commit,
+                abort(time_micros, Some(4711), subtransactions),
+                RecordKind::plain_commit(99, None),
+                abort(98, None, vec![]),
+            ]
+        };
+        assert!(kinds(&wal) == expected(vec![], vec![]), "page magic {magic:X}: {:?}", kinds(&wal));
+        for piece_bytes in [1, 7, 100_000] {
+            let found: Vec<_> = detailed(&wal, piece_bytes).into_iter().map(|record| record.kind).collect();
+            assert!(found == expected((0..30_000).collect(), vec![4711, 4712]), "page magic {magic:X}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn lists_of_what_a_transaction_did_are_bounded() {
+    let mut wal = WalWriter::new(START);
+    let count = LISTED_RELATIONS_MAX as u32 + 7;
+    let mut main = 5i64.to_le_bytes().to_vec();
+    main.extend(words(&[4 | 16, count]));
+    (0..count).for_each(|file| main.extend(words(&[1663, 5, file])));
+    main.extend(words(&[4711]));
+    wal.main(0, 1, 0x80 | 0x30, &main);
+    // The others are counted, and what follows them is found.
+    let RecordKind::Commit { dropped_relations, dropped, prepared_xid, .. } = kinds(&wal).remove(0) else {
+        panic!("no commit");
+    };
+    assert_eq!((dropped_relations, dropped.len(), prepared_xid), (count, LISTED_RELATIONS_MAX, Some(4711)));
+    assert_eq!(dropped.last(), Some(&relation(1663, 5, LISTED_RELATIONS_MAX as u32 - 1)));
+}
+
+#[test]
+fn a_record_says_what_it_is_about_if_that_is_asked_for() {
+    // A block of a relation; with its image, with a hole in it, compressed with a hole, and one more block of the same.
+    let block = |flags: u8, image: &[u8]| [&[0, flags, 0, 0][..], image, &words(&[1663, 5, 16384, 7])].concat();
+    let image = |flags: u8, more: &[u8]| [&[4, 0, 0, 0, flags][..], more].concat();
+    let same = [1, 0x80, 0, 0, 8, 0, 0, 0];
+    let main = with_main_header(&[1; 300]);
+    let data = [0; 4];
+    // The bits for what is compressed are others before version 15.
+    for (magic, compressed, plain) in [(0xD10D, 0x03, 0x05), (0xD110, 0x05, 0x03), (0xD116, 0x09, 0x03)] {
+        let mut wal = WalWriter::new(START);
+        wal.magic = magic;
+        let top_level = [252, 77, 0, 0, 0];
+        let bodies = [
+            block(0, &[]),
+            [&block(0x10, &image(0, &[]))[..], &data].concat(),
+            [&block(0x10, &image(plain, &[]))[..], &same, &main, &data].concat(),
+            [&block(0x10, &image(compressed, &[9, 0]))[..], &same, &top_level, &main, &data].concat(),
+            [&[253, 1, 0][..], &top_level, &main].concat(),
+            // None of these can be.
+            [&same[..], &main].concat(),
+            [&[100][..], &main].concat(),
+            block(0x10, &image(plain, &[]))[..15].to_vec(),
+            vec![],
+        ];
+        for body in &bodies {
+            wal.record(3, 10, 0x20, body);
+        }
+        for piece_bytes in [1, 5, 100_000] {
+            let found: Vec<_> = detailed(&wal, piece_bytes)
+                .iter()
+                .map(|it| (it.bytes as usize - 24, it.relation, it.top_xid))
+                .collect();
+            let one = Some(relation(1663, 5, 16384));
+            let expected = [
+                (one, None),
+                (one, None),
+                (one, None),
+                (one, Some(77)),
+                (None, Some(77)),
+                (None, None),
+                (None, None),
+                (None, None),
+                (None, None),
+            ];
+            let lengths = bodies.iter().map(Vec::len);
+            let expected: Vec<_> = lengths.zip(expected).map(|(bytes, (one, top))| (bytes, one, top)).collect();
+            assert_eq!(found, expected, "page magic {magic:X}");
+        }
+        // Who does not ask does not get it.
+        assert!(walk_all(&wal).unwrap().iter().all(|it| it.relation.is_none() && it.top_xid.is_none()));
     }
 }
 
@@ -183,14 +298,13 @@ fn headers_in_front_of_the_main_data_are_passed_over() {
     wal.record(3, 1, 0, &[255, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
     wal.main(4, 1, 0, &[0; 7]);
     wal.record(5, 1, 0, &[]);
-    let mut expected = vec![RecordKind::Commit { time_micros: 5, prepared_xid: None, dropped_relations: 0 }];
+    let mut expected = vec![RecordKind::plain_commit(5, None)];
     expected.extend(vec![RecordKind::Other { rmgr: 1, info: 0 }; 4]);
     assert_eq!(kinds(&wal), expected);
 }
 
 #[test]
 fn records_that_matter_are_read() {
-    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     let mut wal = WalWriter::new(START);
     let mut checkpoint = words(&[0x2000, 0x1, 3, 2]);
     checkpoint.resize(64, 7);
@@ -216,6 +330,8 @@ fn records_that_matter_are_read() {
     // The lower four bits of the flags belong to PostgreSQL's own machinery.
     wal.main(1, 2, 0x21, &words(&[10, 1663, 5, 16400, 7]));
     wal.main(1, 2, 0x10, &words(&[1663, 5, 16401, 0]));
+    wal.main(0, 1, 0x50, &words(&[900, 2, 901, 902]));
+    wal.main(0, 8, 0x10, &words(&[1, 0, 0, 950, 940, 949, 945]));
     let checkpoint = |shutdown| RecordKind::Checkpoint {
         shutdown,
         redo: Lsn(0x1_0000_2000),
@@ -248,6 +364,8 @@ fn records_that_matter_are_read() {
             RecordKind::DatabaseDrop { oid: 8 },
             RecordKind::Truncate { tablespace: 1663, database: 5, file: 16400, first_block: 10 },
             RecordKind::RelationCreate { tablespace: 1663, database: 5, file: 16401 },
+            RecordKind::Subtransactions { top_xid: 900, xids: vec![901, 902] },
+            RecordKind::RunningTransactions { next_xid: 950, oldest_xid: 940 },
         ]
     );
 }
@@ -307,7 +425,8 @@ fn a_switch_may_leave_headers_or_zeros_behind_it() {
     let next = wal.main(2, 10, 0, &[2; 100]);
     let records = walk_all(&wal).unwrap();
     let end = START + size().bytes();
-    assert_eq!(records[1], Record { start: switch, end, xid: 0, kind: RecordKind::Switch });
+    let kind = RecordKind::Switch;
+    assert_eq!(records[1], Record { start: switch, end, bytes: 24, xid: 0, top_xid: None, relation: None, kind });
     assert_eq!(records[2].start, next);
     // Whatever lies between is not looked at.
     let (from, to) = ((switch - START) as usize + 24, (end - START) as usize);

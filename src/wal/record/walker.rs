@@ -140,7 +140,7 @@ impl RecordWalker {
                 have_bytes: 0,
                 total_bytes: 0,
                 checksum: 0,
-                body: Body::new(),
+                body: Body::new(false),
             },
             checks_all: true,
             end: None,
@@ -152,6 +152,13 @@ impl RecordWalker {
     /// lengths, and that each names the one before, always are.
     pub fn check_all(&mut self, checks_all: bool) {
         self.checks_all = checks_all;
+    }
+
+    /// The same, but each record comes with [`Record::relation`] and [`Record::top_xid`], and the ends of transactions
+    /// with the lists that say so, which takes time.
+    pub fn with_details(mut self) -> RecordWalker {
+        self.record.body = Body::new(true);
+        self
     }
 
     /// Takes the bytes from `start` on and calls `out` with each record that they complete. Bytes behind the end of WAL
@@ -342,7 +349,7 @@ impl RecordWalker {
             let [info, rmgr] = [header[16], header[17]];
             let named = u64_at(header, 8).map(Lsn);
             let is_linked = self.previous.map_or(named < Some(start), |previous| named == Some(previous));
-            if !is_linked || Body::matters(rmgr, info) {
+            if !is_linked || self.record.body.is_wanted(rmgr, info) {
                 break;
             }
             let checksum = || {
@@ -356,7 +363,8 @@ impl RecordWalker {
             self.previous = Some(start);
             self.next_record = end;
             let xid = u32_at(header, 4).unwrap_or(0);
-            out(Record { start, end, xid, kind: RecordKind::Other { rmgr, info } });
+            let kind = RecordKind::Other { rmgr, info };
+            out(Record { start, end, bytes: length, xid, top_xid: None, relation: None, kind });
             // What fills up to the next one may be in the next piece.
             used = bytes.len().min((end - self.position) as usize);
         }
@@ -428,18 +436,18 @@ impl RecordWalker {
         if u32_at(&record.header, CHECKED_HEADER_BYTES) != Some(checksum) {
             return Err(WalkError::Record { start: record.start, problem: "does not match its checksum" });
         }
-        let kind = record.body.finish();
+        let (kind, relation, top_xid) = (record.body.finish(), record.body.relation(), record.body.top_xid());
         let mut end = align(end);
         if kind == RecordKind::Switch && self.size.offset(end) != 0 {
             end = self.size.segment_start(end) + self.size.bytes();
             self.doing = Doing::Switched { until: end };
         }
         let xid = u32_at(&record.header, 4).unwrap_or(0);
-        let start = record.start;
+        let (start, bytes) = (record.start, record.total_bytes);
         record.have_bytes = 0;
         self.previous = Some(start);
         self.next_record = end;
-        out(Record { start, end, xid, kind });
+        out(Record { start, end, bytes, xid, top_xid, relation, kind });
         Ok(())
     }
 }

@@ -1,0 +1,212 @@
+//! `seawall history` over WAL of real servers: it says what was done, in order, and what it prints to restore restores.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+#[path = "support/s3/mod.rs"]
+mod s3;
+#[path = "support/scene.rs"]
+mod scene;
+mod support;
+#[macro_use]
+#[path = "support/versions.rs"]
+mod versions;
+
+use futures_util::future::join_all;
+use scene::Scene;
+use seawall::scratch::{Server, ServerOptions};
+use serde_json::Value;
+use support::postgres::programs;
+use support::program::path_for_server;
+use support::waiting::PATIENCE;
+
+for_every_version!(what_was_done_is_told_and_can_be_undone:
+    postgres_13 = 13, postgres_14 = 14, postgres_15 = 15, postgres_16 = 16, postgres_17 = 17, postgres_18 = 18);
+
+async fn history(scene: &Scene, arguments: &[&str]) -> Vec<Value> {
+    let arguments = [&["history", "--json"], arguments].concat();
+    let printed = scene.seawall(&arguments).run_ok().await.stdout;
+    printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What an entry comes to, in a word.
+fn word(entry: &Value) -> String {
+    let event = entry["event"].as_str().unwrap();
+    let number = |name: &str| entry[name].as_u64().unwrap_or(0);
+    let is_empty = |name: &str| entry[name].as_array().is_none_or(Vec::is_empty);
+    match event {
+        "commit" if !is_empty("dropped_databases") => "drops a database".to_owned(),
+        "commit" if !is_empty("created_databases") => "creates a database".to_owned(),
+        "commit" if entry["drops"] == true => format!("drops {}", number("removed_files")),
+        "commit" if number("removed_files") > 0 => format!("replaces {}", number("removed_files")),
+        "commit" if number("created_files") > 0 => format!("creates {}", number("created_files")),
+        "commit" => if entry["prepared"] == true { "prepared" } else { "changes" }.to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// Restores with the command that an entry has, and starts what comes of it.
+async fn undone(scene: &Scene, entry: &Value, name: &str) -> Server {
+    let into = scene.places.path().join(name);
+    let command = entry["restore"].as_str().unwrap();
+    let words = command.split(' ').skip(1).map(|word| if word == "DIR" { into.to_str().unwrap() } else { word });
+    let words: Vec<&str> = words.chain(["--owner", scene.server.user().name()]).collect();
+    scene.seawall(&words).program(&path_for_server(scene.places.path())).run_ok().await;
+    let environment = scene.bucket.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let options = ServerOptions { environment, ..ServerOptions::default() };
+    let programs = programs(scene.version);
+    let opened = Server::open(&programs, &into, options);
+    tokio::time::timeout(PATIENCE * 3, opened).await.expect("recovery ends").unwrap()
+}
+
+async fn what_was_done_is_told_and_can_be_undone(version: u32) {
+    // Given a server that is archived,
+    let settings = [("max_prepared_transactions", "4"), ("autovacuum", "off")];
+    let scene = Scene::new(version, &settings).await;
+    let _archiver = scene.archived().await;
+    let from = scene.server.value("SELECT pg_current_wal_insert_lsn()").await;
+    // when a bit of everything is done on it,
+    let sql = |text: &'static str| {
+        let done = scene.server.sql(text);
+        async move { done.await.unwrap_or_else(|error| panic!("{text}: {error:?}")) }
+    };
+    sql("CREATE TABLE accounts (id int PRIMARY KEY, note text)").await;
+    let xid = scene.server.value("INSERT INTO accounts SELECT 1, 'one' RETURNING txid_current()").await;
+    sql("BEGIN; INSERT INTO accounts VALUES (2); SAVEPOINT a; INSERT INTO accounts VALUES (3); ROLLBACK TO a; \
+         SAVEPOINT b; INSERT INTO accounts VALUES (4); COMMIT")
+    .await;
+    sql("BEGIN; INSERT INTO accounts VALUES (5); PREPARE TRANSACTION 'later'").await;
+    sql("BEGIN; INSERT INTO accounts VALUES (6); ROLLBACK").await;
+    sql("COMMIT PREPARED 'later'").await;
+    sql("SELECT pg_create_restore_point('a good moment')").await;
+    sql("VACUUM FULL accounts").await;
+    sql("CREATE TABLE other AS SELECT 1 AS id").await;
+    sql("TRUNCATE other").await;
+    sql("DROP TABLE accounts").await;
+    sql("CREATE DATABASE gone").await;
+    scene.server.connect("gone").await.unwrap().sql("CREATE TABLE kept AS SELECT 7 AS id").await.unwrap();
+    sql("DROP DATABASE gone").await;
+    scene.settle().await;
+
+    // then the history is that, in this order,
+    let entries = history(&scene, &["--from", &from]).await;
+    let words: Vec<String> = entries.iter().map(word).collect();
+    let expected = [
+        "creates 4",
+        "changes",
+        "changes",
+        "prepared",
+        "restore_point",
+        "replaces 4",
+        "creates 1",
+        "replaces 1",
+        "drops 4",
+        "creates a database",
+        "creates 1",
+        "drops a database",
+    ];
+    assert_eq!(words, expected, "PostgreSQL {version}: {entries:#?}");
+    // with numbers, sizes and databases: the savepoint that stays counts, and its row is a record of 60 bytes or more,
+    let numbers = |index: usize, name: &str| entries[index][name].as_u64().unwrap();
+    assert_eq!(numbers(1, "xid").to_string(), xid);
+    assert_eq!(entries[4]["name"], "a good moment");
+    assert!(numbers(2, "records") > numbers(1, "records"), "{entries:#?}");
+    let database = scene.server.value("SELECT oid FROM pg_database WHERE datname = current_database()").await;
+    for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry["event"] == "commit") {
+        assert_eq!(entry["complete"], true, "{entry:#}");
+        assert!(numbers(index, "bytes") >= 60 * (numbers(index, "records") - 1), "{entry:#}");
+        if index < 9 {
+            assert_eq!(entry["database"].to_string(), database, "{entry:#}");
+        }
+    }
+    // and what is asked for alone can be had,
+    let of = |entries: Vec<Value>| entries.iter().map(word).collect::<Vec<_>>();
+    let drops = of(history(&scene, &["--from", &from, "--drops"]).await);
+    assert_eq!(drops, ["replaces 4", "replaces 1", "drops 4", "drops a database"]);
+    assert_eq!(of(history(&scene, &["--from", &from, "--limit", "1"]).await), ["drops a database"]);
+    let point = entries[4]["lsn"].as_str().unwrap();
+    assert_eq!(of(history(&scene, &["--from", &from, "--to", point]).await), expected[..5]);
+    let large = history(&scene, &["--from", &from, "--database", &database, "--min-bytes", "1k"]).await;
+    assert!(large.iter().all(|entry| entry["bytes"].as_u64() >= Some(1024)) && !large.is_empty(), "{large:#?}");
+    // by default of the last hour, for people too.
+    let text = scene.seawall(&["history"]).run_ok().await.stdout;
+    assert!(text.contains("restore point \"a good moment\"") && text.contains("drops 4 relations"), "{text}");
+
+    // What was dropped comes back with the commands that are printed, a whole database too.
+    let restored = undone(&scene, &entries[8], "before-table").await;
+    let rows = restored.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM accounts").await.unwrap();
+    assert_eq!(rows[0][0].as_deref(), Some("1 2 4 5"), "PostgreSQL {version}");
+    drop(restored);
+    let restored = undone(&scene, &entries[11], "before-database").await;
+    let gone = restored.connect("gone").await.unwrap();
+    assert_eq!(gone.sql("SELECT id FROM kept").await.unwrap()[0][0].as_deref(), Some("7"), "PostgreSQL {version}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_table_is_found_by_its_name() {
+    join_all([13, support::postgres::DEBIAN, 18].map(before_drop)).await;
+}
+
+async fn before_drop(version: u32) {
+    // Given a base backup that has seen a table, a view and a table that refers to it,
+    let scene = Scene::new(version, &[("autovacuum", "off")]).await;
+    let sql = async |text: &str| scene.server.sql(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+    sql("CREATE TABLE accounts (id int PRIMARY KEY, note text); CREATE VIEW seen AS SELECT 1 AS one; \
+         CREATE TABLE entries (account int REFERENCES accounts); INSERT INTO accounts VALUES (1)")
+    .await;
+    let _archiver = scene.archived().await;
+    let from = scene.server.value("SELECT pg_current_wal_insert_lsn()").await;
+    // when it is rewritten, made smaller and bigger, and dropped at last, and another after it,
+    sql("VACUUM FULL accounts").await;
+    sql("DROP TABLE entries").await;
+    sql("INSERT INTO accounts VALUES (2, 'kept')").await;
+    sql("DROP TABLE accounts; DROP VIEW seen").await;
+    sql("CREATE TABLE unseen (id int)").await;
+    sql("DROP TABLE unseen").await;
+    scene.settle().await;
+
+    // then the history has names, for files that were there at the backup,
+    let drops = history(&scene, &["--from", &from, "--drops", "--database", "postgres"]).await;
+    assert_eq!(drops.len(), 4, "{drops:#?}");
+    assert!(drops.iter().all(|entry| entry["database_name"] == "postgres"), "{drops:#?}");
+    assert_eq!(
+        drops[0]["removed"].as_array().unwrap().iter().filter(|it| it["relation"] == "public.accounts").count(),
+        1
+    );
+    assert_eq!(drops[1]["removed"][0]["relation"], "public.entries", "{drops:#?}");
+    // and for a table that was rewritten since, by its number.
+    let changed = drops[2]["changed_relations"].as_array().unwrap();
+    assert!(changed.iter().any(|name| name == "public.accounts"), "PostgreSQL {version}: {drops:#?}");
+    assert!(drops[3].get("changed_relations").is_none(), "{drops:#?}");
+
+    // A restore finds the moment, with all that came before,
+    let into = scene.places.path().join("before");
+    let restore = |relation: &'static str| {
+        let arguments = ["restore", "--into", into.to_str().unwrap(), "--before-drop", relation, "--dry-run", "--json"];
+        scene.seawall(&arguments)
+    };
+    let plan: Value = serde_json::from_str(&restore("public.accounts").run_ok().await.stdout).unwrap();
+    assert_eq!(plan["target"]["lsn"], drops[2]["lsn"], "PostgreSQL {version}: {plan:#}");
+    assert_eq!(plan["exclusive"], true);
+    let plan: Value = serde_json::from_str(&restore("public.entries").run_ok().await.stdout).unwrap();
+    assert_eq!(plan["target"]["lsn"], drops[1]["lsn"], "PostgreSQL {version}: {plan:#}");
+    // or says which drops have no name,
+    let refused = restore("public.unseen").run_err(6).await.stderr;
+    assert!(refused.contains(&format!("--to-lsn {} --to-exclusive", drops[3]["lsn"].as_str().unwrap())), "{refused}");
+    restore("accounts").run_err(2).await;
+    // and comes back with the table.
+    if version == support::postgres::DEBIAN {
+        let entry = serde_json::json!({ "restore": "seawall restore --into DIR --before-drop public.accounts" });
+        let restored = undone(&scene, &entry, "named").await;
+        let rows = restored.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM accounts, seen").await.unwrap();
+        assert_eq!(rows[0][0].as_deref(), Some("1 2"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_makes_no_sense_is_refused() {
+    let scene = Scene::new(support::postgres::DEBIAN, &[]).await;
+    // Nothing is there yet.
+    scene.seawall(&["history"]).run_err(6).await;
+    let _archiver = scene.archived().await;
+    scene.seawall(&["history", "--from", "13am"]).run_err(2).await;
+    scene.seawall(&["history", "--timeline", "9"]).run_err(6).await;
+}
