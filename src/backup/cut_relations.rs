@@ -18,7 +18,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::repository::{
-    Cut, CutWalk, FilePath, Fork, NoIndex, RecordSink, RelationFile, RelationId, WalReader, WalWalk,
+    Cut, CutWalk, FilePathRef, Fork, NoIndex, RecordSink, RelationFile, RelationId, WalReader, WalWalk,
 };
 use crate::wal::{History, Lsn, Record, SegmentSize};
 use std::collections::HashSet;
@@ -46,7 +46,7 @@ impl CutRelations {
     }
 
     /// True if a file must be sent whole.
-    pub(super) fn wants_whole(&self, path: &FilePath) -> bool {
+    pub(super) fn wants_whole<'a>(&self, path: impl Into<FilePathRef<'a>>) -> bool {
         RelationFile::parse(path).is_some_and(|file| {
             file.fork == Fork::Visibility
                 || self.relations.contains(&file.relation)
@@ -177,6 +177,7 @@ impl CutRelations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::FilePath;
     use crate::wal::RecordKind;
 
     fn record(start: u64, kind: RecordKind) -> Record {

@@ -23,6 +23,7 @@ mod ground;
 mod label;
 mod levels;
 mod local_wal;
+mod number_set;
 mod part;
 mod pin;
 mod plan;
