@@ -143,7 +143,7 @@ async fn is_backed_up_by_a_plain_replication_role(version: u32) {
     assert_eq!(target.finished().await, [document.id.to_string()]);
 
     let unpacked = target.unpack(&document);
-    for file in &document.files {
+    for file in document.files.iter() {
         let path = unpacked.join(file.path.to_string());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), file.bytes, "{}", path.display());
     }

@@ -522,7 +522,7 @@ async fn a_manifest_is_uploaded_and_the_backup_that_follows_is_incremental() {
         Send([backup_start(), typed_copy(), backup_end()].concat()),
     ]);
     let mut client = connect(&server).await;
-    client.upload_manifest(&manifest).await.unwrap();
+    client.upload_manifest([&manifest].into_iter()).await.unwrap();
     let options = BaseBackupOptions { incremental: true, ..BaseBackupOptions::default() };
     let (_, mut stream) = client.base_backup(&options).await.unwrap();
     while !matches!(stream.next().await.unwrap(), BackupEvent::End { .. }) {}
@@ -551,7 +551,7 @@ async fn a_manifest_that_the_server_refuses_leaves_a_connection_that_works() {
     ]);
     let mut client = connect(&server).await;
     for _ in 0..2 {
-        let error = client.upload_manifest(&manifest).await.unwrap_err();
+        let error = client.upload_manifest([&manifest].into_iter()).await.unwrap_err();
         assert_eq!(error.sqlstate(), Some("XX000"), "{error}");
     }
     assert_eq!(client.identify_system().await.unwrap().system_identifier, 7);

@@ -8,7 +8,8 @@ use super::verify::ManifestCheck;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::ManifestEnd;
 use crate::repository::{
-    BackupFile, BackupId, BackupPart, ContentDigest, EarlierParts, Key, RejectedPage, StoredPart, Subject, Writer,
+    BackupFile, BackupFiles, BackupId, BackupPart, ContentDigest, EarlierParts, Key, RejectedPage, StoredPart, Subject,
+    Writer,
 };
 use crate::runtime::{self, Tasks};
 use bytes::Bytes;
@@ -99,7 +100,7 @@ pub(crate) struct Collected {
     /// In the order of the stream.
     pub(crate) parts: Vec<BackupPart>,
     /// In the order of the stream.
-    pub(crate) files: Vec<BackupFile>,
+    pub(crate) files: BackupFiles,
     /// The end of the manifest, with which every file was found to agree.
     pub(crate) manifest: ManifestEnd,
     /// Pages that are not what PostgreSQL writes: the first of them.
@@ -120,7 +121,7 @@ pub(crate) struct Collector {
     /// The part being built.
     frames: Vec<Bytes>,
     parts: Vec<Option<BackupPart>>,
-    files: Vec<BackupFile>,
+    files: BackupFiles,
     crcs: Vec<u32>,
     manifest: Option<ManifestIntake>,
     rejected: Vec<RejectedPage>,
@@ -146,7 +147,7 @@ impl Collector {
             uploads: Tasks::default(),
             frames: Vec::new(),
             parts: Vec::new(),
-            files: Vec::new(),
+            files: BackupFiles::default(),
             crcs: Vec::new(),
             manifest: None,
             rejected: Vec::new(),
@@ -181,9 +182,9 @@ impl Collector {
     async fn finish(mut self) -> Result<Collected> {
         self.take_manifest(Vec::new()).await?;
         let intake = self.manifest.take().ok_or_else(|| defect("no manifest"))?;
-        let manifest = intake.store(&self.writer, &self.id).await?;
+        let (manifest, files) = intake.store(&self.writer, &self.id).await?;
         let parts = self.parts.into_iter().collect::<Option<_>>().ok_or_else(|| defect("a part is missing"))?;
-        let Collector { files, rejected, rejected_count, .. } = self;
+        let Collector { rejected, rejected_count, .. } = self;
         Ok(Collected { parts, files, manifest, rejected, rejected_count })
     }
 
@@ -191,7 +192,7 @@ impl Collector {
         let packed = packed.await.map_err(|error| defect("a frame was not packed").because(error))??;
         self.frames.push(packed.stored);
         self.crcs.resize(self.crcs.len() + packed.files.len(), 0);
-        self.files.extend(packed.files);
+        packed.files.iter().for_each(|file| self.files.push(file.view()));
         for (file, crc, bytes) in packed.crcs {
             let so_far = self.crcs.get_mut(file as usize).ok_or_else(|| defect("contents of no file"))?;
             *so_far = crc32c::crc32c_combine(*so_far, crc, bytes);
@@ -200,7 +201,7 @@ impl Collector {
         let room = REJECTED_LISTED_MAX - self.rejected.len();
         for (file, block) in packed.rejected.into_iter().take(room) {
             let file = self.files.get(file as usize).ok_or_else(|| defect("pages of no file"))?;
-            self.rejected.push(RejectedPage { path: file.path.clone(), block });
+            self.rejected.push(RejectedPage { path: file.path.to_path(), block });
         }
         Ok(())
     }
@@ -236,25 +237,25 @@ impl Collector {
         Ok(())
     }
 
+    /// With the first bytes of it, all files have come.
     async fn take_manifest(&mut self, bytes: Vec<u8>) -> Result<()> {
-        let intake = self.manifest.take();
-        let writer = self.writer.clone();
+        let (intake, writer) = (self.manifest.take(), self.writer.clone());
         let (files, crcs) = (std::mem::take(&mut self.files), std::mem::take(&mut self.crcs));
-        let (intake, files, crcs) = runtime::blocking(move || {
+        let intake = runtime::blocking(move || {
             let intake = match intake {
                 Some(intake) => intake,
-                None => ManifestIntake::new(&files, &crcs)?,
+                None => ManifestIntake::new(files, crcs)?,
             };
-            Ok::<_, Error>((intake.take(&writer, &bytes)?, files, crcs))
+            intake.take(&writer, &bytes)
         })
         .await??;
-        (self.manifest, self.files, self.crcs) = (Some(intake), files, crcs);
+        self.manifest = Some(intake);
         Ok(())
     }
 }
 
 /// The manifest as it arrives: compared, and compressed into memory, since its object begins with its length. A file
-/// takes about 50 bytes there, less than it takes in the list of files.
+/// takes about 50 bytes there, as in the list of files.
 struct ManifestIntake {
     check: ManifestCheck,
     frames: Vec<Bytes>,
@@ -262,7 +263,7 @@ struct ManifestIntake {
 }
 
 impl ManifestIntake {
-    fn new(files: &[BackupFile], crcs: &[u32]) -> Result<ManifestIntake> {
+    fn new(files: BackupFiles, crcs: Vec<u32>) -> Result<ManifestIntake> {
         Ok(ManifestIntake { check: ManifestCheck::new(files, crcs)?, frames: Vec::new(), plain_bytes: 0 })
     }
 
@@ -275,12 +276,13 @@ impl ManifestIntake {
         Ok(self)
     }
 
-    async fn store(self, writer: &Writer, id: &BackupId) -> Result<ManifestEnd> {
-        let end = self.check.finish()?;
+    /// Gives the files back as well.
+    async fn store(self, writer: &Writer, id: &BackupId) -> Result<(ManifestEnd, BackupFiles)> {
+        let (end, files) = self.check.finish()?;
         let digest = ContentDigest::of_hex(&end.sha256).ok_or_else(|| defect("a manifest without a hash"))?;
         let (key, subject) = (Key::BackupManifest(id.clone(), digest), Subject::Manifest { backup: id.clone() });
         writer.store_frames(&key, subject, self.frames, self.plain_bytes).await?;
-        Ok(end)
+        Ok((end, files))
     }
 }
 

@@ -17,7 +17,7 @@
 //! every visibility map are taken out of the manifest that the server is shown. It then sends their files whole.
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Cut, CutWalk, FilePath, Fork, NoIndex, RecordSink, RelationFile, WalReader, WalWalk};
+use crate::repository::{Cut, CutWalk, FilePathRef, Fork, NoIndex, RecordSink, RelationFile, WalReader, WalWalk};
 use crate::wal::{History, Lsn, Record, RelationId, SegmentSize};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -44,7 +44,7 @@ impl CutRelations {
     }
 
     /// True if a file must be sent whole.
-    pub(super) fn wants_whole(&self, path: &FilePath) -> bool {
+    pub(super) fn wants_whole<'a>(&self, path: impl Into<FilePathRef<'a>>) -> bool {
         RelationFile::parse(path).is_some_and(|file| {
             file.fork == Fork::Visibility
                 || self.relations.contains(&file.relation)
@@ -175,6 +175,7 @@ impl CutRelations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::FilePath;
     use crate::wal::RecordKind;
 
     fn record(start: u64, kind: RecordKind) -> Record {

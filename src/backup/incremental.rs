@@ -59,7 +59,7 @@ impl From<NotIncremental> for Error {
 /// Takes an incremental base backup through replication connections of `connect`, on the newest backup that it can build
 /// on. As [`super::take`] otherwise; `reader` reads the WAL that the same archiver stores.
 ///
-/// Memory beside that of [`super::take`]: while it is prepared, 500 bytes for each file of the reference, and 16 MiB for
+/// Memory beside that of [`super::take`]: while it is prepared, 100 bytes for each file of the reference, and 16 MiB for
 /// each of four blocks of WAL, or where WAL is encrypted 64 KiB for each of sixteen heads.
 ///
 /// # Errors
@@ -174,10 +174,7 @@ where
             }
             let cut = self.cut_until(now.flush_lsn).await?;
             (shown, _) = take_out(shown, cut).await?;
-            let manifest;
-            (manifest, shown) = runtime::blocking(move || (shown.bytes(), shown)).await?;
-            client.upload_manifest(&manifest).await.map_err(refused)?;
-            drop(manifest);
+            client.upload_manifest(shown.pieces()).await.map_err(refused)?;
             self.progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
             let started_at = self.clock.now();
             let postgres_version = client.server_version();

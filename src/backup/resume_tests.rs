@@ -6,6 +6,7 @@ use super::*;
 use crate::codec::encryption::{Identities, Recipients, generate_identity};
 use crate::codec::{self, Compression, Form, encryption};
 use crate::postgres::PgError;
+use crate::repository::manifest::Manifest;
 use crate::repository::{Archive, Layout, PartName, Repository};
 use crate::store::{MemoryStore, Metadata, Store, list_all};
 use crate::wal::SegmentSize;
@@ -86,7 +87,7 @@ impl Process {
         assert!(streams[&Archive::Base] == expected(&sent.base), "another data directory is stored");
         assert!(streams[&Archive::Tablespace(16384)] == expected(&sent.tablespace), "another tablespace is stored");
         let manifest = self.repository.read_manifest(document).await.unwrap();
-        assert!(manifest == sent.manifest, "another manifest is stored");
+        assert!(manifest == Manifest::parse(&sent.manifest).unwrap(), "another manifest is stored");
     }
 }
 

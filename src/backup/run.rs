@@ -11,7 +11,7 @@ use super::wal_wait::WalWaiter;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupStart, BackupStream, BaseBackupOptions, Client, PgError};
 use crate::repository::{
-    BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, EarlierParts, FORMAT_VERSION,
+    BackupBegin, BackupDocument, BackupFiles, BackupId, BackupPart, BackupTablespace, EarlierParts, FORMAT_VERSION,
     Findings, Key, Writer, whole_path,
 };
 use crate::runtime::{Backoff, Clock, RetryPolicy, Tasks};
@@ -160,7 +160,7 @@ pub struct BackupProgress {
 /// connection is lost it is begun again, under the same name, and what is stored of it is not stored again.
 ///
 /// Memory: about 16 MiB for each upload in flight and for the part being built, 8 MiB for each of four frames, and
-/// 200 bytes for each file. If this fails or is dropped, what it stored stays, without `backup.json`: [`Unfinished`] goes on with it.
+/// 150 bytes for each file. If this fails or is dropped, what it stored stays, without `backup.json`: [`Unfinished`] goes on with it.
 ///
 /// # Errors
 /// [`Kind::Diverged`] if the server is not the repository's cluster; [`Kind::Damaged`] if a file arrives otherwise than
@@ -532,8 +532,8 @@ pub(super) async fn read_settings(client: &mut Client) -> Result<BTreeMap<String
 }
 
 /// The server was not shown these, so that it must send them whole.
-fn check_whole(files: &[BackupFile], cut: &CutRelations) -> Result<()> {
-    match files.iter().find(|file| whole_path(&file.path).is_some() && cut.wants_whole(&file.path)) {
+fn check_whole(files: &BackupFiles, cut: &CutRelations) -> Result<()> {
+    match files.iter().find(|file| whole_path(file.path).is_some() && cut.wants_whole(file.path)) {
         None => Ok(()),
         Some(file) => Err(Error::new(Kind::Damaged, format!("the server sent only changes of {}", file.path))
             .hint("They cannot be trusted, and it was asked for the whole file. Take a full backup (--type full).")),

@@ -2,18 +2,22 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::{FileCheck, ManifestEnd, ManifestError, ManifestReader};
-use crate::repository::{BackupFile, FilePath};
+use crate::repository::{BackupFiles, PathOrder};
 use crate::wal::{Lsn, TimelineId};
-use std::collections::HashMap;
 
 /// The directory that the manifest does not list: WAL comes from the archive (`pg_verifybackup` leaves it out too). The
 /// manifest does not list itself either, and is no part of the tar streams.
 const NOT_LISTED: &str = "pg_wal";
 
-/// A comparison under way: what arrived and was not listed yet.
+/// A comparison under way.
 #[derive(Debug)]
 pub(crate) struct ManifestCheck {
-    arrived: HashMap<FilePath, FileCheck>,
+    /// What arrived.
+    files: BackupFiles,
+    crcs: Vec<u32>,
+    order: PathOrder,
+    /// Those that need not be listed, or were.
+    is_settled: Vec<bool>,
     reader: ManifestReader,
 }
 
@@ -22,18 +26,13 @@ impl ManifestCheck {
     ///
     /// # Errors
     /// If one of them arrived twice.
-    pub(crate) fn new(files: &[BackupFile], crcs: &[u32]) -> Result<ManifestCheck> {
-        let mut arrived = HashMap::with_capacity(files.len());
-        for (file, &crc32c) in files.iter().zip(crcs) {
-            if file.path.is_within(NOT_LISTED) {
-                continue;
-            }
-            let check = FileCheck { size_bytes: file.bytes, crc32c };
-            if arrived.insert(file.path.clone(), check).is_some() {
-                return Err(damaged(format!("{} arrived twice", file.path)));
-            }
-        }
-        Ok(ManifestCheck { arrived, reader: ManifestReader::new() })
+    pub(crate) fn new(files: BackupFiles, crcs: Vec<u32>) -> Result<ManifestCheck> {
+        let is_settled = files.iter().map(|file| file.path.is_within(NOT_LISTED)).collect();
+        let order = PathOrder::of(files.paths()).map_err(|place| {
+            let path = files.get(place).map(|file| file.path.to_string()).unwrap_or_default();
+            damaged(format!("{path} arrived twice"))
+        })?;
+        Ok(ManifestCheck { files, crcs, order, is_settled, reader: ManifestReader::new() })
     }
 
     /// Takes in the next bytes of the manifest.
@@ -46,7 +45,12 @@ impl ManifestCheck {
             if path.is_within(NOT_LISTED) {
                 continue;
             }
-            let Some(arrived) = self.arrived.remove(&path) else {
+            let place = self.order.find(self.files.paths(), path.view());
+            let arrived = place.filter(|place| !self.is_settled[*place]).and_then(|place| {
+                self.is_settled[place] = true;
+                Some(FileCheck { size_bytes: self.files.get(place)?.bytes, crc32c: *self.crcs.get(place)? })
+            });
+            let Some(arrived) = arrived else {
                 return Err(damaged(format!("the manifest lists {path}, which did not arrive")));
             };
             if arrived != listed {
@@ -60,15 +64,16 @@ impl ManifestCheck {
         Ok(())
     }
 
-    /// The manifest is complete, and so must be the comparison.
+    /// The manifest is complete, and so must be the comparison. Gives the files back.
     ///
     /// # Errors
     /// [`Kind::Damaged`], which names a file that arrived and is not listed, or says that the manifest is cut.
-    pub(crate) fn finish(self) -> Result<ManifestEnd> {
+    pub(crate) fn finish(self) -> Result<(ManifestEnd, BackupFiles)> {
         let end = self.reader.finish().map_err(unreadable)?;
-        match self.arrived.keys().min() {
-            None => Ok(end),
-            Some(path) => Err(damaged(format!("{path} arrived, and the manifest does not list it"))),
+        let unlisted = self.order.places().find(|place| !self.is_settled[*place]);
+        match unlisted.and_then(|place| self.files.get(place)) {
+            None => Ok((end, self.files)),
+            Some(file) => Err(damaged(format!("{} arrived, and the manifest does not list it", file.path))),
         }
     }
 }
@@ -117,12 +122,12 @@ fn unreadable(error: ManifestError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::WalNeed;
     use crate::repository::manifest::testing::manifest;
+    use crate::repository::{BackupFile, FilePath, WalNeed};
 
     type Names<'a> = &'a [(&'a str, u64)];
 
-    fn files(names: Names<'_>) -> Vec<BackupFile> {
+    fn files(names: Names<'_>) -> BackupFiles {
         let file = |&(name, bytes): &(&str, u64)| BackupFile {
             path: FilePath::parse(name.as_bytes()).unwrap(),
             part: 0,
@@ -141,9 +146,11 @@ mod tests {
     }
 
     fn compare(names: Names<'_>, crcs: &[u32], text: &str) -> Result<ManifestEnd> {
-        let mut check = ManifestCheck::new(&files(names), crcs)?;
+        let mut check = ManifestCheck::new(files(names), crcs.to_vec())?;
         check.feed(text.as_bytes())?;
-        check.finish()
+        let (end, files_again) = check.finish()?;
+        assert_eq!(files_again, files(names));
+        Ok(end)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::backup::{
 use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, BackupVerdict, Layout, Repository, WalReader, Writer};
+use crate::repository::{BackupDocument, BackupFiles, BackupVerdict, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Clock, Shutdown};
 use serde::Serialize;
 use std::sync::Arc;
@@ -181,7 +181,7 @@ fn report(taken: &Taken, as_json: bool) -> Result<()> {
             #[serde(flatten)]
             document: BackupDocument,
         }
-        let document = BackupDocument { files: Vec::new(), ..document.clone() };
+        let document = BackupDocument { files: BackupFiles::default(), ..document.clone() };
         let (verdict_of_pages, backup_type) = (document.findings.verdict(), document.backup_type());
         let why_full = why_full.as_deref();
         let report = Report { verdict: verdict_of_pages, backup_type, why_full, document };

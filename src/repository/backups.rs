@@ -1,7 +1,7 @@
 //! Which base backups there are, and one of them, without a look at anything else.
 
 use super::Repository;
-use super::documents::{BackupBegin, BackupDocument};
+use super::documents::{BackupBegin, BackupDocument, WithoutFiles};
 use super::layout::{BackupId, Key};
 use crate::error::Result;
 use crate::store::StoreErrorKind;
@@ -20,13 +20,13 @@ impl Repository {
         Ok(ids)
     }
 
-    /// A finished base backup without its list of files; `None` if it is not there, or not finished.
+    /// A finished base backup without its list of files, which can be large and is read by who needs it; `None` if it is not there, or not finished.
     ///
     /// # Errors
     /// If the store fails or the document is unreadable.
     pub async fn finished_backup(&self, id: &BackupId) -> Result<Option<BackupDocument>> {
-        let document: Option<BackupDocument> = self.read_document(&Key::BackupEnd(id.clone())).await?;
-        Ok(document.map(|document| BackupDocument { files: Vec::new(), ..document }))
+        let document: Option<WithoutFiles> = self.read_document(&Key::BackupEnd(id.clone())).await?;
+        Ok(document.map(|WithoutFiles(document)| document))
     }
 
     /// What the newest finished base backup said at its beginning: of all, or of those that began on a timeline before it

@@ -398,9 +398,7 @@ async fn read_history(repository: &Repository, timeline: TimelineId) -> Result<H
 
 async fn read_backup(repository: &Repository, id: BackupId) -> Result<BackupEntry> {
     let begin = repository.read_document(&Key::BackupBegin(id.clone())).await?;
-    let document: Option<BackupDocument> = repository.read_document(&Key::BackupEnd(id.clone())).await?;
-    // The list of files can be large and is read again by who needs it.
-    let document = document.map(|document| BackupDocument { files: Vec::new(), ..document });
+    let document = repository.finished_backup(&id).await?;
     Ok(BackupEntry { id, document, begin })
 }
 

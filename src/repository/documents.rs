@@ -1,13 +1,17 @@
 //! The JSON documents of a repository. Their fields are the format: a change that an older Seawall cannot read takes a
 //! new [`FORMAT_VERSION`] and a reader for both.
 
+use super::backup_files::BackupFiles;
 use super::file_path::FilePath;
 use super::layout::BackupId;
 use super::part_name::PartName;
 use crate::codec::Ending;
 use crate::wal::{History, Lsn, TimelineId};
+use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::Formatter;
 use std::collections::BTreeMap;
 use std::{fmt, io};
@@ -111,7 +115,7 @@ pub struct BackupDocument {
     pub parts: Vec<BackupPart>,
     /// Where each file is. Last, so that the rest can be read without it.
     #[serde(default)]
-    pub files: Vec<BackupFile>,
+    pub files: BackupFiles,
 }
 
 impl BackupDocument {
@@ -124,6 +128,50 @@ impl BackupDocument {
     pub fn is_on_path(&self, history: &History) -> bool {
         let last_byte = Lsn(self.end_lsn.0.saturating_sub(1)).max(self.start_lsn);
         history.timeline_at(self.start_lsn) == self.timeline && history.timeline_at(last_byte) == self.end_timeline
+    }
+}
+
+/// A [`BackupDocument`] that is read without its list of files, which is most of it.
+pub(crate) struct WithoutFiles(pub(crate) BackupDocument);
+
+impl<'de> Deserialize<'de> for WithoutFiles {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WithoutFiles, D::Error> {
+        deserializer.deserialize_map(PassOverFiles)
+    }
+}
+
+struct PassOverFiles;
+
+impl<'de> Visitor<'de> for PassOverFiles {
+    type Value = WithoutFiles;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the description of a base backup")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<WithoutFiles, A::Error> {
+        BackupDocument::deserialize(MapAccessDeserializer::new(OtherFields(fields))).map(WithoutFiles)
+    }
+}
+
+/// The fields of a document but `files`.
+struct OtherFields<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for OtherFields<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(field) = self.0.next_key::<String>()? {
+            if field != "files" {
+                return seed.deserialize(field.into_deserializer()).map(Some);
+            }
+            self.0.next_value::<IgnoredAny>()?;
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
     }
 }
 
@@ -262,39 +310,12 @@ pub struct BackupPart {
 /// A file that began in an earlier part.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Continuation {
-    /// The file, as in [`BackupFile::path`].
+    /// The file, as in [`BackupFile::path`](super::BackupFile::path).
     pub path: FilePath,
     /// The offset in the file of the part's first byte.
     pub file_offset: u64,
     /// The file's length.
     pub file_bytes: u64,
-}
-
-/// A file of a base backup: `[path, part, offset, bytes]`, to keep half a million of them small.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BackupFile {
-    /// As in the manifest: relative to the data directory, tablespaces as `pg_tblspc/<oid>/…`. In JSON it is text, or
-    /// `{"hex": "…"}` where it is not UTF-8.
-    pub path: FilePath,
-    /// Index into [`BackupDocument::parts`] of the part with its first byte.
-    pub part: u32,
-    /// Where its first byte is in that part's tar bytes.
-    pub offset: u64,
-    /// Its length. What does not fit into the part goes on at the beginning of the next.
-    pub bytes: u64,
-}
-
-impl Serialize for BackupFile {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (&self.path, self.part, self.offset, self.bytes).serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for BackupFile {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<BackupFile, D::Error> {
-        let (path, part, offset, bytes) = Deserialize::deserialize(deserializer)?;
-        Ok(BackupFile { path, part, offset, bytes })
-    }
 }
 
 /// What says nothing is left out.
@@ -354,7 +375,7 @@ impl Serialize for BackupId {
 }
 
 impl<'de> Deserialize<'de> for BackupId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<BackupId, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BackupId, D::Error> {
         let text = String::deserialize(deserializer)?;
         BackupId::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a backup's name")))
     }
@@ -365,12 +386,45 @@ impl<'de> Deserialize<'de> for BackupId {
 ///
 /// # Errors
 /// None that the world can cause.
-pub(super) fn write(document: &impl Serialize) -> serde_json::Result<Vec<u8>> {
-    let mut json = Vec::new();
+pub(super) fn write(document: &impl Serialize) -> serde_json::Result<Vec<Bytes>> {
+    let mut json = Pieces::default();
     let lines = Lines { depth: 0, is_empty: true };
     document.serialize(&mut serde_json::Serializer::with_formatter(&mut json, lines))?;
-    json.push(b'\n');
-    Ok(json)
+    json.take(b"\n");
+    json.done.push(json.last.into());
+    Ok(json.done)
+}
+
+/// What is written, in pieces, none of which grows or is copied.
+#[derive(Default)]
+struct Pieces {
+    done: Vec<Bytes>,
+    last: Vec<u8>,
+}
+
+impl Pieces {
+    /// Most documents have one piece.
+    const BYTES: usize = 1 << 20;
+
+    fn take(&mut self, bytes: &[u8]) {
+        if self.last.len() + bytes.len() > Pieces::BYTES {
+            // All but the first have this length: it is a large document.
+            let next = Vec::with_capacity(Pieces::BYTES.max(bytes.len()));
+            self.done.push(std::mem::replace(&mut self.last, next).into());
+        }
+        self.last.extend_from_slice(bytes);
+    }
+}
+
+impl io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.take(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Indents the outermost two levels.
@@ -460,6 +514,7 @@ pub(super) mod decimal {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::backup_files::BackupFile;
     use super::*;
 
     pub(in crate::repository) fn sample() -> BackupDocument {
@@ -518,23 +573,47 @@ pub(super) mod tests {
                     }),
                 },
             ],
-            files: vec![
+            files: [
                 BackupFile { path: path(b"base/5/16384"), part: 0, offset: 512, bytes: (32 << 20) + 100 },
                 BackupFile { path: path(b"caf\xe9"), part: 1, offset: 1024, bytes: 0 },
-            ],
+            ]
+            .into_iter()
+            .collect(),
         }
     }
 
     #[test]
     fn a_backup_is_written_as_documented_and_read_back() {
-        let json = String::from_utf8(write(&sample()).unwrap()).unwrap();
+        let json = String::from_utf8(write(&sample()).unwrap().concat()).unwrap();
         assert_eq!(json, include_str!("golden/backup.json"), "the format changed: see FORMAT_VERSION");
         assert_eq!(serde_json::from_str::<BackupDocument>(&json).unwrap(), sample());
     }
 
     #[test]
+    fn a_backup_can_be_read_without_its_files() {
+        let json = write(&sample()).unwrap().concat();
+        let WithoutFiles(read) = serde_json::from_slice(&json).unwrap();
+        assert_eq!(read, BackupDocument { files: BackupFiles::default(), ..sample() });
+        assert!(serde_json::from_slice::<WithoutFiles>(&json[..json.len() - 10]).is_err(), "it is cut");
+        assert!(serde_json::from_slice::<WithoutFiles>(b"{\"files\": []}").is_err(), "nothing else is there");
+    }
+
+    #[test]
+    fn a_large_document_is_written_in_pieces_that_make_a_whole() {
+        // Given more files than one piece has
+        let name = |number: u32| FilePath::parse(format!("base/16384/{number}").as_bytes()).unwrap();
+        let file = |number| BackupFile { path: name(number), part: number / 100, offset: 512, bytes: number.into() };
+        let document = BackupDocument { files: (0..50_000).map(file).collect(), ..sample() };
+        // When they are written, then no piece is larger than it may be
+        let pieces = write(&document).unwrap();
+        assert!(pieces.len() > 2 && pieces.iter().all(|piece| piece.len() <= Pieces::BYTES), "{}", pieces.len());
+        // and all of them are the document.
+        assert_eq!(serde_json::from_slice::<BackupDocument>(&pieces.concat()).unwrap(), document);
+    }
+
+    #[test]
     fn a_path_that_leads_out_of_the_directory_is_not_read() {
-        let json = String::from_utf8(write(&sample()).unwrap()).unwrap();
+        let json = String::from_utf8(write(&sample()).unwrap().concat()).unwrap();
         let json = json.replace("[\"base/5/16384\"", "[\"../../etc/passwd\"");
         assert!(serde_json::from_str::<BackupDocument>(&json).is_err());
     }

@@ -2,6 +2,7 @@
 //! join to a directory, since it comes from a server or from a repository that somebody else may have written to.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -55,6 +56,11 @@ impl FilePath {
         &self.0
     }
 
+    /// The same, without a share in it.
+    pub fn view(&self) -> FilePathRef<'_> {
+        FilePathRef(&self.0)
+    }
+
     /// Where the file of a tablespace is below the data directory: `pg_tblspc/<oid>/…`.
     #[must_use]
     pub fn in_tablespace(&self, oid: u32) -> FilePath {
@@ -63,38 +69,98 @@ impl FilePath {
 
     /// True if this is `directory` or something in it.
     pub fn is_within(&self, directory: &str) -> bool {
+        self.view().is_within(directory)
+    }
+}
+
+/// A [`FilePath`] that somebody else holds: as safe to join to a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FilePathRef<'a>(&'a [u8]);
+
+impl<'a> FilePathRef<'a> {
+    /// Of bytes that were those of a [`FilePath`].
+    pub(super) fn of_checked(bytes: &'a [u8]) -> FilePathRef<'a> {
+        FilePathRef(bytes)
+    }
+
+    /// The bytes of it.
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// A path of its own.
+    pub fn to_path(self) -> FilePath {
+        FilePath(self.0.into())
+    }
+
+    /// True if this is `directory` or something in it.
+    pub fn is_within(self, directory: &str) -> bool {
         let rest = self.0.strip_prefix(directory.as_bytes());
         rest.is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+    }
+}
+
+impl<'a> From<&'a FilePath> for FilePathRef<'a> {
+    fn from(path: &'a FilePath) -> FilePathRef<'a> {
+        path.view()
+    }
+}
+
+impl PartialEq<FilePath> for FilePathRef<'_> {
+    fn eq(&self, other: &FilePath) -> bool {
+        *self == other.view()
+    }
+}
+
+impl fmt::Display for FilePathRef<'_> {
+    /// For messages: what is not UTF-8 is replaced.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.0))
+    }
+}
+
+impl fmt::Debug for FilePathRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&String::from_utf8_lossy(self.0), f)
     }
 }
 
 impl fmt::Display for FilePath {
     /// For messages: what is not UTF-8 is replaced.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        fmt::Display::fmt(&self.view(), f)
     }
 }
 
 impl fmt::Debug for FilePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&String::from_utf8_lossy(&self.0), f)
+        fmt::Debug::fmt(&self.view(), f)
     }
 }
 
 /// How a path is written in JSON: as text, or, where it is not UTF-8, in hexadecimal, as PostgreSQL's manifest has it.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Written {
-    Text(String),
-    Hex { hex: String },
+enum Written<'a> {
+    #[serde(borrow)]
+    Text(Cow<'a, str>),
+    Hex {
+        hex: String,
+    },
+}
+
+impl Serialize for FilePathRef<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(self.0) {
+            Ok(text) => serializer.serialize_str(text),
+            Err(_) => Written::Hex { hex: super::hex(self.0) }.serialize(serializer),
+        }
+    }
 }
 
 impl Serialize for FilePath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match std::str::from_utf8(&self.0) {
-            Ok(text) => serializer.serialize_str(text),
-            Err(_) => Written::Hex { hex: super::hex(&self.0) }.serialize(serializer),
-        }
+        self.view().serialize(serializer)
     }
 }
 

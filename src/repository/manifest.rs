@@ -17,12 +17,12 @@
 //! ```
 
 use super::documents::WalNeed;
-use super::file_path::{FilePath, from_hex};
+use super::file_path::{FilePath, FilePathRef, from_hex};
+use super::paths::{PathOrder, Paths, make_room};
 use crate::wal::{Lsn, TimelineId};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 /// The longest line that is read: a path of 1,024 bytes takes a tenth of it, however it is written.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -64,6 +64,9 @@ pub enum ManifestError {
     /// The SHA-256 in its last line is not that of the lines before it.
     #[error("the backup manifest does not have the SHA-256 that its last line says")]
     Checksum,
+    /// It lists a file twice.
+    #[error("the backup manifest lists {0} again")]
+    Twice(FilePath),
     /// It ends too early.
     #[error("the backup manifest ends after line {0}, before its checksum")]
     Cut(u64),
@@ -72,8 +75,8 @@ pub enum ManifestError {
 /// A whole manifest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Manifest {
-    /// Every file of the backup but those in `pg_wal` and the manifest itself: about 100 bytes of memory each.
-    pub files: HashMap<FilePath, FileCheck>,
+    /// Every file of the backup but those in `pg_wal` and the manifest itself.
+    pub files: ManifestFiles,
     /// The rest.
     pub end: ManifestEnd,
 }
@@ -84,19 +87,86 @@ impl Manifest {
     /// # Errors
     /// If it is cut, altered, or lists a file twice.
     pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
-        let mut reader = ManifestReader::new();
-        let mut files = HashMap::new();
-        for piece in bytes.chunks(LINE_BYTES_MAX) {
-            reader.feed(piece);
-            while let Some((path, check)) = reader.next_file()? {
-                let twice = || reader.bad(format!("lists {path} again"));
-                if files.contains_key(&path) {
-                    return Err(twice());
-                }
-                files.insert(path, check);
-            }
+        let mut intake = ManifestIntake::default();
+        bytes.chunks(LINE_BYTES_MAX).try_for_each(|piece| intake.feed(piece))?;
+        intake.finish()
+    }
+}
+
+/// The files of a manifest: some 45 bytes of memory for each.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ManifestFiles {
+    paths: Paths,
+    checks: Vec<FileCheck>,
+    order: PathOrder,
+}
+
+impl ManifestFiles {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.checks.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.checks.is_empty()
+    }
+
+    /// The place of a file in the list.
+    pub fn find<'a>(&self, path: impl Into<FilePathRef<'a>>) -> Option<usize> {
+        self.order.find(&self.paths, path.into())
+    }
+
+    /// What it says of the file in this place.
+    pub fn at(&self, place: usize) -> Option<(FilePathRef<'_>, FileCheck)> {
+        Some((self.paths.get(place)?, *self.checks.get(place)?))
+    }
+
+    /// What it says of a file.
+    pub fn get<'a>(&self, path: impl Into<FilePathRef<'a>>) -> Option<FileCheck> {
+        self.checks.get(self.find(path)?).copied()
+    }
+
+    /// All of them, each behind its place, in the order of their paths.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, FilePathRef<'_>, FileCheck)> {
+        self.order.places().filter_map(|place| self.at(place).map(|(path, check)| (place, path, check)))
+    }
+}
+
+/// Makes a [`Manifest`] of bytes as they come.
+#[derive(Debug, Default)]
+pub struct ManifestIntake {
+    reader: ManifestReader,
+    paths: Paths,
+    checks: Vec<FileCheck>,
+}
+
+impl ManifestIntake {
+    /// Takes in the next bytes.
+    ///
+    /// # Errors
+    /// If they are not a manifest's.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ManifestError> {
+        self.reader.feed(bytes);
+        while let Some((path, check)) = self.reader.next_file()? {
+            self.paths.push(path.view());
+            make_room(&mut self.checks, 1);
+            self.checks.push(check);
         }
-        Ok(Manifest { files, end: reader.finish()? })
+        Ok(())
+    }
+
+    /// All of it has come.
+    ///
+    /// # Errors
+    /// If that is not so, or a file is listed twice.
+    pub fn finish(self) -> Result<Manifest, ManifestError> {
+        let ManifestIntake { reader, paths, checks } = self;
+        let end = reader.finish()?;
+        let twice =
+            |place| paths.get(place).map_or(ManifestError::Checksum, |path| ManifestError::Twice(path.to_path()));
+        let order = PathOrder::of(&paths).map_err(twice)?;
+        Ok(Manifest { files: ManifestFiles { paths, checks, order }, end })
     }
 }
 
@@ -385,7 +455,7 @@ mod tests {
     #[test]
     fn files_and_ranges_are_read() {
         let manifest = Manifest::parse(sample().as_bytes()).unwrap();
-        let get = |path: &[u8]| manifest.files.get(&FilePath::parse(path).unwrap()).copied();
+        let get = |path: &[u8]| manifest.files.get(&FilePath::parse(path).unwrap());
         assert_eq!(manifest.files.len(), 3);
         assert_eq!(get(b"backup_label"), Some(check(225, 0x7530_5193)));
         assert_eq!(get(b"caf\xe9"), Some(check(0, 0)), "a name that is not UTF-8");

@@ -1,5 +1,6 @@
 //! Names, documents, what is there: a repository of format 1 (`docs/repository-format.md`) on top of a store.
 
+mod backup_files;
 mod backups;
 mod catalog;
 mod chain;
@@ -14,6 +15,7 @@ mod loss;
 pub mod manifest;
 mod names;
 mod part_name;
+mod paths;
 mod reader;
 mod relation_file;
 mod stored_manifest;
@@ -22,20 +24,23 @@ pub mod tar;
 mod walk;
 mod writer;
 
+pub use backup_files::{BackupFile, BackupFileRef, BackupFiles};
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
 pub use chain::{BrokenChain, chain};
 pub use cut_index::{Cut, CutIndex, lead_start};
 pub use cut_walk::{CutWalk, NoIndex};
+pub(crate) use documents::WithoutFiles;
 pub use documents::{
-    BackupBegin, BackupDocument, BackupFile, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation,
-    DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, PART_BYTES_MAX, RejectedPage, WalNeed,
+    BackupBegin, BackupDocument, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation, DeadBranchNote,
+    FORMAT_VERSION, Findings, GapNote, Heartbeat, PART_BYTES_MAX, RejectedPage, WalNeed,
 };
-pub use file_path::{FilePath, FilePathError};
+pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
 pub use loss::Loss;
 pub use names::{DatabaseNames, NAMED_RELATIONS_MAX, Names, RelationName};
 pub use part_name::{ContentDigest, PartName};
+pub(crate) use paths::{PathOrder, Paths, make_room};
 pub use reader::{WalReader, Window};
 pub use relation_file::{Fork, RelationFile, whole_path};
 pub use stored_parts::{EarlierParts, StoredPart};

@@ -1,6 +1,6 @@
 //! Which relation a file of a base backup belongs to, by its path, and the names of incremental files. Pure.
 
-use super::file_path::FilePath;
+use super::file_path::{FilePath, FilePathRef};
 use crate::wal::RelationId;
 
 /// Blocks in each file of a relation but the last: 1 GB of 8 KiB (`RELSEG_SIZE` in `pg_config.h`).
@@ -41,7 +41,8 @@ pub struct RelationFile {
 
 impl RelationFile {
     /// Reads a path; `None` for a file of anything else.
-    pub fn parse(path: &FilePath) -> Option<RelationFile> {
+    pub fn parse<'a>(path: impl Into<FilePathRef<'a>>) -> Option<RelationFile> {
+        let path = path.into();
         let parts: Vec<&str> = std::str::from_utf8(path.as_bytes()).ok()?.split('/').collect();
         let (tablespace, database, name) = match parts[..] {
             ["global", name] => (GLOBAL_TABLESPACE, 0, name),
@@ -83,7 +84,8 @@ fn number(text: &str) -> Option<u32> {
 
 /// The path of the file whose changed blocks are at `path`: `base/5/16384` for `base/5/INCREMENTAL.16384`. `None` if
 /// `path` is not that of an incremental file.
-pub fn whole_path(path: &FilePath) -> Option<FilePath> {
+pub fn whole_path<'a>(path: impl Into<FilePathRef<'a>>) -> Option<FilePath> {
+    let path = path.into();
     RelationFile::parse(path).filter(|file| file.is_incremental)?;
     let text = std::str::from_utf8(path.as_bytes()).ok()?;
     let (directory, name) = text.rsplit_once('/')?;

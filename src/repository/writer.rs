@@ -334,7 +334,7 @@ impl Writer {
     pub async fn store_document(&self, key: &Key, document: &impl Serialize) -> Result<Created> {
         let json = documents::write(document)
             .map_err(|error| Error::new(Kind::Internal, "cannot write a document").because(error))?;
-        self.store_plain(key, Bytes::from(json)).await
+        self.store_body(key, Body::from(json)).await
     }
 
     /// Stores bytes as they are under `key`: documents and history files. The same bytes again are fine.
@@ -342,11 +342,16 @@ impl Writer {
     /// # Errors
     /// As [`Writer::store_document`].
     pub async fn store_plain(&self, key: &Key, bytes: Bytes) -> Result<Created> {
+        self.store_body(key, Body::from(bytes)).await
+    }
+
+    async fn store_body(&self, key: &Key, body: Body) -> Result<Created> {
         let name = self.layout.name(key);
-        let created = self.store.create(&name, Body::from(bytes.clone()), Metadata::new()).await?;
+        let created = self.store.create(&name, body.clone(), Metadata::new()).await?;
         if created == Created::Exists {
-            let stored = self.store.get(&name, None).await?.collect().await?;
-            if stored != bytes {
+            let mut ours = Sha256::new();
+            body.pieces().iter().for_each(|piece| ours.update(piece));
+            if sha256_of(self.store.get(&name, None).await?).await?[..] != ours.finalize()[..] {
                 return Err(diverged(&name));
             }
         }

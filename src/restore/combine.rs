@@ -5,53 +5,31 @@
 //! is the last that is asked. What nobody gives is zeros (`reconstruct.c` of `pg_combinebackup`, which looks only at
 //! where the newest was cut: a block from before an earlier cut would come back).
 
+use super::number_set::NumberSet;
 use crate::repository::incremental::{BLOCK_BYTES, IncrementalHeader};
-use crate::repository::{BackupFile, FilePath, whole_path};
-use std::collections::{HashMap, HashSet};
+use crate::repository::{BackupFiles, FilePath, FilePathRef, whole_path};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// A set of block numbers: a bit for each, so that a file of 1 GB takes 16 KiB whatever has changed.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Blocks(Vec<u64>);
-
-impl Blocks {
-    fn insert(&mut self, block: u32) {
-        let word = (block / 64) as usize;
-        if word >= self.0.len() {
-            self.0.resize(word + 1, 0);
-        }
-        self.0[word] |= 1 << (block % 64);
-    }
-
-    fn contains(&self, block: u32) -> bool {
-        self.0.get((block / 64) as usize).is_some_and(|word| word & 1 << (block % 64) != 0)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = u32> {
-        (0u32..)
-            .zip(&self.0)
-            .flat_map(|(word, bits)| (0..64).filter_map(move |bit| (bits & 1 << bit != 0).then_some(word * 64 + bit)))
-    }
-}
 
 /// What an incremental file lists, kept small.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Listed {
     truncation_block: u32,
-    blocks: Blocks,
+    blocks: NumberSet,
 }
 
 impl Listed {
     pub(super) fn of(header: &IncrementalHeader) -> Listed {
-        let mut blocks = Blocks::default();
-        header.blocks.iter().for_each(|block| blocks.insert(*block));
+        let blocks = header.blocks.iter().map(|block| *block as usize).collect();
         Listed { truncation_block: header.truncation_block, blocks }
     }
 
     /// The header again, for the rest of the file.
     pub(super) fn header(&self) -> IncrementalHeader {
-        IncrementalHeader { truncation_block: self.truncation_block, blocks: self.blocks.iter().collect() }
+        IncrementalHeader {
+            truncation_block: self.truncation_block,
+            blocks: self.blocks.iter().map(|block| block as u32).collect(),
+        }
     }
 }
 
@@ -61,29 +39,30 @@ pub(super) struct Assembly {
     /// Blocks of older backups count below this one alone.
     limit: u32,
     /// What newer backups gave.
-    given: Blocks,
+    given: NumberSet,
 }
 
 impl Assembly {
     /// True if a block of the next older backup belongs into the file.
     fn wants(&self, block: u32) -> bool {
-        block < self.limit && !self.given.contains(block)
+        block < self.limit && !self.given.contains(block as usize)
     }
 }
 
-/// The files that are not complete, by the paths of the whole ones.
+/// The files that are not complete, by the paths of the whole ones, in their order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Combination {
-    files: HashMap<FilePath, Assembly>,
+    files: Vec<(FilePath, Assembly)>,
 }
 
 impl Combination {
     /// What the newest backup leaves to older ones.
     pub(super) fn of_newest(listed: Vec<(FilePath, Listed)>) -> Combination {
         let left = listed.into_iter().filter(|(_, listed)| listed.truncation_block > 0);
-        let files =
-            left.map(|(path, listed)| (path, Assembly { limit: listed.truncation_block, given: listed.blocks }));
-        Combination { files: files.collect() }
+        let left = left.map(|(path, listed)| (path, Assembly { limit: listed.truncation_block, given: listed.blocks }));
+        let mut files: Vec<_> = left.collect();
+        files.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        Combination { files }
     }
 
     /// True if no older backup is needed.
@@ -91,42 +70,51 @@ impl Combination {
         self.files.is_empty()
     }
 
-    /// A file, by the path of the whole one; `None` if it needs nothing more.
-    pub(super) fn file(&self, path: &FilePath) -> Option<&Assembly> {
-        self.files.get(path)
+    fn place<'a>(&self, path: impl Into<FilePathRef<'a>>) -> Option<usize> {
+        let path = path.into();
+        self.files.binary_search_by(|(file, _)| file.view().cmp(&path)).ok()
     }
 
-    /// Finds what is needed of the next older backup: the paths of its members.
+    /// A file, by the path of the whole one; `None` if it needs nothing more.
+    pub(super) fn file(&self, path: &FilePath) -> Option<&Assembly> {
+        self.place(path).map(|place| &self.files[place].1)
+    }
+
+    /// Finds what is needed of the next older backup: the places of its members in its list of files.
     ///
     /// # Errors
     /// A file that it should have and does not.
-    pub(super) fn members(&self, files: &[BackupFile], is_incremental: bool) -> Result<HashSet<FilePath>, FilePath> {
-        let mut left: HashSet<&FilePath> = self.files.keys().collect();
-        let mut members = HashSet::with_capacity(left.len());
-        for file in files {
-            let whole = whole_path(&file.path).filter(|_| is_incremental);
-            if left.remove(whole.as_ref().unwrap_or(&file.path)) {
-                members.insert(file.path.clone());
+    pub(super) fn members(&self, files: &BackupFiles, is_incremental: bool) -> Result<NumberSet, FilePath> {
+        let (mut found, mut members) = (NumberSet::default(), NumberSet::default());
+        for (place, file) in files.iter().enumerate() {
+            let whole = whole_path(file.path).filter(|_| is_incremental);
+            let wanted = self.place(whole.as_ref().map_or(file.path, FilePath::view));
+            if wanted.is_some_and(|wanted| found.insert(wanted)) {
+                members.insert(place);
             }
         }
-        match left.into_iter().min() {
-            Some(missing) => Err(missing.clone()),
+        match (0..self.files.len()).find(|wanted| !found.contains(*wanted)) {
+            Some(missing) => Err(self.files[missing].0.clone()),
             None => Ok(members),
         }
     }
 
     /// The next older backup has given its blocks: of these files those that it lists, all of every other.
     pub(super) fn take_in(&mut self, listed: Vec<(FilePath, Listed)>) {
-        let mut newer = std::mem::take(&mut self.files);
+        let mut left = NumberSet::default();
         for (path, listed) in listed {
-            let Some(mut assembly) = newer.remove(&path) else { continue };
-            listed.blocks.iter().filter(|block| *block < assembly.limit).for_each(|block| assembly.given.insert(block));
+            let Some(place) = self.place(&path) else { continue };
+            let assembly = &mut self.files[place].1;
+            let limit = assembly.limit as usize;
+            assembly.given.extend(listed.blocks.iter().filter(|block| *block < limit));
             // A file that was cut here, and then grew, has nothing from before in between.
             assembly.limit = assembly.limit.min(listed.truncation_block);
             if assembly.limit > 0 {
-                self.files.insert(path, assembly);
+                left.insert(place);
             }
         }
+        let mut place = 0..;
+        self.files.retain(|_| place.next().is_some_and(|place| left.contains(place)));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Chains of invented files, against a straightforward reading of the rules.
 
 use super::*;
+use crate::repository::BackupFile;
 use proptest::prelude::*;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -114,16 +115,15 @@ fn what_lies_behind_a_whole_file_is_not_asked() {
 
 #[test]
 fn every_file_that_is_not_complete_must_be_in_the_next_backup() {
-    let file = |path: &[u8]| BackupFile { path: FilePath::parse(path).unwrap(), part: 0, offset: 0, bytes: 0 };
+    let file = |path: &&[u8]| BackupFile { path: FilePath::parse(path).unwrap(), part: 0, offset: 0, bytes: 0 };
     let header = IncrementalHeader { truncation_block: 1, blocks: Vec::new() };
     let combination = Combination::of_newest(vec![(path(), Listed::of(&header))]);
     let members = |names: &[&[u8]], is_incremental: bool| {
-        let files: Vec<BackupFile> = names.iter().map(|name| file(name)).collect();
-        combination
-            .members(&files, is_incremental)
-            .map(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>())
+        let files: BackupFiles = names.iter().map(file).collect();
+        let path = |place| files.get(place).unwrap().path.to_string();
+        combination.members(&files, is_incremental).map(|found| found.iter().map(path).collect::<Vec<_>>())
     };
-    assert_eq!(members(&[b"base/5/1", b"base/5/16384"], true), Ok(vec!["base/5/16384".to_owned()]));
+    assert_eq!(members(&[b"base/5/1".as_slice(), b"base/5/16384"], true), Ok(vec!["base/5/16384".to_owned()]));
     assert_eq!(members(&[b"base/5/INCREMENTAL.16384"], true), Ok(vec!["base/5/INCREMENTAL.16384".to_owned()]));
     assert_eq!(members(&[b"base/5/INCREMENTAL.16384"], false), Err(path()), "in a full backup it is a stranger");
     assert_eq!(members(&[b"base/5/16384.1"], true), Err(path()));

@@ -4,7 +4,7 @@
 //! hold rows that are dead: so all row versions are read, and what is not clear is refused.
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::FilePath;
+use crate::repository::FilePathRef;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,7 +85,7 @@ fn row(tuple: &[u8]) -> Option<Row> {
 }
 
 /// The database that a file belongs to: `base/<oid>/…` or `pg_tblspc/<oid>/<version>/<oid>/…`.
-fn database_of(path: &FilePath) -> Option<u32> {
+fn database_of(path: FilePathRef<'_>) -> Option<u32> {
     let mut steps = path.as_bytes().split(|&byte| byte == b'/');
     let oid = match steps.next()? {
         b"base" => steps.next()?,
@@ -119,7 +119,7 @@ impl Choice {
     pub(super) fn new<'a>(
         wanted: &[String],
         rows: &[Row],
-        paths: impl Iterator<Item = &'a FilePath>,
+        paths: impl Iterator<Item = FilePathRef<'a>>,
     ) -> Result<Choice> {
         let there: BTreeSet<u32> = paths.filter_map(database_of).collect();
         let mut chosen = BTreeMap::new();
@@ -138,7 +138,8 @@ impl Choice {
     }
 
     /// True for a file that is left out, with zeros in its place.
-    pub(super) fn is_emptied(&self, path: &FilePath) -> bool {
+    pub(super) fn is_emptied<'a>(&self, path: impl Into<FilePathRef<'a>>) -> bool {
+        let path = path.into();
         let name = path.as_bytes().rsplit(|&byte| byte == b'/').next().unwrap_or_default();
         !REAL.contains(&name) && database_of(path).is_some_and(|oid| self.emptied_oids.contains(&oid))
     }
@@ -196,6 +197,7 @@ fn refused(message: String, rows: &[Row], there: &BTreeSet<u32>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::FilePath;
     use proptest::prelude::*;
 
     fn tuple(oid: u32, name: &str, xmax: u32, mask: u16) -> Vec<u8> {
@@ -242,7 +244,7 @@ mod tests {
 
     fn choose(wanted: &[&str], heap: &[u8]) -> Result<Choice> {
         let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
-        Choice::new(&wanted, &rows(heap), paths().iter())
+        Choice::new(&wanted, &rows(heap), paths().iter().map(FilePath::view))
     }
 
     #[test]
@@ -257,7 +259,7 @@ mod tests {
         let choice = choose(&["shop"], &heap).unwrap();
         assert_eq!(choice.wanted, [Database { oid: 16400, name: Some("shop".into()) }]);
         let emptied: Vec<String> =
-            paths().iter().filter(|path| choice.is_emptied(path)).map(ToString::to_string).collect();
+            paths().iter().filter(|path| choice.is_emptied(*path)).map(ToString::to_string).collect();
         let expected = [
             "base/16500/1259",
             "base/16500/pg_filenode.map",

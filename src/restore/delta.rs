@@ -5,13 +5,16 @@
 
 use super::destination::{Destination, MARKER_FILE, TablespaceDestination};
 use super::label::LABEL_FILE;
+use super::number_set::NumberSet;
 use super::part::{CONTROL_FILE, NOT_WRITTEN};
 use super::tree::{self, REQUIRED_DIRECTORIES, Tree, WAL_DIRECTORY};
 use crate::error::{Error, Kind, Result};
-use crate::repository::manifest::{FileCheck, Manifest};
-use crate::repository::{FilePath, whole_path};
+use crate::repository::manifest::{Manifest, ManifestFiles};
+use crate::repository::{FilePath, FilePathRef, whole_path};
 use crate::runtime;
-use std::collections::HashSet;
+use serde::{Serialize, Serializer};
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{DirEntry, File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -22,18 +25,71 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// What is there, against what the backup has.
 #[derive(Debug, Default)]
 pub(super) struct Comparison {
-    /// Files that stay.
-    pub(super) kept: HashSet<FilePath>,
+    /// Files that stay, by their places in the manifest.
+    pub(super) kept: NumberSet,
     /// Bytes of them.
     pub(super) kept_bytes: u64,
     /// Directories that stay.
     directories: Vec<PathBuf>,
     /// What goes: what is in a directory stands before it. Without `pg_control`, which goes first.
-    pub(super) removed: Vec<PathBuf>,
-    /// Bytes on the disk of what goes, by the place that they become free in.
-    pub(super) freed: Vec<(FilePath, u64)>,
+    pub(super) removed: Removed,
+    /// Bytes on the disk of files that go, by the directory that they are in, or for the outermost ones by the file.
+    pub(super) freed: BTreeMap<FilePath, u64>,
     /// What the operator should know.
     pub(super) warnings: Vec<String>,
+}
+
+impl Comparison {
+    /// The file of this name goes.
+    fn free(&mut self, name: &FilePath, disk_bytes: u64) {
+        let directory = name.as_bytes().iter().rposition(|&byte| byte == b'/').map(|end| &name.as_bytes()[..end]);
+        let place = directory.and_then(|directory| FilePath::parse(directory).ok()).unwrap_or_else(|| name.clone());
+        let freed = self.freed.entry(place).or_default();
+        *freed = freed.saturating_add(disk_bytes);
+    }
+}
+
+/// Files, links and directories that go, in order: a million of them may, and their paths lie in one piece of memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Removed {
+    /// With a zero byte behind each, which none has.
+    paths: Vec<u8>,
+    count: usize,
+}
+
+impl Removed {
+    fn push(&mut self, path: &Path) {
+        self.paths.extend_from_slice(path.as_os_str().as_bytes());
+        self.paths.push(0);
+        self.count += 1;
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// True if nothing goes.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// All of them.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let mut rest = self.paths.as_slice();
+        std::iter::from_fn(move || {
+            let end = rest.iter().position(|&byte| byte == 0)?;
+            let path = &rest[..end];
+            rest = &rest[end + 1..];
+            Some(Path::new(OsStr::from_bytes(path)))
+        })
+    }
+}
+
+impl Serialize for Removed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.paths())
+    }
 }
 
 /// How far a comparison is, in bytes.
@@ -43,60 +99,69 @@ pub(super) struct Compared {
     pub(super) total_bytes: AtomicU64,
 }
 
-/// A file that may be equal.
+/// A file that may be equal: its place in the manifest, and what it takes on the disk.
 struct Candidate {
-    path: PathBuf,
-    name: FilePath,
-    check: FileCheck,
+    place: usize,
     disk_bytes: u64,
 }
 
-/// Compares the directories of `destination` with `manifest`, from which what shall not be kept is left out. The label of
-/// one of a `chain` is never kept: it says what the backup builds on, and is read as it comes.
+/// Compares the directories of `destination` with a manifest, of which the files in some places shall not be kept. The
+/// label of one of a `chain` is never kept: it says what the backup builds on, and is read as it comes.
 pub(super) fn compare(
     destination: &Destination,
-    manifest: &Manifest,
+    (manifest, not_kept): (&Manifest, &NumberSet),
     major: u32,
     chain: bool,
     compared: &Compared,
 ) -> Result<Comparison> {
+    let files = &manifest.files;
     let mut walk = Walk {
         destination,
-        manifest,
+        files,
+        not_kept,
         chain,
         version_prefix: format!("PG_{major}_").into_bytes(),
-        wanted: wanted_directories(destination, manifest),
+        wanted: wanted_directories(destination, (files, not_kept)),
         candidates: Vec::new(),
         comparison: Comparison::default(),
     };
     walk.directory(&destination.data, &[])?;
     let Walk { candidates, mut comparison, .. } = walk;
-    let total = candidates.iter().map(|candidate| candidate.check.size_bytes).sum();
+    let checks = candidates.iter().filter_map(|candidate| files.at(candidate.place));
+    let total = checks.map(|(_, check)| check.size_bytes).fold(0, u64::saturating_add);
     compared.total_bytes.store(total, Ordering::Relaxed);
-    let equal = are_equal(&candidates, compared)?;
-    for (candidate, equal) in candidates.into_iter().zip(equal) {
-        if equal {
-            comparison.kept_bytes += candidate.check.size_bytes;
-            comparison.kept.insert(candidate.name);
+    let data = &destination.data;
+    let equal = are_equal(data, files, &candidates, compared)?;
+    for (at, candidate) in candidates.iter().enumerate() {
+        let Some((name, check)) = files.at(candidate.place) else { continue };
+        if equal.contains(at) {
+            comparison.kept_bytes += check.size_bytes;
+            comparison.kept.insert(candidate.place);
         } else {
             // Files of directories that go are no candidates: the order does not matter.
-            comparison.removed.push(candidate.path);
-            comparison.freed.push((candidate.name, candidate.disk_bytes));
+            comparison.removed.push(&path_below(data, name));
+            comparison.free(&name.to_path(), candidate.disk_bytes);
         }
     }
     Ok(comparison)
 }
 
+/// Where a file is that the manifest calls so: as the server would go there, through the links to tablespaces.
+fn path_below(data: &Path, name: FilePathRef<'_>) -> PathBuf {
+    data.join(OsStr::from_bytes(name.as_bytes()))
+}
+
 /// Removes what goes, `pg_control` first: from then on no server starts here. What stays gets owner and mode.
-pub(super) fn clear(tree: &Tree, comparison: &Comparison) -> Result<()> {
+pub(super) fn clear(tree: &Tree, files: &ManifestFiles, comparison: &Comparison) -> Result<()> {
     let control = tree.data().join(CONTROL_FILE);
     remove(&control)?;
     if let Some(directory) = control.parent().filter(|directory| directory.exists()) {
         tree::sync_directory(directory)?;
     }
-    comparison.removed.iter().try_for_each(|path| remove(path))?;
+    comparison.removed.paths().try_for_each(remove)?;
     comparison.directories.iter().try_for_each(|path| tree.make_directory(path))?;
-    comparison.kept.iter().try_for_each(|name| tree.keep(&tree.path_of(name)))
+    let mut kept = comparison.kept.iter().filter_map(|place| files.at(place));
+    kept.try_for_each(|(name, _)| tree.keep(&tree.path_of(name)))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -114,27 +179,32 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Directories, by their names below the data directory, that are needed whatever is in them.
-fn wanted_directories(destination: &Destination, manifest: &Manifest) -> HashSet<Vec<u8>> {
-    let mut wanted = HashSet::new();
-    let in_place = destination.tablespaces.iter().filter(|it| it.in_place);
-    let in_place = in_place.map(|it| format!("pg_tblspc/{}/", it.oid).into_bytes());
-    let required = REQUIRED_DIRECTORIES.iter().map(|name| format!("{name}/").into_bytes());
-    let files = manifest.files.keys().map(|path| path.as_bytes().to_vec());
-    for name in in_place.chain(required).chain(files) {
-        let mut above = name.as_slice();
+fn wanted_directories(destination: &Destination, (files, not_kept): (&ManifestFiles, &NumberSet)) -> HashSet<Vec<u8>> {
+    let mut wanted: HashSet<Vec<u8>> = HashSet::new();
+    let mut want_above = |name: &[u8]| {
+        let mut above = name;
         while let Some(slash) = above.iter().rposition(|&byte| byte == b'/') {
             above = &above[..slash];
-            if !wanted.insert(above.to_vec()) {
+            if wanted.contains(above) {
                 break;
             }
+            wanted.insert(above.to_vec());
         }
+    };
+    for tablespace in destination.tablespaces.iter().filter(|it| it.in_place) {
+        want_above(format!("pg_tblspc/{}/", tablespace.oid).as_bytes());
     }
+    REQUIRED_DIRECTORIES.iter().for_each(|name| want_above(format!("{name}/").as_bytes()));
+    let kept = files.iter().filter(|(place, ..)| !not_kept.contains(*place));
+    kept.for_each(|(_, path, _)| want_above(path.as_bytes()));
     wanted
 }
 
 struct Walk<'a> {
     destination: &'a Destination,
-    manifest: &'a Manifest,
+    files: &'a ManifestFiles,
+    /// Places of files that do not stay, whatever is in them.
+    not_kept: &'a NumberSet,
     chain: bool,
     /// How the directory of this major version begins in a tablespace, where other versions may have theirs.
     version_prefix: Vec<u8>,
@@ -174,12 +244,12 @@ impl Walk<'_> {
             self.directory(&path, &name)?;
             match self.wanted.contains(&name) {
                 true => self.comparison.directories.push(path),
-                false => self.comparison.removed.push(path),
+                false => self.comparison.removed.push(&path),
             }
         } else if found.is_symlink() {
             self.link(path, &name)?;
         } else {
-            self.file(path, &name, &found);
+            self.file(&path, &name, &found);
         }
         Ok(())
     }
@@ -201,7 +271,7 @@ impl Walk<'_> {
                     let text = format!("{what} was at {}: what is there was left alone", target.display());
                     self.comparison.warnings.push(text);
                 }
-                self.comparison.removed.push(path);
+                self.comparison.removed.push(&path);
                 Ok(())
             }
         }
@@ -225,47 +295,53 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn file(&mut self, path: PathBuf, name: &[u8], found: &Metadata) {
+    fn file(&mut self, path: &Path, name: &[u8], found: &Metadata) {
         let name = FilePath::parse(name).ok();
         let disk_bytes = found.blocks().saturating_mul(512);
-        let check = name.as_ref().and_then(|name| self.manifest.files.get(name)).copied();
-        let never_stays = |name: &FilePath| {
+        let place =
+            name.as_ref().and_then(|name| self.files.find(name)).filter(|place| !self.not_kept.contains(*place));
+        let check = place.and_then(|place| self.files.at(place));
+        let never_stays = |name: FilePathRef<'_>| {
             let is = |other: &str| other.as_bytes() == name.as_bytes();
             // Of an incremental backup that somebody unpacked here, nothing is what its name says.
             NOT_WRITTEN.iter().any(|other| is(other)) || self.chain && is(LABEL_FILE) || whole_path(name).is_some()
         };
-        match (name, check) {
-            (Some(name), Some(check)) if found.is_file() && found.len() == check.size_bytes && !never_stays(&name) => {
-                self.candidates.push(Candidate { path, name, check, disk_bytes });
+        match (place, check) {
+            (Some(place), Some((name, check)))
+                if found.is_file() && found.len() == check.size_bytes && !never_stays(name) =>
+            {
+                self.candidates.push(Candidate { place, disk_bytes });
             }
-            (name, _) => {
+            _ => {
                 self.comparison.removed.push(path);
-                self.comparison.freed.extend(name.map(|name| (name, disk_bytes)));
+                if let Some(name) = &name {
+                    self.comparison.free(name, disk_bytes);
+                }
             }
         }
     }
 }
 
-/// Which candidates are equal: reads them all, on every processor.
-fn are_equal(candidates: &[Candidate], compared: &Compared) -> Result<Vec<bool>> {
+/// Which candidates are equal, by their places in the list: reads them all, on every processor.
+fn are_equal(data: &Path, files: &ManifestFiles, candidates: &[Candidate], compared: &Compared) -> Result<NumberSet> {
     let next = AtomicUsize::new(0);
-    let compare_some = || -> Result<Vec<(usize, bool)>> {
-        let (mut equal, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
+    let compare_some = || -> Result<NumberSet> {
+        let (mut equal, mut buffer) = (NumberSet::default(), vec![0; 1 << 20]);
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(candidate) = candidates.get(index) else { return Ok(equal) };
-            let crc32c = crc_of(&candidate.path, &mut buffer, compared)?;
-            equal.push((index, crc32c == candidate.check.crc32c));
+            let candidate = candidates.get(index).and_then(|candidate| files.at(candidate.place));
+            let Some((name, check)) = candidate else { return Ok(equal) };
+            if crc_of(&path_below(data, name), &mut buffer, compared)? == check.crc32c {
+                equal.insert(index);
+            }
         }
     };
-    let mut all = vec![false; candidates.len()];
+    let mut all = NumberSet::default();
     std::thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = (0..runtime::processors()).map(|_| scope.spawn(compare_some)).collect();
         for thread in threads {
             let broken = |_| Error::new(Kind::Internal, "a thread that compares files did not finish");
-            for (index, equal) in thread.join().map_err(broken)?? {
-                all[index] = equal;
-            }
+            all.extend(thread.join().map_err(broken)??.iter());
         }
         Ok(())
     })?;

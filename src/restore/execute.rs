@@ -7,6 +7,7 @@ use super::destination::{Destination, MARKER_FILE};
 use super::ground::{self, Ground};
 use super::levels::Levels;
 use super::local_wal::{self, LocalWal};
+use super::number_set::NumberSet;
 use super::part::CONTROL_FILE;
 use super::pin::{PIN_FILE, Pin, PinnedTimeline};
 use super::plan::{Plan, Stop};
@@ -14,8 +15,10 @@ use super::preparation::{self, Preparation};
 use super::request::TargetAction;
 use super::settings;
 use super::tree::{self, REQUIRED_DIRECTORIES, Tree, WAL_DIRECTORY};
+use super::verify::Verification;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FilePath, Repository, WalReader};
+use crate::repository::manifest::Manifest;
+use crate::repository::{Repository, WalReader};
 use crate::runtime;
 use crate::wal::Lsn;
 use serde::Serialize;
@@ -116,7 +119,7 @@ pub struct RestoreReport {
 
 /// Executes `plan`. When this returns, the data directory is complete and durable, and a server started on it recovers
 /// to the target. Memory: about 40 MiB for each download, and 100 bytes for each file; where the backup is an incremental
-/// one, some 500 bytes for each file, and 16 KiB for each GB of those of which a part has changed.
+/// one, some 300 bytes for each file, and 16 KiB for each GB of those of which a part has changed.
 ///
 /// If this fails or is dropped, what was written stays and no server starts on it: `global/pg_control` is put there last.
 /// The next restore of the same cluster into the directory goes on with what is there.
@@ -138,8 +141,8 @@ pub async fn execute(
         tree.lock()?;
     }
     let prepared = preparation::prepare(repository, plan, options, destination, &progress).await?;
-    let bytes = prepared.written_bytes(plan);
-    let Preparation { destination, manifest, comparison, databases, zeros, selection, parts } = prepared;
+    let (files, bytes, selection) = (prepared.fetched_files(), prepared.written_bytes(plan), prepared.selection());
+    let Preparation { destination, manifest, comparison, databases, zeros, skipped, parts } = prepared;
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
             error.hint("No server starts on what is there so far. The same command again goes on with it.")
@@ -149,10 +152,10 @@ pub async fn execute(
     let (kept_files, kept_bytes) = (comparison.kept.len(), comparison.kept_bytes);
     let mut warnings = warnings(plan, options, &destination);
     warnings.extend(comparison.warnings.iter().cloned());
-    prepare(&tree, plan, &destination, comparison, zeros, options).await.map_err(again)?;
-    let files = manifest.files.len();
+    prepare(&tree, plan, &destination, &manifest, (comparison, zeros), options).await.map_err(again)?;
     let levels = Levels { repository, plan, downloads: options.downloads, tree: &tree, progress: &progress };
-    let control = levels.write(manifest, parts, selection).await.map_err(again)?;
+    let verification = Verification::of_all(manifest, &skipped);
+    let control = levels.write(verification, parts, selection).await.map_err(again)?;
     let control = control.ok_or_else(|| {
         Error::new(Kind::Damaged, format!("backup {} has no {CONTROL_FILE}", plan.backup.id))
             .hint("Try an older backup (`seawall list`).")
@@ -188,11 +191,12 @@ async fn prepare(
     tree: &Arc<Tree>,
     plan: &Plan,
     destination: &Destination,
-    comparison: Comparison,
-    zeros: Vec<(FilePath, u64)>,
+    manifest: &Arc<Manifest>,
+    (comparison, zeros): (Comparison, NumberSet),
     options: &RestoreOptions,
 ) -> Result<()> {
     let (tree, plan, destination, options) = (Arc::clone(tree), plan.clone(), destination.clone(), options.clone());
+    let manifest = Arc::clone(manifest);
     runtime::blocking(move || {
         let data = tree.data();
         tree.make_directory(data)?;
@@ -204,7 +208,7 @@ async fn prepare(
         }
         tree.put(&data.join(MARKER_FILE), ground::marker(&plan).as_bytes(), tree.file_mode())?;
         if destination.ground != Ground::Empty {
-            delta::clear(&tree, &comparison)?;
+            delta::clear(&tree, &manifest.files, &comparison)?;
         }
         for name in REQUIRED_DIRECTORIES {
             tree.make_directory(&data.join(name))?;
@@ -217,7 +221,8 @@ async fn prepare(
             }
         }
         destination.creates.iter().try_for_each(|path| tree.make_directory(path))?;
-        zeros.iter().try_for_each(|(path, bytes)| tree.put_zeros(&tree.path_of(path), *bytes))
+        let mut zeros = zeros.iter().filter_map(|place| manifest.files.at(place));
+        zeros.try_for_each(|(path, check)| tree.put_zeros(&tree.path_of(path), check.size_bytes))
     })
     .await?
 }

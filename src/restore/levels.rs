@@ -8,14 +8,15 @@ use super::blocks::Level;
 use super::combine::Combination;
 use super::execute::{Phase, RestoreProgress};
 use super::label::{self, LABEL_FILE};
+use super::number_set::NumberSet;
 use super::part::{Extracted, Source};
 use super::plan::Plan;
 use super::selection::Selection;
+use super::stored;
 use super::tree::Tree;
-use super::{stored, verify};
+use super::verify::Verification;
 use crate::error::{Error, Kind, Result};
-use crate::repository::manifest::Manifest;
-use crate::repository::{BackupDocument, BackupPart, FilePath, Repository, whole_path};
+use crate::repository::{BackupDocument, BackupFiles, BackupPart, FilePath, Repository, whole_path};
 use crate::runtime;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -32,10 +33,10 @@ pub(super) struct Levels<'a> {
 
 impl Levels<'_> {
     /// Writes everything but `pg_control`, which it returns with its permissions, if there is one. Of the newest backup,
-    /// `parts` without the files that the selection passes over; `manifest` has the others.
+    /// `parts` without the files that the selection passes over; `verification` wants the others.
     pub(super) async fn write(
         self,
-        manifest: Manifest,
+        verification: Verification,
         parts: Vec<BackupPart>,
         selection: Selection,
     ) -> Result<Option<(Vec<u8>, u32)>> {
@@ -45,9 +46,7 @@ impl Levels<'_> {
         self.progress.send_replace(RestoreProgress { phase: Phase::Fetching, done_bytes: 0, total_bytes });
         let level = Level { is_incremental: true, wanted: None, listed: Arc::default() };
         let level = (!references.is_empty()).then_some(level);
-        let mut extracted = self.write_level(document, parts, level, selection).await?;
-        let pieces = std::mem::take(&mut extracted.pieces);
-        runtime::blocking(move || verify::verify(&manifest, pieces)).await??;
+        let extracted = self.write_level(document, parts, level, (verification, selection)).await?;
         if let Some(reference) = references.first() {
             let (label, mode) = held_label(extracted.label, document)?;
             label::check(&label, document, Some(reference))?;
@@ -73,21 +72,21 @@ impl Levels<'_> {
                 Error::new(Kind::Damaged, format!("backup {} has nothing of the file {missing}", link.id))
                     .hint("The backups of this chain do not belong together. Try one before it (`seawall list`).")
             })?;
-            let needed = Needed::of(&link, members)?;
-            self.spare(bytes_of(&link.parts) - bytes_of(&needed.parts));
+            let Needed { parts, verification } = Needed::of(self.repository, &link, members).await?;
+            // Many, and of no use any more.
+            let link = BackupDocument { files: BackupFiles::default(), ..link };
+            self.spare(bytes_of(&link.parts) - bytes_of(&parts));
             let wanted = Arc::new(combination);
             let level = Level { is_incremental, wanted: Some(Arc::clone(&wanted)), listed: Arc::default() };
-            let mut extracted = self.write_level(&link, needed.parts, Some(level), Selection::default()).await?;
+            let compared = (verification, Selection::default());
+            let extracted = self.write_level(&link, parts, Some(level), compared).await?;
             label::check(&held_label(extracted.label, &link)?.0, &link, references.get(index + 1))?;
-            let pieces = std::mem::take(&mut extracted.pieces);
-            let (manifest, members) = (stored::manifest(self.repository, &link).await?, needed.members);
             combination = runtime::blocking(move || {
-                verify::verify_some(manifest, pieces, |path| members.contains(path))?;
                 let mut combination = Arc::unwrap_or_clone(wanted);
                 combination.take_in(extracted.listed);
-                Ok::<_, Error>(combination)
+                combination
             })
-            .await??;
+            .await?;
         }
         Ok(())
     }
@@ -97,13 +96,13 @@ impl Levels<'_> {
         self.progress.send_modify(|progress| progress.total_bytes = progress.total_bytes.saturating_sub(bytes));
     }
 
-    /// Fetches and writes `parts`. Those that begin inside an incremental file come last: its header is in another.
+    /// Fetches, writes and compares `parts`. Those that begin inside an incremental file come last: its header is in another.
     async fn write_level(
         &self,
         backup: &BackupDocument,
         parts: Vec<BackupPart>,
         level: Option<Level>,
-        selection: Selection,
+        (verification, selection): (Verification, Selection),
     ) -> Result<Extracted> {
         let is_incremental = level.as_ref().is_some_and(|level| level.is_incremental);
         let goes_on = |part: &BackupPart| {
@@ -122,8 +121,10 @@ impl Levels<'_> {
             level: level.map(Arc::new),
             selection: selection.clone(),
         };
+        let verification = Arc::new(verification);
         let write = async |parts, level| {
-            stored::write_parts(self.repository, parts, source(level), self.downloads, self.tree, self.progress).await
+            let to = (self.tree, self.progress);
+            stored::write_parts(self.repository, parts, source(level), &verification, self.downloads, to).await
         };
         let mut extracted = write(first, level.clone()).await?;
         if !last.is_empty() {
@@ -131,6 +132,7 @@ impl Levels<'_> {
             let listed: Arc<HashMap<_, _>> = Arc::new(listed.collect());
             extracted.take_in(write(last, level.map(|level| Level { listed, ..level })).await?);
         }
+        runtime::blocking(move || verification.finish()).await??;
         Ok(extracted)
     }
 }
@@ -144,31 +146,39 @@ fn held_label(label: Option<(Vec<u8>, u32)>, backup: &BackupDocument) -> Result<
 
 /// What is needed of an older backup.
 struct Needed {
-    /// Files, and the label.
-    members: HashSet<FilePath>,
     parts: Vec<BackupPart>,
+    /// Of the files that are needed, and the label.
+    verification: Verification,
 }
 
 impl Needed {
-    fn of(backup: &BackupDocument, mut members: HashSet<FilePath>) -> Result<Needed> {
-        let is_label = |path: &FilePath| path.as_bytes() == LABEL_FILE.as_bytes();
+    /// For `members`, places in the list of files of `backup`.
+    async fn of(repository: &Repository, backup: &BackupDocument, mut members: NumberSet) -> Result<Needed> {
+        let manifest = repository.read_manifest(backup).await?;
         let mut indexes = BTreeSet::new();
-        for file in &backup.files {
-            if is_label(&file.path) {
-                members.insert(file.path.clone());
+        let mut wanted = NumberSet::default();
+        for (place, file) in backup.files.iter().enumerate() {
+            if file.path.as_bytes() == LABEL_FILE.as_bytes() {
+                members.insert(place);
             }
-            if members.contains(&file.path) {
-                let first = file.part as usize;
-                let rest = backup.parts.get(first + 1..).unwrap_or_default().iter();
-                let rest = rest.take_while(|part| part.continues.as_ref().is_some_and(|from| from.path == file.path));
-                indexes.extend(first..=first + rest.count());
+            if !members.contains(place) {
+                continue;
             }
+            let unknown = || {
+                let text = format!("the file {} of backup {} is not in the manifest", file.path, backup.id);
+                Error::new(Kind::Damaged, text).hint("Try an older backup (`seawall list`).")
+            };
+            wanted.insert(manifest.files.find(file.path).ok_or_else(unknown)?);
+            let first = file.part as usize;
+            let rest = backup.parts.get(first.saturating_add(1)..).unwrap_or_default().iter();
+            let rest = rest.take_while(|part| part.continues.as_ref().is_some_and(|from| file.path == from.path));
+            indexes.extend(first..=first.saturating_add(rest.count()));
         }
         let parts: Option<Vec<BackupPart>> =
             indexes.into_iter().map(|index| backup.parts.get(index).cloned()).collect();
         let parts = parts.ok_or_else(|| {
             Error::new(Kind::Damaged, format!("backup.json of {} names a part that it does not list", backup.id))
         })?;
-        Ok(Needed { members, parts })
+        Ok(Needed { parts, verification: Verification::of_some(Arc::new(manifest), wanted) })
     }
 }

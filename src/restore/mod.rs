@@ -24,6 +24,7 @@ mod label;
 mod levels;
 mod local_wal;
 mod newest;
+mod number_set;
 mod part;
 mod pin;
 mod plan;

@@ -74,9 +74,8 @@ pub(super) struct Extracted {
 }
 
 impl Extracted {
-    /// Adds what another part held.
+    /// Adds what another part held, but for its pieces, which were compared.
     pub(super) fn take_in(&mut self, other: Extracted) {
-        self.pieces.extend(other.pieces);
         self.control = self.control.take().or(other.control);
         self.label = self.label.take().or(other.label);
         self.listed.extend(other.listed);
@@ -208,7 +207,7 @@ impl Writer<'_> {
     fn begin_file(&mut self, path: FilePath, start: u64, file_bytes: u64, mode: Option<u32>) -> Result<()> {
         let name = path.to_string();
         let is_held = name == CONTROL_FILE && !self.is_older() || name == LABEL_FILE && self.source.level.is_some();
-        let sink = if self.source.selection.skipped.contains(&path) {
+        let sink = if self.source.selection.skips(&path) {
             Sink::Skipped
         } else if is_held && start == 0 && file_bytes <= HELD_BYTES_MAX {
             Sink::Held(Vec::new(), mode.unwrap_or(0o600))

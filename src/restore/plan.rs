@@ -10,7 +10,7 @@ use super::request::{Target, TargetAction};
 use super::survey::{Found, Goal, NewTablespace, Survey};
 use crate::error::{Error, Kind, Result};
 use crate::history::index::{Span, Transaction};
-use crate::repository::{BackupDocument, BackupId, BackupTablespace, WalNeed};
+use crate::repository::{BackupDocument, BackupFiles, BackupId, BackupTablespace, WalNeed};
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -259,8 +259,11 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
         tablespaces: document.tablespaces.clone(),
         creates: creates.map(|it| NewTablespacePath { oid: it.oid, path: it.path.clone() }).collect(),
         notes: notes(choice, candidate, survey, stop),
-        document: BackupDocument { files: Vec::new(), ..document.clone() },
-        references: references.iter().map(|&link| BackupDocument { files: Vec::new(), ..link.clone() }).collect(),
+        document: BackupDocument { files: BackupFiles::default(), ..document.clone() },
+        references: references
+            .iter()
+            .map(|&link| BackupDocument { files: BackupFiles::default(), ..link.clone() })
+            .collect(),
     }
 }
 

@@ -1,23 +1,23 @@
 //! What a restore will write, and what it will remove, decided before it does either.
 
 use super::database::{self, Choice, Database, SHARED_MAP};
-use super::delta::{self, Compared, Comparison};
+use super::delta::{self, Compared, Comparison, Removed};
 use super::destination::Destination;
 use super::excerpt::read_file;
 use super::execute::{Phase, RestoreOptions, RestoreProgress};
 use super::ground::Ground;
+use super::number_set::NumberSet;
 use super::part::NOT_WRITTEN;
 use super::plan::Plan;
 use super::room::Room;
 use super::selection::Selection;
 use super::stored;
 use crate::error::{Error, Kind, Result};
-use crate::repository::manifest::Manifest;
-use crate::repository::{BackupPart, FilePath, Repository};
+use crate::repository::manifest::{FileCheck, Manifest};
+use crate::repository::{BackupPart, FilePath, FilePathRef, Repository};
 use crate::runtime;
 use serde::Serialize;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,23 +27,40 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub(super) struct Preparation {
     pub(super) destination: Destination,
-    /// Of what will be fetched.
-    pub(super) manifest: Manifest,
+    /// Of all that is in the backup.
+    pub(super) manifest: Arc<Manifest>,
     pub(super) comparison: Comparison,
     /// Which databases, if not all of them.
     pub(super) databases: Option<Choice>,
-    /// Files of the others, with their lengths.
-    pub(super) zeros: Vec<(FilePath, u64)>,
-    pub(super) selection: Selection,
+    /// Files of the others, by their places in the manifest.
+    pub(super) zeros: NumberSet,
+    /// Files that are not fetched, by their places in the manifest.
+    pub(super) skipped: NumberSet,
     /// The parts to fetch.
     pub(super) parts: Vec<BackupPart>,
 }
 
 impl Preparation {
+    /// Files that will be fetched, and what is in them, by the manifest.
+    fn fetched(&self) -> impl Iterator<Item = (FilePathRef<'_>, FileCheck)> {
+        let files = self.manifest.files.iter().filter(|(place, ..)| !self.skipped.contains(*place));
+        files.map(|(_, path, check)| (path, check))
+    }
+
+    /// How many they are.
+    pub(super) fn fetched_files(&self) -> usize {
+        self.manifest.files.len() - self.skipped.len()
+    }
+
+    /// What passes over all others.
+    pub(super) fn selection(&self) -> Selection {
+        Selection::without(Arc::clone(&self.manifest), self.skipped.clone())
+    }
+
     /// Bytes of the files that will be written.
     pub(super) fn written_bytes(&self, plan: &Plan) -> u64 {
         match plan.references.is_empty() {
-            true => self.manifest.files.values().map(|check| check.size_bytes).sum(),
+            true => self.fetched().map(|(_, check)| check.size_bytes).fold(0, u64::saturating_add),
             // Of an incremental backup the manifest has only what it sent.
             false => plan.backup.plain_bytes.saturating_sub(self.comparison.kept_bytes),
         }
@@ -61,47 +78,46 @@ pub(super) async fn prepare(
     destination: Destination,
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<Preparation> {
-    let mut manifest = stored::manifest(repository, &plan.document).await?;
+    let manifest = Arc::new(repository.read_manifest(&plan.document).await?);
     let databases = choose_databases(repository, plan, &manifest, &options.databases).await?;
-    let mut zeros = Vec::new();
-    if let Some(choice) = &databases {
-        let emptied = manifest.files.extract_if(|path, _| choice.is_emptied(path));
-        zeros = emptied.map(|(path, check)| (path, check.size_bytes)).collect();
-    }
-    let mut comparison = Comparison::default();
-    if destination.ground != Ground::Empty {
-        (manifest, comparison) = compare(&destination, manifest, plan, progress).await?;
-    }
+    let is_emptied = |path| databases.as_ref().is_some_and(|choice| choice.is_emptied(path));
+    let zeros: NumberSet =
+        manifest.files.iter().filter(|(_, path, _)| is_emptied(*path)).map(|(place, ..)| place).collect();
+    let comparison = match destination.ground {
+        Ground::Empty => Comparison::default(),
+        _ => compare(&destination, &manifest, &zeros, plan, progress).await?,
+    };
     let mut skipped = comparison.kept.clone();
     if !skipped.is_empty() {
-        skipped.extend(NOT_WRITTEN.iter().filter_map(|name| FilePath::parse(name.as_bytes()).ok()));
+        let not_written = NOT_WRITTEN.iter().filter_map(|name| FilePath::parse(name.as_bytes()).ok());
+        skipped.extend(not_written.filter_map(|name| manifest.files.find(&name)));
     }
-    skipped.extend(zeros.iter().map(|(path, _)| path.clone()));
-    manifest.files.retain(|path, _| !skipped.contains(path));
-    let selection = Selection { skipped };
-    let parts = needed_parts(repository, plan, &selection).await?;
-    let mut room = Room::new(&destination, plan.segment_bytes);
-    manifest.files.iter().for_each(|(path, check)| room.add(&destination, path, check.size_bytes));
+    skipped.extend(zeros.iter());
+    let mut prepared = Preparation { destination, manifest, comparison, databases, zeros, skipped, parts: Vec::new() };
+    prepared.parts = needed_parts(repository, plan, &prepared.selection()).await?;
+    let mut room = Room::new(&prepared.destination, plan.segment_bytes);
+    prepared.fetched().for_each(|(path, check)| room.add(&prepared.destination, path, check.size_bytes));
     // What an incremental backup leaves out may belong anywhere.
     room.add_of_references(plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes));
-    comparison.freed.iter().for_each(|(path, bytes)| room.free(&destination, path, *bytes));
+    prepared.comparison.freed.iter().for_each(|(path, bytes)| room.free(&prepared.destination, path.view(), *bytes));
     room.add_wal(options.wal.segments(plan)?.len() as u64 * plan.segment_bytes);
     room.check()?;
-    Ok(Preparation { destination, manifest, comparison, databases, zeros, selection, parts })
+    Ok(prepared)
 }
 
 async fn compare(
     destination: &Destination,
-    manifest: Manifest,
+    manifest: &Arc<Manifest>,
+    zeros: &NumberSet,
     plan: &Plan,
     progress: &watch::Sender<RestoreProgress>,
-) -> Result<(Manifest, Comparison)> {
+) -> Result<Comparison> {
     let compared = Arc::new(Compared::default());
     let (destination, major, counted) = (destination.clone(), plan.postgres_version / 10_000, compared.clone());
+    let (manifest, zeros) = (Arc::clone(manifest), zeros.clone());
     let chain = !plan.references.is_empty();
-    let comparing = runtime::blocking(move || {
-        delta::compare(&destination, &manifest, major, chain, &counted).map(|comparison| (manifest, comparison))
-    });
+    let comparing =
+        runtime::blocking(move || delta::compare(&destination, (&manifest, &zeros), major, chain, &counted));
     let show = async {
         loop {
             let (done, total) = (&compared.done_bytes, &compared.total_bytes);
@@ -122,7 +138,7 @@ async fn compare(
 /// The parts that hold something which is not there yet.
 async fn needed_parts(repository: &Repository, plan: &Plan, selection: &Selection) -> Result<Vec<BackupPart>> {
     let parts = &plan.document.parts;
-    if selection.skipped.is_empty() {
+    if selection.is_all() {
         return Ok(parts.clone());
     }
     let document = stored::with_files(repository, &plan.document).await?;
@@ -153,7 +169,7 @@ async fn choose_databases(
     let catalogue = database::catalogue_file(&map)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("{SHARED_MAP} of the backup cannot be read")))?;
     let heap = read_file(repository, &document, manifest, &catalogue).await?;
-    Choice::new(wanted, &database::rows(&heap), manifest.files.keys()).map(Some)
+    Choice::new(wanted, &database::rows(&heap), manifest.files.iter().map(|(_, path, _)| path)).map(Some)
 }
 
 /// What a restore over what is there would do.
@@ -173,7 +189,7 @@ pub struct Preview {
     pub fetched_bytes: u64,
     /// Files, links and directories that will be removed, `pg_control` not counted: some are written anew, the others are
     /// not in the backup.
-    pub removed: Vec<PathBuf>,
+    pub removed: Removed,
     /// Databases that will be left empty.
     pub emptied: Vec<Database>,
     /// What the operator should know.
@@ -191,13 +207,13 @@ pub async fn preview(
     progress: watch::Sender<RestoreProgress>,
 ) -> Result<Preview> {
     let prepared = prepare(repository, plan, options, Destination::check(plan, options)?, &progress).await?;
-    let written_bytes = prepared.written_bytes(plan);
-    let Preparation { destination, manifest, comparison, databases, parts, .. } = prepared;
+    let (written_files, written_bytes) = (prepared.fetched_files(), prepared.written_bytes(plan));
+    let Preparation { destination, comparison, databases, parts, .. } = prepared;
     Ok(Preview {
         destination,
         kept_files: comparison.kept.len(),
         kept_bytes: comparison.kept_bytes,
-        written_files: manifest.files.len(),
+        written_files,
         written_bytes,
         fetched_bytes: plan
             .references
@@ -232,7 +248,7 @@ impl fmt::Display for Preview {
             "removes      {} files, links and directories that differ or are not in the backup",
             self.removed.len()
         )?;
-        for path in self.removed.iter().take(NAMED) {
+        for path in self.removed.paths().take(NAMED) {
             write!(f, "\n             {}", path.display())?;
         }
         if let Some(more @ 1..) = self.removed.len().checked_sub(NAMED) {

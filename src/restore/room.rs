@@ -4,7 +4,7 @@ use super::ahead::BATCH_BYTES;
 use super::destination::Destination;
 use super::tree::WAL_DIRECTORY;
 use crate::error::{Error, Kind, Result};
-use crate::repository::FilePath;
+use crate::repository::FilePathRef;
 use nix::sys::statvfs::statvfs;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -38,7 +38,7 @@ impl Room {
     }
 
     /// A file of the backup that will be written.
-    pub(super) fn add(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
+    pub(super) fn add(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
         if let Some(needed) = self.place(destination, path) {
             let bytes = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
             *needed = needed.saturating_add(bytes);
@@ -61,13 +61,13 @@ impl Room {
     }
 
     /// A file that will be removed before, with what it takes on the disk.
-    pub(super) fn free(&mut self, destination: &Destination, path: &FilePath, bytes: u64) {
+    pub(super) fn free(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
         if let Some(needed) = self.place(destination, path) {
             *needed = needed.saturating_sub(bytes);
         }
     }
 
-    fn place(&mut self, destination: &Destination, path: &FilePath) -> Option<&mut u64> {
+    fn place(&mut self, destination: &Destination, path: FilePathRef<'_>) -> Option<&mut u64> {
         let tablespace = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
         let place = match tablespace {
             Some(index) => index + 2,

@@ -1,29 +1,51 @@
 //! Which files of a backup are fetched, and which parts are needed for them. Pure.
 
-use crate::repository::{BackupFile, BackupPart, FilePath};
-use std::collections::HashSet;
+use super::number_set::NumberSet;
+use crate::repository::manifest::Manifest;
+use crate::repository::{BackupFiles, BackupPart, FilePathRef};
+use std::sync::Arc;
 
-/// Files that are not fetched: they are there, or are made in another way.
+/// Files that are not fetched: they are there, or are made in another way. By itself: none.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Selection {
-    pub(super) skipped: HashSet<FilePath>,
+pub(super) struct Selection(Option<Arc<Skipped>>);
+
+#[derive(Debug)]
+struct Skipped {
+    manifest: Arc<Manifest>,
+    places: NumberSet,
 }
 
 impl Selection {
+    /// Passes over the files that have these places in the manifest.
+    pub(super) fn without(manifest: Arc<Manifest>, places: NumberSet) -> Selection {
+        Selection((!places.is_empty()).then(|| Arc::new(Skipped { manifest, places })))
+    }
+
+    /// True if nothing is passed over.
+    pub(super) fn is_all(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// True if this file is passed over.
+    pub(super) fn skips<'a>(&self, path: impl Into<FilePathRef<'a>>) -> bool {
+        let Some(skipped) = &self.0 else { return false };
+        skipped.manifest.files.find(path).is_some_and(|place| skipped.places.contains(place))
+    }
+
     /// The parts to fetch, by their index: those with a file that is not skipped, and those in which no file is known to
     /// be, which may hold directories alone.
-    pub(super) fn parts(&self, parts: &[BackupPart], files: &[BackupFile]) -> Vec<usize> {
+    pub(super) fn parts(&self, parts: &[BackupPart], files: &BackupFiles) -> Vec<usize> {
         let (mut known, mut wanted) = (vec![false; parts.len()], vec![false; parts.len()]);
-        let mut see = |part: usize, path: &FilePath| {
+        let mut see = |part: usize, path: FilePathRef<'_>| {
             if let (Some(known), Some(wanted)) = (known.get_mut(part), wanted.get_mut(part)) {
                 *known = true;
-                *wanted |= !self.skipped.contains(path);
+                *wanted = *wanted || !self.skips(path);
             }
         };
-        files.iter().for_each(|file| see(file.part as usize, &file.path));
+        files.iter().for_each(|file| see(file.part as usize, file.path));
         for (index, part) in parts.iter().enumerate() {
             if let Some(from) = &part.continues {
-                see(index, &from.path);
+                see(index, from.path.view());
             }
         }
         (0..parts.len()).filter(|&index| wanted[index] || !known[index]).collect()
@@ -33,7 +55,10 @@ impl Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::{Archive, ContentDigest, Continuation, PartName};
+    use crate::repository::manifest::FileCheck;
+    use crate::repository::manifest::testing::manifest;
+    use crate::repository::{Archive, BackupFile, ContentDigest, Continuation, FilePath, PartName, WalNeed};
+    use crate::wal::{Lsn, TimelineId};
 
     fn path(name: &str) -> FilePath {
         FilePath::parse(name.as_bytes()).unwrap()
@@ -56,9 +81,14 @@ mod tests {
         // Given small files, a large one over three parts with small ones behind it, and a part without files
         let parts = [part(1, None), part(2, None), part(3, Some("large")), part(4, Some("large")), part(5, None)];
         let file = |name: &str, part| BackupFile { path: path(name), part, offset: 0, bytes: 1 };
-        let files = [file("a", 0), file("b", 0), file("large", 1), file("c", 3)];
+        let names = ["a", "b", "large", "c", "unknown"];
+        let files: BackupFiles = [file("a", 0), file("b", 0), file("large", 1), file("c", 3)].into_iter().collect();
+        let listed = names.map(|name| (name.to_owned(), FileCheck { size_bytes: 1, crc32c: 0 }));
+        let need = WalNeed { timeline: TimelineId(1), start: Lsn(1), end: Lsn(2) };
+        let manifest = Arc::new(Manifest::parse(manifest(None, &listed, &[need]).as_bytes()).unwrap());
         let needed = |skipped: &[&str]| {
-            Selection { skipped: skipped.iter().map(|name| path(name)).collect() }.parts(&parts, &files)
+            let places = skipped.iter().map(|name| manifest.files.find(&path(name)).unwrap()).collect();
+            Selection::without(Arc::clone(&manifest), places).parts(&parts, &files)
         };
         assert_eq!(needed(&[]), [0, 1, 2, 3, 4]);
         assert_eq!(needed(&["a", "b"]), [1, 2, 3, 4]);

@@ -1,28 +1,17 @@
-//! Fetches what is stored of a base backup: its manifest, and its parts, which are written as they come.
+//! Fetches what is stored of a base backup: its list of files, and its parts, which are written and compared as they come.
 
 use super::execute::RestoreProgress;
 use super::part::{self, Extracted, Source};
 use super::tree::Tree;
+use super::verify::Verification;
 use crate::codec::{Buffers, Ending};
 use crate::error::{Error, Kind, Result};
-use crate::repository::manifest::Manifest;
 use crate::repository::{BackupDocument, BackupId, BackupPart, Key, PART_BYTES_MAX, Repository};
 use crate::runtime::{self, Tasks};
 use crate::store::{StoreError, StoreErrorKind};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::watch;
-
-/// Fetches what PostgreSQL says was in the backup.
-pub(super) async fn manifest(repository: &Repository, backup: &BackupDocument) -> Result<Manifest> {
-    let bytes = repository.read_manifest(backup).await?;
-    let name = repository.manifest_name(backup)?;
-    runtime::blocking(move || {
-        Manifest::parse(&bytes)
-            .map_err(|error| Error::new(Kind::Damaged, format!("{name} cannot be read")).because(error))
-    })
-    .await?
-}
 
 /// `backup.json` once more with its list of files, which a plan goes without.
 pub(super) async fn with_files(repository: &Repository, planned: &BackupDocument) -> Result<BackupDocument> {
@@ -49,14 +38,14 @@ fn gone(error: StoreError, name: &str) -> Error {
     }
 }
 
-/// Fetches and writes these parts of the backup that is `source`, several at a time.
+/// Fetches and writes these parts of the backup that is `source`, several at a time, and compares what they hold.
 pub(super) async fn write_parts(
     repository: &Repository,
     parts: Vec<BackupPart>,
     source: Source,
+    verification: &Arc<Verification>,
     downloads: usize,
-    tree: &Arc<Tree>,
-    progress: &watch::Sender<RestoreProgress>,
+    (tree, progress): (&Arc<Tree>, &watch::Sender<RestoreProgress>),
 ) -> Result<Extracted> {
     let source = Arc::new(source);
     let buffers = Buffers::new(downloads.max(1));
@@ -68,8 +57,8 @@ pub(super) async fn write_parts(
         while tasks.len() < downloads.max(1)
             && let Some(part) = parts.next()
         {
-            let (repository, source) = (repository.clone(), Arc::clone(&source));
-            tasks.start(write_part(repository, part, source, Arc::clone(tree), buffers.clone()));
+            let (repository, source, tree) = (repository.clone(), Arc::clone(&source), Arc::clone(tree));
+            tasks.start(write_part(repository, part, source, Arc::clone(verification), tree, buffers.clone()));
         }
         let Some(written) = tasks.next().await else { return Ok(all) };
         let (bytes, extracted) = written??;
@@ -83,12 +72,17 @@ async fn write_part(
     repository: Repository,
     part: BackupPart,
     source: Arc<Source>,
+    verification: Arc<Verification>,
     tree: Arc<Tree>,
     buffers: Buffers,
 ) -> Result<(u64, Extracted)> {
     let (name, stored) = part_bytes(&repository, &part, &source.backup, source.ending).await?;
     let fetched_bytes = part.stored_bytes;
-    let extract = move || part::extract(&name, &part, stored, &source, &tree, &buffers);
+    let extract = move || {
+        let mut extracted = part::extract(&name, &part, stored, &source, &tree, &buffers)?;
+        verification.take(std::mem::take(&mut extracted.pieces))?;
+        Ok::<_, Error>(extracted)
+    };
     Ok((fetched_bytes, runtime::blocking(extract).await??))
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::repository::{
-    BackupDocument, BackupEntry, BackupId, Catalog, Cluster, Coverage, FORMAT_VERSION, Findings, Stored,
+    BackupDocument, BackupEntry, BackupFiles, BackupId, Catalog, Cluster, Coverage, FORMAT_VERSION, Findings, Stored,
 };
 use crate::wal::{History, Lsn, Record, RecordKind, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -126,7 +126,7 @@ impl CatalogBuilder {
             manifest_sha256: String::new(),
             findings: Findings::default(),
             parts: Vec::new(),
-            files: Vec::new(),
+            files: BackupFiles::default(),
         };
         self.catalog.backups.push(BackupEntry { id, document: Some(document), begin: None });
         self

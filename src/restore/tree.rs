@@ -2,7 +2,7 @@
 
 use super::destination::{Destination, Owner};
 use crate::error::{Error, Kind, Result};
-use crate::repository::FilePath;
+use crate::repository::FilePathRef;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::collections::BTreeSet;
@@ -98,8 +98,8 @@ impl Tree {
     }
 
     /// Where a file of the backup goes.
-    pub(super) fn path_of(&self, path: &FilePath) -> PathBuf {
-        self.data.join(OsStr::from_bytes(path.as_bytes()))
+    pub(super) fn path_of<'a>(&self, path: impl Into<FilePathRef<'a>>) -> PathBuf {
+        self.data.join(OsStr::from_bytes(path.into().as_bytes()))
     }
 
     /// Makes a directory and those above it, if they are not there. Only what is in the data directory, and `path`
@@ -225,37 +225,50 @@ pub(super) fn sync_directory(path: &Path) -> Result<()> {
 /// Calls to the disk at once: file systems make many files durable in one go, if they are asked for them together.
 const SYNCS: usize = 16;
 
+/// So many of them are listed at once: a cluster has a million files.
+const SYNCED_TOGETHER: usize = 8192;
+
 /// Makes everything below `path` durable. Follows no link.
 pub(super) fn sync_all(path: &Path) -> Result<()> {
     let mut paths = Vec::new();
-    list_all(path, &mut paths)?;
-    let (next, paths) = (AtomicUsize::new(0), paths.as_slice());
-    let sync = || {
-        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+    sync_below(path, &mut paths)?;
+    sync_these(&mut paths)
+}
+
+/// Calls to the disk for all of these, which are forgotten.
+fn sync_these(paths: &mut Vec<PathBuf>) -> Result<()> {
+    let (next, listed) = (AtomicUsize::new(0), paths.as_slice());
+    let sync = || -> Result<()> {
+        while let Some(path) = listed.get(next.fetch_add(1, Ordering::Relaxed)) {
             let synced = File::open(path).and_then(|file| file.sync_all());
             synced.map_err(|error| Error::local("sync", path, error))?;
         }
         Ok(())
     };
-    std::thread::scope(|scope| {
+    std::thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = (0..SYNCS).map(|_| scope.spawn(sync)).collect();
         threads.into_iter().try_for_each(|thread| {
             let broken = |_| Error::new(Kind::Internal, "a thread that syncs files did not finish");
             thread.join().map_err(broken)?
         })
-    })
+    })?;
+    paths.clear();
+    Ok(())
 }
 
-/// Files and directories below `path`, and itself.
-fn list_all(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+/// Syncs files and directories below `path`, and itself, but for the last of them, which it adds to `found`.
+fn sync_below(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let failed = |error| Error::local("read", path, error);
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let kind = entry.file_type().map_err(failed)?;
         if kind.is_dir() {
-            list_all(&entry.path(), found)?;
+            sync_below(&entry.path(), found)?;
         } else if kind.is_file() {
             found.push(entry.path());
+        }
+        if found.len() >= SYNCED_TOGETHER {
+            sync_these(found)?;
         }
     }
     found.push(path.to_owned());

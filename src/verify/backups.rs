@@ -4,7 +4,9 @@ use super::fetched::{BACKUP_DOCUMENT_BYTES_MAX, DOCUMENT_BYTES_MAX, Document, re
 use super::listing::{pages, unknown};
 use super::report::{Checked, Finding, FindingKind, Findings};
 use crate::error::Result;
-use crate::repository::{BackupBegin, BackupDocument, BackupEntry, BackupId, Key, PART_BYTES_MAX, Repository};
+use crate::repository::{
+    BackupBegin, BackupDocument, BackupEntry, BackupFiles, BackupId, Key, PART_BYTES_MAX, Repository,
+};
 use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
@@ -44,7 +46,7 @@ impl Folder {
         let mut document: Document<BackupDocument> = whose(document, &name, &id, system_identifier, &mut found);
         if let Document::There(document) = &mut document {
             // Many, and of no use here.
-            document.files = Vec::new();
+            document.files = BackupFiles::default();
             if let Err(error) = repository.manifest_name(document) {
                 found(Finding::of_object(FindingKind::WrongContents, &name, format_args!("is wrong: {error}")));
             }

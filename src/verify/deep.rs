@@ -12,7 +12,7 @@ use crate::codec::Buffers;
 use crate::error::Result;
 use crate::repository::{
     Archive, BackupDocument, BackupId, ContentDigest, DeadBranchNote, GapNote, Heartbeat, Key, PART_BYTES_MAX,
-    PartName, Repository, Subject, hex,
+    PartName, Repository, Subject, WithoutFiles, hex,
 };
 use crate::runtime;
 use crate::store::{ObjectInfo, StoreError};
@@ -154,12 +154,10 @@ impl<'a> Deep<'a> {
         let layout = &self.repository.layout;
         let name = layout.name(&Key::BackupEnd(id.clone()));
         // What is wrong with it was found before.
-        let document: Document<BackupDocument> =
+        let document: Document<WithoutFiles> =
             read_document(self.repository.store.as_ref(), &name, BACKUP_DOCUMENT_BYTES_MAX, |_| {}).await?;
         let document = match document {
-            Document::There(document) if document.id == id => {
-                Some(Arc::new(BackupDocument { files: Vec::new(), ..document }))
-            }
+            Document::There(WithoutFiles(document)) if document.id == id => Some(Arc::new(document)),
             _ => None,
         };
         let places: HashMap<String, usize> = match &document {

@@ -158,7 +158,7 @@ impl Invented {
             manifest_sha256: hex(&Sha256::digest(manifest.as_bytes())),
             findings: Findings::default(),
             parts,
-            files: listed,
+            files: listed.into_iter().collect(),
         };
         writer.store_document(&Key::BackupEnd(id), &document).await.unwrap();
         Invented { store, repository, document }

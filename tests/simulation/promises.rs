@@ -70,7 +70,7 @@ impl Marker {
             manifest_sha256: String::new(),
             findings: Findings::default(),
             parts: Vec::new(),
-            files: Vec::new(),
+            files: seawall::repository::BackupFiles::default(),
         };
         let writer = Writer::new(store, ledger.layout.clone(), SYSTEM_IDENTIFIER);
         writer.store_document(&Key::BackupEnd(self.id.clone()), &document).await.unwrap();

@@ -103,7 +103,7 @@ impl Sealed {
                 added_bytes: 0,
                 continues: None,
             }],
-            files: Vec::new(),
+            files: seawall::repository::BackupFiles::default(),
         };
         writer.store_document(&Key::BackupEnd(id), &document).await.unwrap();
         let blocks = [blocks[1], blocks[2]].map(|block| layout.name(&Key::Block(block)));

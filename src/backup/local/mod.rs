@@ -40,7 +40,7 @@ const ATTEMPTS: usize = 3;
 ///
 /// The session is held from start to stop. Where it is lost, the server forgets the backup, and it is begun again.
 ///
-/// Memory beside that of [`super::take`]: 8 MiB for what is read ahead, and 150 bytes for each file.
+/// Memory beside that of [`super::take`]: 8 MiB for what is read ahead, and 50 bytes for each file.
 ///
 /// # Errors
 /// [`Kind::Refused`] if the directory is not this server's, if it is a standby, or if the role may not begin backups; else as

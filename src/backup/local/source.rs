@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupEvent, RunningBackup, ServerMessage, Tablespace};
 use crate::repository::manifest::FileCheck;
 use crate::repository::tar::{BLOCK, NewEntry};
-use crate::repository::{FilePath, WalNeed};
+use crate::repository::{FilePath, FilePathRef, Paths, WalNeed, make_room};
 use crate::runtime::Clock;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
@@ -21,9 +21,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Bytes of the manifest in an event.
-const MANIFEST_PIECE_BYTES: usize = 1 << 20;
 
 /// Between two looks whether the session is there.
 const LOOK_PAUSE: Duration = Duration::from_secs(30);
@@ -52,10 +49,15 @@ pub(super) struct LocalSource {
     crc32c: u32,
     /// Pages that are not what PostgreSQL writes.
     rejected: usize,
-    /// Both are taken when the server is asked to end it.
-    running: Option<(RunningBackup, ManifestWriter)>,
+    /// Taken when the server is asked to end it.
+    running: Option<RunningBackup>,
+    read: ReadFiles,
+    postgres_version: u32,
+    system_identifier: u64,
     /// Events that come next.
     ready: VecDeque<BackupEvent>,
+    /// What comes behind those, once all files were read.
+    last: Option<Last>,
     /// When the session was last seen to be there.
     looked: Instant,
 }
@@ -66,11 +68,14 @@ impl EventSource for LocalSource {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
+            if let Some(last) = &mut self.last {
+                return Ok(last.next_event(&self.read));
+            }
             if self.looked.elapsed() >= LOOK_PAUSE {
                 self.look().await?;
             }
             match self.chunks.next().await {
-                Some(chunk) => self.take(chunk?)?,
+                Some(chunk) => self.take(chunk?),
                 None => self.go_on().await?,
             }
         }
@@ -79,7 +84,6 @@ impl EventSource for LocalSource {
 
 impl LocalSource {
     pub(super) fn new(opened: Opened) -> LocalSource {
-        let manifest = ManifestWriter::new(opened.postgres_version, opened.system_identifier);
         LocalSource {
             directory: opened.directory,
             clock: opened.clock,
@@ -88,22 +92,26 @@ impl LocalSource {
             chunks: futures_util::stream::empty().boxed(),
             crc32c: 0,
             rejected: 0,
-            running: Some((opened.running, manifest)),
+            running: Some(opened.running),
+            read: ReadFiles::default(),
+            postgres_version: opened.postgres_version,
+            system_identifier: opened.system_identifier,
             ready: VecDeque::new(),
+            last: None,
             looked: Instant::now(),
         }
     }
 
     /// Without the session all that is read is for nothing, and hours may be left.
     async fn look(&mut self) -> Result<(), Broken> {
-        if let Some((running, _)) = &mut self.running {
+        if let Some(running) = &mut self.running {
             running.check().await?;
         }
         self.looked = Instant::now();
         Ok(())
     }
 
-    fn take(&mut self, chunk: Chunk) -> Result<()> {
+    fn take(&mut self, chunk: Chunk) {
         match chunk {
             Chunk::Header(header) => self.ready.push_back(BackupEvent::Data(header)),
             Chunk::Special(path) => self.ready.push_back(BackupEvent::Notice(warning(
@@ -116,17 +124,11 @@ impl LocalSource {
                 self.rejected += rejected;
                 self.ready.push_back(BackupEvent::Data(tar));
                 if is_last {
-                    let modified = Timestamp::from_second(file.mtime_seconds).unwrap_or(Timestamp::UNIX_EPOCH);
                     let check = FileCheck { size_bytes: file.bytes, crc32c: std::mem::take(&mut self.crc32c) };
-                    self.manifest()?.add(&file.path, modified, check);
+                    self.read.add(&file.path, file.mtime_seconds, check);
                 }
             }
         }
-        Ok(())
-    }
-
-    fn manifest(&mut self) -> Result<&mut ManifestWriter> {
-        self.running.as_mut().map(|(_, manifest)| manifest).ok_or_else(ended)
     }
 
     /// The stretch that was read is through: begins the next archive, or ends the backup.
@@ -142,7 +144,7 @@ impl LocalSource {
 
     /// All files were read: ends the backup, and makes what is left of it.
     async fn stop(&mut self) -> Result<(), Broken> {
-        let (running, mut manifest) = self.running.take().ok_or_else(ended)?;
+        let running = self.running.take().ok_or_else(ended)?;
         // The last of the files that belong between start and stop.
         let control = Control::read(&self.directory).await?;
         let (start, timeline) = (running.start_lsn, running.timeline);
@@ -170,18 +172,19 @@ impl LocalSource {
             let path =
                 FilePath::parse(name).map_err(|error| Error::new(Kind::Internal, "a name is none").because(error))?;
             let check = FileCheck { size_bytes: content.len() as u64, crc32c: crc32c::crc32c(&content) };
-            manifest.add(&path, now, check);
+            self.read.add(&path, now.as_second(), check);
             let pieces = [Bytes::copy_from_slice(&header), content, padding.into()];
             self.ready.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(BackupEvent::Data));
         }
         // The zeros at the end of archives are added where they are cut, as for servers before 15.
         self.ready.push_back(BackupEvent::Manifest);
-        let mut text = Bytes::from(manifest.finish(&[WalNeed { timeline, start, end: stopped.end_lsn }]));
-        while !text.is_empty() {
-            let piece = text.split_to(text.len().min(MANIFEST_PIECE_BYTES));
-            self.ready.push_back(BackupEvent::Data(piece));
-        }
-        self.ready.push_back(BackupEvent::End { end_lsn: stopped.end_lsn, timeline, damage: self.damage() });
+        let end_lsn = stopped.end_lsn;
+        self.last = Some(Last {
+            manifest: Some(ManifestWriter::new(self.postgres_version, self.system_identifier)),
+            listed: 0,
+            need: WalNeed { timeline, start, end: end_lsn },
+            damage: self.damage(),
+        });
         Ok(())
     }
 
@@ -192,6 +195,54 @@ impl LocalSource {
             let text = format!("pages with wrong checksums, also when they were read again: {}", self.rejected);
             Box::new(warning("ERROR", "XX001", text))
         })
+    }
+}
+
+/// What the manifest will say: some 50 bytes of memory for each file.
+#[derive(Default)]
+struct ReadFiles {
+    paths: Paths,
+    /// When each was modified, in seconds, and what was read.
+    read: Vec<(i64, FileCheck)>,
+}
+
+impl ReadFiles {
+    fn add(&mut self, path: &FilePath, modified: i64, check: FileCheck) {
+        self.paths.push(path.view());
+        make_room(&mut self.read, 1);
+        self.read.push((modified, check));
+    }
+
+    fn get(&self, place: usize) -> Option<(FilePathRef<'_>, Timestamp, FileCheck)> {
+        let (path, (modified, check)) = (self.paths.get(place)?, *self.read.get(place)?);
+        Some((path, Timestamp::from_second(modified).unwrap_or(Timestamp::UNIX_EPOCH), check))
+    }
+}
+
+/// The manifest, written as it is asked for, and the end.
+struct Last {
+    manifest: Option<ManifestWriter>,
+    /// Files that are in it.
+    listed: usize,
+    need: WalNeed,
+    damage: Option<Box<ServerMessage>>,
+}
+
+impl Last {
+    fn next_event(&mut self, files: &ReadFiles) -> BackupEvent {
+        let Some(mut manifest) = self.manifest.take() else {
+            let WalNeed { timeline, end, .. } = self.need;
+            return BackupEvent::End { end_lsn: end, timeline, damage: self.damage.take() };
+        };
+        while let Some((path, modified, check)) = files.get(self.listed) {
+            self.listed += 1;
+            manifest.add(path, modified, check);
+            if let Some(piece) = manifest.take() {
+                self.manifest = Some(manifest);
+                return BackupEvent::Data(piece);
+            }
+        }
+        BackupEvent::Data(manifest.finish(&[self.need]))
     }
 }
 
