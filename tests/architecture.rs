@@ -20,7 +20,7 @@ const ABOVE: [(&str, &[&str]); 15] = [
     ("archive", &["codec", "store", "repository", "history", "postgres"]),
     ("backup", &["codec", "store", "repository", "history", "postgres"]),
     ("restore", &["codec", "store", "repository", "history"]),
-    ("verify", &["codec", "store", "repository", "restore"]),
+    ("verify", &["codec", "store", "repository", "history", "restore"]),
     ("scratch", &[]),
     ("http", &[]),
     ("commands", &["*"]),

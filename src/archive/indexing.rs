@@ -75,18 +75,31 @@ impl IndexKeeper {
         while Level::FIRST.slot_end(size, at.next) <= at.durable {
             let end = Level::FIRST.slot_end(size, at.next);
             let range = WalRange { timeline, start: at.next, end };
-            let outlines = match contiguous(self.indexer.outlines(range), range) {
-                Some(outlines) => outlines,
-                // Of what was stored before this process was there, or what came twice.
-                None => self.index.outline(range).await?,
-            };
+            let outlines = self.outlines(range).await?;
             self.index.store(timeline, outlines).await?;
-            self.index.join(timeline, end).await?;
             self.indexer.forget(timeline, end);
             at.next = end;
             self.at = Some(at);
+            // Without one of the next level there are more to be read, and that is all.
+            self.index.join(timeline, end).await?;
         }
         Ok(())
+    }
+
+    /// What is known of `range`, or is found by reading it: it was stored before this process was there, or came twice.
+    async fn outlines(&self, range: WalRange) -> Result<Vec<Outline>> {
+        if let Some(outlines) = contiguous(self.indexer.outlines(range), range) {
+            return Ok(outlines);
+        }
+        match self.index.outline(range).await {
+            // The store may have a better day; what is wrong with the WAL stays wrong.
+            Err(error) if error.kind() != Kind::Store => {
+                self.indexer.count_unstored();
+                tracing::warn!(%error, from = %range.start, to = %range.end, "WAL cannot be indexed, for it cannot be read back");
+                Ok(Vec::new())
+            }
+            read => read,
+        }
     }
 
     /// The archive goes on with another timeline: what is known of this one is stored, if it is little.
@@ -94,10 +107,7 @@ impl IndexKeeper {
         let end = self.index.size().block_start(at.durable);
         let range = WalRange { timeline: at.timeline, start: at.next, end };
         if range.start < range.end {
-            let outlines = match contiguous(self.indexer.outlines(range), range) {
-                Some(outlines) => outlines,
-                None => self.index.outline(range).await?,
-            };
+            let outlines = self.outlines(range).await?;
             self.index.store(at.timeline, outlines).await?;
         }
         self.indexer.forget(at.timeline, Lsn(u64::MAX));

@@ -130,7 +130,7 @@ impl<'a> Stream<'a> {
         let now = Instant::now();
         lock(garbage).forget_from(resume.timeline, resume.start);
         if let Some(indexer) = &options.indexer {
-            indexer.begin(resume.timeline, resume.start);
+            indexer.begin();
         }
         Stream {
             writer,

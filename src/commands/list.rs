@@ -278,14 +278,18 @@ async fn read(settings: &Settings) -> Result<Report> {
     let catalog = Catalog::read(&repository, cluster).await?;
     let reader = WalReader::new(repository, catalog.cluster.system_identifier);
     // Backups on one path have the same end.
+    let mut ends = BTreeMap::new();
     let mut newest = BTreeMap::new();
     for backup in catalog.finished_backups() {
         let route = Route::new(path_of(&catalog, backup), reader.repository().layout.segment_size(), &catalog);
         let covered = route.covered(&catalog, route.size.segment_start(backup.start_lsn));
-        if covered.until >= backup.end_lsn && !newest.contains_key(&(covered.timeline, covered.until)) {
-            let moment = newest_moment(&reader, &catalog, &route, backup.start_lsn).await?;
-            newest.insert((covered.timeline, covered.until), moment);
-        }
+        let moment = match ends.get(&(covered.timeline, covered.until)) {
+            Some(known) => *known,
+            None if covered.until < backup.end_lsn => None,
+            None => newest_moment(&reader, &catalog, &route, backup.start_lsn).await?,
+        };
+        ends.insert((covered.timeline, covered.until), moment);
+        newest.extend(moment.map(|moment| (backup.id.clone(), moment)));
     }
     Ok(report(&settings.cluster, &catalog, &newest))
 }
@@ -297,11 +301,10 @@ fn path_of(catalog: &Catalog, backup: &BackupDocument) -> History {
     followed.unwrap_or_else(|| catalog.history(backup.end_timeline))
 }
 
-fn report(name: &str, catalog: &Catalog, newest: &BTreeMap<(TimelineId, Lsn), Option<Timestamp>>) -> Report {
+fn report(name: &str, catalog: &Catalog, newest: &BTreeMap<BackupId, Timestamp>) -> Report {
     let window = |backup: &BackupDocument| {
-        let (timeline, covered) = catalog.covered_until(&path_of(catalog, backup), backup.start_lsn);
+        let (_, covered) = catalog.covered_until(&path_of(catalog, backup), backup.start_lsn);
         let is_restorable = covered >= backup.end_lsn && catalog.chain(backup).is_ok();
-        let moment = newest.get(&(timeline, covered)).copied().flatten().filter(|_| is_restorable);
         let broken = catalog.chain(backup).err().map(|broken| broken.to_string());
         Window {
             backup: backup.id.to_string(),
@@ -316,7 +319,7 @@ fn report(name: &str, catalog: &Catalog, newest: &BTreeMap<(TimelineId, Lsn), Op
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
             restorable_to: is_restorable.then_some(covered),
-            restorable_to_time: moment,
+            restorable_to_time: newest.get(&backup.id).copied().filter(|_| is_restorable),
             verdict: backup.findings.verdict(),
             findings: backup.findings.clone(),
         }

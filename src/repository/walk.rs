@@ -34,13 +34,18 @@ impl<S: RecordSink> WalWalk<S> {
         WalWalk { sink, walker: RecordWalker::new(size, start), unreadable: None, size, is_over: false }
     }
 
-    /// Goes on at `start`, the first byte of a page or where it is: for whoever knows what lies between.
+    /// Goes on at `start`, the first byte of a page or where it is: for whoever knows what lies between. If a record begins there,
+    /// `previous` is where the one before begins.
     #[must_use]
-    pub fn go_to(self, start: Lsn) -> WalWalk<S> {
-        match self.walker.position() == start {
-            true => self,
-            false => WalWalk { walker: RecordWalker::new(self.size, start), ..self },
+    pub fn go_to(self, start: Lsn, previous: Option<Lsn>) -> WalWalk<S> {
+        if self.walker.position() == start {
+            return self;
         }
+        let mut walker = RecordWalker::new(self.size, start);
+        if let Some(previous) = previous {
+            walker = walker.behind(previous);
+        }
+        WalWalk { walker, ..self }
     }
 
     /// True if no other record can matter, or can be read.

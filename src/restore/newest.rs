@@ -2,7 +2,7 @@
 //! `repository`, `wal`.
 
 use super::route::Route;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::history::index::{Indexes, time_of};
 use crate::repository::{Catalog, RecordSink, WalReader, WalWalk};
 use crate::wal::{Lsn, Record, WalRange};
@@ -21,10 +21,10 @@ impl RecordSink for Latest {
 }
 
 /// The newest moment that a restore along `route` can reach, of what is stored without a hole from `from` on: up to then everything
-/// that the server committed is there. `None` if nothing with a date is stored, or can be read here.
+/// that the server committed is there. `None` if nothing with a date is stored, or can be read.
 ///
 /// # Errors
-/// If the store fails, or what was listed cannot be read.
+/// If the store fails.
 pub async fn newest_moment(
     reader: &WalReader,
     catalog: &Catalog,
@@ -40,8 +40,14 @@ pub async fn newest_moment(
     });
     let heartbeat = heartbeats.map(|(time, ..)| *time).max();
     let recorded = match last_date(reader, &Indexes::new(catalog.records.clone()), route, (from, end)).await {
+        Err(error) if error.kind() == Kind::Store => return Err(error),
         Err(error) if WalReader::is_sealed_from_us(&error) => None,
-        recorded => recorded?,
+        // Whoever asks wants to know what there is, now more than ever; `verify` says what is wrong with it.
+        Err(error) => {
+            tracing::warn!(%error, "the newest WAL cannot be read");
+            None
+        }
+        Ok(recorded) => recorded,
     };
     Ok(recorded.max(heartbeat))
 }
@@ -54,26 +60,29 @@ async fn last_date(
     (from, end): (Lsn, Lsn),
 ) -> Result<Option<Timestamp>> {
     let size = route.size;
-    let mut behind = end;
-    while behind > from {
-        let start = size.block_start(Lsn(behind.0 - 1));
-        let timeline = route.owner(size.segment_start(start));
-        if let Some(range) = indexes.at(timeline, start)
-            && let Ok(outlines) = indexes.load(reader, range).await
-        {
-            let known = outlines.iter().filter(|outline| outline.end <= end);
-            if let Some(dated) = known.filter_map(|outline| outline.dated).max() {
-                return Ok(Some(dated));
+    for file in route.files(size.segment_start(from), end).into_iter().rev() {
+        let mut behind = file.end;
+        while behind > file.start {
+            let start = size.block_start(Lsn(behind.0 - 1)).max(file.start);
+            let known = indexes.best_at(reader, file.timeline, start).await.map(|(_, outlines)| outlines);
+            let mut known = known.unwrap_or_default();
+            known.retain(|outline| outline.start >= file.start && outline.end <= behind);
+            let dated = match known.last().filter(|last| last.end == behind) {
+                Some(_) => {
+                    behind = known.first().map_or(start, |first| first.start);
+                    known.iter().filter_map(|outline| outline.dated).max()
+                }
+                None => {
+                    let walk = WalWalk::new(size, start, Latest::default());
+                    let walk = walk.read(reader, vec![WalRange { start, end: behind, ..file }]).await?;
+                    behind = start;
+                    walk.sink.0
+                }
+            };
+            if dated.is_some() {
+                return Ok(dated);
             }
-            behind = range.start.min(start);
-            continue;
         }
-        let walk = WalWalk::new(size, start, Latest::default());
-        let walk = walk.read(reader, vec![WalRange { timeline, start, end: behind }]).await?;
-        if let Latest(Some(dated)) = walk.sink {
-            return Ok(Some(dated));
-        }
-        behind = start;
     }
     Ok(None)
 }

@@ -37,20 +37,26 @@ pub async fn survey(reader: &WalReader, indexes: &Indexes, stretch: &Stretch, go
     // Where the first record begins that is not known, and what was read or passed: in front of what is to be walked over.
     let (mut end, mut read) = (start, start);
     for file in stretch.route.files(start, stretch.until) {
+        read = read.max(file.start);
         while read < file.end && !walk.is_over() {
             let rest = WalRange { start: read, ..file };
             outlines.load(reader, indexes, rest).await;
-            let may_pass =
-                |outline: &Outline| walk.sink.may_pass(outline) && size.block_start(outline.next_record) >= file.start;
-            match outlines.next(rest, may_pass) {
+            match outlines.next(rest, |outline| walk.sink.may_pass(outline)) {
                 Step::Pass(outline) => {
                     walk.sink.pass(&outline);
-                    (end, read) = (outline.next_record, outline.end);
+                    end = outline.next_record;
+                    // What a switch left unused has no records, and no page headers to begin at.
+                    read = outline.end.max(size.block_start(end)).min(file.end);
                 }
                 Step::Walk(until) => {
-                    // The record that is not known yet may begin before what was passed ends.
-                    let from = if walk.walker.position() == read { read } else { size.block_start(end).min(read) };
-                    walk = walk.go_to(from).read(reader, vec![WalRange { start: from, end: until, ..file }]).await?;
+                    if walk.walker.position() != read {
+                        // The record that is not known yet may begin before what was passed ends, and in another timeline's file.
+                        let from = size.block_start(end).min(read);
+                        let previous = walk.sink.last_start().filter(|_| from == end);
+                        walk = walk.go_to(from, previous).read(reader, stretch.route.files(from, until)).await?;
+                    } else {
+                        walk = walk.read(reader, vec![WalRange { end: until, ..rest }]).await?;
+                    }
                     (end, read) = (walk.walker.next_record_lsn(), walk.walker.position());
                 }
             }
@@ -78,21 +84,16 @@ struct Outlines {
 }
 
 impl Outlines {
-    /// Makes sure that what is known of the beginning of `rest` is here. An index that cannot be read is as good as none: what it
-    /// says, the WAL says as well.
+    /// Makes sure that what is known of the beginning of `rest` is here.
     async fn load(&mut self, reader: &WalReader, indexes: &Indexes, rest: WalRange) {
         if self.range.is_some_and(|range| range.timeline == rest.timeline && rest.start < range.end) {
             return;
         }
-        self.range = indexes.at(rest.timeline, rest.start);
-        self.ahead.clear();
         self.next_index = indexes.next(rest.timeline, rest.start);
-        if let Some(range) = self.range {
-            match indexes.load(reader, range).await {
-                Ok(outlines) => self.ahead = outlines.into(),
-                Err(error) => tracing::warn!(%error, "an index of records cannot be read; reading the WAL instead"),
-            }
-        }
+        (self.range, self.ahead) = match indexes.best_at(reader, rest.timeline, rest.start).await {
+            Some((range, outlines)) => (Some(range), outlines.into()),
+            None => (None, VecDeque::new()),
+        };
     }
 
     /// What to do at the beginning of `rest`.

@@ -63,23 +63,33 @@ fn records(wal: &WalWriter) -> Vec<Record> {
 struct Scene {
     store: Arc<MemoryStore>,
     layout: Layout,
+    writer: Writer,
     index: IndexWriter,
+    history: History,
     end: Lsn,
 }
 
 impl Scene {
     /// A repository that has `wal` in blocks, and no index.
     async fn new(wal: &WalWriter, form: Form) -> Scene {
-        let (store, layout) = (Arc::new(MemoryStore::new()), Layout::new("main", size(), form));
+        let (store, layout) = (Arc::new(MemoryStore::new()), Layout::new("main", wal.size, form));
         let writer = Writer::new(store.clone(), layout.clone(), SYSTEM);
+        let (index, history) = (IndexWriter::new(writer.clone()), History::root(TIMELINE));
+        let mut scene = Scene { store, layout, writer, index, history, end: wal.start };
+        scene.store(wal).await;
+        scene
+    }
+
+    /// Stores what is in `wal`, on its timeline.
+    async fn store(&mut self, wal: &WalWriter) {
         let mut end = wal.start;
-        for block in wal.bytes.chunks(size().bytes() as usize) {
-            let range = WalRange { timeline: TIMELINE, start: end, end: end + block.len() as u64 };
-            let key = if range.is_whole_block(size()) { Key::Block(range) } else { Key::Tail(range) };
-            writer.store_wal(&key, range, Bytes::copy_from_slice(block)).await.unwrap();
+        for block in wal.bytes.chunks(wal.size.block_bytes() as usize) {
+            let range = WalRange { timeline: TimelineId(wal.timeline), start: end, end: end + block.len() as u64 };
+            let key = if range.is_whole_block(wal.size) { Key::Block(range) } else { Key::Tail(range) };
+            self.writer.store_wal(&key, range, Bytes::copy_from_slice(block)).await.unwrap();
             end = range.end;
         }
-        Scene { store, layout, index: IndexWriter::new(writer), end }
+        self.end = end;
     }
 
     fn reader(&self) -> WalReader {
@@ -100,7 +110,7 @@ impl Scene {
     }
 
     async fn survey(&self, indexes: &Indexes, from: Lsn, consistent: Lsn, goal: Goal) -> Survey {
-        let route = Route { history: History::root(TIMELINE), size: size(), cap: None };
+        let route = Route { history: self.history.clone(), size: self.layout.segment_size(), cap: None };
         let stretch = Stretch { route, from, consistent, until: self.end };
         survey(&self.reader(), indexes, &stretch, goal).await.unwrap()
     }
@@ -147,6 +157,72 @@ async fn whatever_is_looked_for_is_found_with_an_index_as_without() {
             let found = scene.survey(&indexes, from, consistent, goal.clone()).await;
             assert_eq!(found, expected, "seed {seed}, from {from}, {goal:?}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_in_the_middle_of_a_record_is_passed_too() {
+    // Given a server that was promoted, in the segment behind an index, and a record that goes on into that segment
+    let mut wal = stream(11, (32 << 20) - START.0 as usize - 200_000);
+    let straddling = wal.main(9, 10, 0, &vec![7; 400_000]);
+    let switch = wal.main(9, 10, 0, &[7; 100]);
+    assert!(switch > Lsn(32 << 20) && switch < Lsn(33 << 20), "{switch}");
+    let mut scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
+    let indexes = scene.index().await;
+    assert!(indexes.at(TIMELINE, Lsn((32 << 20) - 1)).is_some(), "there is no index in front of the switch");
+    // And its own WAL, from the beginning of the segment on
+    let skipped = (32 << 20) - START.0 as usize;
+    let copied = wal.bytes[skipped..(switch - START) as usize].to_vec();
+    let mut child = WalWriter { start: Lsn(32 << 20), bytes: copied, ..wal };
+    (child.timeline, child.previous) = (2, straddling);
+    for number in 0..2000_u32 {
+        let time = micros(5000 + i64::from(number)).to_le_bytes();
+        child.main(5_000_000 + number, 1, 0x00, &time);
+        child.main(7, 10, 0, &[7; 1000]);
+    }
+    scene.store(&child).await;
+    let text = format!("1\t{switch}\tno recovery target specified\n");
+    scene.history = History::parse(TimelineId(2), text.as_bytes()).unwrap();
+    // When something behind the switch is looked for, then it is found as without the index
+    for goal in [
+        Goal::End,
+        Goal::Xid { xid: 5_000_100, exclusive: false },
+        Goal::Time { time: at(5500), exclusive: false },
+        Goal::Lsn { lsn: switch, exclusive: true },
+    ] {
+        let expected = scene.survey(&Indexes::default(), START, START, goal.clone()).await;
+        assert!(expected.unreadable.is_none() && expected.found.is_some(), "{goal:?}: {expected:?}");
+        assert_eq!(scene.survey(&indexes, START, START, goal.clone()).await, expected, "{goal:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_switch_left_unused_is_passed_over_whatever_of_it_is_indexed() {
+    // Given a segment of 512 MiB that a switch ended early, and an index of its first half only
+    let size = crate::wal::SegmentSize::new(512 << 20).unwrap();
+    let start = Lsn(512 << 20);
+    let mut wal = WalWriter { size, ..WalWriter::new(start) };
+    let mut number = 0;
+    let mut work = |wal: &mut WalWriter| {
+        for _ in 0..2000 {
+            number += 1;
+            wal.main(number, 1, 0x00, &micros(1000 + i64::from(number)).to_le_bytes());
+            wal.main(7, 10, 0, &vec![7; 10_000]);
+        }
+    };
+    work(&mut wal);
+    wal.switch();
+    work(&mut wal);
+    let scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
+    let half = WalRange { timeline: TIMELINE, start, end: start + (256 << 20) };
+    let outlines = scene.index.outline(half).await.unwrap();
+    assert_eq!(scene.index.store(TIMELINE, outlines).await.unwrap(), Some(half));
+    let indexes = Indexes::read(scene.reader().repository(), TIMELINE).await.unwrap();
+    // When something behind the switch is looked for, then it is found as without the index
+    for goal in [Goal::End, Goal::Xid { xid: 3000, exclusive: false }] {
+        let expected = scene.survey(&Indexes::default(), start, start, goal.clone()).await;
+        assert!(expected.found.is_some_and(|found| found.last.is_some_and(|last| last.start > start + size.bytes())));
+        assert_eq!(scene.survey(&indexes, start, start, goal.clone()).await, expected, "{goal:?}");
     }
 }
 

@@ -177,6 +177,11 @@ impl Surveyor {
         !has_goal && outline.start >= self.consistent && outline.is_complete()
     }
 
+    /// Where the last record begins that is known.
+    pub(super) fn last_start(&self) -> Option<Lsn> {
+        self.survey.last.map(|last| last.start)
+    }
+
     /// Takes in all records of an outline's stretch, of which those before it are known.
     pub(super) fn pass(&mut self, outline: &Outline) {
         self.known_to = outline.next_record;

@@ -9,7 +9,8 @@ use super::report::{Finding, FindingKind, Findings, Reading};
 use super::state::State;
 use super::{VerifyOptions, VerifyProgress};
 use crate::codec::Buffers;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::history::index::Indexes;
 use crate::repository::{
     Archive, BackupDocument, BackupId, ContentDigest, DeadBranchNote, GapNote, Heartbeat, Key, PART_BYTES_MAX,
     PartName, Repository, Subject, WithoutFiles, hex,
@@ -29,7 +30,7 @@ use tokio::sync::watch;
 const MANIFEST_OBJECT_BYTES_MAX: u64 = 2 << 30;
 
 /// An index is no longer: readers take no more, even uncompressed.
-const INDEX_OBJECT_BYTES_MAX: u64 = 512 << 20;
+const INDEX_OBJECT_BYTES_MAX: u64 = 64 << 20;
 
 /// What an object is held against.
 #[derive(Clone, Debug)]
@@ -198,7 +199,7 @@ impl<'a> Deep<'a> {
         let reads = wanted.map(|wanted| async move {
             let (object, against) = wanted?;
             let read = self.read_one(&object, &against).await?;
-            Ok::<_, crate::error::Error>((object, against, read))
+            Ok::<_, Error>((object, against, read))
         });
         let mut reads = pin!(reads.buffer_unordered(self.downloads));
         while let Some((object, against, read)) = reads.try_next().await? {
@@ -298,7 +299,11 @@ impl Judge {
                 let expected = Expected { plain_bytes, has_blake3: true, ..self.of(Subject::wal(*range)) };
                 self.contents(name, stored, expected)
             }
-            Against::Records(range) => self.contents(name, stored, self.of(Subject::records(*range))),
+            Against::Records(range) => match self.contents(name, stored.clone(), self.of(Subject::records(*range))) {
+                Judged::Sound => Indexes::check(name, *range, &stored)
+                    .map_or_else(|error| Judged::Wrong(index_is_wrong(name, &error)), |()| Judged::Sound),
+                judged => judged,
+            },
             Against::Note(key) => note(name, &stored, key)?,
         })
     }
@@ -349,6 +354,11 @@ impl Judge {
 fn wrong(name: &str, what: &str) -> Finding {
     Finding::of_object(FindingKind::WrongContents, name, what)
         .hint("Is there another copy of the bucket (versions, replication)?")
+}
+
+fn index_is_wrong(name: &str, error: &Error) -> Finding {
+    Finding::of_object(FindingKind::WrongContents, name, format!("cannot be read: {error}"))
+        .hint("Nothing is lost with it: delete it, and `seawall index` makes another.")
 }
 
 /// A document of the index against its name.

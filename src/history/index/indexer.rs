@@ -3,10 +3,14 @@
 
 use super::outline::{Outline, Outliner};
 use crate::runtime::Background;
-use crate::wal::{Lsn, Record, RecordWalker, SegmentSize, TimelineId, WalRange, WalkError};
+use crate::wal::{BLOCK_BYTES_MAX, Lsn, Record, RecordWalker, SegmentSize, TimelineId, WalRange, WalkError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of blocks that wait to be walked over, at most. Beyond that a block is read back later: they keep memory that the archiver
+/// wants for what comes.
+const WAITING_BYTES_MAX: u64 = BLOCK_BYTES_MAX;
 
 /// Outlines that wait to be taken, at most. Of blocks whose outline was let go the WAL is read once more.
 const OUTLINES_MAX: usize = 64;
@@ -45,16 +49,15 @@ impl BlockWalk {
         BlockWalk { size, hides_names, going: None }
     }
 
-    /// Walks over the bytes of `range`, a block, and says what is in it. `None` if the walk began in it, within a record that
-    /// began before: the outline would lack that one. As to `checks_all` see [`RecordWalker::check_all`].
+    /// Walks over the bytes of `range`, a block, letting go of each piece, and says what is in it. `None` if the walk began in it, within a record that
+    /// began before: the outline would lack that one.
     ///
     /// # Errors
     /// If this is not WAL as PostgreSQL 13 to 18 writes it. The walk begins anew with the next block.
-    pub fn outline<'a>(
+    pub fn outline(
         &mut self,
         range: WalRange,
-        pieces: impl IntoIterator<Item = &'a [u8]>,
-        checks_all: bool,
+        pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
     ) -> Result<Option<Outline>, WalkError> {
         let goes_on = |going: &Going| going.timeline == range.timeline && going.walker.position() == range.start;
         let mut going = self.going.take().filter(goes_on).unwrap_or_else(|| Going {
@@ -62,13 +65,12 @@ impl BlockWalk {
             began: range.start,
             walker: RecordWalker::new(self.size, range.start),
         });
-        going.walker.check_all(checks_all);
         let is_known = going.began < range.start && going.has_met_a_record();
         let mut outliner = Outliner::new(range.start, self.hides_names);
         let mut position = range.start;
         for piece in pieces {
-            going.walker.push(position, piece, &mut |record: Record| outliner.see(&record))?;
-            position = position + piece.len() as u64;
+            going.walker.push(position, piece.as_ref(), &mut |record: Record| outliner.see(&record))?;
+            position = position + piece.as_ref().len() as u64;
         }
         if going.walker.end_of_wal().is_some() {
             return Ok(None);
@@ -113,6 +115,8 @@ impl Shared {
 
     /// Walks over all blocks that wait, and those that come meanwhile. CPU work.
     fn work(&self, size: SegmentSize) {
+        // Whatever happens here, the next block finds somebody to walk over it.
+        let _ends = Ends(self);
         let walk = self.state().walk.take();
         let mut walk = walk.filter(|walk| walk.size == size).unwrap_or_else(|| BlockWalk::new(size, self.hides_names));
         loop {
@@ -121,11 +125,9 @@ impl Shared {
                 (state.walk, state.is_started) = (Some(walk), false);
                 return;
             };
-            // While the archive catches up, processors have other things to do.
-            let (connection, checks_all) = (state.connection, state.waiting.is_empty());
+            let connection = state.connection;
             drop(state);
-            let outline = walk.outline(range, pieces.iter().map(|piece| &piece[..]), checks_all);
-            drop(pieces);
+            let outline = walk.outline(range, pieces);
             let mut state = self.state();
             match outline {
                 _ if state.connection != connection => walk = BlockWalk::new(size, self.hides_names),
@@ -152,25 +154,41 @@ impl Shared {
     }
 }
 
+/// Says that nobody works any more.
+struct Ends<'a>(&'a Shared);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.0.state();
+            state.is_started = false;
+            state.waiting.clear();
+        }
+    }
+}
+
 impl Indexer {
     /// With `hides_names`, no name that an operator chose gets into an outline.
     pub fn new(hides_names: bool) -> Indexer {
         Indexer { shared: Arc::new(Shared { hides_names, state: Mutex::default() }) }
     }
 
-    /// Another connection begins to bring `timeline` from `start` on: what was received before, and perhaps not stored, is
-    /// forgotten.
-    pub fn begin(&self, timeline: TimelineId, start: Lsn) {
+    /// Another connection begins: what the one before brought, and perhaps was not stored, is forgotten.
+    pub fn begin(&self) {
         let mut state = self.shared.state();
         state.connection += 1;
         state.waiting.clear();
         state.walk = None;
-        state.done.retain(|&(of, at), _| (of, at) < (timeline, start));
+        state.done.clear();
     }
 
-    /// The archiver has received a whole block: the bytes of `range`, in `pieces`, which are held until they were walked over.
+    /// The archiver has received a whole block: the bytes of `range`, in `pieces`, each of which is held until it was walked over.
     pub fn push(&self, size: SegmentSize, range: WalRange, pieces: Vec<Bytes>) {
         let mut state = self.shared.state();
+        let waiting: u64 = state.waiting.iter().map(|(range, _)| range.bytes()).sum();
+        if waiting + range.bytes() > WAITING_BYTES_MAX {
+            return;
+        }
         state.waiting.push_back((range, pieces));
         if !std::mem::replace(&mut state.is_started, true) {
             drop(state);

@@ -4,15 +4,18 @@ use super::indexer::BlockWalk;
 use super::outline::Outline;
 use super::records::{Level, Records};
 use crate::codec::{self, Ending, FRAME_BYTES};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::repository::{Identity, Key, Repository, Subject, WalReader, Writer};
 use crate::runtime;
 use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// A document has no more plain bytes: a thousand times what one usually takes.
-const DOCUMENT_BYTES_MAX: usize = 512 << 20;
+/// A document has no more plain bytes: twice what the largest usually has. Of more than that none of the next level is made.
+const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+
+/// Nor has it more events, which are most of it where there are many.
+const EVENTS_MAX: usize = 200_000;
 
 /// The indexes that a repository has, by their names.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -40,6 +43,27 @@ impl Indexes {
         of_timeline.filter(|range| range.start <= lsn && lsn < range.end).max_by_key(|range| range.end).copied()
     }
 
+    /// The outlines in that one, or in the next best one that can be read. What they say the WAL says as well: if none can be
+    /// read, that is told in the log, and there are none.
+    pub async fn best_at(
+        &self,
+        reader: &WalReader,
+        timeline: TimelineId,
+        lsn: Lsn,
+    ) -> Option<(WalRange, Vec<Outline>)> {
+        let of_timeline = self.stored.keys().filter(|range| range.timeline == timeline);
+        let mut known: Vec<WalRange> =
+            of_timeline.filter(|range| range.start <= lsn && lsn < range.end).copied().collect();
+        known.sort_by_key(|range| std::cmp::Reverse(range.end));
+        for range in known {
+            match self.load(reader, range).await {
+                Ok(outlines) => return Some((range, outlines)),
+                Err(error) => tracing::warn!(%error, "an index of records cannot be read; reading the WAL instead"),
+            }
+        }
+        None
+    }
+
     /// Of those that begin behind `lsn`, the first.
     pub fn next(&self, timeline: TimelineId, lsn: Lsn) -> Option<Lsn> {
         let starts = self.stored.keys().filter(|range| range.timeline == timeline).map(|range| range.start);
@@ -62,14 +86,27 @@ impl Indexes {
         let stored = repository.store.get(&name, None).await?.collect().await?;
         let system_identifier = reader.system_identifier();
         runtime::blocking(move || {
-            let decoded = codec::decode_object(&stored, DOCUMENT_BYTES_MAX);
-            let decoded = decoded.map_err(|error| Error::from(error).context(&name))?;
-            let identity = Identity::parse(&name, decoded.identity.as_deref())?;
+            let (identity, records) = decode(&name, range, &stored)?;
             identity.check(&name, system_identifier, &Subject::records(range))?;
-            Records::decode(&name, range, &decoded.plain).map(Records::into_outlines)
+            Ok(records.into_outlines())
         })
         .await?
     }
+
+    /// Fails unless `stored`, an object called `name`, is an index of `range`. CPU work.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Damaged`] says what it is instead.
+    pub fn check(name: &str, range: WalRange, stored: &[u8]) -> Result<()> {
+        decode(name, range, stored).map(|_| ())
+    }
+}
+
+fn decode(name: &str, range: WalRange, stored: &[u8]) -> Result<(Identity, Records)> {
+    let decoded = codec::decode_object(stored, DOCUMENT_BYTES_MAX);
+    let decoded = decoded.map_err(|error| Error::from(error).context(name))?;
+    let identity = Identity::parse(name, decoded.identity.as_deref())?;
+    Ok((identity, Records::decode(name, range, &decoded.plain)?))
 }
 
 /// Makes and stores indexes.
@@ -98,19 +135,23 @@ impl IndexWriter {
         self.reader.repository()
     }
 
-    /// Stores `outlines`, which follow on one another. Says which range they are about; `None` if there are none.
+    /// Stores `outlines`, which follow on one another. Says which range they are about; `None` if there are none, or they say too
+    /// much.
     ///
     /// # Errors
     /// What the store says.
     pub async fn store(&self, timeline: TimelineId, outlines: Vec<Outline>) -> Result<Option<WalRange>> {
         let Some(records) = Records::new(timeline, outlines) else { return Ok(None) };
         let (range, writer) = (records.range(), self.writer.clone());
-        let (frames, plain_bytes) = runtime::blocking(move || {
+        let encoded = runtime::blocking(move || {
             let json = records.encode()?;
+            if json.len() > DOCUMENT_BYTES_MAX {
+                return Ok(None);
+            }
             let frames: Vec<_> = json.chunks(FRAME_BYTES).map(|plain| writer.encode_frame(plain)).collect();
-            Ok::<_, Error>((frames, json.len() as u64))
-        })
-        .await??;
+            Ok::<_, Error>(Some((frames, json.len() as u64)))
+        });
+        let Some((frames, plain_bytes)) = encoded.await?? else { return Ok(None) };
         // Whoever was first: it says the same, or what an older Seawall had to say.
         self.writer.store_in_clear(&Key::Records(range), Subject::records(range), frames, plain_bytes).await?;
         Ok(Some(range))
@@ -144,7 +185,7 @@ impl IndexWriter {
             };
             let (back, outline) = runtime::blocking(move || {
                 let outline = match window.end == block.end {
-                    true => walk.outline(block, window.pieces.iter().map(|piece| &piece[..]), true).ok().flatten(),
+                    true => walk.outline(block, window.pieces).ok().flatten(),
                     false => None,
                 };
                 (walk, outline)
@@ -186,7 +227,13 @@ impl IndexWriter {
             if until < slot_end && until == end && goes_on {
                 break;
             }
-            let outlines = self.outline(WalRange { start: position, end: until, timeline }).await?;
+            let outlines = match self.outline(WalRange { start: position, end: until, timeline }).await {
+                Err(error) if error.kind() != Kind::Store => {
+                    tracing::warn!(%error, from = %position, to = %until, "WAL cannot be indexed, for it cannot be read");
+                    Vec::new()
+                }
+                read => read?,
+            };
             filled.wal_bytes += until - position;
             match self.store(timeline, outlines).await? {
                 Some(stored) => {
@@ -222,10 +269,11 @@ impl IndexWriter {
             while position < end
                 && let Some(range) = indexes.at(timeline, position)
             {
-                let more = indexes.load(&self.reader, range).await?;
+                let Ok(more) = indexes.load(&self.reader, range).await else { break };
                 outlines.extend(more.into_iter().filter(|outline| outline.start >= position && outline.end <= end));
                 let reached = outlines.last().map_or(position, |last: &Outline| last.end);
-                if reached <= position {
+                let events: usize = outlines.iter().map(|outline: &Outline| outline.events.len()).sum();
+                if reached <= position || events > EVENTS_MAX {
                     break;
                 }
                 position = reached;

@@ -27,6 +27,7 @@ impl RecordKind {
 
 /// Writes WAL as PostgreSQL does.
 pub(crate) struct WalWriter {
+    pub(crate) size: SegmentSize,
     pub(crate) magic: u16,
     pub(crate) timeline: u32,
     pub(crate) start: Lsn,
@@ -36,7 +37,7 @@ pub(crate) struct WalWriter {
 
 impl WalWriter {
     pub(crate) fn new(start: Lsn) -> WalWriter {
-        WalWriter { magic: MAGIC_15, timeline: 1, start, bytes: Vec::new(), previous: Lsn(0x28) }
+        WalWriter { size: size(), magic: MAGIC_15, timeline: 1, start, bytes: Vec::new(), previous: Lsn(0x28) }
     }
 
     pub(crate) fn position(&self) -> Lsn {
@@ -49,7 +50,7 @@ impl WalWriter {
         if !page.0.is_multiple_of(PAGE) {
             return;
         }
-        let long = size().offset(page) == 0;
+        let long = self.size.offset(page) == 0;
         let flags = u16::from(remaining > 0) | if long { 2 } else { 0 } | if overwrite { 8 } else { 0 };
         self.bytes.extend_from_slice(&self.magic.to_le_bytes());
         self.bytes.extend_from_slice(&flags.to_le_bytes());
@@ -59,7 +60,7 @@ impl WalWriter {
         self.bytes.extend_from_slice(&[0; 4]);
         if long {
             self.bytes.extend_from_slice(&77u64.to_le_bytes());
-            self.bytes.extend_from_slice(&(size().bytes() as u32).to_le_bytes());
+            self.bytes.extend_from_slice(&(self.size.bytes() as u32).to_le_bytes());
             self.bytes.extend_from_slice(&(PAGE as u32).to_le_bytes());
         }
     }
@@ -104,7 +105,7 @@ impl WalWriter {
     /// Ends the segment.
     pub(crate) fn switch(&mut self) -> Lsn {
         let start = self.record(0, 0, 0x40, &[]);
-        let end = size().segment_start(start) + size().bytes();
+        let end = self.size.segment_start(start) + self.size.bytes();
         self.bytes.resize((end - self.start) as usize, 0);
         start
     }

@@ -81,7 +81,6 @@ pub struct RecordWalker {
     /// What was left, where the walk began, of the record that it began in.
     rest_bytes: u64,
     record: RecordInProgress,
-    checks_all: bool,
     end: Option<Lsn>,
     failed: Option<WalkError>,
 }
@@ -142,22 +141,22 @@ impl RecordWalker {
                 checksum: 0,
                 body: Body::new(false),
             },
-            checks_all: true,
             end: None,
             failed: None,
         }
-    }
-
-    /// Whether from now on the checksums of records that say nothing are verified too: that takes half the time of a walk. Their
-    /// lengths, and that each names the one before, always are.
-    pub fn check_all(&mut self, checks_all: bool) {
-        self.checks_all = checks_all;
     }
 
     /// The same, but each record comes with [`Record::relation`] and [`Record::top_xid`], and the ends of transactions
     /// with the lists that say so, which takes time.
     pub fn with_details(mut self) -> RecordWalker {
         self.record.body = Body::new(true);
+        self
+    }
+
+    /// The same, for a walk that begins where a record does, or a page header in front of it: the record before begins at
+    /// `previous`, and the first one must name it.
+    pub fn behind(mut self, previous: Lsn) -> RecordWalker {
+        self.previous = Some(previous);
         self
     }
 
@@ -352,11 +351,9 @@ impl RecordWalker {
             if !is_linked || self.record.body.is_wanted(rmgr, info) {
                 break;
             }
-            let checksum = || {
-                let body = crc32c::crc32c(&record[RECORD_HEADER_BYTES..]);
-                crc32c::crc32c_append(body, &header[..CHECKED_HEADER_BYTES])
-            };
-            if self.checks_all && u32_at(header, CHECKED_HEADER_BYTES) != Some(checksum()) {
+            let checksum = crc32c::crc32c(&record[RECORD_HEADER_BYTES..]);
+            let checksum = crc32c::crc32c_append(checksum, &header[..CHECKED_HEADER_BYTES]);
+            if u32_at(header, CHECKED_HEADER_BYTES) != Some(checksum) {
                 break;
             }
             let end = align(start + u64::from(length));
