@@ -1,15 +1,19 @@
 //! Compresses a block while it grows. A block that is compressed once it is full keeps one processor waiting while it
 //! fills, and the next block's bytes waiting while it is compressed; and whoever waits for it waits for all of it.
 
+use super::budget::{Budget, Permit};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{EncodedWal, WalEncoding, Writer};
+use crate::repository::{EncodedWal, WalEncoding, Writer, wal_held_bytes_max};
 use crate::runtime::{self, Background};
 use crate::wal::{Lsn, WalRange};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a block becomes, as far as it has come. Dropped, what waits is let go.
+/// So much of the budget is left to jobs: tails for which somebody waits are stored while a block is.
+const LEFT_TO_JOBS_BYTES: u64 = 3 << 20;
+
+/// What a block becomes, as far as it has come. Dropped, what waits is let go, and what has become of the rest.
 #[derive(Debug)]
 pub(super) struct Ahead {
     start: Lsn,
@@ -34,6 +38,29 @@ struct State {
     encoding: Option<WalEncoding>,
     /// A worker will take the pieces that wait, or is at it.
     is_started: bool,
+    /// Plain bytes of the pieces that were taken.
+    taken_bytes: u64,
+    /// For what has become of them. A piece is taken only with one for the most that it can become.
+    permit: Permit,
+    /// The permit is for all of the block.
+    is_permitted: bool,
+}
+
+impl State {
+    /// The next piece, unless it has to wait for a permit.
+    fn next(&mut self) -> Option<Bytes> {
+        let bytes = self.waiting.front()?.len() as u64;
+        let may_go_on = self.is_permitted || self.permit.try_grow(wal_held_bytes_max(bytes), LEFT_TO_JOBS_BYTES);
+        self.taken_bytes += if may_go_on { bytes } else { 0 };
+        if may_go_on { self.waiting.pop_front() } else { None }
+    }
+
+    /// What was taken has become `encoding`.
+    fn encoded(&mut self, encoding: &WalEncoding) {
+        if !self.is_permitted {
+            self.permit.become_bytes(encoding.held_bytes());
+        }
+    }
 }
 
 impl Shared {
@@ -42,12 +69,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Encodes all pieces that wait, and those that come meanwhile. CPU work. Does nothing if somebody else has begun.
+    /// Encodes the pieces that wait, and those that come meanwhile, as far as there are permits. CPU work. Does nothing if
+    /// somebody else has begun.
     fn work(&self) {
         let Some(mut encoding) = self.state().encoding.take() else { return };
         loop {
             let mut state = self.state();
-            let Some(piece) = state.waiting.pop_front() else {
+            state.encoded(&encoding);
+            let Some(piece) = state.next() else {
                 state.encoding = Some(encoding);
                 state.is_started = false;
                 return;
@@ -60,9 +89,11 @@ impl Shared {
 
 impl Ahead {
     /// For the block that begins at `start`, behind `lead`.
-    pub(super) fn new(writer: Writer, start: Lsn, lead: &[u8]) -> Ahead {
+    pub(super) fn new(writer: Writer, start: Lsn, lead: &[u8], budget: &Budget) -> Ahead {
         let encoding = Some(writer.begin_wal(start, lead));
-        let state = State { waiting: VecDeque::new(), encoding, is_started: false };
+        let permit = budget.nothing();
+        let waiting = VecDeque::new();
+        let state = State { waiting, encoding, is_started: false, taken_bytes: 0, permit, is_permitted: false };
         Ahead { start, pushed: 0, shared: Arc::new(Shared { writer, state: Mutex::new(state) }), worker: None }
     }
 
@@ -78,22 +109,49 @@ impl Ahead {
             return;
         }
         self.pushed = pieces.len();
+        self.shared.state().waiting.extend(new.iter().cloned());
+        self.go_on();
+    }
+
+    /// Has the pieces encoded that wait.
+    fn go_on(&mut self) {
         let mut state = self.shared.state();
-        state.waiting.extend(new.iter().cloned());
-        if !std::mem::replace(&mut state.is_started, true) {
+        if !state.waiting.is_empty() && !std::mem::replace(&mut state.is_started, true) {
             drop(state);
             let shared = self.shared.clone();
             self.worker = Some(Background::start(move || shared.work()));
         }
     }
 
-    /// The block is complete: the bytes of `range`, in `pieces`, of which those pushed are the first. With somebody waiting,
-    /// what the background has not begun is done at the priority of everything else.
+    /// The memory that it takes, as far as it has come.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.shared.state().permit.bytes()
+    }
+
+    /// For so many bytes a permit is missing until the block is complete, with the bytes of `range`.
+    pub(super) fn missing_bytes(&self, range: WalRange) -> u64 {
+        wal_held_bytes_max(range.bytes() - self.shared.state().taken_bytes.min(range.bytes()))
+    }
+
+    /// The block is complete: the bytes of `range`, in `pieces`, of which those pushed are the first; and there is a permit
+    /// for what was missing. With somebody waiting, what the background has not begun is done at the priority of everything
+    /// else.
     ///
     /// # Errors
     /// None that the world can cause.
-    pub(super) async fn finish(mut self, range: WalRange, pieces: Vec<Bytes>, is_urgent: bool) -> Result<EncodedWal> {
+    pub(super) async fn finish(
+        mut self,
+        range: WalRange,
+        pieces: Vec<Bytes>,
+        missing: Permit,
+        is_urgent: bool,
+    ) -> Result<(EncodedWal, Permit)> {
         let (mut left, mut encoding) = (VecDeque::new(), None);
+        {
+            let mut state = self.shared.state();
+            state.permit.join(missing);
+            state.is_permitted = true;
+        }
         if is_urgent {
             let mut state = self.shared.state();
             left = std::mem::take(&mut state.waiting);
@@ -102,6 +160,8 @@ impl Ahead {
             left.extend(pieces.into_iter().skip(self.pushed));
         } else {
             self.push(&pieces);
+            // It may have stopped for want of the permit that it has now.
+            self.go_on();
             drop(pieces);
         }
         if encoding.is_none() {
@@ -110,18 +170,29 @@ impl Ahead {
             }
             encoding = self.shared.state().encoding.take();
         }
+        let mut permit = self.shared.state().permit.take();
         let lost = || Error::new(Kind::Internal, "a block that was being compressed was not given back");
         let encoding = encoding.ok_or_else(lost)?;
         let writer = self.shared.writer.clone();
-        runtime::blocking(move || writer.finish_wal(encoding, left, range)).await?
+        // Work that nobody waits for any more goes on to its end, and the memory is held for as long.
+        runtime::blocking(move || {
+            let wal = writer.finish_wal(encoding, left, range)?;
+            permit.become_bytes(wal.held_bytes());
+            Ok((wal, permit))
+        })
+        .await?
     }
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        // Nobody will ask for it.
-        let waiting = std::mem::take(&mut self.shared.state().waiting);
-        drop(waiting);
+        // Nobody will ask for it. What a worker has, it lets go when it is done with its piece.
+        let mut state = self.shared.state();
+        let (waiting, encoding) = (std::mem::take(&mut state.waiting), state.encoding.take());
+        let permit = encoding.is_some().then(|| state.permit.take());
+        drop(state);
+        drop((waiting, encoding));
+        drop(permit);
     }
 }
 
@@ -133,6 +204,7 @@ mod tests {
     use crate::store::{MemoryStore, Store};
     use crate::wal::{SegmentSize, TimelineId};
     use proptest::prelude::*;
+    use std::sync::LazyLock;
 
     const START: Lsn = Lsn(16 << 20);
 
@@ -140,6 +212,11 @@ mod tests {
         let store = Arc::new(MemoryStore::new());
         let layout = Layout::new("main", SegmentSize::new(16 << 20).unwrap(), Compression::Lz4);
         (Writer::new(store.clone(), layout, 7), store)
+    }
+
+    fn plenty() -> Budget {
+        static PLENTY: LazyLock<Budget> = LazyLock::new(|| Budget::new(u64::MAX / 2));
+        PLENTY.clone()
     }
 
     /// Each is another one.
@@ -154,15 +231,23 @@ mod tests {
         WalRange { timeline: TimelineId(1), start: START, end: START + bytes as u64 }
     }
 
+    /// With a permit for what is missing, however much is free.
+    async fn finish(ahead: Ahead, range: WalRange, pieces: Vec<Bytes>, is_urgent: bool) -> Result<EncodedWal> {
+        let missing = plenty().take(ahead.missing_bytes(range));
+        Ok(ahead.finish(range, pieces, missing, is_urgent).await?.0)
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
 
-        /// Whatever the pace at which it grows, and however much of it was ready before it was full.
+        /// Whatever the pace at which it grows, however much of it was ready before it was full, and whatever the budget; and what
+        /// is held is what there is a permit for.
         #[test]
         fn what_was_compressed_ahead_is_stored_as_if_it_had_been_compressed_at_once(
             count in 1usize..12,
             pushes in prop::collection::vec((0usize..8, any::<bool>()), 0..6),
             is_urgent: bool,
+            budget_bytes in prop_oneof![Just(0u64), LEFT_TO_JOBS_BYTES..LEFT_TO_JOBS_BYTES + (6 << 20)],
         ) {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
             runtime.block_on(async {
@@ -170,7 +255,8 @@ mod tests {
                 let (range, key) = (range(&pieces), Key::Block(range(&pieces)));
                 let (writer, store) = writer();
                 // Given a block that grew in steps, with and without pauses
-                let mut ahead = Ahead::new(writer.clone(), START, &[]);
+                let budget = Budget::new(budget_bytes);
+                let mut ahead = Ahead::new(writer.clone(), START, &[], &budget);
                 let mut known = 0;
                 for (more, pauses) in pushes {
                     known = (known + more).min(count);
@@ -179,8 +265,13 @@ mod tests {
                         worker.done().await.unwrap();
                     }
                 }
+                prop_assert!(budget.held() + LEFT_TO_JOBS_BYTES <= budget_bytes.max(LEFT_TO_JOBS_BYTES));
                 // When it is full
-                let wal = ahead.finish(range, pieces.clone(), is_urgent).await.unwrap();
+                let missing = budget.take(ahead.missing_bytes(range));
+                let (wal, permit) = ahead.finish(range, pieces.clone(), missing, is_urgent).await.unwrap();
+                prop_assert_eq!((budget.held(), permit.bytes()), (wal.held_bytes(), wal.held_bytes()));
+                drop(permit);
+                prop_assert_eq!(budget.held(), 0);
                 writer.store_encoded(&key, &wal).await.unwrap();
                 // Then it is what it would have been
                 let (other, expected) = self::writer();
@@ -200,17 +291,33 @@ mod tests {
         let pieces = vec![piece(0), piece(1)];
         let range = range(&pieces);
         for is_urgent in [true, false] {
-            let ahead = Ahead::new(writer.clone(), START, &[]);
-            let error = ahead.finish(range, pieces[..1].to_vec(), is_urgent).await.unwrap_err();
+            let ahead = Ahead::new(writer.clone(), START, &[], &plenty());
+            let error = finish(ahead, range, pieces[..1].to_vec(), is_urgent).await.unwrap_err();
             assert_eq!(error.kind(), Kind::Internal, "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_it_has_become_is_given_back_with_it() {
+        // Given a block of which some is compressed
+        let (writer, _) = writer();
+        let budget = Budget::new(64 << 20);
+        let mut ahead = Ahead::new(writer, START, &[], &budget);
+        ahead.push(&[piece(0), piece(1)]);
+        ahead.worker.take().unwrap().done().await.unwrap();
+        assert_eq!(budget.held(), ahead.shared.state().encoding.as_ref().unwrap().held_bytes());
+        assert!(budget.held() > 0);
+        // When it is given up
+        drop(ahead);
+        // Then it holds nothing
+        assert_eq!(budget.held(), 0);
     }
 
     #[tokio::test]
     async fn what_nobody_waits_for_any_more_is_not_compressed() {
         // Given pieces that wait for a thread that is busy
         let (writer, _) = writer();
-        let mut ahead = Ahead::new(writer, START, &[]);
+        let mut ahead = Ahead::new(writer, START, &[], &plenty());
         ahead.shared.state().is_started = true;
         ahead.push(&[piece(0), piece(1)]);
         let shared = ahead.shared.clone();
@@ -234,10 +341,10 @@ mod tests {
             })
             .collect();
         let pieces = vec![piece(0), piece(1)];
-        let mut ahead = Ahead::new(writer, START, &[]);
+        let mut ahead = Ahead::new(writer, START, &[], &plenty());
         ahead.push(&pieces[..1]);
         // When the block is full, then it is finished
-        ahead.finish(range(&pieces), pieces, true).await.unwrap();
+        finish(ahead, range(&pieces), pieces, true).await.unwrap();
         drop(hold);
         for busy in busy {
             busy.done().await.unwrap();
@@ -248,7 +355,7 @@ mod tests {
     async fn a_thread_that_panicked_is_an_error_and_nothing_that_is_stored() {
         // Given a block whose thread took the encoding along when it panicked
         let (writer, _) = writer();
-        let mut ahead = Ahead::new(writer, START, &[]);
+        let mut ahead = Ahead::new(writer, START, &[], &plenty());
         let pieces = vec![piece(0), piece(1)];
         let taken = ahead.shared.state().encoding.take();
         ahead.shared.state().is_started = true;
@@ -258,7 +365,7 @@ mod tests {
         }));
         ahead.push(&pieces[..1]);
         // When the block is full
-        let error = ahead.finish(range(&pieces), pieces, true).await.unwrap_err();
+        let error = finish(ahead, range(&pieces), pieces, true).await.unwrap_err();
         // Then that is told
         assert_eq!(error.kind(), Kind::Internal, "{error}");
     }

@@ -2,6 +2,7 @@
 
 mod holes;
 
+use super::budget::Budget;
 use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
@@ -47,6 +48,9 @@ pub struct ArchiveOptions {
     pub uploads_max: usize,
     /// With so many bytes on their way into the store, reading stops.
     pub in_flight_bytes_max: u64,
+    /// So much memory is taken by what is encoded, from before it is on its way until it is stored. One block, whatever it
+    /// takes, is always stored.
+    pub encoded_bytes_max: u64,
     /// While idle, one heartbeat in so long.
     pub heartbeat_interval: Duration,
     /// A tail that something larger has replaced is deleted after so long.
@@ -63,6 +67,7 @@ impl Default for ArchiveOptions {
             flush_interval: Duration::from_millis(500),
             uploads_max: 4,
             in_flight_bytes_max: 32 << 20,
+            encoded_bytes_max: 18 << 20,
             heartbeat_interval: Duration::from_secs(15 * 60),
             garbage_age: Duration::from_secs(5 * 60),
             form: Form::default(),
@@ -90,6 +95,8 @@ pub struct Archiver {
     /// What `cluster.json` says, once it was read: it never changes.
     known: OnceLock<Cluster>,
     pub(super) garbage: Mutex<Garbage>,
+    /// Of one connection's jobs some may end only after the next has begun.
+    pub(super) budget: Budget,
     /// Timelines that are stored up to their switch point, which the server no longer has, and whose end cannot be opened to be
     /// made permanent.
     kept_in_tails: Mutex<BTreeSet<(TimelineId, Lsn)>>,
@@ -123,7 +130,8 @@ impl Archiver {
         let (state, _) = watch::channel(ArchiveState::new());
         let (cluster, known) = (cluster.into(), OnceLock::new());
         let (garbage, kept_in_tails) = (Mutex::default(), Mutex::default());
-        Archiver { source, store, cluster, options, clock, state, known, garbage, kept_in_tails }
+        let budget = Budget::new(options.encoded_bytes_max);
+        Archiver { source, store, cluster, options, clock, state, known, garbage, budget, kept_in_tails }
     }
 
     /// What it shows of itself.
@@ -385,7 +393,7 @@ impl Archiver {
             }
             false => None,
         };
-        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &self.garbage, &resume, link);
+        let stream = Stream::new(self, writer, &resume, link);
         match Box::pin(stream.run(feed, shutdown)).await? {
             Ended::Stopped | Ended::Killed => Ok(Outcome::Done),
             Ended::Timeline(end) => {

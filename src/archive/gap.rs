@@ -140,7 +140,7 @@ impl Archiver {
         };
         tracing::info!(from = %resume.overlap_end, %until, "asking another server for WAL that this one has removed");
         let fetching = Shutdown { stop: shutdown.stop.child_token(), kill: shutdown.kill.clone() };
-        let stream = Stream::new(writer, &self.options, &self.clock, &self.state, &self.garbage, resume, link);
+        let stream = Stream::new(self, writer, resume, link);
         let streaming = Box::pin(stream.run(feed, &fetching));
         let mut state = self.state.subscribe();
         let enough = async {

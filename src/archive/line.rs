@@ -48,8 +48,8 @@ pub enum Job {
         ending: Ending,
         /// Which bytes they are.
         range: WalRange,
-        /// They.
-        bytes: Bytes,
+        /// They, in their order.
+        pieces: Vec<Bytes>,
     },
 }
 
@@ -232,15 +232,12 @@ impl Line {
         Ok(())
     }
 
-    /// Compares the known objects that the stream has passed now. They share one copy of their bytes: after a row of
-    /// restarts many begin with their block.
+    /// Compares the known objects that the stream has passed now.
     fn compare_passed(&mut self, jobs: &mut Vec<Job>) {
         let received = self.progress.received();
         let behind = self.known.partition_point(|stored| stored.range.end > received);
         let mut passed = self.known.split_off(behind);
         passed.retain(|stored| stored.range.start >= self.open_start);
-        let Some(first) = passed.iter().map(|stored| stored.range.start).min() else { return };
-        let bytes = self.copy(self.range(first, received));
         for stored in passed.into_iter().rev() {
             let range = stored.range;
             let key = if stored.is_block { Key::Block(range) } else { Key::Tail(range) };
@@ -251,8 +248,7 @@ impl Line {
                 self.tails.push(Tail { range, ending, level: RESTART_LEVEL, confirmed: false, merging: false });
                 self.replaces_earlier = true;
             }
-            let bytes = bytes.slice((range.start - first) as usize..(range.end - first) as usize);
-            jobs.push(Job::Compare { key, ending: stored.ending, range, bytes });
+            jobs.push(Job::Compare { key, ending: stored.ending, range, pieces: self.share(range) });
         }
     }
 
@@ -315,7 +311,7 @@ impl Line {
     }
 
     fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
-        let (lead, pieces) = (self.lead_of(range.start), vec![self.copy(range)]);
+        let (lead, pieces) = (self.lead_of(range.start), self.share(range));
         self.tails.push(Tail { range, ending: None, level, confirmed: false, merging: false });
         jobs.push(Job::Store { key: Key::Tail(range), range, lead, pieces });
     }
@@ -335,7 +331,7 @@ impl Line {
         ends.dedup();
         for end in ends.into_iter().filter(|end| *end > self.open_start) {
             let range = self.range(self.open_start, end);
-            let (lead, pieces) = (self.page_before.clone(), vec![self.copy(range)]);
+            let (lead, pieces) = (self.page_before.clone(), self.share(range));
             jobs.push(Job::Store { key: Key::Block(range), range, lead, pieces });
         }
         self.progress.submit_to(received)
@@ -426,10 +422,20 @@ impl Line {
         }
     }
 
-    /// Bytes of the open block. Copied: the block goes on growing, and a copy is a fraction of what storing costs.
+    /// Bytes of the open block for a job, which may be kept for as long as that takes: next to nothing of them is a copy.
+    fn share(&self, range: WalRange) -> Vec<Bytes> {
+        let (from, to) = self.within(range);
+        self.open.share(from, to)
+    }
+
+    /// A few bytes of the open block.
     fn copy(&self, range: WalRange) -> Bytes {
-        let (from, to) = ((range.start - self.open_start) as usize, (range.end - self.open_start) as usize);
+        let (from, to) = self.within(range);
         self.open.copy(from, to)
+    }
+
+    fn within(&self, range: WalRange) -> (usize, usize) {
+        ((range.start - self.open_start) as usize, (range.end - self.open_start) as usize)
     }
 }
 

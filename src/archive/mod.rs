@@ -10,6 +10,7 @@ mod ahead;
 mod ancestry;
 mod archiver;
 mod backup_end;
+mod budget;
 #[cfg(test)]
 mod cut_tests;
 mod dead_branch;
@@ -23,6 +24,7 @@ mod link;
 mod lookout;
 mod open_block;
 mod pace;
+mod perform;
 mod progress;
 mod resume;
 mod rpo;

@@ -166,7 +166,22 @@ impl OpenBlock {
         &self.settled
     }
 
-    /// A copy of the bytes `[from, to)`: what is kept for long keeps no piece from being used again.
+    /// The bytes `[from, to)` for as long as anybody wants them: as they lie where they are settled, and a copy of the others,
+    /// which are less than a piece and a message.
+    pub(super) fn share(&self, from: usize, to: usize) -> Vec<Bytes> {
+        let settled_bytes = self.settled_bytes();
+        let slices = self.settled.iter().enumerate().map(|(number, piece)| {
+            let within = |position: usize| position.saturating_sub(number * self.pool.piece_bytes).min(piece.len());
+            piece.slice(within(from)..within(to))
+        });
+        let mut shared: Vec<Bytes> = slices.filter(|slice| !slice.is_empty()).collect();
+        if to > settled_bytes {
+            shared.push(self.copy(from.max(settled_bytes), to));
+        }
+        shared
+    }
+
+    /// A copy of the bytes `[from, to)`, which keeps no piece from being used again.
     pub(super) fn copy(&self, from: usize, to: usize) -> Bytes {
         let mut copy = Vec::with_capacity(to - from);
         self.slices(from, to).for_each(|slice| copy.extend_from_slice(slice));
@@ -205,6 +220,13 @@ mod tests {
             (wal.len() - 1, wal.len()),
         ] {
             assert!(block.copy(from, to) == wal[from..to], "[{from}, {to}) differs");
+            assert!(block.share(from, to).concat() == wal[from..to], "[{from}, {to}) differs");
+        }
+        block.settle();
+        for (from, to) in
+            [(0, wal.len()), (5, PIECE_BYTES), (PIECE_BYTES + 7, wal.len() - 1), (wal.len() - 9, wal.len())]
+        {
+            assert!(block.share(from, to).concat() == wal[from..to], "[{from}, {to}) differs once it is settled");
         }
         assert!(block.take().concat() == wal, "the whole differs");
         assert_eq!(block.len(), 0);
@@ -235,6 +257,26 @@ mod tests {
         let piece = &block.take()[0];
         assert!(places.contains(&piece.as_ptr()), "fresh memory was taken");
         assert!(piece.iter().all(|&byte| byte == 2));
+    }
+
+    #[test]
+    fn what_is_settled_is_shared_and_not_copied() {
+        // Given a block of which two pieces are settled
+        let mut block = OpenBlock::new(BLOCK_BYTES);
+        block.extend(&vec![1; 2 * PIECE_BYTES + 10]);
+        block.settle();
+        // When all of it is shared
+        let shared = block.share(0, block.len());
+        // Then only what may still change is a copy
+        let places = |pieces: &[Bytes]| pieces.iter().map(|piece| piece.as_ptr()).collect::<Vec<_>>();
+        assert_eq!(places(&shared[..2]), places(block.settled()));
+        assert_eq!(shared[2].len(), 10);
+        // And the pieces are in use until the last owner has let go
+        drop(block.take());
+        let in_use = block.pool.pieces().on_loan;
+        assert_eq!(in_use, 2, "{in_use} pieces are in use");
+        drop(shared);
+        assert_eq!(block.pool.pieces().on_loan, 0);
     }
 
     #[tokio::test]

@@ -2,21 +2,22 @@
 
 use super::ArchiveOptions;
 use super::ahead::Ahead;
-use super::backup_end;
+use super::archiver::Archiver;
+use super::budget::{Budget, Permit};
 use super::echo::Echo;
 use super::garbage::{Failed, Garbage, Replaced};
 use super::line::{Job, Line};
 use super::link::Link;
 use super::pace::Pace;
+use super::perform::{Finished, Task};
 use super::resume::Resume;
 use super::source::{Feed, FeedMessage, SourceError, SourceErrorKind, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Stamp, Writer};
-use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks, blocking};
+use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Writer, wal_held_bytes_max};
+use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::StoreErrorKind;
-use crate::wal::{Lsn, WalRange};
-use bytes::Bytes;
+use crate::wal::Lsn;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -68,16 +69,6 @@ pub(super) enum Ended {
     Lost(SourceError),
 }
 
-/// What a job became.
-type Done = Result<Finished>;
-
-struct Finished {
-    key: Key,
-    range: WalRange,
-    was_compared: bool,
-    was_stored: bool,
-}
-
 pub(super) struct Stream<'a> {
     pub(super) writer: &'a Writer,
     pub(super) options: &'a ArchiveOptions,
@@ -90,8 +81,14 @@ pub(super) struct Stream<'a> {
     switch: Option<Lsn>,
     /// The open block, compressed as far as it has come.
     ahead: Option<Ahead>,
+    /// The block that is not compressed ahead any more: a job needed the memory.
+    given_up: Option<Lsn>,
+    /// For what is encoded.
+    budget: &'a Budget,
+    /// A job waits for part of the budget.
+    is_short: bool,
     queue: VecDeque<(Job, Option<Ahead>)>,
-    running: Tasks<Done>,
+    running: Tasks<Result<Finished>>,
     /// Comparisons that wait or run.
     comparing: usize,
     in_flight_bytes: u64,
@@ -117,15 +114,8 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(
-        writer: &'a Writer,
-        options: &'a ArchiveOptions,
-        clock: &'a Clock,
-        state: &'a StateSender,
-        garbage: &'a Mutex<Garbage>,
-        resume: &Resume,
-        link: Option<Link>,
-    ) -> Stream<'a> {
+    pub(super) fn new(archiver: &'a Archiver, writer: &'a Writer, resume: &Resume, link: Option<Link>) -> Stream<'a> {
+        let Archiver { options, clock, state, garbage, budget, .. } = archiver;
         let size = writer.layout().segment_size();
         let now = Instant::now();
         lock(garbage).forget_from(resume.timeline, resume.start);
@@ -142,6 +132,9 @@ impl<'a> Stream<'a> {
             link,
             switch: resume.switch,
             ahead: None,
+            given_up: None,
+            budget,
+            is_short: false,
             queue: VecDeque::new(),
             running: Tasks::default(),
             comparing: 0,
@@ -204,7 +197,7 @@ impl<'a> Stream<'a> {
                 let state = self.state.borrow();
                 (options.is_urgent(&state), state.is_server_leaving)
             };
-            let has_place = self.in_flight_bytes < options.in_flight_bytes_max && self.line.has_room();
+            let has_place = self.has_place();
             let may_read = !self.is_ending && has_place;
             if !may_read {
                 last_message = Instant::now();
@@ -264,7 +257,9 @@ impl<'a> Stream<'a> {
                 }
                 // 9. There may be room to read again.
                 () = self.line.wait_for_room(), if !has_place => {}
-                // 10. Somebody waits, and nothing more has come that could go along.
+                // 10. There may be memory for a job.
+                () = self.budget.wait_for_room(), if self.is_short => {}
+                // 11. Somebody waits, and nothing more has come that could go along.
                 () = until_some(urgent_deadline), if urgent_deadline.is_some() => self.flush()?,
             }
             if self.is_server_leaving() {
@@ -300,10 +295,7 @@ impl<'a> Stream<'a> {
                 false
             }
             // A first record that is longer than the memory would wait for ever.
-            Job::Store { .. } => {
-                let is_full = self.in_flight_bytes >= self.options.in_flight_bytes_max || !self.line.has_room();
-                self.is_compared() && (self.link.is_none() || is_full)
-            }
+            Job::Store { .. } => self.is_compared() && (self.link.is_none() || !self.has_place()),
         }
     }
 
@@ -436,6 +428,11 @@ impl<'a> Stream<'a> {
         Some(oldest + self.options.flush_interval)
     }
 
+    /// More may be read.
+    fn has_place(&self) -> bool {
+        self.in_flight_bytes < self.options.in_flight_bytes_max && self.line.has_room()
+    }
+
     fn has_free_place(&self) -> bool {
         self.running.len() + self.queue.len() < self.options.uploads_max
     }
@@ -492,8 +489,11 @@ impl<'a> Stream<'a> {
         if pieces.is_empty() || !self.line.progress().is_past_overlap() {
             return;
         }
+        if self.given_up == Some(start) {
+            return;
+        }
         if self.ahead.as_ref().is_none_or(|ahead| ahead.start() != start) {
-            self.ahead = Some(Ahead::new(self.writer.clone(), start, self.line.lead()));
+            self.ahead = Some(Ahead::new(self.writer.clone(), start, self.line.lead(), self.budget));
         }
         if let Some(ahead) = &mut self.ahead {
             ahead.push(pieces);
@@ -502,12 +502,47 @@ impl<'a> Stream<'a> {
 
     fn start_jobs(&mut self) {
         let is_urgent = self.is_ending || self.reply_owed || self.options.is_urgent(&self.state.borrow());
+        self.is_short = false;
         while self.running.len() < self.options.uploads_max + self.pace.under_way()
             && let Some(next) = self.queue.iter().position(|(job, _)| self.may_start(job))
-            && let Some((job, ahead)) = self.queue.remove(next)
         {
-            self.running.start(perform(self.writer.clone(), job, ahead, is_urgent, self.state.clone()));
+            let permit = self.permit_for(next);
+            self.is_short = permit.is_none();
+            let Some((permit, (job, ahead))) = permit.and_then(|permit| Some((permit, self.queue.remove(next)?)))
+            else {
+                return;
+            };
+            let (writer, state, budget) = (self.writer.clone(), self.state.clone(), self.budget.clone());
+            let task = Task { writer, job, ahead, permit, budget, is_urgent, state };
+            self.running.start(task.perform());
         }
+    }
+
+    /// A permit for the most that the job at this place of the queue can become, or for what its block is short of; `None` as
+    /// long as it has to wait for those that run, which need nothing more. What is compressed ahead for others gives way.
+    fn permit_for(&mut self, next: usize) -> Option<Permit> {
+        let (job, ahead) = self.queue.get(next)?;
+        // Nothing becomes of what is compared.
+        let Job::Store { range, .. } = job else { return Some(self.budget.nothing()) };
+        let bytes =
+            ahead.as_ref().map_or_else(|| wal_held_bytes_max(range.bytes()), |ahead| ahead.missing_bytes(*range));
+        if let Some(permit) = self.budget.try_take(bytes) {
+            return Some(permit);
+        }
+        let is_alone = self.running.is_empty();
+        let spare = self.ahead.as_ref().map_or(0, Ahead::held_bytes);
+        if (is_alone || self.budget.would_fit(bytes, spare))
+            && let Some(ahead) = self.ahead.take()
+        {
+            self.given_up = Some(ahead.start());
+        }
+        if !is_alone {
+            return self.budget.try_take(bytes);
+        }
+        for (_, other) in self.queue.iter_mut().enumerate().filter(|(place, _)| *place != next) {
+            other.1 = None;
+        }
+        Some(self.budget.take(bytes))
     }
 
     /// True if PostgreSQL can be told something new.
@@ -606,7 +641,7 @@ impl<'a> Stream<'a> {
 
     fn publish(&self, stopping: bool) {
         let progress = self.line.progress();
-        let is_reading_stopped = self.in_flight_bytes >= self.options.in_flight_bytes_max;
+        let is_reading_stopped = !self.has_place();
         let is_compared = self.is_compared();
         self.state.send_if_modified(|state| {
             state.phase = if stopping { Phase::Stopping } else { Phase::Streaming };
@@ -705,62 +740,5 @@ async fn until_some(deadline: Option<Instant>) {
 async fn sleep_until_some(deadline: Option<Instant>) {
     if let Some(deadline) = deadline {
         tokio::time::sleep_until(deadline).await;
-    }
-}
-
-/// Does a job, for as long as it takes: a store that is down is waited for. Gives up only where waiting cannot help.
-/// `ahead` is what a block has become already.
-async fn perform(writer: Writer, job: Job, ahead: Option<Ahead>, is_urgent: bool, state: StateSender) -> Done {
-    let (key, range) = (job.key().clone(), job.range());
-    let was_compared = matches!(job, Job::Compare { .. });
-    let mut backup_ended = false;
-    let wal = match job {
-        Job::Store { lead, pieces, .. } => {
-            if matches!(key, Key::Block(_)) && backup_end::may_be_in(&pieces) {
-                let (size, pieces) = (writer.layout().segment_size(), pieces.clone());
-                backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await?;
-            }
-            match ahead {
-                Some(ahead) => ahead.finish(range, pieces, is_urgent).await?,
-                None => writer.encode_wal(range, lead, pieces).await?,
-            }
-        }
-        Job::Compare { bytes, ending, .. } => {
-            let name = writer.layout().name_in(&key, ending);
-            if let Some(stored) = persist(&state, || writer.stamp_of(&name, range)).await? {
-                let ours = blocking(move || Stamp::of(range, &bytes)).await?;
-                crate::repository::same(&name, &stored, &ours)?;
-                return Ok(Finished { key, range, was_compared, was_stored: false });
-            }
-            // Deleted since it was listed: what came again is stored again, equal by definition.
-            writer.encode_wal(range, Bytes::new(), vec![bytes]).await?
-        }
-    };
-    // From here on it is held as it is stored, and no longer as it came.
-    persist(&state, || writer.store_encoded(&key, &wal)).await?;
-    state.send_if_modified(|state| {
-        state.counts.backups_ended += u64::from(backup_ended);
-        backup_ended
-    });
-    Ok(Finished { key, range, was_compared, was_stored: true })
-}
-
-/// Makes attempts until the store does its part.
-async fn persist<T, F: Future<Output = Result<T>>>(state: &StateSender, attempt: impl Fn() -> F) -> Result<T> {
-    let mut backoff = Backoff::new(RetryPolicy::RECONNECT);
-    let mut first = true;
-    loop {
-        match attempt().await {
-            Err(error) if matches!(error.kind(), Kind::Store) => {
-                if first {
-                    state.send_modify(|state| state.counts.store_failures += 1);
-                }
-                first = false;
-                let hint = error.hint_text().unwrap_or_default();
-                tracing::warn!(%error, hint, "WAL is not stored yet, and not acknowledged; trying again");
-                tokio::time::sleep(backoff.next_pause()).await;
-            }
-            ended => return ended,
-        }
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! Format: <https://age-encryption.org/v1>. Programs pass over recipients of a kind that they do not know.
 
-use super::CodecError;
+use super::{Buffer, Buffers, CodecError};
 use age::secrecy::{ExposeSecret, SecretString};
 use age::x25519;
 use age::{DecryptError, EncryptError};
@@ -39,8 +39,6 @@ const BODY_COLUMNS: usize = 64;
 /// Plain bytes of a chunk, and what its authentication adds.
 const CHUNK_BYTES: usize = 64 << 10;
 const TAG_BYTES: usize = 16;
-/// Room for a header with a few recipients.
-const HEADER_BYTES: usize = 2 << 10;
 /// The longest header: room for hundreds of recipients. Reading one takes time by the square of its lines.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 /// How the header's last line begins.
@@ -183,7 +181,8 @@ impl age::Recipient for Note<'_> {
 }
 
 /// Encrypts `pieces`, an object, for `recipients`, and puts `note` and, if there are any, `cuts` in front, for everybody to read. Lets
-/// go of each piece as soon as it can. CPU work.
+/// go of each piece as soon as it can, and what comes out lies in pieces as well, in memory of `buffers`: there is never much
+/// more than one of the two. CPU work.
 ///
 /// # Errors
 /// None that the world can cause.
@@ -191,22 +190,60 @@ pub fn encrypt(
     recipients: &Recipients,
     note: &[u8],
     cuts: Option<&[u8]>,
-    pieces: impl IntoIterator<Item = Bytes, IntoIter: Clone>,
-) -> Result<Bytes, CodecError> {
-    let pieces = pieces.into_iter();
+    pieces: impl IntoIterator<Item = Bytes>,
+    buffers: &Buffers,
+) -> Result<Vec<Bytes>, CodecError> {
     let (note, cuts) = (Note { tag: NOTE_TAG, body: note }, cuts.map(|body| Note { tag: CUTS_TAG, body }));
     let notes = once(&note).chain(&cuts).map(|note| note as &dyn age::Recipient);
     let readers = recipients.0.iter().map(|recipient| recipient as &dyn age::Recipient);
     let encryptor = age::Encryptor::with_recipients(notes.chain(readers))
         .map_err(|error| CodecError::Encryption(std::io::Error::other(error)))?;
-    let plain_bytes: usize = pieces.clone().map(|piece| piece.len()).sum();
-    let mut encrypted = Vec::with_capacity(HEADER_BYTES + plain_bytes + (plain_bytes / CHUNK_BYTES + 1) * TAG_BYTES);
+    let mut encrypted = Pieces { full: Vec::new(), last: buffers.take(), buffers };
     let mut writer = encryptor.wrap_output(&mut encrypted).map_err(CodecError::Encryption)?;
     for piece in pieces {
         writer.write_all(&piece).map_err(CodecError::Encryption)?;
     }
     writer.finish().map_err(CodecError::Encryption)?;
-    Ok(Bytes::from(encrypted))
+    Ok(encrypted.finish())
+}
+
+/// Takes what is written, in pieces of [`PIECE_BYTES`], or of what a buffer has where that is more.
+struct Pieces<'a> {
+    full: Vec<Bytes>,
+    last: Buffer,
+    buffers: &'a Buffers,
+}
+
+impl Pieces<'_> {
+    fn finish(mut self) -> Vec<Bytes> {
+        // A small object is most of them, and would keep a whole buffer.
+        self.full.push(match self.last.len() < self.last.capacity() / 2 {
+            true => Bytes::copy_from_slice(&self.last),
+            false => self.last.freeze(),
+        });
+        self.full
+    }
+}
+
+impl Write for Pieces<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.last.len() >= self.last.capacity().max(PIECE_BYTES) {
+            self.full.push(std::mem::replace(&mut self.last, self.buffers.take()).freeze());
+        }
+        let capacity = self.last.capacity();
+        let length = bytes.len().min(capacity.max(PIECE_BYTES) - self.last.len());
+        let needed = self.last.len() + length;
+        if needed > capacity {
+            let wanted = (2 * capacity).clamp(needed, PIECE_BYTES) - self.last.len();
+            self.last.reserve_exact(wanted);
+        }
+        self.last.extend_from_slice(&bytes[..length]);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// True if an object of `plain` bytes may have this length when it is encrypted.
@@ -346,6 +383,11 @@ mod tests {
         (Identities::parse(file.as_bytes()).unwrap(), Recipients::parse([public.as_str()]).unwrap())
     }
 
+    /// An object as it is stored.
+    fn stored_for(to: &Recipients, note: &[u8], cuts: Option<&[u8]>, pieces: impl IntoIterator<Item = Bytes>) -> Bytes {
+        encrypt(to, note, cuts, pieces, &Buffers::new(0)).unwrap().concat().into()
+    }
+
     fn sample(bytes: usize) -> Bytes {
         (0..bytes).map(|at| (at / 7) as u8).collect()
     }
@@ -354,7 +396,7 @@ mod tests {
     fn an_encrypted_object_has_a_length_that_its_content_may_have() {
         let (_, public) = key();
         for bytes in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * PIECE_BYTES + 5] {
-            let stored = encrypt(&public, b"a note", None, [sample(bytes)]).unwrap().len() as u64;
+            let stored = stored_for(&public, b"a note", None, [sample(bytes)]).len() as u64;
             assert!(may_have_length(bytes as u64, stored), "{bytes} bytes are stored as {stored}");
             assert!(!may_have_length(bytes as u64 + HEADER_BYTES_MAX as u64, stored), "{stored} is too short");
             assert!(!may_have_length(bytes as u64, stored + HEADER_BYTES_MAX as u64), "{stored} is too long");
@@ -368,7 +410,7 @@ mod tests {
         for bytes in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * PIECE_BYTES + 5] {
             let plain = sample(bytes);
             let pieces = vec![plain.slice(..bytes / 3), plain.slice(bytes / 3..)];
-            let stored = encrypt(&both, b"a note", None, pieces).unwrap();
+            let stored = stored_for(&both, b"a note", None, pieces);
             for identity in [&one, &two] {
                 assert!(open_whole(identity, stored.clone()).unwrap() == plain, "{bytes} bytes");
             }
@@ -383,7 +425,7 @@ mod tests {
     fn what_is_cut_or_altered_is_an_error_and_never_data() {
         let (identity, public) = key();
         let plain = sample(2 * CHUNK_BYTES + 100);
-        let stored = encrypt(&public, b"note", Some(b"cuts"), vec![plain]).unwrap();
+        let stored = stored_for(&public, b"note", Some(b"cuts"), vec![plain]);
         let body = stored.len() - (2 * CHUNK_BYTES + 100 + 3 * TAG_BYTES);
         // A bit anywhere in the header, and here and there in the rest
         for at in (0..body).chain((body..stored.len()).step_by(997)) {
@@ -402,6 +444,27 @@ mod tests {
     }
 
     #[test]
+    fn an_object_is_encrypted_into_the_memory_of_what_it_was() {
+        // Given an object in buffers
+        let (identity, public) = key();
+        let buffers = Buffers::new(16);
+        let pieces: Vec<Bytes> = (0..9u8)
+            .map(|number| {
+                let mut buffer = buffers.take();
+                buffer.resize(PIECE_BYTES + 100, number);
+                buffer.freeze()
+            })
+            .collect();
+        let (plain, places) = (pieces.concat(), pieces.iter().map(|piece| piece.as_ptr()).collect::<Vec<_>>());
+        // When it is encrypted
+        let encrypted = encrypt(&public, b"note", None, pieces, &buffers).unwrap();
+        // Then it lies where that lay, but for what was needed beside the first piece, and a short end
+        let moved = encrypted.iter().filter(|piece| !places.contains(&piece.as_ptr())).count();
+        assert!(moved <= 3, "{moved} of {} pieces are fresh memory", encrypted.len());
+        assert!(open_whole(&identity, encrypted.concat().into()).unwrap() == plain);
+    }
+
+    #[test]
     fn a_header_without_an_end_is_refused_before_it_is_read() {
         // Each line of it would be read again for the next one: minutes, for sixteen megabytes.
         let (identity, _) = key();
@@ -416,7 +479,7 @@ mod tests {
         let (identity, public) = key();
         for (length, cuts_length) in [(0, 0), (1, 47), (47, 48), (48, 49), (49, 1), (500, 2_000)] {
             let (note, cuts) = (sample(length), sample(cuts_length));
-            let stored = encrypt(&public, &note, Some(&cuts), vec![sample(10)]).unwrap();
+            let stored = stored_for(&public, &note, Some(&cuts), vec![sample(10)]);
             let mut is_read = [false; 2];
             // From as soon as it can be one, and until it is whole, it says that more is needed.
             for prefix in (FIRST_LINE.len()..stored.len()).map(|end| &stored[..end]) {
@@ -432,7 +495,7 @@ mod tests {
             assert_eq!(is_read, [true; 2]);
             assert_eq!(open_whole(&identity, stored).unwrap(), sample(10));
             // Without cuts nothing is taken for them.
-            let stored = encrypt(&public, &note, None, vec![sample(10)]).unwrap();
+            let stored = stored_for(&public, &note, None, vec![sample(10)]);
             assert_eq!((read_note(&stored).unwrap(), read_cuts(&stored).unwrap()), (Some(note), None));
         }
         for other in [&b"age-encryption.org/v1\n-> X25519 abc\n"[..], b"nothing of ours", b""] {

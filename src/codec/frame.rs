@@ -13,7 +13,7 @@ const SEEN_BYTES: usize = 256 << 10;
 const SMALL_FRAME_BYTES: usize = 64 << 10;
 
 /// No buffer stays more than so many times as large as the frame in it.
-const SLACK: usize = 4;
+const SLACK: usize = 2;
 
 /// Compresses frames. Keep it and use it again: its tables and buffer are most of a frame's cost.
 pub struct FrameEncoder {
@@ -21,6 +21,7 @@ pub struct FrameEncoder {
     /// The frame being built.
     frame: Buffer,
     buffers: Buffers,
+    last_held_bytes: usize,
 }
 
 enum Method {
@@ -43,7 +44,7 @@ impl FrameEncoder {
             Compression::Zstd(level) => Method::Zstd(zstd::Encoder::new(level)),
             Compression::None => Method::Plain,
         };
-        FrameEncoder { method, frame: buffers.take(), buffers }
+        FrameEncoder { method, frame: buffers.take(), buffers, last_held_bytes: 0 }
     }
 
     /// One whole frame with `plain` in it, independent of every other. Give it at most [`super::FRAME_BYTES`]: more
@@ -59,6 +60,11 @@ impl FrameEncoder {
         self.write(plain, false, hash)
     }
 
+    /// The memory that the last frame takes for as long as anybody has it: more than its bytes.
+    pub fn last_held_bytes(&self) -> usize {
+        self.last_held_bytes
+    }
+
     fn write(&mut self, plain: &[u8], checksum: bool, mut seen: impl FnMut(&[u8])) -> Bytes {
         self.frame.clear();
         match &mut self.method {
@@ -69,12 +75,14 @@ impl FrameEncoder {
                 encoder.encode_frame(plain, checksum, &mut self.frame);
             }
         }
+        self.last_held_bytes = self.frame.len();
         if self.frame.len() < SMALL_FRAME_BYTES {
             return Bytes::copy_from_slice(&self.frame);
         }
         if self.frame.capacity() > SLACK * self.frame.len() {
             self.frame.shrink_to_fit();
         }
+        self.last_held_bytes = self.frame.capacity();
         std::mem::replace(&mut self.frame, self.buffers.take()).freeze()
     }
 }

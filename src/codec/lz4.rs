@@ -42,18 +42,29 @@ pub(super) fn encode_frame(
     mut seen: impl FnMut(&[u8]),
     frame: &mut Vec<u8>,
 ) {
+    let bytes_max = frame.len() + lz4_header::stored_bytes_max(plain.len());
     FrameHeader::write(plain.len(), content_checksum, frame);
     for block in plain.chunks(BLOCK_BYTES) {
         seen(block);
         let compressed = encoder.as_mut().and_then(|encoder| encoder.compress(block));
         let stored = compressed.unwrap_or(block);
         let field = BlockHeader::Block { bytes: stored.len(), compressed: compressed.is_some() };
+        make_room(frame, FIELD_BYTES + stored.len(), bytes_max);
         frame.extend_from_slice(&field.field());
         frame.extend_from_slice(stored);
     }
     frame.extend_from_slice(&BlockHeader::End.field());
     if content_checksum {
         frame.extend_from_slice(&lz4_header::checksum(plain).to_le_bytes());
+    }
+}
+
+/// Room for `more` bytes: twice as much as there was, as a `Vec` by itself, but never more than the frame can need.
+fn make_room(frame: &mut Vec<u8>, more: usize, bytes_max: usize) {
+    let needed = frame.len() + more;
+    if needed > frame.capacity() {
+        let wanted = (2 * frame.capacity()).min(bytes_max).max(needed);
+        frame.reserve_exact(wanted - frame.len());
     }
 }
 

@@ -45,7 +45,7 @@ pub use reader::{WalReader, Window};
 pub use relation_file::{Fork, RelationFile, whole_path};
 pub use stored_parts::{EarlierParts, StoredPart};
 pub use walk::{RecordSink, WalWalk};
-pub use writer::{EncodedWal, Stamp, StoredFrames, WAL_FRAME_BYTES, WalEncoding, Writer};
+pub use writer::{EncodedWal, Stamp, StoredFrames, WAL_FRAME_BYTES, WalEncoding, Writer, wal_held_bytes_max};
 pub(crate) use writer::{hex, same};
 
 use crate::store::Store;

@@ -186,7 +186,7 @@ fn decode(name: &str, range: WalRange, system_identifier: u64, identities: &Iden
     if decoded.plain.len() as u64 != range.bytes() {
         return Err(damaged(format!("holds {} bytes instead of {}", decoded.plain.len(), range.bytes())));
     }
-    let found = Stamp::of(range, &decoded.plain);
+    let found = Stamp::of(range, [&decoded.plain[..]]);
     if identity.blake3.as_ref() != Some(&found.blake3) {
         return Err(damaged("does not have the BLAKE3 hash that it was stored with".to_owned()));
     }

@@ -25,9 +25,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Computes the stamp of `bytes`. CPU work.
-    pub fn of(range: WalRange, bytes: &[u8]) -> Stamp {
-        Stamp { range, blake3: blake3::hash(bytes).to_string() }
+    /// Computes the stamp of the bytes in `pieces`. CPU work.
+    pub fn of<'a>(range: WalRange, pieces: impl IntoIterator<Item = &'a [u8]>) -> Stamp {
+        let mut hash = blake3::Hasher::new();
+        pieces.into_iter().for_each(|piece| _ = hash.update(piece));
+        Stamp { range, blake3: hash.finalize().to_string() }
     }
 }
 
@@ -37,6 +39,14 @@ pub struct EncodedWal {
     stamp: Stamp,
     body: Body,
     metadata: Metadata,
+    held_bytes: u64,
+}
+
+impl EncodedWal {
+    /// The memory that it takes.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
 }
 
 /// WAL on the way to how it is stored.
@@ -46,6 +56,14 @@ pub struct WalEncoding {
     cuts: Option<CutIndexer>,
     frames: Vec<Bytes>,
     plain_bytes: u64,
+    held_bytes: u64,
+}
+
+impl WalEncoding {
+    /// The memory that it takes.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
 }
 
 impl std::fmt::Debug for WalEncoding {
@@ -75,6 +93,14 @@ pub struct Writer {
 /// Plain bytes in a frame of WAL, at most. Smaller than those of base backups: a block is compressed while it grows, a frame at a
 /// time, and what that needs is held for each cluster.
 pub const WAL_FRAME_BYTES: usize = 1 << 20;
+
+/// What a frame takes beside its plain bytes if those do not shrink, and what is in front of all frames.
+const OVERHEAD_BYTES: u64 = 8 << 10;
+
+/// The memory that so many plain bytes of WAL take as they are stored, if they do not shrink at all.
+pub const fn wal_held_bytes_max(plain_bytes: u64) -> u64 {
+    plain_bytes + (plain_bytes / WAL_FRAME_BYTES as u64 + 2) * OVERHEAD_BYTES
+}
 
 /// So little is hashed and compressed by whoever asks: to wake a thread for it takes longer.
 const ENCODED_IN_PLACE_BYTES_MAX: u64 = 16 << 10;
@@ -156,19 +182,21 @@ impl Writer {
         let is_encrypted = !self.layout.form().recipients.is_empty();
         let cuts = is_encrypted.then(|| CutIndexer::new(self.layout.segment_size(), began, lead));
         // The first frame is the identity's, which is known last.
-        WalEncoding { hash: blake3::Hasher::new(), cuts, frames: vec![Bytes::new()], plain_bytes: 0 }
+        WalEncoding { hash: blake3::Hasher::new(), cuts, frames: vec![Bytes::new()], plain_bytes: 0, held_bytes: 0 }
     }
 
     /// Hashes and compresses the bytes that follow those in `encoding`, in frames of their own. CPU work.
     pub fn encode_piece(&self, encoding: &mut WalEncoding, piece: &[u8]) {
         encoding.plain_bytes += piece.len() as u64;
-        let WalEncoding { hash, cuts, frames, .. } = encoding;
+        let WalEncoding { hash, cuts, frames, held_bytes, .. } = encoding;
         if let Some(cuts) = cuts {
             cuts.push(piece);
         }
         self.encoders.with(&self.layout, |encoder| {
-            let plain = piece.chunks(WAL_FRAME_BYTES);
-            frames.extend(plain.map(|plain| encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes))));
+            for plain in piece.chunks(WAL_FRAME_BYTES) {
+                frames.push(encoder.encode_hashed(plain, |bytes| _ = hash.update(bytes)));
+                *held_bytes += encoder.last_held_bytes() as u64;
+            }
         });
     }
 
@@ -185,7 +213,7 @@ impl Writer {
         for piece in rest {
             self.encode_piece(&mut encoding, &piece);
         }
-        let WalEncoding { hash, cuts, mut frames, plain_bytes } = encoding;
+        let WalEncoding { hash, cuts, mut frames, plain_bytes, held_bytes } = encoding;
         if plain_bytes != range.bytes() {
             return Err(Error::new(Kind::Internal, format!("{plain_bytes} bytes were encoded for {range:?}")));
         }
@@ -200,7 +228,9 @@ impl Writer {
         frames[0] = identity.frame()?;
         let cuts = cuts.and_then(|cuts| cuts.finish(range.start));
         let body = self.seal(&identity, cuts.as_ref(), frames)?;
-        Ok(EncodedWal { stamp: Stamp { range, blake3 }, body, metadata: identity.metadata() })
+        let is_sealed = !self.layout.form().recipients.is_empty();
+        let held_bytes = if is_sealed { body.bytes() } else { held_bytes };
+        Ok(EncodedWal { stamp: Stamp { range, blake3 }, body, metadata: identity.metadata(), held_bytes })
     }
 
     /// The frames of an object as they are stored: encrypted, if that is wanted. CPU work.
@@ -210,8 +240,9 @@ impl Writer {
             return Ok(Body::from(frames));
         }
         let cuts = cuts.map(CutIndex::encode).transpose()?.flatten();
-        let encrypted = encryption::encrypt(recipients, &identity.json()?, cuts.as_deref(), frames)
-            .map_err(|error| Error::new(Kind::Internal, "cannot encrypt an object").because(error))?;
+        let encrypted =
+            encryption::encrypt(recipients, &identity.json()?, cuts.as_deref(), frames, &self.encoders.buffers)
+                .map_err(|error| Error::new(Kind::Internal, "cannot encrypt an object").because(error))?;
         Ok(Body::from(encrypted))
     }
 

@@ -52,6 +52,19 @@ struct Process {
     task: JoinHandle<Result<(), Error>>,
 }
 
+/// Often so little that what is stored waits for its turn, and sometimes next to nothing.
+fn encoded_bytes_max(seed: u64) -> u64 {
+    let segment_bytes = crate::wal::SEGMENT_BYTES;
+    match seed % 5 {
+        0 => 0,
+        1 => segment_bytes / 16,
+        2 => 2 * segment_bytes,
+        // What is compressed ahead leaves three megabytes.
+        3 => (3 << 20) + segment_bytes / 4,
+        _ => ArchiveOptions::default().encoded_bytes_max,
+    }
+}
+
 impl World {
     pub fn new(seed: u64, counts: Arc<Counts>) -> World {
         World::with_segments(seed, counts, crate::wal::SEGMENT_BYTES)
@@ -69,7 +82,11 @@ impl World {
             store,
             ledger,
             counts,
-            options: ArchiveOptions { form: writing_form(seed), ..ArchiveOptions::default() },
+            options: ArchiveOptions {
+                form: writing_form(seed),
+                encoded_bytes_max: encoded_bytes_max(seed),
+                ..ArchiveOptions::default()
+            },
             clock,
             retries: true,
             defect: None,
