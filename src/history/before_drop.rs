@@ -106,7 +106,10 @@ fn judge(transaction: &Transaction, lsn: Lsn, names: &NameBook, wanted: &str) ->
     let mut has_unknown = transaction.removed_count as usize > transaction.removed.len();
     for file in &transaction.removed {
         match names.relation(*file, lsn) {
-            Some(relation) if relation.name == wanted => return Verdict::ByFile,
+            // One that is there later was rewritten, by a transaction that dropped others.
+            Some(relation) if relation.name == wanted && !names.is_file_known_behind(*file, lsn) => {
+                return Verdict::ByFile;
+            }
             Some(_) => {}
             None => has_unknown = true,
         }
@@ -157,6 +160,7 @@ mod tests {
     #[test]
     fn a_drop_is_known_by_its_file_and_failing_that_by_its_number() {
         assert_eq!(judged("public.accounts", 400, 11, &[]), Verdict::ByFile);
+        assert_eq!(judged("public.accounts", 200, 11, &[]), Verdict::Another, "it is there later: it was rewritten");
         assert_eq!(judged("public.accounts", 400, 20, &[10]), Verdict::Another, "it only referred to it");
         assert_eq!(judged("public.accounts", 400, 99, &[10]), Verdict::ByNumber, "rewritten since");
         assert_eq!(judged("public.accounts", 200, 99, &[10]), Verdict::Unknown, "it is there later");

@@ -92,6 +92,12 @@ impl NameBook {
         self.at(lsn).find_map(|map| map.by_oid.get(&(file.database, *map.by_file.get(&key)?)))
     }
 
+    /// True if a map behind `lsn` still knows the relation that had this file.
+    pub fn is_file_known_behind(&self, file: RelationId, lsn: Lsn) -> bool {
+        let oid = self.at(lsn).find_map(|map| map.by_file.get(&(file.database, file.file)));
+        oid.is_some_and(|oid| self.is_known_behind(file.database, *oid, lsn))
+    }
+
     /// True if a map behind `lsn` knows the relation with this number.
     pub fn is_known_behind(&self, database: u32, oid: u32, lsn: Lsn) -> bool {
         self.maps.iter().any(|map| map.lsn > lsn && map.by_oid.contains_key(&(database, oid)))
