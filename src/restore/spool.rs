@@ -10,7 +10,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -163,7 +163,11 @@ fn take(path: &Path, bytes: u64, destination: &Path) -> Result<bool> {
     }
     match fs::rename(path, destination) {
         Ok(()) => {
-            sync_directory_of(destination)?;
+            // Its content was synced when it was fetched. The server gives such a file its own name, and syncs both then
+            // (`xlogarchive.c`, `KeepFileRestoredFromArchive`); until then it asks again after a power cut.
+            if destination.file_name() != Some(OsStr::new(RECOVERY_FILE)) {
+                sync_directory_of(destination)?;
+            }
             Ok(true)
         }
         // pg_wal may be a symbolic link to another file system.
@@ -192,6 +196,9 @@ fn remove_leftovers(destination: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What a server that recovers calls the WAL file that it asks for (`xlogarchive.c`, `RestoreArchivedFile`).
+const RECOVERY_FILE: &str = "RECOVERYXLOG";
 
 const TEMPORARY_INFIX: &str = ".seawall-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
