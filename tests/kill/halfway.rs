@@ -41,7 +41,8 @@ async fn a_backup_that_was_killed_is_never_used() {
     // Given a finished backup, whose requests are known, and clients who commit
     let mut scene = Scene::new(DEBIAN, &[]).await;
     let mut archiver = scene.archived().await;
-    let of_one_backup = steps(&scene);
+    // The last one stores the names of relations: the backup exists then.
+    let of_one_backup = steps(&scene) - 1;
     assert!(of_one_backup >= 4, "begin, a part, the manifest and the end: {:?}", scene.bucket.log());
     let (first, _) = backups(&scene).await;
     assert_eq!(first.len(), 1);
