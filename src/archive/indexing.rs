@@ -67,7 +67,7 @@ impl IndexKeeper {
                 }
                 let stored = Indexes::read(self.index.repository(), timeline).await?;
                 let here = Level::FIRST.slot_start(size, durable);
-                let next = stored.end(timeline).filter(|end| *end <= durable).map_or(here, |end| end);
+                let next = stored.end(timeline).filter(|end| *end <= durable).unwrap_or(here);
                 Position { timeline, next, durable }
             }
         };

@@ -277,41 +277,54 @@ async fn read(settings: &Settings) -> Result<Report> {
     let (repository, cluster) = parts::repository(settings).await?;
     let catalog = Catalog::read(&repository, cluster).await?;
     let reader = WalReader::new(repository, catalog.cluster.system_identifier);
+    let paths = Paths::of(&catalog);
     // Backups on one path have the same end.
     let mut ends = BTreeMap::new();
     let mut newest = BTreeMap::new();
     for backup in catalog.finished_backups() {
-        let route = Route::new(path_of(&catalog, backup), reader.repository().layout.segment_size(), &catalog);
+        let route = Route::new(paths.path_of(backup), reader.repository().layout.segment_size(), &catalog);
         let covered = route.covered(&catalog, route.size.segment_start(backup.start_lsn));
         let moment = match ends.get(&(covered.timeline, covered.until)) {
             Some(known) => *known,
             None if covered.until < backup.end_lsn => None,
-            None => newest_moment(&reader, &catalog, &route, backup.start_lsn).await?,
+            None => newest_moment(&reader, &catalog, &route, (backup.start_lsn, covered.until)).await?,
         };
         ends.insert((covered.timeline, covered.until), moment);
         newest.extend(moment.map(|moment| (backup.id.clone(), moment)));
     }
-    Ok(report(&settings.cluster, &catalog, &newest))
+    Ok(report(&settings.cluster, &paths, &newest))
 }
 
-/// The path on which a backup is of use. One on a dead branch is of use on its own timeline alone.
-fn path_of(catalog: &Catalog, backup: &BackupDocument) -> History {
-    let followed = catalog.followed_timeline().map(|timeline| catalog.history(timeline));
-    let followed = followed.filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
-    followed.unwrap_or_else(|| catalog.history(backup.end_timeline))
+/// The paths on which backups are of use.
+struct Paths<'a> {
+    catalog: &'a Catalog,
+    followed: Option<History>,
 }
 
-fn report(name: &str, catalog: &Catalog, newest: &BTreeMap<BackupId, Timestamp>) -> Report {
+impl Paths<'_> {
+    fn of(catalog: &Catalog) -> Paths<'_> {
+        Paths { catalog, followed: catalog.followed_timeline().map(|timeline| catalog.history(timeline)) }
+    }
+
+    /// One on a dead branch is of use on its own timeline alone.
+    fn path_of(&self, backup: &BackupDocument) -> History {
+        let followed = self.followed.clone().filter(|path| path.timeline_at(backup.start_lsn) == backup.timeline);
+        followed.unwrap_or_else(|| self.catalog.history(backup.end_timeline))
+    }
+}
+
+fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>) -> Report {
+    let catalog = paths.catalog;
     let window = |backup: &BackupDocument| {
-        let (_, covered) = catalog.covered_until(&path_of(catalog, backup), backup.start_lsn);
-        let is_restorable = covered >= backup.end_lsn && catalog.chain(backup).is_ok();
+        let (_, covered) = catalog.covered_until(&paths.path_of(backup), backup.start_lsn);
         let broken = catalog.chain(backup).err().map(|broken| broken.to_string());
+        let is_restorable = covered >= backup.end_lsn && broken.is_none();
         Window {
             backup: backup.id.to_string(),
             label: backup.label.clone(),
             backup_type: backup.backup_type(),
             reference: backup.reference.clone(),
-            broken: broken.clone(),
+            broken,
             timeline: backup.timeline,
             started_at: backup.started_at,
             ended_at: backup.ended_at,

@@ -1,10 +1,9 @@
 //! Folds records into entries as they come. Pure. Memory: some 100 bytes for each transaction that is open, up to a bound.
 
 use super::entry::{Entry, Event, Transaction};
+use super::index::time_of;
 use crate::repository::RecordSink;
-use crate::runtime::Clock;
 use crate::wal::{LISTED_RELATIONS_MAX, LISTED_SUBTRANSACTIONS_MAX, Lsn, Record, RecordKind, RelationId};
-use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 
@@ -174,15 +173,8 @@ impl Chronicle {
     }
 
     fn committed(&mut self, record: &Record) -> Option<Entry> {
-        let RecordKind::Commit {
-            time_micros,
-            prepared_xid,
-            dropped_relations,
-            dropped,
-            database,
-            subtransactions,
-            changed,
-        } = &record.kind
+        let RecordKind::Commit { prepared_xid, dropped_relations, dropped, database, subtransactions, changed, .. } =
+            &record.kind
         else {
             return None;
         };
@@ -224,30 +216,25 @@ impl Chronicle {
             transaction.invalidated = self.inplace.iter().rev().find(shortly_before).copied();
         }
         let event = Event::Commit(Box::new(transaction));
-        Some(Entry { start: record.start, end: record.end, time: Clock::from_postgres_micros(*time_micros)?, event })
+        Some(Entry { start: record.start, end: record.end, time: time_of(&record.kind)?, event })
     }
 
     fn event(&mut self, record: &Record) -> Option<Entry> {
-        let (time, event) = match &record.kind {
+        let event = match &record.kind {
             RecordKind::Commit { .. } => return self.committed(record),
-            RecordKind::RestorePoint { time_micros, name } => {
-                (Clock::from_postgres_micros(*time_micros)?, Event::RestorePoint { name: name.clone() })
+            RecordKind::RestorePoint { name, .. } => Event::RestorePoint { name: name.clone() },
+            RecordKind::Checkpoint { shutdown: true, timeline, previous_timeline, .. }
+                if timeline == previous_timeline =>
+            {
+                Event::Restart
             }
-            RecordKind::Checkpoint { shutdown: true, timeline, previous_timeline, time_unix_seconds, .. } => {
-                let (timeline, previous_timeline) = (*timeline, *previous_timeline);
-                let event = match timeline == previous_timeline {
-                    true => Event::Restart,
-                    false => Event::Promotion { timeline, previous_timeline },
-                };
-                (Timestamp::from_second(*time_unix_seconds).ok()?, event)
-            }
-            RecordKind::EndOfRecovery { time_micros, timeline, previous_timeline } => {
-                let (timeline, previous_timeline) = (*timeline, *previous_timeline);
-                (Clock::from_postgres_micros(*time_micros)?, Event::Promotion { timeline, previous_timeline })
+            RecordKind::Checkpoint { shutdown: true, timeline, previous_timeline, .. }
+            | RecordKind::EndOfRecovery { timeline, previous_timeline, .. } => {
+                Event::Promotion { timeline: *timeline, previous_timeline: *previous_timeline }
             }
             _ => return None,
         };
-        Some(Entry { start: record.start, end: record.end, time, event })
+        Some(Entry { start: record.start, end: record.end, time: time_of(&record.kind)?, event })
     }
 
     fn remember(&mut self, record: &Record) {

@@ -195,15 +195,7 @@ impl<'a> Choice<'a> {
 
     /// The last moment at which the server is known to have lived and to have had no WAL behind what is stored.
     pub(super) fn last_heartbeat(&self, candidate: &Candidate<'_>) -> Option<Timestamp> {
-        let on_path = |timeline: TimelineId, flush: Lsn| {
-            self.route.history.passes(timeline)
-                // At the switch point itself it may be that of a server which was cut off, idle, and lived on.
-                && self.route.history.switch_from(timeline).is_none_or(|switch| flush < switch)
-        };
-        let known = self.catalog.heartbeats.iter().filter(|(_, timeline, flush)| {
-            on_path(*timeline, *flush) && *flush <= candidate.covered.until && candidate.backup.start_lsn <= *flush
-        });
-        known.map(|(time, ..)| *time).max()
+        self.route.last_heartbeat(self.catalog, candidate.backup.start_lsn, candidate.covered.until)
     }
 
     fn why(&self, backup: &BackupDocument) -> String {

@@ -20,8 +20,8 @@ impl RecordSink for Latest {
     }
 }
 
-/// The newest moment that a restore along `route` can reach, of what is stored without a hole from `from` on: up to then everything
-/// that the server committed is there. `None` if nothing with a date is stored, or can be read.
+/// The newest moment that a restore along `route` can reach, whose files are stored without a hole from the first position to the second: up
+/// to then everything that the server committed is there. `None` if nothing with a date is stored, or can be read.
 ///
 /// # Errors
 /// If the store fails.
@@ -29,16 +29,8 @@ pub async fn newest_moment(
     reader: &WalReader,
     catalog: &Catalog,
     route: &Route,
-    from: Lsn,
+    (from, end): (Lsn, Lsn),
 ) -> Result<Option<Timestamp>> {
-    let size = route.size;
-    let end = route.covered(catalog, size.segment_start(from)).until;
-    let heartbeats = catalog.heartbeats.iter().filter(|(_, timeline, flush)| {
-        // At the switch point itself it may be that of a server which was cut off, idle, and lived on.
-        let is_before = route.history.switch_from(*timeline).is_none_or(|switch| *flush < switch);
-        route.history.passes(*timeline) && is_before && (from..=end).contains(flush)
-    });
-    let heartbeat = heartbeats.map(|(time, ..)| *time).max();
     let recorded = match last_date(reader, &Indexes::new(catalog.records.clone()), route, (from, end)).await {
         Err(error) if error.kind() == Kind::Store => return Err(error),
         Err(error) if WalReader::is_sealed_from_us(&error) => None,
@@ -49,7 +41,7 @@ pub async fn newest_moment(
         }
         Ok(recorded) => recorded,
     };
-    Ok(recorded.max(heartbeat))
+    Ok(recorded.max(route.last_heartbeat(catalog, from, end)))
 }
 
 /// The latest date of a record in the last blocks that have one.

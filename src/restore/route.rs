@@ -2,6 +2,7 @@
 
 use crate::repository::Catalog;
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
+use jiff::Timestamp;
 
 /// A path of timelines, cut into files as recovery asks for them ([`History::files`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +76,21 @@ impl Route {
             }
         }
         covered
+    }
+
+    /// The last moment at which the server is known to have lived and to have had no WAL behind its position then, of positions from
+    /// `from` to `until`.
+    pub(super) fn last_heartbeat(&self, catalog: &Catalog, from: Lsn, until: Lsn) -> Option<Timestamp> {
+        let on_path = |timeline: TimelineId, flush: Lsn| {
+            self.history.passes(timeline)
+                // At the switch point itself it may be that of a server which was cut off, idle, and lived on.
+                && self.history.switch_from(timeline).is_none_or(|switch| flush < switch)
+        };
+        let known = catalog
+            .heartbeats
+            .iter()
+            .filter(|(_, timeline, flush)| on_path(*timeline, *flush) && (from..=until).contains(flush));
+        known.map(|(time, ..)| *time).max()
     }
 }
 

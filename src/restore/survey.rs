@@ -195,11 +195,8 @@ impl Surveyor {
         for event in &outline.events {
             match &event.fact {
                 Fact::TablespaceCreated { oid, path: Some(path) } => survey.create_tablespace(event.at, *oid, path),
-                fact => {
-                    if let Some(change) = fact.parameters() {
-                        survey.require(event.at, &change);
-                    }
-                }
+                Fact::Parameters(change) => survey.require(event.at, change),
+                _ => {}
             }
         }
     }

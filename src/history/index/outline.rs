@@ -103,20 +103,7 @@ pub enum Fact {
         previous_timeline: TimelineId,
     },
     /// The server's settings are others. Those that a standby must match.
-    Parameters {
-        /// `max_connections`.
-        max_connections: i32,
-        /// `max_worker_processes`.
-        max_worker_processes: i32,
-        /// `max_wal_senders`.
-        max_wal_senders: i32,
-        /// `max_prepared_transactions`.
-        max_prepared_xacts: i32,
-        /// `max_locks_per_transaction`.
-        max_locks_per_xact: i32,
-        /// `wal_level`: 0 minimal, 1 replica, 2 logical.
-        wal_level: i32,
-    },
+    Parameters(ParameterChange),
     /// A commit removed files of relations.
     Dropped {
         /// When.
@@ -173,21 +160,7 @@ impl Fact {
             RecordKind::EndOfRecovery { timeline, previous_timeline, .. } => {
                 Fact::EndOfRecovery { time, timeline, previous_timeline }
             }
-            RecordKind::ParameterChange(ParameterChange {
-                max_connections,
-                max_worker_processes,
-                max_wal_senders,
-                max_prepared_xacts,
-                max_locks_per_xact,
-                wal_level,
-            }) => Fact::Parameters {
-                max_connections,
-                max_worker_processes,
-                max_wal_senders,
-                max_prepared_xacts,
-                max_locks_per_xact,
-                wal_level,
-            },
+            RecordKind::ParameterChange(change) => Fact::Parameters(change),
             RecordKind::Commit { dropped_relations: relations @ 1.., .. } => Fact::Dropped { time, relations },
             RecordKind::TablespaceCreate { oid, ref path } => {
                 Fact::TablespaceCreated { oid, path: (!hides_names).then(|| path.clone()) }
@@ -209,28 +182,6 @@ impl Fact {
             | RecordKind::RelationCreate { .. }
             | RecordKind::Other { .. } => return None,
         })
-    }
-
-    /// The settings that a standby must match, if they are what changed.
-    pub fn parameters(&self) -> Option<ParameterChange> {
-        match *self {
-            Fact::Parameters {
-                max_connections,
-                max_worker_processes,
-                max_wal_senders,
-                max_prepared_xacts,
-                max_locks_per_xact,
-                wal_level,
-            } => Some(ParameterChange {
-                max_connections,
-                max_worker_processes,
-                max_wal_senders,
-                max_prepared_xacts,
-                max_locks_per_xact,
-                wal_level,
-            }),
-            _ => None,
-        }
     }
 
     /// True if something was left out so that whoever reads the bucket does not see it.

@@ -114,12 +114,17 @@ impl Records {
             format: u32,
         }
         let damaged = |why: &str| Error::new(Kind::Damaged, format!("{name} {why}"));
-        let unreadable = |error| damaged("cannot be read").because(error);
-        let Format { format } = serde_json::from_slice(json).map_err(unreadable)?;
-        if format > FORMAT_VERSION {
-            return Err(Error::new(Kind::Refused, format!("{name} has format {format}")));
+        let refused = |format: u32| Error::new(Kind::Refused, format!("{name} has format {format}"));
+        let records: Records = serde_json::from_slice(json).map_err(|error| {
+            // What a later format looks like nobody knows yet, but that it says so.
+            match serde_json::from_slice::<Format>(json) {
+                Ok(Format { format }) if format > FORMAT_VERSION => refused(format),
+                _ => damaged("cannot be read").because(error),
+            }
+        })?;
+        if records.format > FORMAT_VERSION {
+            return Err(refused(records.format));
         }
-        let records: Records = serde_json::from_slice(json).map_err(unreadable)?;
         match records.problem() {
             Some(problem) => Err(damaged(problem)),
             None if records.range() != range => Err(damaged("is about another range than its name says")),

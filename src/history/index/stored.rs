@@ -37,10 +37,18 @@ impl Indexes {
         Ok(Indexes { stored: repository.read_indexes(timeline).await? })
     }
 
+    fn of_timeline(&self, timeline: TimelineId) -> impl Iterator<Item = WalRange> {
+        self.stored.keys().copied().filter(move |range| range.timeline == timeline)
+    }
+
+    /// Those that speak of `lsn`.
+    fn all_at(&self, timeline: TimelineId, lsn: Lsn) -> impl Iterator<Item = WalRange> {
+        self.of_timeline(timeline).filter(move |range| range.start <= lsn && lsn < range.end)
+    }
+
     /// Of those that speak of `lsn`, the one that reaches farthest.
     pub fn at(&self, timeline: TimelineId, lsn: Lsn) -> Option<WalRange> {
-        let of_timeline = self.stored.keys().filter(|range| range.timeline == timeline);
-        of_timeline.filter(|range| range.start <= lsn && lsn < range.end).max_by_key(|range| range.end).copied()
+        self.all_at(timeline, lsn).max_by_key(|range| range.end)
     }
 
     /// The outlines in that one, or in the next best one that can be read. What they say the WAL says as well: if none can be
@@ -51,9 +59,7 @@ impl Indexes {
         timeline: TimelineId,
         lsn: Lsn,
     ) -> Option<(WalRange, Vec<Outline>)> {
-        let of_timeline = self.stored.keys().filter(|range| range.timeline == timeline);
-        let mut known: Vec<WalRange> =
-            of_timeline.filter(|range| range.start <= lsn && lsn < range.end).copied().collect();
+        let mut known: Vec<WalRange> = self.all_at(timeline, lsn).collect();
         known.sort_by_key(|range| std::cmp::Reverse(range.end));
         for range in known {
             match self.load(reader, range).await {
@@ -66,13 +72,12 @@ impl Indexes {
 
     /// Of those that begin behind `lsn`, the first.
     pub fn next(&self, timeline: TimelineId, lsn: Lsn) -> Option<Lsn> {
-        let starts = self.stored.keys().filter(|range| range.timeline == timeline).map(|range| range.start);
-        starts.filter(|start| *start > lsn).min()
+        self.of_timeline(timeline).map(|range| range.start).filter(|start| *start > lsn).min()
     }
 
     /// Where the last one of a timeline ends.
     pub fn end(&self, timeline: TimelineId) -> Option<Lsn> {
-        self.stored.keys().filter(|range| range.timeline == timeline).map(|range| range.end).max()
+        self.of_timeline(timeline).map(|range| range.end).max()
     }
 
     /// The outlines of one of them.

@@ -212,7 +212,7 @@ pub enum RecordKind {
 }
 
 /// Settings of the server that wrote the WAL. A server that replays it as a standby needs at least the same numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct ParameterChange {
     /// `max_connections`.
     pub max_connections: i32,
