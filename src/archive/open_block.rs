@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 const PIECES_PER_BLOCK: usize = 16;
 
 /// Bytes in all pieces together, beyond which nothing is read: one of the largest blocks, which lacks no more than its last
-/// pieces when it is full, and a fourth of the next.
-const PIECES_BYTES_MAX: usize = 20 << 20;
+/// pieces when it is full, and an eighth of the next.
+const PIECES_BYTES_MAX: usize = 18 << 20;
 
 /// A block, from its first byte on.
 #[derive(Debug)]
