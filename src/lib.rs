@@ -14,6 +14,7 @@ pub mod history;
 pub mod http;
 pub mod metrics;
 pub mod postgres;
+pub mod recovery;
 pub mod repository;
 pub mod restore;
 pub mod runtime;

@@ -10,20 +10,19 @@ use crate::cli::DemoArgs;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
+use crate::recovery::{self, RecoveryOptions};
 use crate::repository::{Catalog, WalReader, Writer};
-use crate::restore::{self, FetchCommand, Request, RestoreOptions, RestoreProgress, Target, TargetAction};
+use crate::restore::{self, FetchCommand, LocalWal, Request, RestoreProgress, Target, TargetAction};
 use crate::runtime::{self, Clock, Shutdown, Tasks};
-use crate::scratch::{Programs, Server, ServerOptions, Session, Unprivileged};
+use crate::scratch::{Directory, Programs, Server, ServerOptions, Session, Unprivileged};
 use crate::store::{Store, StoreOptions};
 use crate::wal::Lsn;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 /// The cluster's name in the repository: what every command takes when none is given.
 const CLUSTER: &str = "main";
@@ -33,8 +32,8 @@ const ROWS: u64 = 100_000;
 const COMMITS: u32 = 9;
 /// Rows of each of them.
 const ROWS_PER_COMMIT: u64 = 1_000;
-/// How long work that cannot be interrupted may go on writing into a directory that is being removed.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+/// What lies in the one directory of the demonstration.
+const REPOSITORY: &str = "repository";
 
 /// Runs the demonstration.
 ///
@@ -44,9 +43,12 @@ pub(super) async fn demo(args: &DemoArgs, settings: Settings) -> Result<()> {
     let shutdown = Shutdown::default();
     let _watch = signals::watch(shutdown.clone())?;
     let programs = Programs::find(None)?;
-    let place = Place::create(args.keep)?;
+    let mut place = Directory::create(&std::env::temp_dir(), "seawall-demo")?;
+    if args.keep {
+        place.keep();
+    }
     // Whatever the environment says is about real servers and buckets: not touched here.
-    let (repo, store) = (Some(place.repository_url()), StoreOptions::default());
+    let (repo, store) = (Some(repository_url(&place)), StoreOptions::default());
     let settings = Settings { file: None, cluster: CLUSTER.into(), repo, store, ..settings };
     let steps = Steps::new();
     let ended = tokio::select! {
@@ -89,17 +91,17 @@ async fn act(
     shutdown: &Shutdown,
     steps: Steps,
     programs: &Programs,
-    place: &Place,
+    place: &Directory,
     settings: &Settings,
 ) -> Result<(Server, Server)> {
     steps.line(&format!(
         "{}  in {}; touches nothing of yours\n",
         steps.strong("Seawall demo"),
-        place.path.display()
+        place.path().display()
     ))?;
     let step = steps.begin("making a cluster");
     // Not to be dropped in the middle: initdb would go on without us.
-    let source = Server::create(programs, &place.path.join("source"), ServerOptions::default()).await?;
+    let source = Server::create(programs, &place.path().join("source"), ServerOptions::default()).await?;
     let detail =
         format!("PostgreSQL {} from {}, as user {}", programs.version, programs.bin.display(), source.user().name());
     step.done("a throwaway server", &detail)?;
@@ -115,7 +117,7 @@ async fn act(
 /// What the story is told with.
 struct Story<'a> {
     steps: Steps,
-    place: &'a Place,
+    place: &'a Directory,
     settings: &'a Settings,
     clock: Clock,
 }
@@ -123,7 +125,7 @@ struct Story<'a> {
 impl Story<'_> {
     /// From the first byte archived to the rows that are back; gives the restored server.
     async fn tell(&self, source: &Server) -> Result<Server> {
-        let path = self.place.repository();
+        let path = self.place.path().join(REPOSITORY);
         std::fs::create_dir(&path).map_err(|error| Error::local("create", &path, error))?;
         let store = parts::store(self.settings).await?;
         let step = self.steps.begin("connecting");
@@ -217,32 +219,35 @@ impl Story<'_> {
         let detail = format!("backup {}, then WAL up to {}, just before the drop", plan.backup.id, plan.end_lsn);
         step.done("restore planned", &detail)?;
 
-        let step = self.steps.begin("restoring the backup");
-        let user = Unprivileged::find()?;
+        let step = self.steps.begin("restoring the backup, and recovering");
         // The archiver has written as ourselves, and the restored server reads as its user.
-        let (owned, path) = (user.clone(), self.place.repository());
-        runtime::blocking(move || owned.give_all(&path)).await??;
-        let program = std::env::current_exe()
+        let (user, path) = (Unprivileged::find()?, self.place.path().join(REPOSITORY));
+        runtime::blocking(move || user.give_all(&path)).await??;
+        let executable = std::env::current_exe()
             .map_err(|error| Error::new(Kind::Local, "cannot find this program's own file").because(error))?;
         let command = FetchCommand {
-            executable: user.runnable(&program, &self.place.path)?,
+            executable,
             arguments: ["--repo", self.settings.repo()?, "--cluster", CLUSTER].map(str::to_owned).to_vec(),
             // It must not read what is for real servers and buckets.
             environment: vec![("SEAWALL_CONFIG".to_owned(), String::new())],
             ..FetchCommand::default()
         };
-        let options = RestoreOptions {
-            owner: nix::unistd::Uid::effective().is_root().then(|| user.name().to_owned()),
-            ..RestoreOptions::new(self.place.path.join("restored"), command)
+        let options = RecoveryOptions {
+            programs: programs.clone(),
+            command,
+            databases: Vec::new(),
+            wal: LocalWal::None,
+            settings: Vec::new(),
         };
         let (progress, _) = watch::channel(RestoreProgress::default());
-        let report = Box::pin(restore::execute(reader.repository(), &plan, &options, progress)).await?;
+        let directory = self.place.path().join("restored");
+        Unprivileged::find()?.create_directory(&directory)?;
+        let recovered = recovery::recover(&directory, reader.repository(), &plan, options, progress).await?;
+        let report = &recovered.report;
         step.done("backup restored", &format!("{} files, {}, each one checked", report.files, size(report.bytes)))?;
-
         let step = self.steps.begin("recovering");
-        let restored = Server::open(programs, &report.data, ServerOptions::default()).await?;
         step.done("recovered and promoted", "PostgreSQL replayed the WAL and takes writes again")?;
-        Ok(restored)
+        Ok(recovered.server)
     }
 
     fn measured(&self, exposed: &[Duration], restore: Duration) -> Result<()> {
@@ -343,66 +348,22 @@ async fn one_value(session: &Session, question: &str) -> Result<String> {
     value.ok_or_else(|| Error::new(Kind::Postgres, format!("`{question}` gave nothing")))
 }
 
-/// The one directory of the demonstration. Dropped, it is removed as far as that is possible at once.
-struct Place {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Place {
-    /// A new directory that the servers' user can reach.
-    fn create(keep: bool) -> Result<Place> {
-        let below = std::env::temp_dir();
-        let path = nix::unistd::mkdtemp(&below.join("seawall-demo-XXXXXX"))
-            .map_err(|error| Error::local("create a directory in", &below, error.into()))?;
-        let place = Place { path, keep };
-        Unprivileged::find()?.create_directory(&place.path)?;
-        Ok(place)
-    }
-
-    fn repository(&self) -> PathBuf {
-        self.path.join("repository")
-    }
-
-    fn repository_url(&self) -> String {
-        format!("file://{}", self.repository().display().to_string().replace('%', "%25"))
-    }
-
-    /// Removes it: work that was interrupted may still be writing the last file.
-    async fn remove(self) -> Result<()> {
-        let deadline = Instant::now() + REMOVAL_PATIENCE;
-        loop {
-            let path = self.path.clone();
-            match runtime::blocking(move || std::fs::remove_dir_all(&path)).await? {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-                Err(error) if Instant::now() > deadline => return Err(Error::local("remove", &self.path, error)),
-                Err(_) => sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
+fn repository_url(place: &Directory) -> String {
+    format!("file://{}", place.path().join(REPOSITORY).display().to_string().replace('%', "%25"))
 }
 
 /// What `--keep` left, and how it is got rid of.
-fn kept(place: &Place, source: &Server, restored: &Server) -> String {
+fn kept(place: &Directory, source: &Server, restored: &Server) -> String {
     let psql = |server: &Server| format!("psql '{}'", server.conninfo());
     let pids: Vec<String> =
         [source, restored].iter().filter_map(|server| server.pid()).map(|pid| pid.to_string()).collect();
-    let directories = [place.path.as_path(), source.socket_directory(), restored.socket_directory()];
+    let directories = [place.path(), source.socket_directory(), restored.socket_directory()];
     let directories = directories.map(|path| path.display().to_string());
     [
         "Kept, and running:".to_owned(),
         format!("  without the table  {}", psql(source)),
         format!("  restored           {}", psql(restored)),
-        format!("  what is stored     seawall list --repo {}", place.repository_url()),
+        format!("  what is stored     seawall list --repo {}", repository_url(place)),
         format!("  to stop them       kill -INT {}", pids.join(" ")),
         format!("  to remove it all   rm -r {}\n", directories.join(" ")),
     ]

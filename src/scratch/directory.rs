@@ -1,0 +1,68 @@
+//! A temporary directory that a throwaway server can reach, and that goes at the end. May use `error` and `runtime`.
+
+use super::Unprivileged;
+use crate::error::{Error, Result};
+use crate::runtime;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long work that cannot be interrupted may go on writing into a directory that is being removed.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A directory of our own. Dropped, it is removed as far as that is possible at once.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Directory {
+    /// A new directory in `below`, whose name begins with `prefix`, and which opens to the servers' user alone.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Local`] if it cannot be made, or if the servers' user cannot reach it.
+    pub fn create(below: &Path, prefix: &str) -> Result<Directory> {
+        let path = nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX")))
+            .map_err(|error| Error::local("create a directory in", below, error.into()))?;
+        let directory = Directory { path, keep: false };
+        Unprivileged::find()?.create_directory(&directory.path)?;
+        Ok(directory)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It stays when it is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Removes it: work that was interrupted may still be writing the last file.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Local`] if something in it cannot be removed.
+    pub async fn remove(self) -> Result<()> {
+        let deadline = Instant::now() + REMOVAL_PATIENCE;
+        loop {
+            let path = self.path.clone();
+            match runtime::blocking(move || std::fs::remove_dir_all(&path)).await? {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(Error::local("remove", &self.path, error)),
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
