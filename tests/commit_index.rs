@@ -57,6 +57,8 @@ impl Scene {
     /// Something of everything that an index notes, and then WAL up to behind a slot's end.
     async fn work(&self, name: &str) {
         let statements = [
+            // It logs who else is at work, which a server does every fifteen seconds.
+            "CHECKPOINT".to_owned(),
             format!("CREATE TABLE {name} AS SELECT generate_series(1, 5000) AS id"),
             format!("DELETE FROM {name} WHERE id > 100"),
             format!("VACUUM {name}"),
@@ -77,6 +79,7 @@ impl Scene {
                 .await
                 .unwrap();
         }
+        self.server.sql("CHECKPOINT").await.unwrap();
         self.server.sql(&format!("DROP TABLE {name}")).await.unwrap();
     }
 
@@ -101,12 +104,17 @@ impl Scene {
 
     /// What a restore is planned to do, and how many objects with WAL that took.
     async fn plan(&self, target: &[&str]) -> (Value, usize) {
-        self.bucket.clear_log();
         let arguments = [&["restore", "--into", "/nonexistent/place", "--dry-run", "--json"], target].concat();
-        let plan = serde_json::from_str(&self.seawall(&arguments).run_ok().await.stdout).unwrap();
+        let (plan, fetched) = self.asked(&arguments).await;
+        (serde_json::from_str(&plan).unwrap(), fetched)
+    }
+
+    /// What a command prints, and how many objects with WAL it read.
+    async fn asked(&self, arguments: &[&str]) -> (String, usize) {
+        self.bucket.clear_log();
+        let said = self.seawall(arguments).run_ok().await.stdout;
         let log = self.bucket.log();
-        let fetched = log.iter().filter(|(op, name)| *op == Op::Get && name.contains("/wal/")).count();
-        (plan, fetched)
+        (said, log.iter().filter(|(op, name)| *op == Op::Get && name.contains("/wal/")).count())
     }
 }
 
@@ -115,8 +123,10 @@ async fn restores_are_planned_from_the_index(version: u32) {
     let scene = Scene::new(version).await;
     let archiver = scene.run();
     scene.settle().await;
+    scene.server.sql("CREATE TABLE known AS SELECT 1 AS id").await.unwrap();
     scene.seawall(&["backup", "--fast"]).run_ok().await;
     scene.work("one").await;
+    scene.server.sql("DROP TABLE known").await.unwrap();
     let between = scene
         .server
         .value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
@@ -148,7 +158,19 @@ async fn restores_are_planned_from_the_index(version: u32) {
     for target in targets {
         with_index.push(scene.plan(target).await);
     }
-    // Then the plans are those that the WAL alone leads to, and less of it was read
+    // and what was done is asked for
+    let questions: [&[&str]; 5] = [
+        &["history", "--json", "--from", "0/0", "--drops"],
+        &["history", "--json", "--from", &between],
+        &["history", "--json", "--from", &between, "--drops"],
+        &["history", "--json", "--from", "0/0", "--to", &between, "--drops"],
+        &["restore", "--into", "/nonexistent/place", "--dry-run", "--json", "--before-drop", "public.known"],
+    ];
+    let mut told_with_index = Vec::new();
+    for question in questions {
+        told_with_index.push(scene.asked(question).await);
+    }
+    // Then the plans and answers are those that the WAL alone leads to, and less of it was read
     let names: Vec<String> = scene.bucket.snapshot().into_keys().filter(|name| name.contains("/records/")).collect();
     names.iter().for_each(|name| scene.bucket.remove(name));
     for (target, (plan, fetched)) in targets.iter().zip(with_index) {
@@ -157,6 +179,11 @@ async fn restores_are_planned_from_the_index(version: u32) {
         if target[0] == "--to-end" {
             assert!(fetched * 2 < all, "{fetched} of {all} WAL objects were read for {target:?}");
         }
+    }
+    for (question, (told, fetched)) in questions.iter().zip(told_with_index) {
+        let (expected, all) = scene.asked(question).await;
+        assert!(!told.is_empty() && told == expected, "{question:?} on PostgreSQL {version}: {told}\n{expected}");
+        assert!(fetched < all, "{fetched} of {all} WAL objects were read for {question:?}");
     }
     // And what is indexed later is the same again
     scene.seawall(&["index"]).run_ok().await;

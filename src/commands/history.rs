@@ -4,7 +4,9 @@ use super::{parts, print, time};
 use crate::cli::{Common, HistoryArgs};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::history::{Bound, Chronicle, Entry, Event, Hole, NameBook, Transaction, read_name_book, walk};
+use crate::history::{
+    Bound, Chronicle, DISORDER, Entry, Event, Hole, NameBook, Search, Transaction, read_name_book, walk,
+};
 use crate::repository::{Catalog, WalReader};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, RelationId, TimelineId};
@@ -17,8 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// How far back it goes if nothing else is asked for.
 const DEFAULT_LENGTH: SignedDuration = SignedDuration::from_hours(1);
-/// Sessions' clocks and the order of their records need not agree: so much later an entry must be to end the walk.
-const DISORDER: SignedDuration = SignedDuration::from_mins(1);
 /// Files that are named in a line for people.
 const NAMED: usize = 3;
 
@@ -42,6 +42,7 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     let history = path(&catalog, args.timeline.map(TimelineId))?;
+    let search = Search { from, to, removals: args.drops };
     let names = read_name_book(&reader, &catalog, from).await;
     let databases = args.database.as_deref().map(|name| databases(name, &names)).transpose()?;
     let printer = Printer {
@@ -68,7 +69,7 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
             ControlFlow::Break(())
         })
     });
-    let walked = walk(&reader, &catalog, &history, from, chronicle).await?;
+    let walked = walk(&reader, &catalog, &history, search, chronicle).await?;
     let last = std::mem::take(&mut *last.lock().unwrap_or_else(PoisonError::into_inner));
     last.failure.map_or(Ok(()), Err)?;
     if limit.is_some() {

@@ -3,7 +3,8 @@
 use super::chronicle::Chronicle;
 use super::entry::{Entry, Event, Transaction};
 use super::names::NameBook;
-use super::span::{Bound, Hole, walk};
+use super::search::{Bound, Search};
+use super::span::{Hole, walk};
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader};
 use crate::wal::{History, Lsn};
@@ -59,7 +60,8 @@ pub async fn find_drops(
         seen.lock().unwrap_or_else(PoisonError::into_inner).see(entry, &names, &wanted);
         ControlFlow::Continue(())
     });
-    let walked = walk(reader, catalog, history, Bound::Lsn(first), chronicle).await?;
+    let search = Search { from: Bound::Lsn(first), to: Some(to), removals: true };
+    let walked = walk(reader, catalog, history, search, chronicle).await?;
     let mut drops = std::mem::take(&mut *drops.lock().unwrap_or_else(PoisonError::into_inner));
     drops.holes = walked.holes;
     Ok(drops)

@@ -85,6 +85,14 @@ pub struct Chronicle {
     seen_from: Option<u32>,
     /// Where shared relations were changed in place by nobody, the latest last.
     inplace: VecDeque<Lsn>,
+    /// Entries before this were given out.
+    given_to: Lsn,
+    /// Nothing before this is seen.
+    begun_at: Lsn,
+    /// Of what is removed from here on, the transactions must be known from their beginning.
+    whole_from: Option<Lsn>,
+    /// One is not: it has to be walked from further in front.
+    pub(super) lacks_beginning: bool,
     /// Whoever gets the entries has had enough.
     pub(super) is_over: bool,
     out: Box<dyn FnMut(Entry) -> ControlFlow<()> + Send>,
@@ -94,14 +102,45 @@ impl Chronicle {
     /// Gives each entry to `out`, in the order of their records, until that breaks.
     pub fn new(out: impl FnMut(Entry) -> ControlFlow<()> + Send + 'static) -> Chronicle {
         let out = Box::new(out);
-        Chronicle { open: HashMap::new(), seen_from: None, inplace: VecDeque::new(), is_over: false, out }
+        Chronicle {
+            open: HashMap::new(),
+            seen_from: None,
+            inplace: VecDeque::new(),
+            given_to: Lsn(0),
+            begun_at: Lsn(0),
+            whole_from: None,
+            lacks_beginning: false,
+            is_over: false,
+            out,
+        }
     }
 
-    /// Something is not stored: what is open has perhaps ended there, and more may have begun.
-    pub(super) fn skip(&mut self) {
+    /// What comes next begins at `start`, and does not follow on what came before: what is open has perhaps ended there, and more
+    /// may have begun. It stops at a transaction that removed something from `whole_from` on, and of which the beginning was
+    /// not seen.
+    pub(super) fn begin(&mut self, start: Lsn, whole_from: Option<Lsn>) {
         self.open.clear();
         self.inplace.clear();
         self.seen_from = None;
+        self.begun_at = start;
+        self.whole_from = whole_from;
+        self.lacks_beginning = false;
+    }
+
+    /// Transactions with this number, and later ones, began where they could be seen.
+    fn has_seen_begin(&self, xid: u32) -> bool {
+        self.seen_from.is_some_and(|from| !precedes(xid, from))
+    }
+
+    /// What it removed from where it has to be whole may have begun before anything was seen.
+    fn lacks_beginning_of(&self, entry: &Entry) -> bool {
+        let Event::Commit(transaction) = &entry.event else { return false };
+        let is_removed_before = transaction.invalidated.is_none()
+            && !transaction.dropped_databases.is_empty()
+            && transaction.first.0.saturating_sub(INPLACE_BYTES_MAX) < self.begun_at.0;
+        self.whole_from.is_some_and(|from| entry.start >= from)
+            && transaction.removes()
+            && (is_removed_before || !self.has_seen_begin(transaction.xid))
     }
 
     fn count(&mut self, record: &Record) -> Option<&mut Open> {
@@ -195,7 +234,7 @@ impl Chronicle {
             first,
             records: open.as_ref().map_or(0, |open| open.records) + own,
             bytes: open.as_ref().map_or(0, |open| open.bytes) + own * u64::from(record.bytes),
-            is_whole: is_known && self.seen_from.is_some_and(|from| !precedes(xid, from)),
+            is_whole: is_known && self.has_seen_begin(xid),
             database: database.or(open.as_ref().and_then(|open| open.database)),
             removed_count: *dropped_relations,
             removed: dropped.clone(),
@@ -272,7 +311,14 @@ impl RecordSink for Chronicle {
         self.note(record);
         let entry = self.event(record);
         self.remember(record);
-        let flow = entry.map_or(ControlFlow::Continue(()), |entry| (self.out)(entry));
+        let Some(entry) = entry.filter(|entry| entry.start >= self.given_to) else { return ControlFlow::Continue(()) };
+        if self.lacks_beginning_of(&entry) {
+            // What it made, and where it began, decides what it did and how it is undone.
+            self.lacks_beginning = true;
+            return ControlFlow::Break(());
+        }
+        self.given_to = entry.end;
+        let flow = (self.out)(entry);
         self.is_over = flow.is_break();
         flow
     }

@@ -184,12 +184,72 @@ fn other_things_that_happen_are_told() {
         time_unix_seconds: 1_700_000_000,
     };
     let point = RecordKind::RestorePoint { time_micros: 7, name: "here".into() };
-    for kind in [checkpoint(2), point, checkpoint(1)] {
-        let _ = chronicle.see(&record(8, 0, kind));
+    for (start, kind) in [(8, checkpoint(2)), (16, point), (24, checkpoint(1))] {
+        let _ = chronicle.see(&record(start, 0, kind));
     }
     let events: Vec<Event> = entries.lock().unwrap().iter().map(|entry| entry.event.clone()).collect();
     let promotion = Event::Promotion { timeline: TimelineId(2), previous_timeline: TimelineId(1) };
     assert_eq!(events, [Event::Restart, Event::RestorePoint { name: "here".into() }, promotion]);
+}
+
+/// A commit that removes a file.
+fn drop_of(start: u64, xid: u32) -> Record {
+    let mut dropping = commit(start, xid, None, vec![]);
+    if let RecordKind::Commit { dropped_relations, .. } = &mut dropping.kind {
+        *dropped_relations = 1;
+    }
+    dropping
+}
+
+#[test]
+fn what_was_removed_is_told_once_its_transaction_was_seen_from_its_beginning() {
+    let (mut chronicle, entries) = kept();
+    let told = || entries.lock().unwrap().iter().map(|entry| entry.start.0).collect::<Vec<_>>();
+    let records = [
+        running(0, 5, 5),
+        change(8, 6),
+        commit(16, 6, None, vec![]),
+        change(24, 7),
+        running(32, 8, 7),
+        drop_of(40, 3),
+        change(48, 8),
+        commit(56, 8, None, vec![]),
+        drop_of(64, 7),
+        drop_of(72, 9),
+    ];
+    let mut walk = |from: usize, whole_from| {
+        chronicle.begin(records[from].start, whole_from);
+        let broken = records[from..].iter().find(|record| chronicle.see(record).is_break());
+        assert_eq!(broken.is_some(), chronicle.lacks_beginning, "nobody else stops it");
+        broken.map(|record| record.start.0)
+    };
+    // Given a walk that begins behind the first record of transaction 7: it stops where that removes something, and not at
+    // another that did before anybody asked
+    assert_eq!(walk(4, Some(Lsn(60))), Some(64));
+    assert_eq!(told(), [40, 56]);
+    // When it begins farther in front, then it is told, and nothing twice
+    assert_eq!(walk(0, Some(Lsn(60))), None);
+    assert_eq!(told(), [40, 56, 64, 72]);
+    // And where there is no more in front, as much as there is is enough
+    assert_eq!(walk(4, None), None);
+}
+
+#[test]
+fn where_the_removal_of_a_database_began_must_have_been_seen() {
+    let (mut chronicle, entries) = kept();
+    let start = 100 * INPLACE_BYTES_MAX;
+    let mut see = |begun_at| {
+        chronicle.begin(Lsn(begun_at), Some(Lsn(0)));
+        let records = [
+            running(start - 64, 5, 5),
+            record(start, 7, RecordKind::DatabaseDrop { oid: 16384 }),
+            drop_of(start + 8, 7),
+        ];
+        records.iter().any(|record| chronicle.see(record).is_break())
+    };
+    assert!(see(start - 64), "it may have been marked as invalid before that");
+    assert!(!see(start - INPLACE_BYTES_MAX), "it was not");
+    assert_eq!(entries.lock().unwrap().len(), 1);
 }
 
 proptest! {

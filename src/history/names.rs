@@ -1,6 +1,6 @@
 //! What numbers in WAL were called, from the names that lie beside base backups.
 
-use super::span::Bound;
+use super::search::Bound;
 use crate::repository::{BackupDocument, Catalog, Names, WalReader};
 use crate::wal::{Lsn, RelationId};
 use std::collections::HashMap;

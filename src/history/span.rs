@@ -1,19 +1,11 @@
 //! Which stored WAL tells what happened between two moments, and the walk along it.
 
 use super::chronicle::Chronicle;
+use super::index::Indexes;
+use super::search::{Bound, Search};
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader, WalWalk};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
-use jiff::Timestamp;
-
-/// A moment, as one is asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Bound {
-    /// By the server's clock.
-    Time(Timestamp),
-    /// By position.
-    Lsn(Lsn),
-}
 
 /// WAL of which nothing is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,7 +67,8 @@ fn stretches(catalog: &Catalog, history: &History, size: SegmentSize, start: Lsn
     stretches
 }
 
-/// Shows `chronicle` the stored records along `history`, from before `from` on, until it has had enough.
+/// Shows `chronicle` the stored records along `history` that matter for `search`, in order, with some that lie before, until it has
+/// had enough.
 ///
 /// # Errors
 /// If the store fails, or what was listed cannot be read.
@@ -83,31 +76,53 @@ pub async fn walk(
     reader: &WalReader,
     catalog: &Catalog,
     history: &History,
-    from: Bound,
+    search: Search,
     mut chronicle: Chronicle,
 ) -> Result<Walked> {
     let size = reader.repository().layout.segment_size();
+    let indexes = Indexes::new(catalog.records.clone());
     let mut walked = Walked::default();
-    for files in stretches(catalog, history, size, begin(catalog, history, from)) {
+    for files in stretches(catalog, history, size, begin(catalog, history, search.from)) {
         let Some((first, last)) = files.first().copied().zip(files.last().copied()) else { continue };
         if let Some(end) = walked.end.filter(|end| *end < first.start) {
             let unreadable = None;
             walked.holes.push(Hole { timeline: first.timeline, start: end, end: first.start, unreadable });
-            chronicle.skip();
         }
         walked.start.get_or_insert(first.start);
-        let walk = WalWalk::new(size, first.start, chronicle).with_details().read(reader, files).await?;
-        walked.end = Some(walk.walker.next_record_lsn());
-        chronicle = walk.sink;
-        if let Some(why) = walk.unreadable {
-            let (timeline, start) = (last.timeline, walk.walker.next_record_lsn());
-            walked.holes.push(Hole { timeline, start, end: last.end, unreadable: Some(why) });
-            walked.end = Some(last.end);
-            chronicle.skip();
-        }
-        if chronicle.is_over {
-            break;
+        walked.end = Some(last.end);
+        for mut wanted in search.stretches(reader, &indexes, &files).await {
+            loop {
+                let is_all = wanted.start <= first.start;
+                chronicle.begin(wanted.start, if is_all { None } else { Some(wanted.from) });
+                let walk = WalWalk::new(size, wanted.start, chronicle).with_details();
+                let walk = walk.read(reader, part(&files, wanted.start, wanted.end)).await?;
+                let end = walk.walker.next_record_lsn();
+                chronicle = walk.sink;
+                if chronicle.is_over {
+                    walked.end = Some(end);
+                    return Ok(walked);
+                }
+                if chronicle.lacks_beginning {
+                    wanted = wanted.wider(first.start, size);
+                    continue;
+                }
+                match walk.unreadable {
+                    Some(why) => {
+                        let (timeline, end_of_hole) = (last.timeline, wanted.end);
+                        walked.holes.push(Hole { timeline, start: end, end: end_of_hole, unreadable: Some(why) });
+                    }
+                    None if wanted.end == last.end => walked.end = Some(end),
+                    None => {}
+                }
+                break;
+            }
         }
     }
     Ok(walked)
+}
+
+/// What lies between two positions of files that follow on one another.
+fn part(files: &[WalRange], start: Lsn, end: Lsn) -> Vec<WalRange> {
+    let cut = files.iter().map(|file| WalRange { start: file.start.max(start), end: file.end.min(end), ..*file });
+    cut.filter(|range| range.start < range.end).collect()
 }
