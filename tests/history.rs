@@ -10,13 +10,16 @@ mod support;
 #[path = "support/versions.rs"]
 mod versions;
 
+use age::secrecy::ExposeSecret;
 use futures_util::future::join_all;
 use scene::Scene;
+use seawall::codec::encryption::generate_identity;
 use seawall::scratch::{Server, ServerOptions};
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use support::postgres::programs;
 use support::program::path_for_server;
-use support::waiting::PATIENCE;
+use support::waiting::{PATIENCE, wait_for};
 
 for_every_version!(what_was_done_is_told_and_can_be_undone:
     postgres_13 = 13, postgres_14 = 14, postgres_15 = 15, postgres_16 = 16, postgres_17 = 17, postgres_18 = 18);
@@ -199,6 +202,49 @@ async fn before_drop(version: u32) {
         let rows = restored.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM accounts, seen").await.unwrap();
         assert_eq!(rows[0][0].as_deref(), Some("1 2"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_made_after_the_backup_is_known_by_the_name_that_the_archiver_read() {
+    // Given an encrypted repository, an archiver that cannot read it, and a base backup
+    let mut scene = Scene::new(support::postgres::DEBIAN, &[("autovacuum", "off")]).await;
+    let (identity, public) = generate_identity();
+    let file = scene.places.path().join("identity");
+    std::fs::write(&file, identity.expose_secret()).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    scene.environment.push(("SEAWALL_RECIPIENTS", public));
+    let sql = async |text: &str| scene.server.sql(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+    let archiver = scene.archived().await;
+    // when a table is made, an archiver reads names, and the table is dropped,
+    sql("CREATE TABLE latecomer AS SELECT 1 AS id").await;
+    drop(archiver);
+    let names = |scene: &Scene| {
+        let objects = scene.bucket.snapshot().into_iter();
+        objects.filter(|(name, _)| name.contains("/names/")).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&scene).len(), 1, "those of the base backup");
+    let _archiver = scene.archiver().await;
+    wait_for("the archiver to read names", PATIENCE * 3, async || (names(&scene).len() > 1).then_some(())).await;
+    sql("DROP TABLE latecomer").await;
+    scene.settle().await;
+    // then it is found by its name, which nobody can read without the key.
+    for (name, object) in names(&scene) {
+        assert!(name.ends_with(".json.lz4.age"), "{name}");
+        assert!(!object.bytes.windows(9).any(|bytes| bytes == b"latecomer"), "{name}");
+    }
+    scene.environment.push(("SEAWALL_IDENTITY", file.to_str().unwrap().to_owned()));
+    let drops = history(&scene, &["--drops"]).await;
+    assert_eq!(drops[0]["removed"][0]["relation"], "public.latecomer", "{drops:#?}");
+    let arguments = ["--into", "/nonexistent/place", "--before-drop", "public.latecomer", "--dry-run", "--json"];
+    let plan = scene.seawall(&[&["restore"], &arguments[..]].concat()).run_ok().await.stdout;
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["target"]["lsn"], drops[0]["lsn"], "{plan:#}");
+    // And `verify` knows what the names are.
+    scene.seawall(&["verify", "--deep"]).run_ok().await;
+    let (damaged, _) = names(&scene).pop().unwrap();
+    scene.bucket.flip_bit(&damaged, 900);
+    let found = scene.seawall(&["verify", "--deep"]).run_err(7).await.stdout;
+    assert!(found.contains(&damaged), "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

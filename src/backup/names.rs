@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
-use crate::repository::{DatabaseNames, FORMAT_VERSION, NAMED_RELATIONS_MAX, Names, RelationName};
+use crate::repository::{DatabaseNames, FORMAT_VERSION, Names, RelationName};
 use crate::runtime::Clock;
 
 /// Those that the role may connect to, and the others for their names.
@@ -19,17 +19,17 @@ pub struct NamesRead {
     pub warnings: Vec<String>,
 }
 
-/// Reads the names of all databases, and of the relations in those that the role may connect to.
+/// Reads the names of all databases, and of `most` relations in those that the role may connect to.
 ///
 /// # Errors
 /// If no database can be connected to, or the first question fails.
-pub async fn read_names(info: &ConnInfo, clock: &Clock) -> Result<NamesRead> {
+pub async fn read_names(info: &ConnInfo, clock: &Clock, most: usize) -> Result<NamesRead> {
     let mut client = Client::connect_for_sql(info, Mode::Sql).await?;
     let position = client.simple_query(POSITION).await?;
     let lsn = position.get(0, "lsn").and_then(|text| text.parse().ok()).unwrap_or_default();
     let rows = client.simple_query(DATABASES).await?;
     client.close().await;
-    let (mut databases, mut warnings, mut left) = (Vec::new(), Vec::new(), NAMED_RELATIONS_MAX);
+    let (mut databases, mut warnings, mut left) = (Vec::new(), Vec::new(), most);
     for row in 0..rows.len() {
         let oid = rows.get(row, "oid").and_then(|oid| oid.parse().ok());
         let (Some(oid), Some(name)) = (oid, rows.get(row, "datname")) else { continue };
@@ -37,9 +37,7 @@ pub async fn read_names(info: &ConnInfo, clock: &Clock) -> Result<NamesRead> {
         if rows.get(row, "open") == Some("t") {
             match relations_of(&info.with_database(name), left).await {
                 Ok(found) if found.len() > left => {
-                    warnings.push(format!(
-                        "database {name} has more relations than are kept: {NAMED_RELATIONS_MAX} in all"
-                    ));
+                    warnings.push(format!("database {name} has more relations than are kept: {most} in all"));
                     relations = found.into_iter().take(left).collect();
                 }
                 Ok(found) => relations = found,
@@ -61,7 +59,8 @@ async fn relations_of(info: &ConnInfo, most: usize) -> Result<Vec<RelationName>>
     let question = format!(
         "SELECT c.oid, pg_catalog.pg_relation_filenode(c.oid) AS file, c.relkind, n.nspname, c.relname \
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.oid >= {FIRST_OID} AND c.relkind IN ('r', 'i', 't', 'm', 'S', 'p') ORDER BY c.oid LIMIT {}",
+         WHERE c.oid >= {FIRST_OID} AND c.relkind IN ('r', 'i', 't', 'm', 'S', 'p') AND c.relpersistence <> 't' \
+         ORDER BY c.oid LIMIT {}",
         most.saturating_add(1)
     );
     let rows = client.simple_query(&question).await.map_err(Error::from)?;

@@ -139,7 +139,7 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
             work.await?
         }
     };
-    names::keep(&settings, &writer, &taken.document.id, &clock).await;
+    names::keep(&settings, &writer, taken.document.end_timeline, &clock).await;
     report(&taken, args.json.json)
 }
 

@@ -156,6 +156,6 @@ async fn take_for(
     let options = BackupOptions { resume, label: "seawall, after a gap".to_owned(), ..BackupOptions::default() };
     let connect = || parts::connect(settings);
     let document = Box::pin(take(connect, &writer, &options, clock, &waiter, progress)).await?;
-    names::keep(settings, &writer, &document.id, clock).await;
+    names::keep(settings, &writer, document.end_timeline, clock).await;
     Ok(document)
 }

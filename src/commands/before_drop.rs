@@ -28,7 +28,7 @@ pub(super) async fn aim(
         Target::Time(time) => Bound::Time(time),
         _ => Bound::Lsn(Lsn(u64::MAX)),
     };
-    let names = Arc::new(read_name_book(reader, catalog, Bound::Lsn(Lsn(0))).await);
+    let names = Arc::new(read_name_book(reader, catalog, &path, Bound::Lsn(Lsn(0))).await);
     let drops = find_drops(reader, catalog, &path, names, relation, to).await?;
     drops.holes.iter().for_each(history::warn);
     let Some((entry, transaction)) = drops.newest.as_ref().and_then(committed) else {

@@ -43,7 +43,7 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     let catalog = Catalog::read(&repository, cluster).await?;
     let history = path(&catalog, args.timeline.map(TimelineId))?;
     let search = Search { from, to, removals: args.drops };
-    let names = read_name_book(&reader, &catalog, from).await;
+    let names = read_name_book(&reader, &catalog, &history, from).await;
     let databases = args.database.as_deref().map(|name| databases(name, &names)).transpose()?;
     let printer = Printer {
         databases,

@@ -1,6 +1,7 @@
 //! `seawall run`: streams, stores, acknowledges, and shows how it is doing.
 
 use super::backups::Backups;
+use super::names::NameKeeper;
 use super::observer::StoreMetrics;
 use super::{keys, parts, signals};
 use crate::archive::{
@@ -65,6 +66,15 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         let open = async move || IndexKeeper::open(store.clone(), &cluster, form.clone(), kept.clone()).await;
         keep_index(state, counted, open, shutdown.clone())
     });
+    let names = NameKeeper {
+        settings: settings.clone(),
+        store: store.clone(),
+        state: archiver.state(),
+        clock: clock.clone(),
+        stored: None,
+        told: Vec::new(),
+    };
+    services.start(names.run());
     let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
     services.start(Box::pin(backups.run()));
     if let Some(listener) = listener {

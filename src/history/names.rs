@@ -1,129 +1,150 @@
-//! What numbers in WAL were called, from the names that lie beside base backups.
+//! What numbers in WAL were called, from the names that were stored now and then.
 
 use super::search::Bound;
-use crate::repository::{BackupDocument, Catalog, Names, WalReader};
-use crate::wal::{Lsn, RelationId};
+use crate::codec::Ending;
+use crate::repository::{Catalog, Names, NamesAt, WalReader};
+use crate::wal::{History, Lsn, RelationId};
 use std::collections::HashMap;
+use std::hash::Hash;
 
-/// Maps that are used at a time: each may have many names.
-const MAPS_MAX: usize = 8;
+/// Lists of names that are read at most: where there are more, as many as this, evenly spread.
+const LISTS_MAX: usize = 64;
 
-/// A relation's name.
+/// A relation, by its name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Relation {
-    /// Schema and name, with a dot between them.
+    /// `schema.name`.
     pub name: String,
     /// `pg_class.relkind`.
     pub kind: char,
 }
 
-/// The names at one moment.
+/// Something that was so in the lists of names from the first position to the last.
 #[derive(Debug)]
-struct Map {
-    lsn: Lsn,
-    databases: HashMap<u32, String>,
-    by_file: HashMap<(u32, u32), u32>,
-    by_oid: HashMap<(u32, u32), Relation>,
+struct Known<T> {
+    first: Lsn,
+    last: Lsn,
+    what: T,
 }
 
-/// Reads the names for what happened from `from` on. They only make it readable: those that cannot be read are reported and
-/// left out.
-pub async fn read_name_book(reader: &WalReader, catalog: &Catalog, from: Bound) -> NameBook {
-    let mut backups: Vec<&BackupDocument> = catalog.finished_backups().collect();
-    backups.sort_by_key(|backup| backup.end_lsn);
-    let is_before = |backup: &&BackupDocument| match from {
-        Bound::Time(time) => backup.ended_at <= time,
-        Bound::Lsn(lsn) => backup.end_lsn <= lsn,
+/// What was known of each number, in order.
+type Numbers<K, T> = HashMap<K, Vec<Known<T>>>;
+
+/// Reads the names that are of use for what happened along `history` from `from` on. Names that cannot be read are told of in the
+/// log, and left out.
+pub async fn read_name_book(reader: &WalReader, catalog: &Catalog, history: &History, from: Bound) -> NameBook {
+    let on_path = catalog.names.iter().filter(|(at, _)| history.timeline_at(at.lsn) == at.timeline);
+    let lists: Vec<(NamesAt, Ending)> = on_path.map(|(at, ending)| (*at, *ending)).collect();
+    let is_before = |(at, _): &(NamesAt, Ending)| match from {
+        Bound::Time(time) => at.time <= time,
+        Bound::Lsn(lsn) => at.lsn <= lsn,
     };
-    let first = backups.partition_point(is_before).saturating_sub(1);
-    let mut names = Vec::new();
-    for backup in backups.into_iter().skip(first).rev() {
-        match reader.repository().read_names(backup).await {
-            Ok(found) => names.extend(found),
+    // The last one before says what everything was called then.
+    let lists = &lists[lists.iter().rposition(is_before).unwrap_or(0)..];
+    let mut book = NameBook::default();
+    for index in spread(lists.len()) {
+        let Some((at, ending)) = lists.get(index).copied() else { continue };
+        match reader.repository().read_names(reader.system_identifier(), at, ending).await {
+            Ok(Some(names)) => book.add(names),
+            Ok(None) => {}
             Err(error) => {
-                tracing::warn!(backup = %backup.id, %error, "the names stored with this backup cannot be read")
+                tracing::warn!(at = %at.time, %error, "the names of relations stored then cannot be read")
             }
         }
-        if names.len() == MAPS_MAX {
-            break;
-        }
     }
-    NameBook::new(names)
+    book
 }
 
-/// The names at several moments.
+/// The places to take of `count`: the first, the last, and what fits in between.
+fn spread(count: usize) -> Vec<usize> {
+    let taken = count.min(LISTS_MAX);
+    (0..taken).map(|index| if taken == count { index } else { index * (count - 1) / (taken - 1) }).collect()
+}
+
+/// Names, by number and position: what a number was called just before, and failing that, soon after.
 #[derive(Debug, Default)]
 pub struct NameBook {
-    /// By position.
-    maps: Vec<Map>,
+    databases: Numbers<u32, String>,
+    /// By database and number.
+    relations: Numbers<(u32, u32), Relation>,
+    /// By database and file, the number.
+    files: Numbers<(u32, u32), u32>,
+}
+
+/// Of what was known of a number, what counts at `lsn`.
+fn at<K: Eq + Hash, T>(numbers: &Numbers<K, T>, key: K, lsn: Lsn) -> Option<&T> {
+    let known = numbers.get(&key)?;
+    let before = known.partition_point(|known| known.first <= lsn);
+    known.get(before.saturating_sub(1)).map(|known| &known.what)
+}
+
+/// In a list of names at `lsn`, a number is `what`.
+fn learn<K: Eq + Hash, T: PartialEq>(numbers: &mut Numbers<K, T>, key: K, lsn: Lsn, what: T) {
+    let known = numbers.entry(key).or_default();
+    match known.last_mut().filter(|last| last.what == what) {
+        Some(last) => last.last = lsn,
+        None => known.push(Known { first: lsn, last: lsn, what }),
+    }
 }
 
 impl NameBook {
-    /// Puts them in order.
-    pub fn new(names: Vec<Names>) -> NameBook {
-        let mut maps: Vec<Map> = names.into_iter().map(Map::of).collect();
-        maps.sort_by_key(|map| map.lsn);
-        NameBook { maps }
+    /// Of these lists of names, in the order of their positions.
+    pub fn new(lists: Vec<Names>) -> NameBook {
+        let mut book = NameBook::default();
+        lists.into_iter().for_each(|names| book.add(names));
+        book
     }
 
-    /// The maps to look into for a number at `lsn`: the last one before it, earlier ones, then those behind.
-    fn at(&self, lsn: Lsn) -> impl Iterator<Item = &Map> {
-        let (before, behind) = self.maps.split_at(self.maps.partition_point(|map| map.lsn <= lsn));
-        before.iter().rev().chain(behind)
+    fn add(&mut self, names: Names) {
+        let lsn = names.lsn;
+        for database in names.databases {
+            for relation in database.relations {
+                let (oid, file) = ((database.oid, relation.0), (database.oid, relation.1));
+                let name = format!("{}.{}", relation.3, relation.4);
+                if relation.1 != 0 {
+                    learn(&mut self.files, file, lsn, relation.0);
+                }
+                learn(&mut self.relations, oid, lsn, Relation { name, kind: relation.2 });
+            }
+            learn(&mut self.databases, database.oid, lsn, database.name);
+        }
     }
 
     /// The name of a database.
     pub fn database(&self, oid: u32, lsn: Lsn) -> Option<&str> {
-        self.at(lsn).find_map(|map| map.databases.get(&oid)).map(String::as_str)
+        at(&self.databases, oid, lsn).map(String::as_str)
     }
 
-    /// The numbers of the databases that had this name.
+    /// The numbers of databases that ever had this name.
     pub fn databases_called(&self, name: &str) -> Vec<u32> {
-        let all = self.maps.iter().flat_map(|map| &map.databases);
-        let mut oids: Vec<u32> = all.filter(|(_, it)| *it == name).map(|(oid, _)| *oid).collect();
+        let is_called = |known: &Vec<Known<String>>| known.iter().any(|known| known.what == name);
+        let mut oids: Vec<u32> =
+            self.databases.iter().filter(|(_, known)| is_called(known)).map(|(oid, _)| *oid).collect();
         oids.sort_unstable();
-        oids.dedup();
         oids
     }
 
-    /// The relation that had this file.
+    /// The relation that a file belonged to.
     pub fn relation(&self, file: RelationId, lsn: Lsn) -> Option<&Relation> {
-        let key = (file.database, file.file);
-        self.at(lsn).find_map(|map| map.by_oid.get(&(file.database, *map.by_file.get(&key)?)))
+        let oid = at(&self.files, (file.database, file.file), lsn)?;
+        self.relation_by_oid(file.database, *oid, lsn)
     }
 
-    /// True if a map behind `lsn` still knows the relation that had this file.
+    /// True if a later list still knows the relation that had this file.
     pub fn is_file_known_behind(&self, file: RelationId, lsn: Lsn) -> bool {
-        let oid = self.at(lsn).find_map(|map| map.by_file.get(&(file.database, file.file)));
+        let oid = at(&self.files, (file.database, file.file), lsn);
         oid.is_some_and(|oid| self.is_known_behind(file.database, *oid, lsn))
     }
 
-    /// True if a map behind `lsn` knows the relation with this number.
+    /// True if a later list knows the relation with this number.
     pub fn is_known_behind(&self, database: u32, oid: u32, lsn: Lsn) -> bool {
-        self.maps.iter().any(|map| map.lsn > lsn && map.by_oid.contains_key(&(database, oid)))
+        let known = self.relations.get(&(database, oid)).and_then(|known| known.last());
+        known.is_some_and(|known| known.last > lsn)
     }
 
-    /// The relation with this number, whatever its file is.
+    /// The relation with this number.
     pub fn relation_by_oid(&self, database: u32, oid: u32, lsn: Lsn) -> Option<&Relation> {
-        self.at(lsn).find_map(|map| map.by_oid.get(&(database, oid)))
-    }
-}
-
-impl Map {
-    fn of(names: Names) -> Map {
-        let mut map =
-            Map { lsn: names.lsn, databases: HashMap::new(), by_file: HashMap::new(), by_oid: HashMap::new() };
-        for database in names.databases {
-            for relation in database.relations {
-                let name = format!("{}.{}", relation.3, relation.4);
-                map.by_oid.insert((database.oid, relation.0), Relation { name, kind: relation.2 });
-                if relation.1 != 0 {
-                    map.by_file.insert((database.oid, relation.1), relation.0);
-                }
-            }
-            map.databases.insert(database.oid, database.name);
-        }
-        map
+        at(&self.relations, (database, oid), lsn)
     }
 }
 
@@ -142,17 +163,32 @@ mod tests {
     #[test]
     fn the_name_before_counts_and_failing_that_the_one_behind() {
         let later = names(200, &[(10, 11, "new_name"), (20, 20, "younger")]);
-        let book = NameBook::new(vec![later, names(100, &[(10, 10, "old_name"), (30, 30, "gone")])]);
+        let book = NameBook::new(vec![names(100, &[(10, 10, "old_name"), (30, 30, "gone")]), later]);
         let called = |file, lsn| {
             let file = RelationId { tablespace: 1663, database: 5, file };
             book.relation(file, Lsn(lsn)).map(|it| it.name.as_str())
         };
         assert_eq!((called(10, 150), called(30, 150)), (Some("public.old_name"), Some("public.gone")));
-        // Rewritten since, or made since: only the later map knows the file.
-        assert_eq!((called(11, 150), called(20, 150)), (Some("public.new_name"), Some("public.younger")));
+        // Rewritten since: the number had the old name still.
+        assert_eq!(called(11, 150), Some("public.old_name"));
+        assert_eq!(called(11, 250), Some("public.new_name"));
+        // Made since.
+        assert_eq!(called(20, 150), Some("public.younger"));
         assert_eq!((called(30, 250), called(99, 250)), (Some("public.gone"), None));
         let by_oid = |oid, lsn| book.relation_by_oid(5, oid, Lsn(lsn)).map(|it| it.name.as_str());
         assert_eq!((by_oid(10, 150), by_oid(10, 250)), (Some("public.old_name"), Some("public.new_name")));
         assert_eq!((book.database(5, Lsn(0)), book.databases_called("shop")), (Some("shop"), vec![5]));
+        // And until when each is known to have been there.
+        assert!(book.is_known_behind(5, 10, Lsn(199)) && !book.is_known_behind(5, 10, Lsn(200)));
+        assert!(!book.is_known_behind(5, 30, Lsn(100)) && !book.is_known_behind(5, 99, Lsn(0)));
+    }
+
+    #[test]
+    fn of_too_many_lists_the_first_the_last_and_some_between_are_read() {
+        assert_eq!(spread(0), [0; 0]);
+        assert_eq!(spread(3), [0, 1, 2]);
+        let many = spread(1000);
+        assert_eq!((many.len(), many[0], many[LISTS_MAX - 1]), (LISTS_MAX, 0, 999));
+        assert!(many.is_sorted() && many.windows(2).all(|pair| pair[1] - pair[0] <= 1000 / LISTS_MAX + 1));
     }
 }

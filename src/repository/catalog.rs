@@ -2,7 +2,7 @@
 
 use super::Repository;
 use super::documents::{BackupBegin, BackupDocument, Cluster, FORMAT_VERSION, GapNote};
-use super::layout::{BackupId, Key, Layout};
+use super::layout::{BackupId, Key, Layout, NamesAt};
 use crate::codec::Ending;
 use crate::error::{Error, Kind, Result};
 use crate::store::{ObjectInfo, Store, StoreErrorKind, list_all};
@@ -141,6 +141,8 @@ pub struct Catalog {
     pub heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
     /// What indexes of records there are, and how each is stored; by timeline, start and end.
     pub records: BTreeMap<WalRange, Ending>,
+    /// What names of databases and relations there are, and how each list is stored.
+    pub names: BTreeMap<NamesAt, Ending>,
     /// Base backups, finished or not, by name.
     pub backups: Vec<BackupEntry>,
     /// Names that are none of ours.
@@ -183,6 +185,7 @@ impl Catalog {
             dead_branches: longest(found.dead_branches),
             heartbeats: found.heartbeats,
             records: found.records,
+            names: found.names,
             backups,
             unknown: found.unknown,
         })
@@ -235,6 +238,7 @@ struct Found {
     dead_branches: Vec<WalRange>,
     heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
     records: BTreeMap<WalRange, Ending>,
+    names: BTreeMap<NamesAt, Ending>,
     unknown: Vec<String>,
 }
 
@@ -249,6 +253,7 @@ impl Found {
             Ok(Key::Records(range)) => {
                 self.records.extend(Ending::split(&object.key).map(|(_, ending)| (range, ending)));
             }
+            Ok(Key::Names(at)) => self.names.extend(Ending::split(&object.key).map(|(_, ending)| (at, ending))),
             _ => match stored(layout, &object) {
                 Some(stored) => self.wal.entry(stored.range.timeline).or_default().push(stored),
                 None => self.unknown.push(object.key),

@@ -1,12 +1,13 @@
 //! What an object says of itself in its first frame, so that a bucket copied without its metadata still restores.
 
 use super::documents::decimal;
-use super::layout::{Archive, BackupId};
+use super::layout::{Archive, BackupId, NamesAt};
 use crate::codec::{self, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::store::{Metadata, ObjectHead, Store, StoreError, StoreErrorKind};
 use crate::wal::{Lsn, TimelineId, WalRange};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// How much of an object is fetched to see its identity: many times what one takes.
@@ -70,10 +71,14 @@ pub enum Subject {
         /// The backup.
         backup: BackupId,
     },
-    /// What databases and relations were called at a base backup.
+    /// What databases and relations were called.
     Names {
-        /// The backup.
-        backup: BackupId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Where the server was.
+        lsn: Lsn,
+        /// When.
+        time: Timestamp,
     },
 }
 
@@ -86,6 +91,11 @@ impl Subject {
     /// The records in this range.
     pub fn records(range: WalRange) -> Subject {
         Subject::Records { timeline: range.timeline, start: range.start, end: range.end }
+    }
+
+    /// What databases and relations were called then.
+    pub fn names(at: NamesAt) -> Subject {
+        Subject::Names { timeline: at.timeline, lsn: at.lsn, time: at.time }
     }
 
     /// A part of `archive`. Which one is no part of what it says: equal stretches are equal objects, wherever they lie.

@@ -30,6 +30,8 @@ use std::fmt;
 
 /// The folder of a timeline's indexes of records, in that of its index.
 const RECORDS_FOLDER: &str = "records/";
+/// The folder beside it, of the names of relations.
+const NAMES_FOLDER: &str = "names/";
 
 /// A base backup's name: the UTC second at which it began, and a number where two began in one second.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -99,6 +101,17 @@ impl Archive {
     }
 }
 
+/// When names were read, to the second, and where the server was then. In the order of the WAL.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NamesAt {
+    /// The server's position.
+    pub lsn: Lsn,
+    /// When, to the second.
+    pub time: Timestamp,
+    /// The server's timeline.
+    pub timeline: TimelineId,
+}
+
 /// What an object is, as its name tells.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Key {
@@ -125,14 +138,14 @@ pub enum Key {
     DeadBranch(WalRange),
     /// What the records in these blocks say.
     Records(WalRange),
+    /// What databases and relations were called.
+    Names(NamesAt),
     /// A base backup has begun.
     BackupBegin(BackupId),
     /// A base backup exists.
     BackupEnd(BackupId),
     /// PostgreSQL's own manifest, which has this SHA-256.
     BackupManifest(BackupId, ContentDigest),
-    /// What databases and relations were called at a base backup. No restore needs it.
-    BackupNames(BackupId),
     /// A part of one of a base backup's tar streams.
     BackupPart(BackupId, PartName),
     /// A name to try the store with.
@@ -223,12 +236,15 @@ impl Layout {
                 range.end.0,
                 suffix.codec.suffix()
             ),
+            Key::Names(at) => {
+                let (timeline, time) = (self.index_prefix(at.timeline), compact(at.time));
+                format!("{timeline}{NAMES_FOLDER}{time}-{:016X}.json.{suffix}", at.lsn.0)
+            }
             Key::BackupBegin(id) => format!("{}begin.json", self.backup_prefix(id)),
             Key::BackupEnd(id) => format!("{}backup.json", self.backup_prefix(id)),
             Key::BackupManifest(id, digest) => {
                 format!("{}backup_manifest.{digest}.{suffix}", self.backup_prefix(id))
             }
-            Key::BackupNames(id) => format!("{}names.json.{suffix}", self.backup_prefix(id)),
             Key::BackupPart(id, name) => format!("{}{name}.tar.{suffix}", self.backup_prefix(id)),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
@@ -307,6 +323,11 @@ impl Layout {
             let (stem, ending) = Ending::split(file)?;
             let (first, second) = stem.split_once('-')?;
             return range(first, second).filter(|_| !ending.is_encrypted).map(Key::Records);
+        }
+        if let Some(file) = file.strip_prefix(NAMES_FOLDER) {
+            let (first, second) = Ending::split(file)?.0.strip_suffix(".json")?.split_once('-')?;
+            let (time, lsn) = (parse_compact(first)?, Lsn(parse_hex(second, 16)?));
+            return Some(Key::Names(NamesAt { lsn, time, timeline }));
         }
         let (kind, rest) = file.strip_suffix(".json")?.split_once('-')?;
         let (first, second) = rest.split_once('-')?;
@@ -419,9 +440,6 @@ fn parse_backup_file(id: BackupId, file: &str) -> Option<Key> {
     if let Some(digest) = stem.strip_prefix("backup_manifest.") {
         return Some(Key::BackupManifest(id, ContentDigest::parse(digest)?));
     }
-    if stem == "names.json" {
-        return Some(Key::BackupNames(id));
-    }
     Some(Key::BackupPart(id, PartName::parse(stem.strip_suffix(".tar")?)?))
 }
 
@@ -488,10 +506,10 @@ mod tests {
                 Key::Gap(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::DeadBranch(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::Records(WalRange { end: range.start + 1 + (length >> 3), ..range }),
+                Key::Names(NamesAt { lsn: Lsn(at), time, timeline: TimelineId(timeline) }),
                 Key::BackupBegin(id.clone()),
                 Key::BackupEnd(id.clone()),
                 Key::BackupManifest(id.clone(), digest),
-                Key::BackupNames(id.clone()),
                 Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
                 Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
                 Key::Probe("0a1b".to_owned()),

@@ -36,7 +36,7 @@ pub use documents::{
 };
 pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
-pub use layout::{Archive, BackupId, Key, Layout, ParseKeyError};
+pub use layout::{Archive, BackupId, Key, Layout, NamesAt, ParseKeyError};
 pub use loss::Loss;
 pub use names::{DatabaseNames, NAMED_RELATIONS_MAX, Names, RelationName};
 pub use part_name::{ContentDigest, PartName};

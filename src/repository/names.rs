@@ -1,14 +1,14 @@
-//! What databases and relations were called when a base backup was taken: so that a history of WAL, which knows numbers alone,
-//! can be read. No restore needs it.
+//! What databases and relations were called, read when a base backup was complete and now and then while `seawall run` streams: so
+//! that a history of WAL, which knows numbers alone, can be read. No restore needs it.
 
 use super::identity::{Identity, Subject};
-use super::layout::{BackupId, Key};
-use super::{BackupDocument, FORMAT_VERSION, Repository, Writer};
-use crate::codec::{self, FRAME_BYTES, encryption};
+use super::layout::{Key, NamesAt};
+use super::{FORMAT_VERSION, Repository, Writer};
+use crate::codec::{self, Ending, FRAME_BYTES, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::StoreErrorKind;
-use crate::wal::Lsn;
+use crate::wal::{Lsn, TimelineId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ pub const NAMED_RELATIONS_MAX: usize = 300_000;
 /// The longest object that is read.
 const NAMES_BYTES_MAX: usize = 256 << 20;
 
-/// `base/<id>/names.json.lz4`: names by number.
+/// `index/<timeline>/names/<time>-<position>.json.lz4`: names by number.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Names {
     /// [`FORMAT_VERSION`].
@@ -56,35 +56,60 @@ pub struct RelationName(
     pub String,
 );
 
+impl Names {
+    /// A hash of all names: the same as long as nothing has another one.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        let mut text = |text: &str| {
+            hasher.update(&text.len().to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        for database in &self.databases {
+            text(&database.oid.to_string());
+            text(&database.name);
+            for RelationName(oid, file, kind, schema, name) in &database.relations {
+                text(&format!("{oid} {file} {kind}"));
+                text(schema);
+                text(name);
+            }
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
 impl Writer {
-    /// Stores the names of a base backup's databases and relations beside it.
+    /// Stores what databases and relations are called on `timeline`. Says where.
     ///
     /// # Errors
     /// What the store says.
-    pub async fn store_names(&self, id: &BackupId, names: &Names) -> Result<()> {
+    pub async fn store_names(&self, timeline: TimelineId, names: &Names) -> Result<NamesAt> {
+        let time = Timestamp::from_second(names.taken_at.as_second()).unwrap_or(names.taken_at);
+        let at = NamesAt { lsn: names.lsn, time, timeline };
         let plain = serde_json::to_vec(names)
             .map_err(|error| Error::new(Kind::Internal, "cannot write names as JSON").because(error))?;
         let (writer, bytes) = (self.clone(), plain.len() as u64);
         let encoded = move || plain.chunks(FRAME_BYTES).map(|chunk| writer.encode_frame(chunk)).collect();
         let frames = runtime::blocking(encoded).await?;
-        let (key, subject) = (Key::BackupNames(id.clone()), Subject::Names { backup: id.clone() });
-        self.store_frames(&key, subject, frames, bytes).await.map(|_| ())
+        match self.store_frames(&Key::Names(at), Subject::names(at), frames, bytes).await {
+            // Somebody else read them in the same second, at the same position.
+            Err(error) if error.kind() == Kind::Diverged => Ok(at),
+            stored => stored.map(|_| at),
+        }
     }
 }
 
 impl Repository {
-    /// The names that were stored with a base backup; `None` if there are none.
+    /// The names that were stored so. `None` if they are gone, or of a later format.
     ///
     /// # Errors
-    /// If the store fails, or what is stored is not what it should be.
-    pub async fn read_names(&self, backup: &BackupDocument) -> Result<Option<Names>> {
-        let name = self.layout.name_in(&Key::BackupNames(backup.id.clone()), backup.ending);
+    /// What the store says, or what is wrong with what is stored.
+    pub async fn read_names(&self, system_identifier: u64, at: NamesAt, ending: Ending) -> Result<Option<Names>> {
+        let name = self.layout.name_in(&Key::Names(at), ending);
         let stored = match self.store.get(&name, None).await {
             Ok(stream) => stream.collect().await?,
             Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let (id, system_identifier) = (backup.id.clone(), backup.system_identifier);
         let identities = self.layout.form().identities.clone();
         runtime::blocking(move || {
             let damaged = |why: &str| Error::new(Kind::Damaged, format!("{name} {why}"));
@@ -95,7 +120,7 @@ impl Repository {
                 false => damaged("is damaged").because(error),
             })?;
             let identity = Identity::parse(&name, decoded.identity.as_deref())?;
-            identity.check(&name, system_identifier, &Subject::Names { backup: id })?;
+            identity.check(&name, system_identifier, &Subject::names(at))?;
             let names: Names =
                 serde_json::from_slice(&decoded.plain).map_err(|error| damaged("cannot be read").because(error))?;
             // What a later Seawall says in another way is nothing that anybody depends on.

@@ -62,6 +62,7 @@ impl CatalogBuilder {
             dead_branches: Vec::new(),
             heartbeats: Vec::new(),
             records: BTreeMap::new(),
+            names: BTreeMap::new(),
             backups: Vec::new(),
             unknown: Vec::new(),
         };

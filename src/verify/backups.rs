@@ -98,7 +98,7 @@ impl Folder {
                         let empty = Finding::of_object(FindingKind::WrongLength, &object.key, "is empty");
                         findings.add(empty.in_backup(&self.id));
                     }
-                    (Some(_), _) | (None, Ok(Key::BackupBegin(_) | Key::BackupEnd(_) | Key::BackupNames(..))) => {}
+                    (Some(_), _) | (None, Ok(Key::BackupBegin(_) | Key::BackupEnd(_))) => {}
                     (None, Ok(key)) => {
                         checked.leftover_objects += 1;
                         checked.leftover_bytes += object.bytes;

@@ -40,7 +40,8 @@ impl Others {
             }
             Subject::Records { start, end, .. } => start < end,
             Subject::Part { backup, archive } => Archive::parse(archive).is_some() && self.backups.contains(backup),
-            Subject::Manifest { backup } | Subject::Names { backup } => self.backups.contains(backup),
+            Subject::Manifest { backup } => self.backups.contains(backup),
+            Subject::Names { .. } => true,
         }
     }
 }
@@ -118,7 +119,7 @@ fn in_words(subject: &Subject) -> String {
         Subject::Records { timeline, start, end } => format!("the index from {start} to {end} of timeline {timeline}"),
         Subject::Part { backup, archive } => format!("a part of {archive:?} of backup {backup}"),
         Subject::Manifest { backup } => format!("the manifest of backup {backup}"),
-        Subject::Names { backup } => format!("the names of backup {backup}"),
+        Subject::Names { timeline, lsn, .. } => format!("names of relations at {lsn} of timeline {timeline}"),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::codec::Buffers;
 use crate::error::{Error, Result};
 use crate::history::index::Indexes;
 use crate::repository::{
-    Archive, BackupDocument, BackupId, ContentDigest, DeadBranchNote, GapNote, Heartbeat, Key, PART_BYTES_MAX,
+    Archive, BackupDocument, BackupId, ContentDigest, DeadBranchNote, GapNote, Heartbeat, Key, NamesAt, PART_BYTES_MAX,
     PartName, Repository, Subject, WithoutFiles, hex,
 };
 use crate::runtime;
@@ -29,7 +29,7 @@ use tokio::sync::watch;
 /// A manifest of ten million files.
 const MANIFEST_OBJECT_BYTES_MAX: u64 = 2 << 30;
 
-/// An index is no longer: readers take no more, even uncompressed.
+/// An index is no longer: readers take no more, even uncompressed. Nor is a list of names.
 const INDEX_OBJECT_BYTES_MAX: u64 = 64 << 20;
 
 /// What an object is held against.
@@ -47,6 +47,8 @@ enum Against {
     Wal(WalRange),
     /// What the records in a range say.
     Records(WalRange),
+    /// Names of relations.
+    Names(NamesAt),
     /// A heartbeat, a gap, a dead branch: its name says what is in it.
     Note(Key),
 }
@@ -57,7 +59,7 @@ impl Against {
             Against::Part(..) | Against::LeftPart(..) => PART_BYTES_MAX,
             Against::Manifest(_) | Against::LeftManifest(_) => MANIFEST_OBJECT_BYTES_MAX,
             Against::Wal(_) => WAL_OBJECT_BYTES_MAX,
-            Against::Records(_) => INDEX_OBJECT_BYTES_MAX,
+            Against::Records(_) | Against::Names(_) => INDEX_OBJECT_BYTES_MAX,
             Against::Note(_) => DOCUMENT_BYTES_MAX,
         }
     }
@@ -75,7 +77,7 @@ impl Against {
         match self {
             Against::Part(document, _) | Against::Manifest(document) => Some(&document.id),
             Against::LeftPart(id, _) | Against::LeftManifest(id) => Some(id),
-            Against::Wal(_) | Against::Records(_) | Against::Note(_) => None,
+            Against::Wal(_) | Against::Records(_) | Against::Names(_) | Against::Note(_) => None,
         }
     }
 }
@@ -140,6 +142,7 @@ impl<'a> Deep<'a> {
                 Key::Block(_) | Key::Tail(_) if wrong_wal_length(object).is_some() => None,
                 Key::Block(range) | Key::Tail(range) => Some(Against::Wal(range)),
                 Key::Records(range) => Some(Against::Records(range)),
+                Key::Names(at) => Some(Against::Names(at)),
                 key @ (Key::Heartbeat { .. } | Key::Gap(_) | Key::DeadBranch(_)) => Some(Against::Note(key)),
                 _ => None,
             };
@@ -304,6 +307,7 @@ impl Judge {
                     .map_or_else(|error| Judged::Wrong(index_is_wrong(name, &error)), |()| Judged::Sound),
                 judged => judged,
             },
+            Against::Names(at) => self.contents(name, stored, self.of(Subject::names(*at))),
             Against::Note(key) => note(name, &stored, key)?,
         })
     }

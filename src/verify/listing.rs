@@ -55,7 +55,7 @@ impl Listing {
                 let proven = self.proven.entry(timeline).or_default();
                 *proven = flush.max(*proven);
             }
-            Ok(Key::Probe(_) | Key::Cluster | Key::Records(_)) => {}
+            Ok(Key::Probe(_) | Key::Cluster | Key::Records(_) | Key::Names(_)) => {}
             _ => return Some(unknown(&object.key)),
         }
         None

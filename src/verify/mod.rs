@@ -146,9 +146,9 @@ impl Verification<'_> {
         self.checked.wal_bytes = coverage.values().flat_map(|it| it.runs()).map(|run| run.end - run.start).sum();
         let (mut gaps, dead_branches) = (listing.gaps, listing.dead_branches);
         gaps.sort_by_key(|gap| (gap.range.timeline, gap.range.start));
-        let (heartbeats, records, unknown) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (heartbeats, records, names, unknown) = (Vec::new(), BTreeMap::new(), BTreeMap::new(), Vec::new());
         let catalog =
-            Catalog { cluster, histories, coverage, gaps, dead_branches, heartbeats, records, backups, unknown };
+            Catalog { cluster, histories, coverage, gaps, dead_branches, heartbeats, records, names, backups, unknown };
         let layout = &self.repository.layout;
         for finding in timelines::missing_histories(&catalog, &listing.histories, layout) {
             self.findings.add(finding);
