@@ -428,6 +428,17 @@ async fn a_gap_is_shown_everywhere_and_answered_with_a_base_backup() {
     assert!((1.0..received).contains(&bytes("seawall_backup_stored_bytes")));
     let listed = scene.json(&["list", "--json"]).await;
     assert_eq!(listed["backup_needed"], false, "{listed}");
+    // and of the moments that can be restored there are two windows, with the gap between them
+    let windows = listed["recovery_windows"].as_array().unwrap();
+    assert_eq!(windows.len(), 2, "{listed:#}");
+    let lsn = |window: usize, side: &str| windows[window][side].as_str().unwrap().parse::<Lsn>().unwrap();
+    let time = |window: usize, side: &str| windows[window][side].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert_eq!(windows[0]["to"].as_str(), Some(from), "{listed:#}");
+    assert!(lsn(0, "from") < lsn(0, "to") && lsn(1, "from") >= to.parse().unwrap(), "{listed:#}");
+    assert!(time(0, "from_time") <= time(0, "to_time") && time(0, "to_time") <= time(1, "from_time"), "{listed:#}");
+    let shown = scene.seawall(&["list"]).run_ok().await.stdout;
+    let lines: Vec<&str> = shown.lines().skip_while(|line| !line.contains("every moment from")).collect();
+    assert!(lines[2].contains("GAP: no moment") && lines[2].contains(from), "{shown}");
     let backups = listed["backups"].as_array().unwrap();
     assert_eq!(backups.len(), 2, "one, and no more: {listed}");
     assert_eq!(listed["unfinished_backups"].as_array().unwrap().len(), 0, "{listed}");

@@ -9,6 +9,7 @@ use crate::restore::{Route, newest_moment};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -34,12 +35,53 @@ struct Window {
     plain_bytes: u64,
     stored_bytes: u64,
     consistent_from: Lsn,
+    /// Where it leads to.
+    #[serde(skip)]
+    onto: TimelineId,
     restorable_to: Option<Lsn>,
     /// The newest moment in there; `None` if nothing with a date is stored, or it is encrypted.
     restorable_to_time: Option<Timestamp>,
     verdict: BackupVerdict,
     #[serde(skip_serializing_if = "Findings::is_empty")]
     findings: Findings,
+}
+
+/// Every moment between two can be restored.
+#[derive(Serialize)]
+struct RecoveryWindow {
+    /// The timeline that it ends on.
+    timeline: TimelineId,
+    from: Lsn,
+    from_time: Timestamp,
+    to: Lsn,
+    to_time: Option<Timestamp>,
+    base_backups: usize,
+}
+
+impl RecoveryWindow {
+    /// What the backups give together, by timeline and position. Damaged ones are used where they are named only.
+    fn of(backups: &[Window]) -> Vec<RecoveryWindow> {
+        let mut windows: BTreeMap<(TimelineId, Lsn), RecoveryWindow> = BTreeMap::new();
+        for backup in backups.iter().filter(|backup| !backup.findings.damaged) {
+            let Some(to) = backup.restorable_to else { continue };
+            // Of a server at rest nothing is dated later than the checkpoint with which the backup began.
+            let from_time = backup.restorable_to_time.map_or(backup.ended_at, |to| to.min(backup.ended_at));
+            let own = RecoveryWindow {
+                timeline: backup.onto,
+                from: backup.consistent_from,
+                from_time,
+                to,
+                to_time: backup.restorable_to_time,
+                base_backups: 0,
+            };
+            let window = windows.entry((backup.onto, to)).or_insert(own);
+            window.base_backups += 1;
+            if backup.consistent_from < window.from {
+                (window.from, window.from_time) = (backup.consistent_from, from_time);
+            }
+        }
+        windows.into_values().collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -68,6 +110,7 @@ struct Report {
     postgres_version: u32,
     backups: Vec<Window>,
     unfinished_backups: Vec<String>,
+    recovery_windows: Vec<RecoveryWindow>,
     wal: Vec<TimelineReport>,
     lost_wal: Vec<RangeReport>,
     /// WAL was lost, and no base backup behind it is finished.
@@ -138,6 +181,10 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     for id in &report.unfinished_backups {
         text.push_str(&format!("unfinished: {id} (running, or interrupted; never used for a restore; `seawall backup --resume {id}` goes on with it)\n"));
     }
+    if !report.recovery_windows.is_empty() {
+        text.push('\n');
+        text.push_str(&recovery_windows(&report.recovery_windows, &zone));
+    }
     let mut wal = Table::new(&[
         ("timeline", Align::Right),
         ("WAL from", Align::Left),
@@ -180,6 +227,35 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
         text.push_str(&format!("{} objects are not Seawall's (--json names them)\n", report.unknown_objects.len()));
     }
     print::stdout(&text)
+}
+
+/// Which moments can be restored, and what lies between them.
+fn recovery_windows(windows: &[RecoveryWindow], zone: &TimeZone) -> String {
+    let mut table = Table::new(&[
+        ("timeline", Align::Right),
+        ("every moment from", Align::Left),
+        ("LSN", Align::Left),
+        ("to", Align::Left),
+        ("LSN", Align::Left),
+        ("base backups", Align::Right),
+    ]);
+    let mut before: Option<&RecoveryWindow> = None;
+    for window in windows {
+        if let Some(before) = before.filter(|before| before.timeline == window.timeline) {
+            let (from, to) = (before.to.to_string(), window.from.to_string());
+            table.row(["".into(), "GAP: no moment".into(), from, "in between".into(), to, "".into()]);
+        }
+        table.row([
+            window.timeline.to_string(),
+            print::time(window.from_time, zone),
+            window.from.to_string(),
+            window.to_time.map_or_else(|| "(not known)".to_owned(), |to| print::time(to, zone)),
+            window.to.to_string(),
+            window.base_backups.to_string(),
+        ]);
+        before = Some(window);
+    }
+    table.render()
 }
 
 /// How far a restore could go now.
@@ -316,7 +392,7 @@ impl Paths<'_> {
 fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>) -> Report {
     let catalog = paths.catalog;
     let window = |backup: &BackupDocument| {
-        let (_, covered) = catalog.covered_until(&paths.path_of(backup), backup.start_lsn);
+        let (onto, covered) = catalog.covered_until(&paths.path_of(backup), backup.start_lsn);
         let broken = catalog.chain(backup).err().map(|broken| broken.to_string());
         let is_restorable = covered >= backup.end_lsn && broken.is_none();
         Window {
@@ -331,17 +407,20 @@ fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>)
             plain_bytes: backup.plain_bytes,
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
+            onto,
             restorable_to: is_restorable.then_some(covered),
             restorable_to_time: newest.get(&backup.id).copied().filter(|_| is_restorable),
             verdict: backup.findings.verdict(),
             findings: backup.findings.clone(),
         }
     };
+    let backups: Vec<Window> = catalog.finished_backups().map(window).collect();
     Report {
         cluster: name.to_owned(),
         system_identifier: catalog.cluster.system_identifier.to_string(),
         postgres_version: catalog.cluster.postgres_version,
-        backups: catalog.finished_backups().map(window).collect(),
+        recovery_windows: RecoveryWindow::of(&backups),
+        backups,
         unfinished_backups: catalog
             .backups
             .iter()
