@@ -1,11 +1,16 @@
-//! The record walker against `pg_waldump`, over WAL of a real server.
+//! The record walker against PostgreSQL's own readers of WAL, over WAL of real servers: `pg_waldump` of 15, and the extension
+//! `pg_walinspect` of 16 and later.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod support;
+
+use seawall::scratch::{ServerOptions, StopMode};
 use seawall::wal::{Lsn, Record, RecordKind, RecordWalker, Segment, SegmentSize, TimelineId};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use support::postgres::{Postgres, scratch_directory};
 
 const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 
@@ -90,7 +95,7 @@ impl Drop for Server {
     }
 }
 
-/// A line of `pg_waldump`.
+/// A record as PostgreSQL sees it, described as `pg_waldump` does.
 struct Dumped {
     rmgr: String,
     bytes: u32,
@@ -121,8 +126,8 @@ fn dump(server: &Server, start: Lsn) -> Vec<Dumped> {
 }
 
 /// The segments in `pg_wal`, in order, with their bytes: also those beyond the end, which hold older WAL or zeros.
-fn segments(server: &Server, size: SegmentSize) -> Vec<(Segment, Vec<u8>)> {
-    let entries = std::fs::read_dir(server.data().join("pg_wal")).unwrap().map(Result::unwrap);
+fn segments(data: &Path, size: SegmentSize) -> Vec<(Segment, Vec<u8>)> {
+    let entries = std::fs::read_dir(data.join("pg_wal")).unwrap().map(Result::unwrap);
     let mut segments: Vec<_> = entries
         .filter_map(|entry| {
             let segment = Segment::parse(entry.file_name().to_str()?, size).ok()?;
@@ -226,7 +231,8 @@ fn expected(kind: &RecordKind) -> (&'static str, String) {
             let place = match tablespace {
                 1663 => format!("base/{database}"),
                 1664 => "global".to_owned(),
-                other => format!("pg_tblspc/{other}/PG_15_202209061/{database}"),
+                // Its folder is called by the version.
+                other => return ("Storage", format!("CREATE pg_tblspc/{other}/PG_")),
             };
             ("Storage", format!("CREATE {place}/{file}"))
         }
@@ -278,12 +284,10 @@ fn compare_lists(kind: &RecordKind, dumped: &Dumped) {
     }
 }
 
-/// Every kind of record that the workload can be made to write.
-fn workload(server: &Server) {
-    let tablespace = server.home.path().join("fast");
-    std::fs::create_dir(&tablespace).unwrap();
-    server.own(&tablespace);
-    server.sql(&[
+/// Statements that write every kind of record that a workload can be made to write, before and after a restart.
+fn workload(tablespace: &Path) -> (Vec<String>, Vec<String>) {
+    let create_tablespace = format!("CREATE TABLESPACE fast LOCATION '{}'", tablespace.display());
+    let before = [
         "CREATE TABLE t (id int PRIMARY KEY, filler text)",
         "INSERT INTO t SELECT i, repeat('x', i % 700) FROM generate_series(1, 20000) i",
         "BEGIN; INSERT INTO t VALUES (-1); SAVEPOINT a; INSERT INTO t VALUES (-2); SAVEPOINT b; \
@@ -300,9 +304,7 @@ fn workload(server: &Server) {
         "DO $$ BEGIN FOR i IN 1..3000 LOOP \
          BEGIN INSERT INTO t VALUES (100000 + i); EXCEPTION WHEN division_by_zero THEN NULL; END; \
          END LOOP; END $$",
-    ]);
-    server.sql(&[&format!("CREATE TABLESPACE fast LOCATION '{}'", tablespace.display())]);
-    server.sql(&[
+        &create_tablespace,
         "CREATE TABLE elsewhere (id int) TABLESPACE fast",
         "DROP TABLE elsewhere",
         "DROP TABLESPACE fast",
@@ -313,15 +315,67 @@ fn workload(server: &Server) {
         "VACUUM t",
         "TRUNCATE p",
         "DROP TABLE t, p",
-        "SELECT pg_backup_start('walk', true); SELECT lsn FROM pg_backup_stop()",
         "ALTER SYSTEM SET max_connections = 37",
         "CHECKPOINT",
-    ]);
-    // The settings change with a restart, and a crash leaves WAL without an orderly end.
-    server.stop("fast");
-    server.run("pg_ctl", &["-D", "data", "-w", "-s", "-l", "log", "-o", &server.socket_option(), "start"]);
-    server.sql(&["CREATE TABLE last (id int)", "INSERT INTO last SELECT generate_series(1, 1000)"]);
-    server.stop("immediate");
+    ];
+    let after = ["CREATE TABLE last (id int)", "INSERT INTO last SELECT generate_series(1, 1000)"];
+    (before.map(str::to_owned).into(), after.map(str::to_owned).into())
+}
+
+/// In one session.
+const BACKUP: &str = "SELECT pg_backup_start('walk', true); SELECT lsn FROM pg_backup_stop()";
+
+/// Holds a record against what PostgreSQL says of it.
+fn compare(record: &Record, dumped: &Dumped) {
+    let at = format!("{record:?} against {} {}", dumped.rmgr, dumped.description);
+    assert_eq!((record.start, record.xid, record.bytes), (dumped.start, dumped.xid, dumped.bytes), "{at}");
+    compare_lists(&record.kind, dumped);
+    let relation = record.relation.map(|it| format!("{}/{}/{}", it.tablespace, it.database, it.file));
+    let first = dumped.description.split_once("blkref #0: rel ").map(|(_, rest)| rest.split_once(' ').unwrap().0);
+    assert_eq!(relation.as_deref(), first, "{at}");
+    let (rmgr, description) = expected(&record.kind);
+    assert_eq!(rmgr, dumped.rmgr, "{at}");
+    match record.kind {
+        RecordKind::DatabaseCreate { .. } => assert!(dumped.description.ends_with(&description), "{at}"),
+        _ => assert!(dumped.description.starts_with(&description), "{at}, not {description}"),
+    }
+    let must_be_read = [
+        "COMMIT",
+        "ABORT",
+        "RESTORE_POINT",
+        "CHECKPOINT_ONLINE",
+        "CHECKPOINT_SHUTDOWN",
+        "BACKUP_END",
+        "PARAMETER_CHANGE",
+        "SWITCH",
+        "TRUNCATE base",
+        "END_OF_RECOVERY",
+    ];
+    let read = !matches!(record.kind, RecordKind::Other { .. });
+    let ours = matches!(&dumped.rmgr[..], "XLOG" | "Transaction" | "Storage");
+    let must = ours && must_be_read.iter().any(|it| dumped.description.starts_with(it));
+    assert!(read || !must && !matches!(&dumped.rmgr[..], "Database" | "Tablespace"), "{at}");
+}
+
+/// The workload did write what these tests are about.
+fn assert_all_kinds_are_there(records: &[Record]) {
+    let has = |what: &str, test: &dyn Fn(&RecordKind) -> bool| {
+        assert!(records.iter().any(|record| test(&record.kind)), "the WAL has no {what}");
+    };
+    has("prepared commit", &|kind| matches!(kind, RecordKind::Commit { prepared_xid: Some(_), .. }));
+    has("prepared abort", &|kind| matches!(kind, RecordKind::Abort { prepared_xid: Some(_), .. }));
+    has("dropped tables", &|kind| matches!(kind, RecordKind::Commit { dropped_relations: 3.., .. }));
+    has("restore point", &|kind| matches!(kind, RecordKind::RestorePoint { .. }));
+    has("tablespace", &|kind| matches!(kind, RecordKind::TablespaceCreate { path, .. } if path.ends_with("/fast")));
+    has("dropped tablespace", &|kind| matches!(kind, RecordKind::TablespaceDrop { .. }));
+    has("dropped database", &|kind| matches!(kind, RecordKind::DatabaseDrop { .. }));
+    has("truncation", &|kind| matches!(kind, RecordKind::Truncate { .. }));
+    has("new relation", &|kind| matches!(kind, RecordKind::RelationCreate { .. }));
+    has("backup end", &|kind| matches!(kind, RecordKind::BackupEnd { .. }));
+    has("switch", &|kind| matches!(kind, RecordKind::Switch));
+    has("new setting", &|kind| matches!(kind, RecordKind::ParameterChange(it) if it.max_connections == 37));
+    let created = records.iter().filter(|it| matches!(it.kind, RecordKind::DatabaseCreate { .. })).count();
+    assert!(created >= 2, "one database by each strategy was created, {created} were seen");
 }
 
 #[test]
@@ -330,8 +384,18 @@ fn the_walker_sees_what_pg_waldump_sees() {
         // Given the WAL of a server that did a bit of everything,
         let size = SegmentSize::new(u64::from(megabytes) << 20).unwrap();
         let server = Server::start(megabytes);
-        workload(&server);
-        let segments = segments(&server, size);
+        let tablespace = server.home.path().join("fast");
+        std::fs::create_dir(&tablespace).unwrap();
+        server.own(&tablespace);
+        let (before, after) = workload(&tablespace);
+        before.iter().for_each(|statement| _ = server.sql(&[statement]));
+        server.sql(&[BACKUP]);
+        // The settings change with a restart, and a crash leaves WAL without an orderly end.
+        server.stop("fast");
+        server.run("pg_ctl", &["-D", "data", "-w", "-s", "-l", "log", "-o", &server.socket_option(), "start"]);
+        after.iter().for_each(|statement| _ = server.sql(&[statement]));
+        server.stop("immediate");
+        let segments = segments(&server.data(), size);
         let dumped = dump(&server, segments[0].0.start);
 
         // when all files in `pg_wal` are walked over, however they come,
@@ -340,36 +404,7 @@ fn the_walker_sees_what_pg_waldump_sees() {
         assert!(records == pieces, "the records depend on how the WAL arrives");
 
         // then the records are those that PostgreSQL's own program prints,
-        for (record, dumped) in records.iter().zip(&dumped) {
-            let at = format!("{record:?} against {} {}", dumped.rmgr, dumped.description);
-            assert_eq!((record.start, record.xid, record.bytes), (dumped.start, dumped.xid, dumped.bytes), "{at}");
-            compare_lists(&record.kind, dumped);
-            let relation = record.relation.map(|it| format!("{}/{}/{}", it.tablespace, it.database, it.file));
-            let first =
-                dumped.description.split_once("blkref #0: rel ").map(|(_, rest)| rest.split_once(' ').unwrap().0);
-            assert_eq!(relation.as_deref(), first, "{at}");
-            let (rmgr, description) = expected(&record.kind);
-            assert_eq!(rmgr, dumped.rmgr, "{at}");
-            match record.kind {
-                RecordKind::DatabaseCreate { .. } => assert!(dumped.description.ends_with(&description), "{at}"),
-                _ => assert!(dumped.description.starts_with(&description), "{at}, not {description}"),
-            }
-            let must_be_read = [
-                "COMMIT",
-                "ABORT",
-                "RESTORE_POINT",
-                "CHECKPOINT_",
-                "BACKUP_END",
-                "PARAMETER_CHANGE",
-                "SWITCH",
-                "TRUNCATE base",
-                "END_OF_RECOVERY",
-            ];
-            let read = !matches!(record.kind, RecordKind::Other { .. });
-            let ours = matches!(&dumped.rmgr[..], "XLOG" | "Transaction" | "Storage");
-            let must = ours && must_be_read.iter().any(|it| dumped.description.starts_with(it));
-            assert!(read || !must && !matches!(&dumped.rmgr[..], "Database" | "Tablespace"), "{at}");
-        }
+        records.iter().zip(&dumped).for_each(|(record, dumped)| compare(record, dumped));
         assert_eq!(records.len(), dumped.len(), "one of the two stopped early");
         // each ends where the next begins, or a page header before it,
         for pair in records.windows(2) {
@@ -381,22 +416,95 @@ fn the_walker_sees_what_pg_waldump_sees() {
         // the end is behind the last one,
         assert_eq!(walker.end_of_wal(), records.last().map(|record| record.end));
         // and the workload did write what this test is about.
-        let has = |what: &str, test: &dyn Fn(&RecordKind) -> bool| {
-            assert!(records.iter().any(|record| test(&record.kind)), "the WAL has no {what}");
-        };
-        has("prepared commit", &|kind| matches!(kind, RecordKind::Commit { prepared_xid: Some(_), .. }));
-        has("prepared abort", &|kind| matches!(kind, RecordKind::Abort { prepared_xid: Some(_), .. }));
-        has("dropped tables", &|kind| matches!(kind, RecordKind::Commit { dropped_relations: 3.., .. }));
-        has("restore point", &|kind| matches!(kind, RecordKind::RestorePoint { .. }));
-        has("tablespace", &|kind| matches!(kind, RecordKind::TablespaceCreate { path, .. } if path.ends_with("/fast")));
-        has("dropped tablespace", &|kind| matches!(kind, RecordKind::TablespaceDrop { .. }));
-        has("dropped database", &|kind| matches!(kind, RecordKind::DatabaseDrop { .. }));
-        has("truncation", &|kind| matches!(kind, RecordKind::Truncate { .. }));
-        has("new relation", &|kind| matches!(kind, RecordKind::RelationCreate { .. }));
-        has("backup end", &|kind| matches!(kind, RecordKind::BackupEnd { .. }));
-        has("switch", &|kind| matches!(kind, RecordKind::Switch));
-        has("new setting", &|kind| matches!(kind, RecordKind::ParameterChange(it) if it.max_connections == 37));
-        let created = records.iter().filter(|it| matches!(it.kind, RecordKind::DatabaseCreate { .. })).count();
-        assert!(created >= 2, "one database by each strategy was created, {created} were seen");
+        assert_all_kinds_are_there(&records);
     }
+}
+
+/// Everything from `start` to `end`, as the extension sees it.
+async fn inspect(server: &Postgres, start: Lsn, end: &str) -> Vec<Dumped> {
+    server.sql("CREATE EXTENSION pg_walinspect").await.unwrap();
+    let question = format!(
+        "SELECT start_lsn, record_length, xid, resource_manager, record_type || ' ' || coalesce(description, '') \
+           || ' ' || coalesce(block_ref, '') \
+         FROM pg_get_wal_records_info('{start}', '{end}') ORDER BY start_lsn"
+    );
+    let rows = server.sql(&question).await.unwrap();
+    let dumped = rows.into_iter().map(|row| {
+        let mut fields = row.into_iter().map(|field| field.expect("it is never null"));
+        let mut field = || fields.next().unwrap();
+        Dumped {
+            start: field().parse().unwrap(),
+            bytes: field().parse().unwrap(),
+            xid: field().parse().unwrap(),
+            rmgr: field(),
+            description: with_whole_time(field().trim_end()),
+        }
+    });
+    dumped.collect()
+}
+
+/// A server prints `2026-11-22 04:54:02.3255+00` where `pg_waldump` prints `2026-11-22 04:54:02.325500 UTC`.
+fn with_whole_time(description: &str) -> String {
+    let is_of_transaction = description.starts_with("COMMIT") || description.starts_with("ABORT");
+    let Some((before, behind)) = description.split_once("+00").filter(|_| is_of_transaction) else {
+        return description.to_owned();
+    };
+    let (seconds, fraction) = match before.rsplit_once('.') {
+        Some((seconds, fraction)) => (seconds, fraction),
+        None => (before, ""),
+    };
+    format!("{seconds}.{fraction:0<6} UTC{behind}")
+}
+
+async fn the_walker_sees_what_pg_walinspect_sees(version: u32) {
+    // Given the WAL of a server that did a bit of everything, was started anew and recovered from a crash,
+    let settings =
+        [("wal_keep_size", "4GB"), ("max_prepared_transactions", "10"), ("timezone", "UTC"), ("autovacuum", "off")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut server = Postgres::create(version, ServerOptions { settings, ..ServerOptions::default() }).await;
+    let places = scratch_directory();
+    let tablespace = places.path().join("fast");
+    std::fs::create_dir(&tablespace).unwrap();
+    server.user().give(&tablespace).unwrap();
+    let (before, after) = workload(&tablespace);
+    let sql = async |server: &Postgres, statement: &str| {
+        server.sql(statement).await.unwrap_or_else(|error| panic!("{statement} on {version}: {error:?}"));
+    };
+    for statement in &before {
+        sql(&server, statement).await;
+    }
+    sql(&server, BACKUP).await;
+    server.stop(StopMode::Fast).await.unwrap();
+    server.start().await.unwrap();
+    for statement in &after {
+        sql(&server, statement).await;
+    }
+    server.kill().await.unwrap();
+    server.start().await.unwrap();
+    // when it is walked over,
+    let end = server.value("SELECT pg_current_wal_flush_lsn()").await;
+    let segments = segments(server.data_directory(), SegmentSize::DEFAULT);
+    let (_, records) = walk(&segments, SegmentSize::DEFAULT, 1 << 20);
+    // then the records are those that the server's own extension shows.
+    let dumped = inspect(&server, segments[0].0.start, &end).await;
+    records.iter().zip(&dumped).for_each(|(record, dumped)| compare(record, dumped));
+    let end: Lsn = end.parse().unwrap();
+    let seen = records.iter().filter(|record| record.end <= end).count();
+    assert_eq!(seen, dumped.len(), "one of the two stopped early on PostgreSQL {version}");
+    assert_all_kinds_are_there(&records);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_pg_walinspect_of_16_sees() {
+    the_walker_sees_what_pg_walinspect_sees(16).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_pg_walinspect_of_17_sees() {
+    the_walker_sees_what_pg_walinspect_sees(17).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_pg_walinspect_of_18_sees() {
+    the_walker_sees_what_pg_walinspect_sees(18).await;
 }
