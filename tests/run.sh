@@ -70,6 +70,8 @@ need age age
 need b3sum b3sum
 need tar tar
 need pgbackrest pgbackrest
+# A server whose clock is stepped.
+[ -e "/usr/lib/$(uname -m)-linux-gnu/faketime/libfaketimeMT.so.1" ] || install libfaketime
 # The shell has a `time` of its own.
 [ -x /usr/bin/time ] || install time
 for program in initdb postgres psql pgbench pg_dump pg_waldump pg_verifybackup pg_receivewal pg_basebackup; do

@@ -94,6 +94,7 @@ pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now:
     let choice = Choice::new(cluster, catalog, request, now)?;
     let candidates = choice.candidates()?;
     let indexes = Indexes::new(catalog.records.clone());
+    let mut certain_from = None;
     for candidate in &candidates {
         let (goal, until) = plan::goal(&choice, candidate);
         let stretch = Stretch {
@@ -106,6 +107,7 @@ pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now:
         if let Verdict::Planned(plan) = plan::conclude(&choice, candidate, &survey)? {
             return Ok(*plan);
         }
+        certain_from = Some(plan::certain_from(candidate, &survey));
     }
-    Err(refusal::none_reaches(&choice, &candidates))
+    Err(refusal::none_reaches(&choice, &candidates, certain_from))
 }

@@ -202,8 +202,17 @@ fn is_of_its_time(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Surve
     };
     // A transaction that ended behind the beginning, and not after the target.
     let is_later = survey.last_transaction.is_some();
-    let began = survey.began.map(|began| began.checked_add(CHECKPOINT_SLACK).unwrap_or(Timestamp::MAX));
-    is_later || time >= began.unwrap_or(candidate.backup.ended_at)
+    is_later || time >= began_before(survey).unwrap_or(candidate.backup.ended_at)
+}
+
+/// By the server's clock, the backup had begun by then.
+fn began_before(survey: &Survey) -> Option<Timestamp> {
+    survey.began.map(|began| began.checked_add(CHECKPOINT_SLACK).unwrap_or(Timestamp::MAX))
+}
+
+/// From then on, a moment is one that a restore from this backup can certainly reach, if the WAL does.
+pub(super) fn certain_from(candidate: &Candidate<'_>, survey: &Survey) -> Timestamp {
+    began_before(survey).unwrap_or(Timestamp::MIN).max(candidate.backup.ended_at)
 }
 
 /// Nothing later than `time` was seen: then something must show that the server did nothing between.

@@ -20,6 +20,7 @@ fn request(target: Target) -> Request {
 fn plan(catalog: &Catalog, request: &Request, records: &[Record]) -> Result<Plan> {
     let choice = Choice::new("main", catalog, request, at(1_000_000))?;
     let candidates = choice.candidates()?;
+    let mut certain_from = None;
     for candidate in &candidates {
         let (goal, until) = plan::goal(&choice, candidate);
         let (from, consistent) = (candidate.backup.start_lsn, candidate.backup.end_lsn);
@@ -35,8 +36,9 @@ fn plan(catalog: &Catalog, request: &Request, records: &[Record]) -> Result<Plan
         if let Verdict::Planned(plan) = plan::conclude(&choice, candidate, &survey)? {
             return Ok(*plan);
         }
+        certain_from = Some(plan::certain_from(candidate, &survey));
     }
-    Err(refusal::none_reaches(&choice, &candidates))
+    Err(refusal::none_reaches(&choice, &candidates, certain_from))
 }
 
 fn refused(catalog: &Catalog, request: &Request, records: &[Record]) -> String {
@@ -195,6 +197,10 @@ fn a_moment_before_a_backup_is_not_taken_for_one_in_it_however_wrong_our_clock_w
     // When a time before that is asked for, then what was committed up to the backup could not be left out again
     let text = refused(&catalog, &request(Target::Time(at(150))), &records);
     assert!(text.contains("before the first backup"), "{text}");
+    // and the moment that is named instead is one that can: up to two seconds behind what the checkpoint says
+    assert!(text.contains(&format!("certainly be reached is {};", at(162))), "{text}");
+    let plan_of = |seconds| plan(&catalog, &request(Target::Time(at(seconds))), &records);
+    assert_eq!(plan_of(162).unwrap().stop, plan_of(180).unwrap().stop);
     // And one behind it is fine.
     let plan = plan(&catalog, &request(Target::Time(at(180))), &records).unwrap();
     assert_eq!(plan.stop, Stop::After(Span { start: Lsn(MIB + 999), end: Lsn(MIB + 1000) }));

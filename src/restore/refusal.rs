@@ -56,7 +56,7 @@ pub(super) fn leads_elsewhere(followed: TimelineId, latest: TimelineId) -> Error
 pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> Error {
     let timeline = choice.route.history.timeline;
     match (on_path.last(), choice.passed_over()) {
-        (Some(first), _) => or_damaged(choice, earliest(&choice.request.target, first)),
+        (Some(first), _) => or_damaged(choice, earliest(&choice.request.target, first, first.ended_at)),
         (None, Some(damaged)) => refused(format!(
             "there is no sound backup on the path to timeline {timeline}: {} has pages that were damaged on the server's disk",
             damaged.id
@@ -94,18 +94,18 @@ fn or_damaged(choice: &Choice<'_>, error: Error) -> Error {
     error.hint(hint)
 }
 
-/// The target lies before everything that `first`, the oldest backup, can reach.
-pub(super) fn earliest(target: &Target, first: &BackupDocument) -> Error {
-    let (id, lsn, ended) = (&first.id, first.end_lsn, first.ended_at);
+/// The target lies before everything that `first`, the oldest backup, can reach, which is what lies behind `certain_from`.
+fn earliest(target: &Target, first: &BackupDocument, certain_from: Timestamp) -> Error {
+    let (id, lsn) = (&first.id, first.end_lsn);
     let hint = match target {
         Target::Lsn(_) => format!("The earliest that can be reached is --to-lsn {lsn}."),
-        _ => format!("The earliest moment that can certainly be reached is {ended}; the earliest LSN is {lsn}."),
+        _ => format!("The earliest moment that can certainly be reached is {certain_from}; the earliest LSN is {lsn}."),
     };
     refused(format!("{target} lies before the first backup ({id}), which is consistent from {lsn} on")).hint(hint)
 }
 
-/// No candidate reaches the target, although some could have.
-pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Error {
+/// No candidate reaches the target, although some could have. The last one's WAL says from when on it can.
+pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>], certain_from: Option<Timestamp>) -> Error {
     let Some(oldest) = tried.last() else {
         return before_first(choice, &[]);
     };
@@ -126,7 +126,7 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>]) -> Erro
             refused(format!("{target} lies before backup {id} is consistent, which it is from {lsn} on"))
                 .hint("Leave --backup out: an older one may reach it.")
         }
-        _ => earliest(target, oldest.backup),
+        _ => earliest(target, oldest.backup, certain_from.unwrap_or(oldest.backup.ended_at)),
     };
     or_damaged(choice, error)
 }

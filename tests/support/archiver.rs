@@ -28,9 +28,14 @@ pub struct Archiving {
 impl Archiving {
     /// Archives the server at `conninfo` as `main`.
     pub fn start(conninfo: &str, store: &Arc<dyn Store>) -> Archiving {
+        Archiving::start_with(conninfo, store, ArchiveOptions::default())
+    }
+
+    /// The same, in another way than by default.
+    pub fn start_with(conninfo: &str, store: &Arc<dyn Store>, options: ArchiveOptions) -> Archiving {
         let info = ConnInfo::parse(conninfo, &|_| None).unwrap();
         let source = Arc::new(PostgresSource::new(info, SLOT, Clock::system()));
-        let archiver = Archiver::new(source, store.clone(), "main", ArchiveOptions::default(), Clock::system());
+        let archiver = Archiver::new(source, store.clone(), "main", options, Clock::system());
         let (shutdown, state) = (Shutdown::default(), archiver.state());
         let token = shutdown.clone();
         let task = tokio::spawn(async move { archiver.run(&token).await });
