@@ -69,14 +69,19 @@ impl Story {
         assert_eq!(before["public.orders"].0, 6000);
         session.sql("DROP TABLE orders CASCADE").await.unwrap();
         session.sql("INSERT INTO sales.events SELECT n, '2026-11-21' FROM generate_series(1, 50) n").await.unwrap();
+        scene.server.sql("CREATE DATABASE young").await.unwrap();
         scene.settle().await;
         Story { scene, archiver, before, scratch: scratch_directory(), out: scratch_directory() }
     }
 
     /// The command, to be run: back to before the drop.
     fn extract(&self, arguments: &[&str]) -> Seawall {
-        let common = ["extract", "--database", "shop", "--before-drop", "public.orders", "--scratch"];
-        let seawall = self.scene.seawall(&common).arg(self.scratch.path());
+        self.extract_from("shop", &[&["--before-drop", "public.orders"], arguments].concat())
+    }
+
+    /// The command, to be run on another database.
+    fn extract_from(&self, database: &str, arguments: &[&str]) -> Seawall {
+        let seawall = self.scene.seawall(&["extract", "--database", database, "--scratch"]).arg(self.scratch.path());
         let seawall = arguments.iter().fold(seawall, |seawall, argument| seawall.arg(argument));
         let bin = self.scene.server.programs().bin.clone();
         let path = std::env::var("PATH").unwrap();
@@ -298,8 +303,15 @@ async fn directories_and_what_is_refused() {
         assert!(refused.contains(says) && refused.contains(instead), "{refused}");
         assert!(!out.exists());
     }
-    let refused = story.extract(&["--out", "never.sql", "--database", "shoe"]).run_err(2).await.stderr;
-    assert!(refused.contains("--database"), "{refused}");
+    let refused = story.extract_from("shoe", &["--out", "never.sql"]).run_err(6).await.stderr;
+    assert!(refused.contains("shoe") && refused.contains("(shop)"), "{refused}");
+    // A database that is younger than the backup is not in it: recovery of the whole cluster makes it
+    let query = ["--query", "SELECT current_database()", "--out", "-"];
+    story.extract_from("young", &query).run_err(6).await;
+    let said = story.extract_from("young", &[&query[..], &["--whole-cluster"]].concat()).run_ok().await.stdout;
+    assert_eq!(said, "current_database\nyoung\n");
+    let refused = story.extract_from("shoe", &[&query[..], &["--whole-cluster"]].concat()).run_err(6).await.stderr;
+    assert!(refused.contains("no database \"shoe\"") && refused.contains("blog"), "{refused}");
     story.assert_nothing_is_left(&["csv", "dump", "there.csv"]);
 }
 
