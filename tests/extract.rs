@@ -60,6 +60,10 @@ impl Story {
             )
             .await
             .unwrap();
+        // The other servers of the tests come without extensions.
+        if version == DEBIAN {
+            session.sql("CREATE EXTENSION citext; CREATE TABLE tags AS SELECT 'Tag'::citext AS tag").await.unwrap();
+        }
         let archiver = scene.archived().await;
         session
             .sql("INSERT INTO orders (customer, cents) SELECT 'late', n FROM generate_series(1, 1000) n")
@@ -226,7 +230,12 @@ async fn a_schema_beside_the_live_one(story: &Story) {
     let into = story.live("shop");
     let said = story.extract(&["--schema", "public", "--into", &into, "--as-schema", "before"]).run_ok().await.stdout;
     assert!(said.contains("as schema before"), "{said}");
-    assert_eq!(story.now_in("before").await, story.expected(&["public.orders", "public.items"], "before"));
+    let mut tables = vec!["public.orders", "public.items"];
+    if story.scene.version == DEBIAN {
+        // Its column is of a type of the other database, whose extension stays where it is.
+        tables.push("public.tags");
+    }
+    assert_eq!(story.now_in("before").await, story.expected(&tables, "before"));
     assert_eq!(story.now_in("public").await, live, "what is live is as it was");
     // Keys within the schema are there, and what is generated goes on behind what was taken
     let session = story.scene.server.connect("shop").await.unwrap();

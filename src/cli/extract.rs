@@ -32,7 +32,7 @@ pub struct ExtractArgs {
     #[arg(long, value_name = "CONNINFO", requires = "as_schema", conflicts_with_all = ["out", "query"])]
     pub into: Option<String>,
     /// The schema to load it as, which must not be there
-    #[arg(long, value_name = "NAME", requires = "into")]
+    #[arg(long, value_name = "NAME", requires = "into", conflicts_with = "out")]
     pub as_schema: Option<String>,
     /// Where the restored files lie meanwhile [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
@@ -62,4 +62,40 @@ pub enum ExtractFormat {
     Directory,
     /// A CSV file for each table, with a header.
     Csv,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::parse;
+    use std::ffi::OsString;
+
+    fn is_taken(line: &str) -> bool {
+        parse(format!("seawall extract --database a {line}").split(' ').map(OsString::from)).is_ok()
+    }
+
+    #[test]
+    fn what_is_wanted_and_where_it_goes_are_one_of_each() {
+        for line in [
+            "--out a.sql",
+            "--estimate",
+            "--table a.b --table c --out a.zip --to now",
+            "--schema a --into dbname=b --as-schema c --to-lsn 0/1F --to-exclusive",
+            "--query x --out - --format csv --before-drop a.b --to now",
+        ] {
+            assert!(is_taken(line), "{line}");
+        }
+        for line in [
+            "",
+            "--table a --schema b --out c",
+            "--table a --query b --out c",
+            "--schema a --into dbname=b",
+            "--as-schema c --out a",
+            "--into dbname=b --as-schema c --out a",
+            "--into dbname=b --as-schema c --query a",
+            "--out a --to now --to-end",
+            "--estimate --format csv",
+        ] {
+            assert!(!is_taken(line), "{line}");
+        }
+    }
 }
