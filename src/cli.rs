@@ -2,10 +2,15 @@
 //!
 //! Environment and file are not read here but in `config`, so that one place decides what beats what.
 
+mod extract;
+mod target;
+
+pub use extract::{ExtractArgs, ExtractFormat};
+pub use target::{Target, TargetArgs};
+
 use crate::codec::Compression;
 use crate::commands::exit;
 use crate::repository::BackupId;
-use crate::wal::Lsn;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -72,6 +77,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restore a cluster to a moment
     Restore(RestoreArgs),
+    /// Take tables, a schema, a database or a query's rows as they were at a moment: into a file, or into another database
+    Extract(ExtractArgs),
     /// List backups, WAL ranges, holes and recovery windows
     List(ReportArgs),
     /// Say what was committed between two moments, and how to restore to just before it
@@ -200,8 +207,6 @@ pub enum BackupType {
 
 /// `seawall restore`
 #[derive(Args, Debug)]
-#[group(skip)]
-#[command(group = clap::ArgGroup::new("target").multiple(false))]
 pub struct RestoreArgs {
     /// Data directory to write: new, or empty, or what an interrupted restore left, which is gone on with
     #[arg(long, value_name = "DIR")]
@@ -210,39 +215,14 @@ pub struct RestoreArgs {
     /// its directory and tablespaces goes. See with --dry-run what that means
     #[arg(long)]
     pub delta: bool,
-    /// To this time: "2026-11-20 14:03:00+01:00", "2026-11-20 14:03 Europe/Berlin", "10 minutes ago"
-    #[arg(long, value_name = "TIME", group = "target")]
-    pub to: Option<String>,
-    /// To this position in the WAL, such as 16/B374D848
-    #[arg(long, value_name = "LSN", group = "target")]
-    pub to_lsn: Option<Lsn>,
-    /// To the end of this transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    pub to_xid: Option<u64>,
-    /// To this restore point, made with pg_create_restore_point()
-    #[arg(long, value_name = "NAME", group = "target")]
-    pub to_name: Option<String>,
-    /// To the end of what is stored; also what happens without a target
-    #[arg(long, group = "target")]
-    pub to_end: bool,
-    /// To just before this relation was dropped, as schema.name: the newest drop, with --to the newest up to then. Needs its
-    /// name from the base backups, as `seawall history` does
-    #[arg(long, value_name = "RELATION", conflicts_with_all = ["to_lsn", "to_xid", "to_name", "to_end", "to_exclusive", "standby"])]
-    pub before_drop: Option<String>,
-    /// Stop just before the target instead of just behind it
-    #[arg(long, requires = "target", conflicts_with_all = ["to_name", "to_end"])]
-    pub to_exclusive: bool,
-    /// Start from this backup instead of the best one
-    #[arg(long, value_name = "ID")]
-    pub backup: Option<String>,
-    /// Follow this timeline instead of the line that was archived last
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub timeline: Option<u32>,
+    /// To which moment, and from what.
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// What the server does once it has reached the target
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     pub target_action: TargetAction,
     /// Restore a standby: it follows the archive as it grows, onto newer timelines too, until it is promoted
-    #[arg(long, conflicts_with_all = ["target", "timeline", "target_action"])]
+    #[arg(long, conflicts_with_all = ["target", "before_drop", "timeline", "target_action"])]
     pub standby: bool,
     /// Restore this database alone, by name or OID, with what every cluster needs; once for each. The others get files of
     /// zeros that take no room, and the statements that drop them are printed
@@ -267,34 +247,6 @@ pub struct RestoreArgs {
     /// How the result is printed.
     #[command(flatten)]
     pub json: JsonArg,
-}
-
-/// Where a restore ends, as typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The end of what is stored.
-    End,
-    /// A time, not read yet: that takes the local zone and the clock.
-    Time(String),
-    /// A position.
-    Lsn(Lsn),
-    /// A transaction.
-    Xid(u64),
-    /// A restore point.
-    Name(String),
-}
-
-impl RestoreArgs {
-    /// The one target that was given, or the end.
-    pub fn target(&self) -> Target {
-        match (&self.to, self.to_lsn, self.to_xid, &self.to_name) {
-            (Some(time), ..) => Target::Time(time.clone()),
-            (_, Some(lsn), ..) => Target::Lsn(lsn),
-            (_, _, Some(xid), _) => Target::Xid(xid),
-            (_, _, _, Some(name)) => Target::Name(name.clone()),
-            _ => Target::End,
-        }
-    }
 }
 
 /// How much WAL a restore fetches itself.
@@ -519,6 +471,7 @@ impl Command {
         match self {
             Command::Backup(args) => args.json.json,
             Command::Restore(args) => args.json.json,
+            Command::Extract(args) => args.json.json,
             Command::List(args) | Command::Status(args) => args.json.json,
             Command::Check(args) => args.json.json,
             Command::History(args) => args.json.json,
@@ -564,6 +517,20 @@ SIGTERM or SIGINT stores what was received and leaves; a second one leaves at on
   seawall restore --into /srv/pg --wal now
   seawall restore --into /srv/pg --to '1 hour ago' --database shop
   seawall restore --into /var/lib/postgresql/15/main --delta --owner postgres --dry-run",
+    ),
+    (
+        "extract",
+        "  export SEAWALL_REPO=s3://backups/shop
+  seawall extract --database shop --before-drop public.orders --table public.orders --out a.dump
+  seawall extract --database shop --to '2 hours ago' --schema sales --out sales.sql
+  seawall extract --database shop --to '1 day ago' --out shop/ --estimate
+  seawall extract --database shop --to-xid 48151623 --table a.orders --table a.items --out a.zip
+  seawall extract --database shop --query 'SELECT * FROM orders WHERE id = 7' --out - --format csv
+  seawall extract --database shop --to '1 hour ago' --schema public --as-schema before \\
+      --into 'host=db dbname=shop'
+
+How it is written follows from --out: .dump is pg_dump's custom format, .sql plain SQL, a / at the
+end its directory format, .csv CSV; .zip holds CSV, and manifest.json with SHA-256 sums.",
     ),
     ("list", "  seawall list --repo s3://backups/shop\n  seawall list --config /etc/seawall.toml --json"),
     (
@@ -668,6 +635,7 @@ impl LogFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::Lsn;
 
     fn parsed(line: &str) -> Result<Cli, clap::Error> {
         parse(line.split(' ').map(OsString::from))
@@ -703,12 +671,15 @@ mod tests {
 
     #[test]
     fn a_restore_has_one_target_at_most() {
-        assert_eq!(restore("").map(|args| args.target()).expect("no target"), Target::End);
-        assert_eq!(restore("--to-end").map(|args| args.target()).expect("end"), Target::End);
-        assert_eq!(restore("--to now").map(|args| args.target()).expect("time"), Target::Time("now".to_owned()));
-        assert_eq!(restore("--to-lsn 0/1F").map(|args| args.target()).expect("lsn"), Target::Lsn(Lsn(0x1F)));
-        assert_eq!(restore("--to-xid 7").map(|args| args.target()).expect("xid"), Target::Xid(7));
-        assert_eq!(restore("--to-name a").map(|args| args.target()).expect("name"), Target::Name("a".to_owned()));
+        assert_eq!(restore("").map(|args| args.target.target()).expect("no target"), Target::End);
+        assert_eq!(restore("--to-end").map(|args| args.target.target()).expect("end"), Target::End);
+        assert_eq!(restore("--to now").map(|args| args.target.target()).expect("time"), Target::Time("now".to_owned()));
+        assert_eq!(restore("--to-lsn 0/1F").map(|args| args.target.target()).expect("lsn"), Target::Lsn(Lsn(0x1F)));
+        assert_eq!(restore("--to-xid 7").map(|args| args.target.target()).expect("xid"), Target::Xid(7));
+        assert_eq!(
+            restore("--to-name a").map(|args| args.target.target()).expect("name"),
+            Target::Name("a".to_owned())
+        );
         for line in ["--to now --to-lsn 0/1", "--to-xid 7 --to-end", "--to-name a --to-xid 7", "--to now --to now"] {
             assert!(restore(line).is_err(), "{line} was taken");
         }
@@ -716,7 +687,7 @@ mod tests {
 
     #[test]
     fn to_exclusive_needs_a_target_that_has_a_before() {
-        assert!(restore("--to-lsn 0/1F --to-exclusive").expect("an LSN").to_exclusive);
+        assert!(restore("--to-lsn 0/1F --to-exclusive").expect("an LSN").target.to_exclusive);
         for line in ["--to-exclusive", "--to-end --to-exclusive", "--to-name a --to-exclusive"] {
             assert!(restore(line).is_err(), "{line} was taken");
         }

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod extract;
 pub mod history;
 pub mod http;
 pub mod metrics;

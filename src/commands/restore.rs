@@ -1,22 +1,22 @@
 //! `seawall restore`: plans, says what it will give, and does it. `wal-fetch` and `wal-push`: what servers run.
 
 use super::exit::Ending;
+use super::fetch_command::fetch_command;
 use super::progress::{self, Step};
-use super::{before_drop, keys, parts, print, time};
-use crate::cli::{self, RestoreArgs, WalFetchArgs, WalWithFiles};
+use super::{before_drop, parts, print, time};
+use crate::cli::{self, RestoreArgs, TargetArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    FetchCommand, Fetched, LocalWal, MARKER_FILE, PASSPHRASE_VARIABLE, Phase, Pin, Plan, Preview, Request,
-    RestoreOptions, RestoreProgress, RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan,
-    preview, push,
+    Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress, RestoreReport,
+    Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
 use serde::Serialize;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -29,11 +29,17 @@ use tokio::time::Instant;
 pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()> {
     let clock = Clock::system();
     let as_json = args.json.json;
-    let mut request = request(&args, &clock)?;
+    let action = match args.target_action {
+        _ if args.standby => TargetAction::Follow,
+        cli::TargetAction::Pause => TargetAction::Pause,
+        cli::TargetAction::Promote => TargetAction::Promote,
+        cli::TargetAction::Shutdown => TargetAction::Shutdown,
+    };
+    let mut request = request(&args.target, action, !as_json, &clock)?;
     let (repository, cluster) = parts::readable_repository(&settings).await?;
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
-    if let Some(relation) = &args.before_drop {
+    if let Some(relation) = &args.target.before_drop {
         before_drop::aim(&mut request, relation, &reader, &catalog, as_json).await?;
     }
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
@@ -73,13 +79,17 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     if as_json { print::stdout(&print::json(&report)?) } else { print::stdout(&said(&report, begun.elapsed())) }
 }
 
-fn request(args: &RestoreArgs, clock: &Clock) -> Result<Request> {
+/// What was typed, as a request; `says` which time was understood.
+///
+/// # Errors
+/// [`Kind::Usage`] if it cannot be understood.
+pub(super) fn request(args: &TargetArgs, action: TargetAction, says: bool, clock: &Clock) -> Result<Request> {
     let target = match args.target() {
         cli::Target::End => Target::End,
         cli::Target::Time(text) => {
             let moment = time::parse_moment(&text, &time::local_now(clock))?;
             // Said back in full, whatever becomes of it: a moment misread is a restore gone wrong.
-            if !args.json.json {
+            if says {
                 print::stdout(&format!("to {moment}\n"))?;
             }
             Target::Time(moment.at)
@@ -100,44 +110,8 @@ fn request(args: &RestoreArgs, clock: &Clock) -> Result<Request> {
         exclusive: args.to_exclusive,
         backup: backup.transpose()?,
         timeline: args.timeline.map(TimelineId),
-        action: match args.target_action {
-            _ if args.standby => TargetAction::Follow,
-            cli::TargetAction::Pause => TargetAction::Pause,
-            cli::TargetAction::Promote => TargetAction::Promote,
-            cli::TargetAction::Shutdown => TargetAction::Shutdown,
-        },
+        action,
     })
-}
-
-/// What the restored server will run. Secrets stay in the environment or in the configuration file.
-fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
-    let executable = std::env::current_exe()
-        .map_err(|error| Error::new(Kind::Local, "cannot find the path of this program").because(error))?;
-    let mut arguments = Vec::new();
-    let mut reads = Vec::new();
-    if let Some(file) = &settings.file {
-        let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
-        arguments.extend(["--config".to_owned(), path.display().to_string()]);
-        reads.push(path);
-    }
-    let repo = settings.repo()?;
-    if let Some(path) = repo.strip_prefix("file://") {
-        reads.push(PathBuf::from(path));
-    }
-    arguments.extend(["--repo".to_owned(), repo.to_owned(), "--cluster".to_owned(), settings.cluster.clone()]);
-    if let Some(file) = &settings.encryption.identity_file {
-        let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
-        arguments.extend(["--identity".to_owned(), path.display().to_string()]);
-        reads.push(path);
-    }
-    let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };
-    command.take_environment(std::env::vars());
-    if let Some(file) = &settings.encryption.identity_file
-        && keys::needs_passphrase(file)?
-    {
-        command.need_secret(PASSPHRASE_VARIABLE);
-    }
-    Ok(command)
 }
 
 /// The plan, with what would become of what is there.

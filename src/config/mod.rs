@@ -214,6 +214,7 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
     };
     let identity = match &cli.command {
         Command::Restore(args) => args.identity.file.as_deref(),
+        Command::Extract(args) => args.identity.file.as_deref(),
         Command::Verify(args) => args.identity.file.as_deref(),
         Command::History(args) => args.identity.file.as_deref(),
         Command::WalFetch(args) => args.identity.file.as_deref(),

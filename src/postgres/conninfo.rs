@@ -260,6 +260,17 @@ impl ConnInfo {
         })
     }
 
+    /// What a connection string says, as the variables that programs with libpq read: among their arguments, a password would
+    /// be seen by everybody. Keywords without a variable, which are about dead connections, are left out.
+    ///
+    /// # Errors
+    /// As [`ConnInfo::parse`].
+    pub fn variables(text: &str) -> Result<Vec<(&'static str, String)>, Error> {
+        let Given(mut given) = Given::collect(text, &|_| None)?;
+        let named = KEYWORDS.iter().filter(|(_, variable, _)| !variable.is_empty());
+        Ok(named.filter_map(|(keyword, variable, _)| Some((*variable, given.remove(keyword)?))).collect())
+    }
+
     /// The name that the server knows this connection by.
     pub fn application_name(&self) -> &str {
         &self.application_name

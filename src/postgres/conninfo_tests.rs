@@ -113,3 +113,19 @@ fn timeouts_have_libpq_units() {
     assert!(!parse("keepalives=0").keep_alive.enabled);
     refusal("connect_timeout=soon");
 }
+
+#[test]
+fn programs_with_libpq_get_it_as_variables() {
+    let text = "postgresql://joe:se%20cret@db:6000/shop?sslmode=require&keepalives_idle=5";
+    let expected = [
+        ("PGDATABASE", "shop"),
+        ("PGHOST", "db"),
+        ("PGPASSWORD", "se cret"),
+        ("PGPORT", "6000"),
+        ("PGSSLMODE", "require"),
+        ("PGUSER", "joe"),
+    ];
+    let expected = expected.map(|(name, value)| (name, value.to_owned()));
+    assert_eq!(ConnInfo::variables(text).unwrap(), expected);
+    assert_eq!(ConnInfo::variables("service=x").unwrap_err().kind(), Kind::Config);
+}

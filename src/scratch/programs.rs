@@ -54,6 +54,30 @@ impl Programs {
         Ok(Programs { bin, version })
     }
 
+    /// The directory of client programs (`pg_dump`, `pg_restore`) for a server of this version: that of the server's own,
+    /// or else of the oldest ones on this machine that are not older than the server, which `pg_dump` refuses.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] if there are none, with how to install them.
+    pub fn clients(&self) -> Result<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        // Packages first: in Debian's PATH is a script that chooses a version by itself.
+        let places = std::iter::once(self.bin.clone())
+            .chain(versioned(Path::new("/usr/lib/postgresql"), ""))
+            .chain(versioned(Path::new("/usr"), "pgsql-"))
+            .chain(std::env::split_paths(&path));
+        let found = places.filter_map(|bin| Some((client_version(&bin)?, bin)));
+        let fitting = found.filter(|(version, _)| *version >= self.version);
+        let oldest = fitting.min_by_key(|(version, _)| *version);
+        oldest.map(|(_, bin)| bin).ok_or_else(|| {
+            let what = format!("no `pg_dump` and `pg_restore` of PostgreSQL {} or later on this machine", self.version);
+            Error::new(Kind::Local, what).hint(format!(
+                "`apt-get install postgresql-client-{}` brings them; or put their directory into PATH. CSV needs neither.",
+                self.version
+            ))
+        })
+    }
+
     /// The path of the program `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.bin.join(name)
@@ -99,9 +123,20 @@ fn versioned(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, bin)| bin).collect()
 }
 
-/// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` → 15; a development version (`19devel`) counts as its number.
+/// The version of the client programs in a directory, if it has both.
+fn client_version(bin: &Path) -> Option<u32> {
+    let dump = bin.join("pg_dump");
+    if !dump.is_file() || !bin.join("pg_restore").is_file() {
+        return None;
+    }
+    let said = Command::new(&dump).arg("--version").output().ok()?;
+    major_version(&String::from_utf8_lossy(&said.stdout))
+}
+
+/// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` → 15, and so do the others; a development version (`19devel`)
+/// counts as its number.
 fn major_version(said: &str) -> Option<u32> {
-    let number = said.strip_prefix("postgres (PostgreSQL) ")?;
+    let (_, number) = said.split_once(" (PostgreSQL) ")?;
     let digits = number.split(|c: char| !c.is_ascii_digit()).next()?;
     digits.parse().ok()
 }

@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use std::path::Path;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -34,5 +36,17 @@ impl Session {
             _ => None,
         });
         Ok(rows.collect())
+    }
+
+    /// Runs a `COPY … TO STDOUT` and gives what comes, a row in each piece, the header in one of its own. If the stream is
+    /// dropped, the statement goes on in the server until the session is dropped too.
+    ///
+    /// # Errors
+    /// [`Kind::Postgres`] with the server's message, at once or in the stream.
+    pub async fn copy_out(&self, copy: &str) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
+        let failed = |error| Error::new(Kind::Postgres, "the scratch server did not hand out the rows").because(error);
+        let rows = self.0.copy_out(copy).await.map_err(failed)?;
+        // Asked once more behind its end, it takes the server's next message for an error.
+        Ok(rows.map_err(failed).fuse())
     }
 }

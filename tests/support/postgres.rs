@@ -30,6 +30,16 @@ pub fn programs(version: u32) -> Programs {
     found
 }
 
+/// The directory of `pg_dump`, `pg_restore` and `psql` for servers of a version: the oldest that take it.
+pub fn clients(version: u32) -> PathBuf {
+    let below = |name: &str| target_directory().join("postgres/clients").join(name);
+    match version {
+        ..=DEBIAN => PathBuf::from("/usr/lib/postgresql/15/bin"),
+        16 => below("16"),
+        _ => below("18"),
+    }
+}
+
 /// `target/`: the build puts the directory for tests' temporary files there.
 fn target_directory() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap()

@@ -1,0 +1,173 @@
+//! From the scratch server into another database, as a schema of its own: on the scratch server, which is ours, everything
+//! is renamed; the other database sees one transaction, that of `pg_restore`.
+
+use super::dump::Source;
+use super::program::Program;
+use super::relations::{Relation, literal, quoted};
+use super::request::{Format, Wanted};
+use super::run::Progress;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{Client, ConnInfo, Mode};
+use crate::scratch::Session;
+use std::process::Stdio;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// The name that makes way on the scratch server for the one that is wanted.
+const OUT_OF_THE_WAY: &str = "seawall was here before";
+
+/// Another database.
+pub(super) struct Target {
+    /// What `pg_restore` connects with, in its environment.
+    variables: Vec<(&'static str, String)>,
+    /// Where that is, without secrets.
+    pub(super) shown: String,
+    info: ConnInfo,
+    /// The schema, which is not there.
+    pub(super) schema: String,
+}
+
+impl Target {
+    /// Looks whether the schema can be made there.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] if it is there; [`Kind::Config`] if `conninfo` cannot be read; or what the server says.
+    pub(super) async fn check(conninfo: &str, schema: &str) -> Result<Target> {
+        let info = ConnInfo::parse(conninfo, &|name| std::env::var(name).ok())?;
+        let variables = ConnInfo::variables(conninfo)?;
+        let target = Target { variables, shown: info.describe(), info, schema: schema.to_owned() };
+        let mut client = target.connect().await?;
+        let name = literal(schema);
+        let rows = client.simple_query(&format!("SELECT nspname FROM pg_namespace WHERE nspname = {name}")).await;
+        client.close().await;
+        match rows.map_err(Error::from)?.is_empty() {
+            true => Ok(target),
+            false => Err(Error::new(Kind::Refused, format!("schema {schema:?} is there already on {}", target.shown))
+                .hint("Nothing is overwritten: drop it, or choose another name with --as-schema.")),
+        }
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        let connected = Client::connect(&self.info, Mode::Sql, &[]).await;
+        connected.map_err(|error| Error::from(error).context("the database to load into"))
+    }
+
+    /// Loads the schema from `source`, all or nothing.
+    ///
+    /// # Errors
+    /// [`Kind::Postgres`] if `pg_dump` or `pg_restore` fails, with what it says: then the database is as it was.
+    pub(super) async fn load(&self, source: Source<'_>, progress: &watch::Sender<Progress>) -> Result<()> {
+        let mut dump = source.command(Format::Custom);
+        // On its way through a pipe, compressing costs more than it saves.
+        dump.args(["--no-owner", "--no-privileges", "--compress=0", &format!("--schema={}", quoted(&self.schema))]);
+        dump.stdout(Stdio::piped());
+        let mut restore = Program::command(source.bin, "pg_restore", &self.variables, true);
+        // Whoever has a terminal would be asked for the password there, by a program that may not read from it.
+        let once = ["--no-password", "--single-transaction", "--exit-on-error"];
+        let ours_alone = [
+            "--no-owner",
+            "--no-privileges",
+            "--no-tablespaces",
+            "--no-publications",
+            "--no-subscriptions",
+            "--no-security-labels",
+        ];
+        // Which database, the environment says.
+        restore.args(once).args(ours_alone).arg("--dbname=").stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut dumping = Program::start("pg_dump", dump)?;
+        let mut loading = Program::start("pg_restore", restore)?;
+        let (output, input) = (dumping.child.stdout.take(), loading.child.stdin.take());
+        let (Some(mut output), Some(mut input)) = (output, input) else {
+            return Err(Error::new(Kind::Internal, "the programs have no pipes"));
+        };
+        let copying = async move {
+            let mut piece = vec![0; 1 << 16];
+            // Where the pipe breaks, one of the two has ended and says why.
+            while let Ok(count @ 1..) = output.read(&mut piece).await {
+                if input.write_all(&piece[..count]).await.is_err() {
+                    break;
+                }
+                progress.send_modify(|progress| progress.done_bytes += count as u64);
+            }
+        };
+        let ((), dumped, loaded) = tokio::join!(copying, dumping.end(), loading.end());
+        let hint = "Its one transaction was rolled back: the database is as it was.";
+        loaded.map_err(|error| error.context(format!("loading into {}", self.shown)).hint(hint)).and(dumped)
+    }
+}
+
+/// Gathers what is wanted in the schema `new` of the scratch server; gives what the operator should know.
+///
+/// # Errors
+/// [`Kind::Postgres`] with what the server says.
+pub(super) async fn gather(
+    session: &Session,
+    wanted: &Wanted,
+    relations: &[Relation],
+    new: &str,
+) -> Result<Vec<String>> {
+    // What people made to fire on such changes has no business here.
+    session.sql("SET session_replication_role = replica").await?;
+    let old = match wanted {
+        Wanted::Schemas(names) => names.first().cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    if old != new {
+        make_way(session, new).await?;
+        match wanted {
+            Wanted::Schemas(_) => rename(session, &old, new).await?,
+            _ => move_tables(session, relations, new).await?,
+        }
+    }
+    cut_off(session, new).await
+}
+
+async fn make_way(session: &Session, new: &str) -> Result<()> {
+    let there = session.sql(&format!("SELECT 1 FROM pg_namespace WHERE nspname = {}", literal(new))).await?;
+    if !there.is_empty() {
+        session.sql(&format!("ALTER SCHEMA {} RENAME TO {}", quoted(new), quoted(OUT_OF_THE_WAY))).await?;
+    }
+    Ok(())
+}
+
+/// Renames a schema. Extensions in it stay where they were: they are not dumped, and the other database has its own.
+async fn rename(session: &Session, old: &str, new: &str) -> Result<()> {
+    session
+        .sql(&format!("ALTER SCHEMA {} RENAME TO {}; CREATE SCHEMA {}", quoted(old), quoted(new), quoted(old)))
+        .await?;
+    let question = format!(
+        "SELECT extname FROM pg_extension WHERE extrelocatable AND extnamespace = {}::regnamespace",
+        literal(&quoted(new))
+    );
+    for extension in session.sql(&question).await?.into_iter().flatten().flatten() {
+        session.sql(&format!("ALTER EXTENSION {} SET SCHEMA {}", quoted(&extension), quoted(old))).await?;
+    }
+    Ok(())
+}
+
+async fn move_tables(session: &Session, relations: &[Relation], new: &str) -> Result<()> {
+    session.sql(&format!("CREATE SCHEMA {}", quoted(new))).await?;
+    for relation in relations {
+        session.sql(&format!("ALTER TABLE {} SET SCHEMA {}", relation.quoted(), quoted(new))).await?;
+    }
+    Ok(())
+}
+
+/// Takes away the foreign keys that lead out of the schema: they would lock tables of the other database, and fail where
+/// its rows are not those of that moment.
+async fn cut_off(session: &Session, new: &str) -> Result<Vec<String>> {
+    let question = format!(
+        "SELECT conrelid::regclass, conname, confrelid::regclass FROM pg_constraint \
+         WHERE contype = 'f' AND conparentid = 0 \
+         AND (SELECT relnamespace FROM pg_class WHERE oid = conrelid) = {0}::regnamespace \
+         AND (SELECT relnamespace FROM pg_class WHERE oid = confrelid) <> {0}::regnamespace",
+        literal(&quoted(new))
+    );
+    let mut warnings = Vec::new();
+    for row in session.sql(&question).await? {
+        let [Some(table), Some(name), Some(to)] = row.as_slice() else { continue };
+        session.sql(&format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(name))).await?;
+        warnings.push(format!("the foreign key {name} of {table} was left out: it leads to {to}, which is not taken"));
+    }
+    Ok(warnings)
+}
