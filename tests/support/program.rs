@@ -57,7 +57,16 @@ impl Seawall {
 
     /// Another copy of the program, such as one that a server's user can run as well.
     pub fn program(self, program: &Path) -> Seawall {
-        let mut command = Command::new(program);
+        self.in_command(Command::new(program))
+    }
+
+    /// Run by the user that servers run as.
+    pub fn as_server_user(self) -> Seawall {
+        let command = Unprivileged::find().unwrap().command(Path::new(self.command.get_program()));
+        self.in_command(command)
+    }
+
+    fn in_command(self, mut command: Command) -> Seawall {
         command.args(self.command.get_args());
         for (name, value) in self.command.get_envs() {
             match value {
