@@ -158,10 +158,9 @@ impl Machine {
     fn follow(&self, heading: &str, xid: Option<&str>) {
         let (_, blocks) = sections().into_iter().find(|(it, _)| it == heading).expect("the page has that section");
         assert!(!blocks.is_empty(), "{heading:?} has no commands");
-        let (begun, mut variables) = (Instant::now(), String::new());
+        let begun = Instant::now();
         for block in blocks {
-            let mut script =
-                variables.clone() + &block.script.replace("xid=742", &format!("xid={}", xid.unwrap_or("742")));
+            let mut script = block.script.replace("742", xid.unwrap_or("742"));
             for (there, here) in [
                 ("/etc/seawall.toml", "seawall.toml"),
                 ("/var/lib/postgresql/15/main", "main"),
@@ -170,9 +169,6 @@ impl Machine {
             ] {
                 script = script.replace(there, self.place(here).to_str().unwrap());
             }
-            // One shell for all of them.
-            let set = script.lines().filter(|line| line.starts_with("xid=")).map(|line| format!("{line}\n"));
-            variables = set.collect();
             let printed = self.sh(&script);
             let printed = printed.replace(self.place("seawall.toml").to_str().unwrap(), "/etc/seawall.toml");
             if let Some(expected) = &block.printed {
