@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod demo;
 pub mod exit;
+mod fetch_command;
 mod history;
 mod index;
 mod keys;

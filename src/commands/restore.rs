@@ -1,22 +1,22 @@
 //! `seawall restore`: plans, says what it will give, and does it. `wal-fetch` and `wal-push`: what servers run.
 
 use super::exit::Ending;
+use super::fetch_command::fetch_command;
 use super::progress::{self, Step};
-use super::{before_drop, keys, parts, print, time};
+use super::{before_drop, parts, print, time};
 use crate::cli::{self, RestoreArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    FetchCommand, Fetched, LocalWal, MARKER_FILE, PASSPHRASE_VARIABLE, Phase, Pin, Plan, Preview, Request,
-    RestoreOptions, RestoreProgress, RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan,
-    preview, push,
+    Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress, RestoreReport,
+    Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
 use serde::Serialize;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -107,37 +107,6 @@ fn request(args: &RestoreArgs, clock: &Clock) -> Result<Request> {
             cli::TargetAction::Shutdown => TargetAction::Shutdown,
         },
     })
-}
-
-/// What the restored server will run. Secrets stay in the environment or in the configuration file.
-fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
-    let executable = std::env::current_exe()
-        .map_err(|error| Error::new(Kind::Local, "cannot find the path of this program").because(error))?;
-    let mut arguments = Vec::new();
-    let mut reads = Vec::new();
-    if let Some(file) = &settings.file {
-        let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
-        arguments.extend(["--config".to_owned(), path.display().to_string()]);
-        reads.push(path);
-    }
-    let repo = settings.repo()?;
-    if let Some(path) = repo.strip_prefix("file://") {
-        reads.push(PathBuf::from(path));
-    }
-    arguments.extend(["--repo".to_owned(), repo.to_owned(), "--cluster".to_owned(), settings.cluster.clone()]);
-    if let Some(file) = &settings.encryption.identity_file {
-        let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
-        arguments.extend(["--identity".to_owned(), path.display().to_string()]);
-        reads.push(path);
-    }
-    let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };
-    command.take_environment(std::env::vars());
-    if let Some(file) = &settings.encryption.identity_file
-        && keys::needs_passphrase(file)?
-    {
-        command.need_secret(PASSPHRASE_VARIABLE);
-    }
-    Ok(command)
 }
 
 /// The plan, with what would become of what is there.
