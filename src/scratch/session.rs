@@ -9,10 +9,15 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 pub struct Session(Client);
 
 impl Session {
-    /// Connects as `postgres` through the socket in `sockets`.
-    pub(super) async fn open(sockets: &Path, port: u16, database: &str) -> Result<Session, tokio_postgres::Error> {
+    /// Connects as `user` through the socket in `sockets`.
+    pub(super) async fn open(
+        sockets: &Path,
+        port: u16,
+        user: &str,
+        database: &str,
+    ) -> Result<Session, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(sockets).port(port).user("postgres").dbname(database).application_name("seawall scratch");
+        config.host_path(sockets).port(port).user(user).dbname(database).application_name("seawall scratch");
         let (client, connection) = config.connect(NoTls).await?;
         // Ends by itself with the client, and then says good-bye to the server; what breaks it is seen by the client.
         drop(runtime::spawn(connection));
