@@ -11,7 +11,7 @@ const MOST_LINES: usize = 800;
 const BASE: [&str; 4] = ["wal", "error", "runtime", "metrics"];
 
 /// What each module above the base may import besides the base and itself. A star is everything.
-const ABOVE: [(&str, &[&str]); 16] = [
+const ABOVE: [(&str, &[&str]); 17] = [
     ("codec", &[]),
     ("postgres", &[]),
     ("store", &[]),
@@ -23,6 +23,7 @@ const ABOVE: [(&str, &[&str]); 16] = [
     ("verify", &["codec", "store", "repository", "history", "restore"]),
     ("scratch", &[]),
     ("recovery", &["codec", "store", "repository", "history", "restore", "scratch"]),
+    ("drill", &["codec", "store", "repository", "history", "restore", "scratch", "recovery"]),
     ("http", &[]),
     ("commands", &["*"]),
     ("config", &["*"]),

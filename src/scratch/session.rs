@@ -2,8 +2,13 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
+use futures_util::TryStreamExt;
 use std::path::Path;
+use std::pin::pin;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// The values of a row, as PostgreSQL writes them.
+pub(super) type Row = Vec<Option<String>>;
 
 /// An open connection; closed when dropped.
 pub struct Session(Client);
@@ -29,15 +34,39 @@ impl Session {
     ///
     /// # Errors
     /// [`Kind::Postgres`] with the server's message, or if the connection broke.
-    pub async fn sql(&self, statements: &str) -> Result<Vec<Vec<Option<String>>>> {
-        let answers = self.0.simple_query(statements).await.map_err(|error| {
-            let start: String = statements.chars().take(200).collect();
-            Error::new(Kind::Postgres, format!("the scratch server did not run `{start}`")).because(error)
-        })?;
-        let rows = answers.iter().filter_map(|answer| match answer {
-            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
-            _ => None,
-        });
-        Ok(rows.collect())
+    pub async fn sql(&self, statements: &str) -> Result<Vec<Row>> {
+        let answers = self.0.simple_query(statements).await.map_err(|error| refused(statements, error))?;
+        Ok(answers.iter().filter_map(values).collect())
     }
+
+    /// As [`Session::sql`], with no more than the first rows: where there are more, the statement is cancelled.
+    ///
+    /// # Errors
+    /// As [`Session::sql`].
+    pub async fn first_rows(&self, statements: &str, limit: usize) -> Result<Vec<Row>> {
+        let answers = self.0.simple_query_raw(statements).await.map_err(|error| refused(statements, error))?;
+        let (mut answers, mut rows) = (pin!(answers), Vec::new());
+        while let Some(answer) = answers.try_next().await.map_err(|error| refused(statements, error))? {
+            rows.extend(values(&answer));
+            if rows.len() >= limit {
+                // It may have ended meanwhile; what it still sends is passed over.
+                let _ = self.0.cancel_token().cancel_query(NoTls).await;
+                break;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// The values of a row; `None` for anything else that a server answers.
+fn values(answer: &SimpleQueryMessage) -> Option<Row> {
+    match answer {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        _ => None,
+    }
+}
+
+fn refused(statements: &str, error: tokio_postgres::Error) -> Error {
+    let start: String = statements.chars().take(200).collect();
+    Error::new(Kind::Postgres, format!("the scratch server did not run `{start}`")).because(error)
 }
