@@ -639,9 +639,10 @@ Ends with 7 if there is a problem, and with 0 if there is none, or nothing but n
   seawall drill --config /etc/seawall.toml --scratch /srv/scratch --json
   seawall drill --config /etc/seawall.toml --to '1 hour ago' --keep
 
-Needs PostgreSQL of the cluster's version on this machine. Touches nothing outside of its own directory, called
-seawall-drill-XXXXXX, and of /tmp/seawall-XXXXXX with the server's socket; both go at the end. What a drill that was
-killed has left is removed by hand. Ends with 11 if anything failed; the report is in the repository either way.",
+Needs PostgreSQL of the cluster's version on this machine. Touches nothing outside of its own
+directory, called seawall-drill-XXXXXX, and of /tmp/seawall-XXXXXX with the server's socket; both go
+at the end. What a drill that was killed has left is removed by hand. Ends with 11 if anything
+failed; the report is in the repository either way.",
     ),
     ("index", "  seawall index --repo s3://backups/shop\n  seawall index --config /etc/seawall.toml --json"),
     (

@@ -19,7 +19,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use support::postgres::{DEBIAN, programs, scratch_directory};
+use std::process::Command;
+use support::postgres::{DEBIAN, programs, scratch_directory, tool};
 use support::program::Seawall;
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
@@ -262,11 +263,15 @@ async fn neither_the_superusers_name_nor_settings_nor_a_missing_database_are_in_
     wait_for("the archiver to have stored everything", PATIENCE, settled).await;
     // When it is drilled
     let drill = Drill::of(&scene);
-    let configuration =
-        "[[drill.check]]\nname = \"who\"\ndatabase = \"shop\"\nsql = \"SELECT session_user = 'the \\\"chief'\"\n";
+    let configuration = "[[drill.check]]\nname = \"who\"\ndatabase = \"shop\"\nsql = \"SELECT session_user = 'the \\\"chief'\"\n\
+        [[drill.check]]\nname = \"private\"\ndatabase = \"shop\"\nsql = \"SELECT string_agg(setting, ',' ORDER BY name) = 'off,,0,128MB' \
+        FROM (SELECT name, current_setting(name) AS setting FROM pg_settings WHERE name IN \
+        ('archive_mode', 'listen_addresses', 'max_logical_replication_workers', 'shared_buffers')) AS it\"\n";
     let report = drill.passes(configuration, &[]).await;
-    // Then it is let in as whoever that is
-    assert_eq!((check(&report, "who").0, check(&report, "amcheck").0), ("passed", "passed"), "{report:#}");
+    // Then it is let in as whoever that is, and keeps to itself
+    for name in ["who", "private", "amcheck"] {
+        assert_eq!(check(&report, name).0, "passed", "{name}: {report:#}");
+    }
     drop((archiver, helper));
     connection.await.unwrap().unwrap();
 }
@@ -298,7 +303,12 @@ async fn a_drill_that_is_told_to_stop_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_report_is_kept_and_shown() {
     let scene = Scene::new(15, &[]).await;
-    drop(scene.archived().await);
+    let archiver = scene.archived().await;
+    let moment = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')";
+    let before = scene.server.value(moment).await;
+    scene.server.sql("INSERT INTO told VALUES (1)").await.unwrap();
+    scene.settle().await;
+    drop(archiver);
     let status = async || {
         let text = scene.seawall(&["status", "--json"]).run_ok().await.stdout;
         serde_json::from_str::<Value>(&text).unwrap()["last_drill_passed"].clone()
@@ -308,6 +318,7 @@ async fn the_report_is_kept_and_shown() {
     let drill = Drill::of(&scene);
     let passed = drill.passes("[drill]\nrpo = \"1h\"\n", &[]).await;
     assert_eq!(status().await, true);
+    assert!(passed["recovered_at"].as_str().unwrap() > before.as_str(), "the last row is not in {passed:#}");
     // Then an archiver that starts shows it
     let archiver = scene.archiver().await;
     let shown = wait_for("the drill to be shown", PATIENCE, async || {
@@ -323,4 +334,34 @@ async fn the_report_is_kept_and_shown() {
     assert_eq!(status().await, false);
     // and no verification minds them
     scene.seawall(&["verify"]).run_ok().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
+    let scene = Scene::new(15, &[]).await;
+    let _archiver = scene.archived().await;
+    scene.server.sql("INSERT INTO told VALUES (7)").await.unwrap();
+    scene.settle().await;
+    let before = scene.server.value("SELECT pg_current_wal_lsn()").await;
+    scene.server.sql("INSERT INTO told VALUES (8)").await.unwrap();
+    scene.settle().await;
+    // When a position is drilled, and what came back is to stay
+    let drill = Drill::of(&scene);
+    let output = drill.command("", &["--to-lsn", &before, "--keep"]).run_ok().await.stdout;
+    let told = |label: &str| {
+        let line = output.lines().find_map(|line| line.trim_start().strip_prefix(label));
+        line.unwrap_or_else(|| panic!("no line {label:?} in:\n{output}")).trim().to_owned()
+    };
+    // Then it is there, as it was at that position
+    let conninfo = told("restored ").trim_start_matches("psql ").trim_matches('\'').to_owned();
+    let psql = tool("psql").args(["-XAtc", "SELECT max(id) FROM told", &conninfo]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&psql.stdout).trim(), "7", "{psql:?}");
+    // and goes as is said
+    let run =
+        |line: &str| assert!(Command::new("sh").args(["-ec", line]).status().unwrap().success(), "`{line}` failed");
+    run(&told("to stop it "));
+    wait_for("the server to stop", PATIENCE, async || servers_below(drill.scratch.path()).is_empty().then_some(()))
+        .await;
+    run(&told("to remove it all "));
+    drill.assert_nothing_is_left();
 }

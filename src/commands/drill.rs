@@ -57,11 +57,10 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
             return Err(error);
         }
     };
-    match document.failures.len() {
-        0 => Ok(()),
-        _ => Err(Error::new(Kind::Failed, format!("the drill did not pass: {}", document.failures.join("; ")))
-            .hint("docs/operations.md says what to do about which; the report is in the repository.")),
-    }
+    let Some((first, others)) = document.failures.split_first() else { return Ok(()) };
+    let more = if others.is_empty() { String::new() } else { format!("; and {} more", others.len()) };
+    Err(Error::new(Kind::Failed, format!("the drill did not pass: {first}{more}"))
+        .hint("The report is in the repository. With --keep, the server stays for a look around."))
 }
 
 fn interrupted() -> Error {
@@ -165,9 +164,7 @@ fn in_words(document: &DrillDocument) -> String {
             line(label, format!("{verdict}: {measured}, the target is {}", length(target_seconds)));
         }
     }
-    line(
-        "result",
-        if document.passed { "passed".to_owned() } else { format!("FAILED: {}", document.failures.join("; ")) },
-    );
+    line("result", if document.passed { "passed" } else { "FAILED" }.to_owned());
+    document.failures.iter().for_each(|failure| line("", failure.clone()));
     text
 }

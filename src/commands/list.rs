@@ -347,8 +347,11 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let drill = match &drill {
         None => "none: run `seawall drill`".to_owned(),
         Some(drill) => {
-            let result =
-                if drill.passed { "passed".to_owned() } else { format!("FAILED: {}", drill.failures.join("; ")) };
+            let result = if drill.passed {
+                "passed".to_owned()
+            } else {
+                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or_default())
+            };
             format!("{}, {result}", print::age(drill.ended_at, clock.now()))
         }
     };

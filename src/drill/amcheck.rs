@@ -7,8 +7,10 @@ use crate::scratch::{Server, Session};
 /// Where the extension goes in a database that does not have it; the server is thrown away.
 const SCHEMA: &str = "seawall_drill";
 
-/// What is wrong with one relation is told so often at most.
+/// What is wrong with one relation is told so often at most,
 const TOLD_MAX: usize = 3;
+/// and what is wrong with all of them: a broken disk may have broken every one.
+const TOLD_OF_ALL_MAX: usize = 100;
 
 /// Checks every index (B-tree) and table of every database that lets anybody in.
 pub(super) async fn run(server: &Server) -> Verdict {
@@ -21,7 +23,7 @@ pub(super) async fn run(server: &Server) -> Verdict {
             Ok(false) => {
                 return Ok(Answer::Skipped("the extension amcheck is not installed on this machine".to_owned()));
             }
-            Err(error) => sum.wrong.push(format!("database {database}: {error}")),
+            Err(error) => sum.tell(format!("database {database}: {error}")),
         }
     }
     match sum.wrong.is_empty() {
@@ -44,6 +46,14 @@ struct Sum {
     wrong: Vec<String>,
 }
 
+impl Sum {
+    fn tell(&mut self, wrong: String) {
+        if self.wrong.len() < TOLD_OF_ALL_MAX {
+            self.wrong.push(wrong);
+        }
+    }
+}
+
 /// False if this machine does not have the extension.
 async fn in_database(server: &Server, database: &str, sum: &mut Sum) -> Result<bool> {
     let session = server.connect(database).await?;
@@ -62,7 +72,7 @@ async fn in_database(server: &Server, database: &str, sum: &mut Sum) -> Result<b
         sum.indexes += 1;
         let check = format!("SELECT {schema}.bt_index_check({oid}::oid::regclass, true)");
         if let Err(error) = session.sql(&check).await {
-            sum.wrong.push(format!("database {database}, index {name}: {}", reason(&error)));
+            sum.tell(format!("database {database}, index {name}: {}", reason(&error)));
         }
     }
     if server.programs().version < 14 {
@@ -77,9 +87,9 @@ async fn in_database(server: &Server, database: &str, sum: &mut Sum) -> Result<b
         match session.sql(&check).await {
             Ok(rows) => {
                 let told = rows.into_iter().filter_map(|row| row.into_iter().next().flatten());
-                sum.wrong.extend(told.map(|told| format!("database {database}, table {name}: {told}")));
+                told.for_each(|told| sum.tell(format!("database {database}, table {name}: {told}")));
             }
-            Err(error) => sum.wrong.push(format!("database {database}, table {name}: {}", reason(&error))),
+            Err(error) => sum.tell(format!("database {database}, table {name}: {}", reason(&error))),
         }
     }
     Ok(true)

@@ -27,8 +27,9 @@ pub(super) async fn state(server: &Server, plan: &Plan) -> Result<State, Vec<Str
     let lsn = lsn.ok_or_else(|| vec!["the server does not say how far it replayed".to_owned()])?;
     let replayed =
         value(2).and_then(|text| text.parse().ok()).and_then(|micros| Timestamp::from_microsecond(micros).ok());
+    // The server does not count the transaction at whose record it was told to stop (`recoveryStopsAfter`).
     let planned = plan.last_transaction.map(|transaction| transaction.time);
-    Ok(State { lsn, last_transaction: replayed.or(planned), is_in_recovery: value(0) == Some("t") })
+    Ok(State { lsn, last_transaction: replayed.max(planned), is_in_recovery: value(0) == Some("t") })
 }
 
 impl State {

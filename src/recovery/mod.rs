@@ -6,7 +6,7 @@ mod in_place;
 mod settings;
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::Repository;
+use crate::repository::{BackupTablespace, Repository};
 use crate::restore::{self, FetchCommand, LocalWal, Plan, RestoreOptions, RestoreProgress, RestoreReport, Stop};
 use crate::runtime;
 use crate::scratch::{Programs, Server, ServerOptions, Unprivileged};
@@ -64,7 +64,9 @@ pub async fn recover(
             Error::new(Kind::Refused, cannot).hint("`seawall restore --dry-run` says why. Choose an earlier target.")
         );
     }
-    let has_in_place = !plan.creates.is_empty();
+    let is_redirected = !plan.creates.is_empty();
+    let is_in_place = |tablespace: &BackupTablespace| !Path::new(&tablespace.location).is_absolute();
+    let has_in_place = is_redirected || plan.tablespaces.iter().any(is_in_place);
     let user = Unprivileged::find()?;
     let command =
         FetchCommand { executable: user.runnable(&options.command.executable, directory)?, ..options.command };
@@ -72,7 +74,7 @@ pub async fn recover(
     let absolute = plan.tablespaces.iter().filter(|tablespace| Path::new(&tablespace.location).is_absolute());
     let restore_options = RestoreOptions {
         databases: options.databases,
-        wal: if has_in_place { LocalWal::All } else { options.wal },
+        wal: if is_redirected { LocalWal::All } else { options.wal },
         tablespace_map: absolute.map(|it| ((&it.location).into(), elsewhere(it.oid))).collect(),
         owner: Uid::effective().is_root().then(|| user.name().to_owned()),
         ..RestoreOptions::new(directory.join("data"), command)
