@@ -143,3 +143,70 @@ impl Repository {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Layout;
+    use super::*;
+    use crate::codec::Compression;
+    use crate::store::{MemoryStore, Store};
+    use crate::wal::SegmentSize;
+    use std::sync::Arc;
+
+    fn document(ended_at: &str, failures: &[&str]) -> DrillDocument {
+        let ended_at: Timestamp = ended_at.parse().unwrap();
+        DrillDocument {
+            format: super::super::FORMAT_VERSION,
+            system_identifier: 7,
+            postgres_version: 150_018,
+            started_at: ended_at,
+            ended_at,
+            passed: failures.is_empty(),
+            failures: failures.iter().map(|failure| (*failure).to_owned()).collect(),
+            target: "the end of the archive".to_owned(),
+            backup: BackupId::at(ended_at, 0),
+            timeline: TimelineId(1),
+            durable_lsn: Lsn(0x16_B374_D848),
+            durable_at: None,
+            recovered_lsn: Some(Lsn(0x16_B374_D848)),
+            recovered_at: Some(ended_at),
+            plan_seconds: 0.5,
+            restored_bytes: 1 << 30,
+            restore_seconds: 10.25,
+            replayed_bytes: 1 << 20,
+            replay_seconds: 1.5,
+            recovery_seconds: Some(12.25),
+            rto: Some(Objective::new(10.0, Some(12.25))),
+            rpo: Some(Objective::new(10.0, None)),
+            checks: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_newest_is_found_and_two_of_one_second_have_two_names() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
+        let repository = Repository { store: store.clone(), layout: layout.clone() };
+        let writer = Writer::new(store, layout.clone(), 7);
+        assert_eq!(repository.last_drill().await.unwrap(), None);
+        // Given two drills that end in one second, and one of the day before that is stored last
+        let first = document("2026-11-20T14:03:00.25Z", &[]);
+        let second = document("2026-11-20T14:03:00.75Z", &["orders: gave f, and not true"]);
+        let earlier = document("2026-11-19T14:03:00Z", &[]);
+        let mut names = Vec::new();
+        for document in [&first, &second, &earlier, &second] {
+            names.push(layout.name(&writer.store_drill(document).await.unwrap()));
+        }
+        // Then each has a name, the same one again, and the last to end is the last
+        let name = |time: &str| format!("main/drills/{time}.json");
+        let expected = ["20261120T140300Z", "20261120T140301Z", "20261119T140300Z", "20261120T140301Z"].map(name);
+        assert_eq!(names, expected);
+        assert_eq!(repository.last_drill().await.unwrap(), Some(second));
+    }
+
+    #[test]
+    fn a_target_is_met_only_by_what_was_measured() {
+        assert!(Objective::new(10.0, Some(10.0)).met);
+        assert!(!Objective::new(10.0, Some(10.5)).met && !Objective::new(10.0, None).met);
+    }
+}
