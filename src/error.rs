@@ -30,13 +30,15 @@ pub enum Kind {
     Local,
     /// Somebody else is at it: wait or stop the other.
     Busy,
+    /// A drill did not pass: look at what its report names.
+    Failed,
     /// A defect of Seawall: report it.
     Internal,
 }
 
 impl Kind {
     /// Every kind, in the order of the exit codes.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Usage,
         Kind::Config,
         Kind::Postgres,
@@ -46,6 +48,7 @@ impl Kind {
         Kind::Diverged,
         Kind::Local,
         Kind::Busy,
+        Kind::Failed,
         Kind::Internal,
     ];
 
@@ -61,6 +64,7 @@ impl Kind {
             Kind::Diverged => 8,
             Kind::Local => 9,
             Kind::Busy => 10,
+            Kind::Failed => 11,
             Kind::Internal => 70,
         }
     }

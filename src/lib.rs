@@ -9,6 +9,7 @@ pub mod cli;
 pub mod codec;
 pub mod commands;
 pub mod config;
+pub mod drill;
 pub mod error;
 pub mod extract;
 pub mod history;

@@ -101,6 +101,33 @@ struct Inner {
     last_backup_duration: Gauge,
     last_backup_damaged: IntGauge,
     last_backup_rejected_pages: IntGauge,
+
+    drill_timestamp: GaugeVec,
+    drill_success: GaugeVec,
+    drill_recovery_seconds: GaugeVec,
+    drill_recovered_lsn: GaugeVec,
+    drill_recovered_timestamp: GaugeVec,
+    drill_rto_met: GaugeVec,
+    drill_rpo_met: GaugeVec,
+}
+
+/// What the last drill found.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct LastDrill {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// Nothing failed.
+    pub passed: bool,
+    /// What recovery took, if it came to its end.
+    pub recovery_seconds: Option<f64>,
+    /// How far the server replayed.
+    pub recovered_lsn: Option<Lsn>,
+    /// The end of the last transaction in it.
+    pub recovered_at: Option<Timestamp>,
+    /// Recovery was as quick as it was to be; `None`: no target was set.
+    pub rto_met: Option<bool>,
+    /// What was stored was as young as it was to be; `None`: no target was set.
+    pub rpo_met: Option<bool>,
 }
 
 impl fmt::Debug for Metrics {
@@ -304,6 +331,37 @@ impl Metrics {
                 "seawall_last_backup_rejected_pages",
                 "Pages in it that are not as PostgreSQL writes them.",
             )?,
+            drill_timestamp: build.gauges(
+                "seawall_drill_timestamp_seconds",
+                &[],
+                "When the last drill ended; absent, as all of these, if there was none. Looked up once an hour.",
+            )?,
+            drill_success: build.gauges("seawall_drill_success", &[], "1 if the last drill passed, else 0.")?,
+            drill_recovery_seconds: build.gauges(
+                "seawall_drill_recovery_seconds",
+                &[],
+                "What recovery took in it, from the decision to a server that takes writes; absent if it did not come so far.",
+            )?,
+            drill_recovered_lsn: build.gauges(
+                "seawall_drill_recovered_lsn_bytes",
+                &[],
+                "How far its server replayed, as a position in bytes; absent if it did not come up.",
+            )?,
+            drill_recovered_timestamp: build.gauges(
+                "seawall_drill_recovered_timestamp_seconds",
+                &[],
+                "The end of the last transaction that it replayed; absent if there was none.",
+            )?,
+            drill_rto_met: build.gauges(
+                "seawall_drill_rto_met",
+                &[],
+                "1 if recovery took no longer than `drill.rto`, else 0; absent without that.",
+            )?,
+            drill_rpo_met: build.gauges(
+                "seawall_drill_rpo_met",
+                &[],
+                "1 if what was stored was no older than `drill.rpo`, else 0; absent without that.",
+            )?,
             registry: build.registry,
             definitions: build.definitions,
         };
@@ -392,12 +450,21 @@ impl Metrics {
                 }
             }
         }
-        let show = |gauge: &GaugeVec, value: Option<f64>| match value {
-            Some(value) => gauge.with_label_values::<&str>(&[]).set(value),
-            None => gauge.reset(),
-        };
         show(&self.0.slot_safe_bytes, safe_wal_bytes.map(|bytes| bytes as f64));
         show(&self.0.slot_retained_bytes, retained_bytes.map(|bytes| bytes as f64));
+    }
+
+    /// What the last drill found.
+    pub fn set_last_drill(&self, drill: &LastDrill) {
+        let (inner, seconds) = (&self.0, |at: Timestamp| at.as_millisecond() as f64 / 1e3);
+        let flag = |met: bool| f64::from(u8::from(met));
+        show(&inner.drill_timestamp, Some(seconds(drill.ended_at)));
+        show(&inner.drill_success, Some(flag(drill.passed)));
+        show(&inner.drill_recovery_seconds, drill.recovery_seconds);
+        show(&inner.drill_recovered_lsn, drill.recovered_lsn.map(|lsn| lsn.0 as f64));
+        show(&inner.drill_recovered_timestamp, drill.recovered_at.map(seconds));
+        show(&inner.drill_rto_met, drill.rto_met.map(flag));
+        show(&inner.drill_rpo_met, drill.rpo_met.map(flag));
     }
 
     /// A hole waits for a base backup that begins behind it.
@@ -497,6 +564,14 @@ fn unix_seconds(at: Timestamp) -> f64 {
     at.as_millisecond() as f64 / 1e3
 }
 
+/// A gauge that is absent while its value is not known.
+fn show(gauge: &GaugeVec, value: Option<f64>) {
+    match value {
+        Some(value) => gauge.with_label_values::<&str>(&[]).set(value),
+        None => gauge.reset(),
+    }
+}
+
 /// `docs/metrics.md`.
 ///
 /// # Errors
@@ -525,6 +600,8 @@ pub fn document() -> Result<String> {
          | pages that may be damaged | `seawall_last_backup_rejected_pages > 0` |\n\
          | moments that cannot be restored | `seawall_gaps > 0` |\n\
          | nothing new can be restored | `seawall_backup_needed > 0` |\n\
+         | a drill failed | `seawall_drill_success == 0` |\n\
+         | no drill for a month | `time() - seawall_drill_timestamp_seconds > 31 * 86400` |\n\
          | WAL is about to be lost | `seawall_slot_wal_status{status=\"unreserved\"} == 1 or \
          seawall_slot_safe_wal_bytes < 5e9` |\n\
          | two clusters under one name: `run` ends (exit code 8) | `up{job=\"seawall\"} == 0` |\n\

@@ -325,7 +325,7 @@ async fn replay_never_creates_a_tablespace_where_something_lives() {
     std::fs::create_dir(&live).unwrap();
     std::fs::write(live.join("PG_15_202209061"), "the live cluster's").unwrap();
     let mut plan = invented.plan().await;
-    let creates = |path: &Path| vec![NewTablespacePath { oid: 17_000, path: path.display().to_string() }];
+    let creates = |path: &Path| vec![NewTablespacePath { oid: 17_000, path: path.display().to_string(), lsn: Lsn(0) }];
     plan.creates = creates(&live);
     let error = restore(&invented, &plan, &options(&place.data)).await.unwrap_err();
     assert!(error.kind() == Kind::Refused && error.to_string().contains("would destroy"), "{error}");

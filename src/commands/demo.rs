@@ -237,7 +237,8 @@ impl Story<'_> {
             command,
             databases: Vec::new(),
             wal: LocalWal::None,
-            settings: Vec::new(),
+            // As the source's: nothing to lose in a power cut.
+            settings: vec![("fsync".to_owned(), "off".to_owned())],
         };
         let (progress, _) = watch::channel(RestoreProgress::default());
         let directory = self.place.path().join("restored");

@@ -50,6 +50,11 @@ pub fn describe(kind: Kind) -> (&'static str, &'static str, &'static str) {
             "Correct it and run the command again.",
         ),
         Kind::Busy => ("busy", "somebody else is at it", "Wait, or stop the other."),
+        Kind::Failed => (
+            "failed",
+            "a drill did not pass: recovery or a check failed, or a target was missed",
+            "Look at what its report names, before there is a disaster.",
+        ),
         Kind::Internal => ("internal", "a defect of Seawall", "Please report it with the message."),
     }
 }

@@ -275,6 +275,8 @@ struct Status {
     holes: usize,
     backup_needed: bool,
     damaged_backups: usize,
+    last_drill_at: Option<Timestamp>,
+    last_drill_passed: Option<bool>,
 }
 
 /// Prints how the archive stands against the server.
@@ -283,6 +285,9 @@ struct Status {
 /// If the repository cannot be read; a server that is away is part of the answer.
 pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let report = read(&settings).await?;
+    let (repository, _) = parts::repository(&settings).await?;
+    // Nothing depends on it: a report that cannot be read must not hide the rest.
+    let drill = repository.last_drill().await.ok().flatten();
     let newest = report.backups.iter().rfind(|window| !window.findings.damaged && window.broken.is_none());
     let damaged = report.backups.iter().filter(|window| window.findings.damaged).count();
     let server = match parts::connect(&settings).await {
@@ -306,6 +311,8 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         holes: report.lost_wal.len(),
         backup_needed: report.backup_needed,
         damaged_backups: damaged,
+        last_drill_at: drill.as_ref().map(|drill| drill.ended_at),
+        last_drill_passed: drill.as_ref().map(|drill| drill.passed),
     };
     if as_json {
         return print::stdout(&print::json(&status)?);
@@ -337,8 +344,19 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
             "damaged        {damaged} of the base backups, which no restore uses unless it is named: see `seawall list`\n"
         ),
     };
+    let drill = match &drill {
+        None => "none: run `seawall drill`".to_owned(),
+        Some(drill) => {
+            let result = if drill.passed {
+                "passed".to_owned()
+            } else {
+                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or_default())
+            };
+            format!("{}, {result}", print::age(drill.ended_at, clock.now()))
+        }
+    };
     print::stdout(&format!(
-        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\n{damaged}",
+        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\nlast drill     {drill}\n{damaged}",
         status.cluster,
         restorable_to,
         match (status.holes, status.backup_needed) {

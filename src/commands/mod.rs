@@ -6,6 +6,8 @@ mod before_drop;
 mod check;
 mod completions;
 mod demo;
+mod drill;
+mod drills;
 pub mod exit;
 mod extract;
 mod fetch_command;
@@ -49,6 +51,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::Extract(args) => Box::pin(extract::run(args, settings)).await?,
         Command::History(args) => Box::pin(history::history(args, &common, settings)).await?,
         Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
+        Command::Drill(args) => Box::pin(drill::drill(args, settings)).await?,
         Command::Index(args) => Box::pin(index::index(args.json.json, settings)).await?,
         Command::WalFetch(args) => return restore::wal_fetch(&args, settings).await,
         Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,

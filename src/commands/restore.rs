@@ -46,11 +46,7 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let options = RestoreOptions {
         delta: args.delta,
         databases: args.databases.clone(),
-        wal: match args.wal {
-            None => LocalWal::None,
-            Some(WalWithFiles::Prefetch) => LocalWal::First,
-            Some(WalWithFiles::Now) => LocalWal::All,
-        },
+        wal: local_wal(args.wal),
         tablespace_map: args.tablespace_maps.iter().map(|map| (map.old.clone(), map.new.clone())).collect(),
         owner: args.owner.clone(),
         ..RestoreOptions::new(args.into.clone(), fetch_command(&settings)?)
@@ -86,32 +82,45 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
 pub(super) fn request(args: &TargetArgs, action: TargetAction, says: bool, clock: &Clock) -> Result<Request> {
     let target = match args.target() {
         cli::Target::End => Target::End,
-        cli::Target::Time(text) => {
-            let moment = time::parse_moment(&text, &time::local_now(clock))?;
-            // Said back in full, whatever becomes of it: a moment misread is a restore gone wrong.
-            if says {
-                print::stdout(&format!("to {moment}\n"))?;
-            }
-            Target::Time(moment.at)
-        }
+        cli::Target::Time(text) => moment(&text, clock, !says)?,
         cli::Target::Lsn(lsn) => Target::Lsn(lsn),
         // What SQL shows has the epoch in its upper half; WAL has the lower one.
         cli::Target::Xid(xid) => Target::Xid((xid & 0xFFFF_FFFF) as u32),
         cli::Target::Name(name) => Target::Name(name),
     };
-    let backup = args.backup.as_deref().map(|text| {
-        BackupId::parse(text).ok_or_else(|| {
-            Error::new(Kind::Usage, format!("{text:?} is not the name of a base backup"))
-                .hint("`seawall list` shows them; one looks like 20261120T140300Z.")
-        })
-    });
     Ok(Request {
         target,
         exclusive: args.to_exclusive,
-        backup: backup.transpose()?,
+        backup: args.backup.as_deref().map(backup).transpose()?,
         timeline: args.timeline.map(TimelineId),
         action,
     })
+}
+
+/// A moment as it was typed; said back in full, whatever becomes of it: a moment misread is a restore gone wrong.
+pub(super) fn moment(text: &str, clock: &Clock, as_json: bool) -> Result<Target> {
+    let moment = time::parse_moment(text, &time::local_now(clock))?;
+    if !as_json {
+        print::stdout(&format!("to {moment}\n"))?;
+    }
+    Ok(Target::Time(moment.at))
+}
+
+/// The name of a base backup, as it was typed.
+pub(super) fn backup(text: &str) -> Result<BackupId> {
+    BackupId::parse(text).ok_or_else(|| {
+        Error::new(Kind::Usage, format!("{text:?} is not the name of a base backup"))
+            .hint("`seawall list` shows them; one looks like 20261120T140300Z.")
+    })
+}
+
+/// How much of the WAL is fetched along with the files.
+pub(super) fn local_wal(wanted: Option<WalWithFiles>) -> LocalWal {
+    match wanted {
+        None => LocalWal::None,
+        Some(WalWithFiles::Prefetch) => LocalWal::First,
+        Some(WalWithFiles::Now) => LocalWal::All,
+    }
 }
 
 /// The plan, with what would become of what is there.
@@ -162,7 +171,7 @@ fn said(report: &RestoreReport, took: Duration) -> String {
     text
 }
 
-fn step(progress: &RestoreProgress) -> Step {
+pub(super) fn step(progress: &RestoreProgress) -> Step {
     let what = match progress.phase {
         Phase::Comparing => "comparing",
         Phase::Fetching => "restoring",

@@ -3,7 +3,7 @@
 use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
-use super::{keys, parts, signals};
+use super::{drills, keys, parts, signals};
 use crate::archive::{
     ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, Synchronous, keep_index,
 };
@@ -75,6 +75,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         told: Vec::new(),
     };
     services.start(names.run());
+    services.start(drills::follow(settings.clone(), store.clone(), metrics.clone()));
     let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
     services.start(Box::pin(backups.run()));
     if let Some(listener) = listener {

@@ -7,8 +7,10 @@ pub use keys::{KEYS, Key, Written, document, parse_duration};
 
 use crate::cli::{Cli, Command, LogFormat};
 use crate::codec::{Compression, Recipients};
+use crate::drill::SqlCheck;
 use crate::error::{Error, Kind, Result};
 use crate::store::{ServerSideEncryption, StoreOptions};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -44,6 +46,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// For `run` alone.
     pub run: RunSettings,
+    /// For `drill` alone.
+    pub drill: DrillSettings,
     /// How the repository's store is used.
     pub store: StoreOptions,
 }
@@ -70,6 +74,21 @@ pub struct RunSettings {
     pub backup_after_gap: bool,
 }
 
+/// For `drill` alone.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DrillSettings {
+    /// Where its directory is made; by default where temporary files are.
+    pub scratch: Option<PathBuf>,
+    /// How long a restore may take.
+    pub rto: Option<Duration>,
+    /// How old what is stored may be.
+    pub rpo: Option<Duration>,
+    /// Settings of its server, name and value.
+    pub settings: Vec<(String, String)>,
+    /// The operator's own checks.
+    pub checks: Vec<SqlCheck>,
+}
+
 impl fmt::Debug for Settings {
     /// Without `pg`, which may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,6 +101,7 @@ impl fmt::Debug for Settings {
             .field("encryption", &self.encryption)
             .field("log_format", &self.log_format)
             .field("run", &self.run)
+            .field("drill", &self.drill)
             .field("store", &self.store)
             .finish_non_exhaustive()
     }
@@ -145,6 +165,7 @@ impl Settings {
                 listen: None,
                 backup_after_gap: false,
             },
+            drill: DrillSettings::default(),
             store: StoreOptions::default(),
         };
         for key in KEYS {
@@ -180,6 +201,9 @@ impl Settings {
                 (Written::Words, DeValue::Array(words)) => {
                     let words: Option<Vec<&str>> = words.iter().map(|word| word.get_ref().as_str()).collect();
                     words.ok_or_else(|| bad("has the wrong type".to_owned()).hint(form(key)))?.join(" ")
+                }
+                (Written::Tables, DeValue::Array(tables)) => {
+                    tables_as_json(tables).ok_or_else(|| bad("has the wrong type".to_owned()).hint(form(key)))?
                 }
                 _ => return Err(bad("has the wrong type".to_owned()).hint(form(key))),
             };
@@ -218,6 +242,11 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         Command::Verify(args) => args.identity.file.as_deref(),
         Command::History(args) => args.identity.file.as_deref(),
         Command::WalFetch(args) => args.identity.file.as_deref(),
+        Command::Drill(args) => args.identity.file.as_deref(),
+        _ => None,
+    };
+    let scratch = match &cli.command {
+        Command::Drill(args) => args.scratch.as_deref(),
         _ => None,
     };
     let compression = match &cli.command {
@@ -243,6 +272,7 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
         ("--flush-interval", flush_interval),
         ("--treat-archived-as-applied", as_applied),
         ("--listen", listen),
+        ("--scratch", scratch),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
@@ -262,6 +292,18 @@ fn read(path: &Path) -> Result<(String, Metadata)> {
         return Err(unfit("is over a mebibyte long: that is no configuration"));
     }
     Ok((String::from_utf8(bytes).map_err(|_| unfit("is not UTF-8"))?, metadata))
+}
+
+/// Tables of texts, as JSON.
+fn tables_as_json(tables: &[Spanned<DeValue<'_>>]) -> Option<String> {
+    let table = |table: &Spanned<DeValue<'_>>| {
+        let entries = table.get_ref().as_table()?.iter();
+        let entry = |(name, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+            Some((format!("{}", name.get_ref()), value.get_ref().as_str()?.to_owned()))
+        };
+        entries.map(entry).collect::<Option<BTreeMap<String, String>>>()
+    };
+    serde_json::to_string(&tables.iter().map(table).collect::<Option<Vec<_>>>()?).ok()
 }
 
 /// Every value with its dotted name and place, in the order of the file.
@@ -301,6 +343,7 @@ fn unknown(name: &str, place: &str) -> Error {
 /// How a key is written, in a sentence.
 fn form(key: &Key) -> String {
     match key.name.split_once('.') {
+        Some(_) if key.written == Written::Tables => format!("It is written:\n{}", key.example),
         Some((section, name)) => format!("It is written {name} = {} under [{section}].", key.example),
         None => format!("It is written {} = {} before the first section.", key.name, key.example),
     }

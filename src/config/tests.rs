@@ -89,13 +89,39 @@ fn every_key_can_be_written_as_its_example() {
             section = place;
             text.push_str(&format!("[{place}]\n"));
         }
-        text.push_str(&format!("{name} = {}\n", key.example));
+        text.push_str(&match key.written {
+            Written::Tables => format!("{}\n", key.example),
+            _ => format!("{name} = {}\n", key.example),
+        });
     }
     let settings = Place::new().with_file(&text, 0o644).load("seawall --config FILE run").expect(&text);
     assert_eq!(settings.store.s3.sse, Some(ServerSideEncryption::Kms));
     assert_eq!(settings.store.s3.path_style, Some(true));
     assert_eq!(settings.store.s3.conditional_writes, Conditional::Head);
     assert_eq!(settings.log_format, LogFormat::Json);
+    assert_eq!((settings.drill.checks.len(), settings.drill.settings.len()), (1, 2));
+}
+
+#[test]
+fn a_drill_has_checks_with_names_of_their_own() {
+    let one = |name: &str| format!("[[drill.check]]\nname = \"{name}\"\nsql = \"SELECT true\"\n");
+    let load = |text: &str| Place::new().with_file(text, 0o644).load("seawall --config FILE drill");
+    let checks = load(&(one("a") + &one("b"))).expect("two").drill.checks;
+    assert_eq!((checks.len(), checks[0].database.as_str(), checks[1].name.as_str()), (2, "postgres", "b"));
+    for (text, says) in [
+        (one("a") + &one("a"), "taken"),
+        (one("amcheck"), "one of the drill's own"),
+        (one("a") + "databse = \"x\"\n", "databse"),
+        ("[[drill.check]]\nname = \"a\"\n".to_owned(), "sql"),
+        ("[[drill.check]]\nname = 7\nsql = \"\"\n".to_owned(), "wrong type"),
+        ("[drill.check]\nname = \"a\"\n".to_owned(), "wrong type"),
+        ("[drill]\nsettings = [\"jit\"]\n".to_owned(), "not name=value"),
+        ("[drill]\nrto = \"soon\"\n".to_owned(), "length of time"),
+    ] {
+        let error = load(&text).expect_err(&text);
+        assert_eq!(error.kind(), Kind::Config, "{text}: {error}");
+        assert!(error.to_string().contains(says) && error.to_string().contains("line "), "{text}: {error}");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! <cluster>/base/20261120T140300Z/backup_manifest.<32 digits>.lz4
 //! <cluster>/base/20261120T140300Z/backup.json
 //! <cluster>/base/20261120T140300Z/names.json.lz4
+//! <cluster>/drills/20261120T140300Z.json
 //! <cluster>/open/probe-<id>
 //! ```
 //!
@@ -148,6 +149,8 @@ pub enum Key {
     BackupManifest(BackupId, ContentDigest),
     /// A part of one of a base backup's tar streams.
     BackupPart(BackupId, PartName),
+    /// What a drill found that ended at this time, to the second.
+    Drill(Timestamp),
     /// A name to try the store with.
     Probe(String),
 }
@@ -246,6 +249,7 @@ impl Layout {
                 format!("{}backup_manifest.{digest}.{suffix}", self.backup_prefix(id))
             }
             Key::BackupPart(id, name) => format!("{}{name}.tar.{suffix}", self.backup_prefix(id)),
+            Key::Drill(time) => format!("{}{}.json", self.drills_prefix(), compact(*time)),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
     }
@@ -287,6 +291,7 @@ impl Layout {
                 let (directory, file) = rest.split_once('/')?;
                 self.parse_index_file(TimelineId::parse_hex(directory)?, file)
             }
+            "drills" => parse_compact(rest.strip_suffix(".json")?).map(Key::Drill),
             "base" => {
                 let (id, file) = rest.split_once('/')?;
                 parse_backup_file(BackupId::parse(id)?, file)
@@ -387,6 +392,11 @@ impl Layout {
     /// Where timelines' folders of tails are.
     pub fn open_root(&self) -> String {
         format!("{}/open/", self.cluster)
+    }
+
+    /// Where all that drills found is.
+    pub fn drills_prefix(&self) -> String {
+        format!("{}/drills/", self.cluster)
     }
 
     /// Where a timeline's tails are.
@@ -512,6 +522,7 @@ mod tests {
                 Key::BackupManifest(id.clone(), digest),
                 Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
                 Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
+                Key::Drill(time),
                 Key::Probe("0a1b".to_owned()),
             ];
             for key in keys {
@@ -525,7 +536,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base)/[0-9A-F./a-z-]{0,60}") {
+        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base|drills)/[0-9A-F./a-z-]{0,60}") {
             let name = format!("main/{rest}");
             if let Ok(key) = layout.parse(&name) {
                 prop_assert_eq!(layout.name(&key), name);

@@ -7,6 +7,7 @@ mod chain;
 mod cut_index;
 mod cut_walk;
 mod documents;
+mod drills;
 mod file_path;
 mod identity;
 pub mod incremental;
@@ -34,6 +35,7 @@ pub use documents::{
     BackupBegin, BackupDocument, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation, DeadBranchNote,
     FORMAT_VERSION, Findings, GapNote, Heartbeat, PART_BYTES_MAX, RejectedPage, WalNeed,
 };
+pub use drills::{DrillCheck, DrillDocument, Objective, Outcome};
 pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, NamesAt, ParseKeyError};

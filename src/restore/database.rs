@@ -13,7 +13,9 @@ pub(super) const SHARED_MAP: &str = "global/pg_filenode.map";
 /// `RELMAPPER_FILEMAGIC` (`relmapper.c`).
 const MAP_MAGIC: u32 = 0x0059_2717;
 /// `DatabaseRelationId` (`pg_database.h`).
-const PG_DATABASE: u32 = 1262;
+pub(super) const PG_DATABASE: u32 = 1262;
+/// `AuthIdRelationId` (`pg_authid.h`).
+pub(super) const PG_AUTHID: u32 = 1260;
 /// `FirstNormalObjectId` (`transam.h`): databases below came with the cluster.
 const FIRST_NORMAL: u32 = 16_384;
 /// `BLCKSZ`, as every packaged server is built.
@@ -24,7 +26,7 @@ const PAGE_BYTES: usize = 8192;
 /// replayed on a page of zeros it would end recovery (`XLogCheckInvalidPages`).
 pub(super) const IGNORE_INVALID_PAGES: &str = "ignore_invalid_pages";
 
-/// A version of a row in `pg_database`.
+/// A version of a row in `pg_database`, or in `pg_authid`, which begins as that does.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Row {
     pub(super) oid: u32,
@@ -42,16 +44,16 @@ pub struct Database {
     pub name: Option<String>,
 }
 
-/// The file of `pg_database`, by `pg_filenode.map` (`RelMapFile` in `relmapper.c`); `None` if it is not one.
-pub(super) fn catalogue_file(map: &[u8]) -> Option<String> {
+/// The file of a shared catalogue, by `pg_filenode.map` (`RelMapFile` in `relmapper.c`); `None` if that is not one.
+pub(super) fn catalogue_file(map: &[u8], catalogue: u32) -> Option<String> {
     let number = |at: usize| Some(u32::from_ne_bytes(map.get(at..at + 4)?.try_into().ok()?));
     let count = number(4).filter(|count| number(0) == Some(MAP_MAGIC) && *count <= 64)?;
     let entries = (0..count as usize).map(|index| 8 + 8 * index);
-    let found = entries.filter(|at| number(*at) == Some(PG_DATABASE)).find_map(|at| number(at + 4))?;
+    let found = entries.filter(|at| number(*at) == Some(catalogue)).find_map(|at| number(at + 4))?;
     Some(format!("global/{found}"))
 }
 
-/// Every row version in the pages of `pg_database` (`bufpage.h`, `htup_details.h`). A page that makes no sense has none.
+/// Every row version in the pages of such a catalogue (`bufpage.h`, `htup_details.h`). A page that makes no sense has none.
 pub(super) fn rows(heap: &[u8]) -> Vec<Row> {
     heap.chunks_exact(PAGE_BYTES).flat_map(|page| rows_of(page).unwrap_or_default()).collect()
 }
@@ -73,7 +75,7 @@ fn rows_of(page: &[u8]) -> Option<Vec<Row>> {
 /// `HEAP_XMAX_LOCK_ONLY` and `HEAP_XMAX_INVALID`: it was not deleted by whom its `xmax` names.
 const NOT_DELETED: u16 = 0x0080 | 0x0800;
 
-/// The tuple's header has 23 bytes; `pg_database` begins with its OID and the name's 64 bytes.
+/// The tuple's header has 23 bytes; the row begins with its OID and the name's 64 bytes.
 fn row(tuple: &[u8]) -> Option<Row> {
     let xmax = u32::from_ne_bytes(tuple.get(4..8)?.try_into().ok()?);
     let mask = u16::from_ne_bytes(tuple.get(20..22)?.try_into().ok()?);
@@ -158,8 +160,8 @@ impl Choice {
     }
 }
 
-/// The name of a database: that of the live row, or the only one that there is.
-fn name_of(oid: u32, rows: &[Row]) -> Option<String> {
+/// The name of a database or role: that of the live row, or the only one that there is.
+pub(super) fn name_of(oid: u32, rows: &[Row]) -> Option<String> {
     let names = |live: bool| -> BTreeSet<&String> {
         rows.iter().filter(|row| row.oid == oid && (row.is_live || !live)).map(|row| &row.name).collect()
     };
@@ -296,11 +298,12 @@ mod tests {
     fn the_map_leads_to_the_catalogue() {
         let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
         let map = words(&[MAP_MAGIC, 2, 1260, 77, PG_DATABASE, 78, 0, 0]);
-        assert_eq!(catalogue_file(&map).as_deref(), Some("global/78"));
+        assert_eq!(catalogue_file(&map, PG_DATABASE).as_deref(), Some("global/78"));
+        assert_eq!(catalogue_file(&map, PG_AUTHID).as_deref(), Some("global/77"));
         for broken in
             [words(&[7, 2, PG_DATABASE, 78]), words(&[MAP_MAGIC, 1, 1260, 77]), words(&[MAP_MAGIC, 99]), vec![]]
         {
-            assert_eq!(catalogue_file(&broken), None);
+            assert_eq!(catalogue_file(&broken, PG_DATABASE), None);
         }
     }
 
@@ -308,7 +311,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(mut heap in prop::collection::vec(any::<u8>(), PAGE_BYTES), lower in 0u16..9000) {
             heap[12..14].copy_from_slice(&lower.to_ne_bytes());
-            let _ = (rows(&heap), catalogue_file(&heap));
+            let _ = (rows(&heap), catalogue_file(&heap, PG_DATABASE));
         }
     }
 }

@@ -43,6 +43,7 @@ mod served;
 mod settings;
 mod spool;
 mod stored;
+mod superuser;
 mod survey;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -65,6 +66,7 @@ pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
 pub use spool::SPOOL_DIRECTORY;
+pub use superuser::superuser;
 pub use survey::{Found, Goal, NewTablespace, Survey};
 pub use wal_fetch::{Fetched, fetch};
 pub use wal_push::{Pushed, push};

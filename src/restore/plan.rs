@@ -123,6 +123,8 @@ pub struct NewTablespacePath {
     pub oid: u32,
     /// Its directory.
     pub path: String,
+    /// The first byte of the record that creates it.
+    pub lsn: Lsn,
 }
 
 /// What became of a candidate.
@@ -266,7 +268,7 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
         wal,
         requirements: requirements(document, survey),
         tablespaces: document.tablespaces.clone(),
-        creates: creates.map(|it| NewTablespacePath { oid: it.oid, path: it.path.clone() }).collect(),
+        creates: creates.map(|it| NewTablespacePath { oid: it.oid, path: it.path.clone(), lsn: it.lsn }).collect(),
         notes: notes(choice, candidate, survey, stop),
         document: BackupDocument { files: BackupFiles::default(), ..document.clone() },
         references: references

@@ -166,7 +166,7 @@ async fn choose_databases(
     }
     let document = stored::with_files(repository, &plan.document).await?;
     let map = read_file(repository, &document, manifest, SHARED_MAP).await?;
-    let catalogue = database::catalogue_file(&map)
+    let catalogue = database::catalogue_file(&map, database::PG_DATABASE)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("{SHARED_MAP} of the backup cannot be read")))?;
     let heap = read_file(repository, &document, manifest, &catalogue).await?;
     Choice::new(wanted, &database::rows(&heap), manifest.files.iter().map(|(_, path, _)| path)).map(Some)

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::error::SqlState;
 
 /// Where sockets go: a Unix socket's path has at most 107 bytes (`man 7 unix`), and every user can enter this directory.
 const SOCKETS_BELOW: &str = "/tmp";
@@ -23,6 +24,10 @@ const PORT_ATTEMPTS: usize = 8;
 const POLL: Duration = Duration::from_millis(20);
 /// A server that is not gone this long after it was told to stop will not go.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// Files of the server's configuration in our own directory.
+const HBA_FILE: &str = "pg_hba.conf";
+const IDENT_FILE: &str = "pg_ident.conf";
+const CONFIGURATION_FILE: &str = "postgresql.conf";
 /// The lines of the server's log that an error shows.
 const LOG_LINES: usize = 20;
 
@@ -38,12 +43,17 @@ pub struct ServerOptions {
     pub data_checksums: bool,
     /// Listens on 127.0.0.1 and a free port too, and lets everybody there in unless `hba` says otherwise.
     pub listen_tcp: bool,
-    /// Lines for `pg_hba.conf`, before those that let everybody in, and behind one for `postgres` on the socket.
+    /// Lines for `pg_hba.conf`, before those that let everybody in, and behind one for the superuser on the socket.
     pub hba: Vec<String>,
     /// Environment of the server and of what it runs, such as the `restore_command`, on top of ours.
     pub environment: Vec<(String, String)>,
     /// The server is to stay in recovery: it is ready as soon as it answers. Opened ones only.
     pub standby: bool,
+    /// The name of the bootstrap superuser, whom we connect as; `postgres` without. Opened ones only.
+    pub superuser: Option<String>,
+    /// Neither the data directory's `postgresql.conf` is read, nor what that includes, nor its `pg_ident.conf`: only its
+    /// `postgresql.auto.conf`, which the command line beats. Opened ones only.
+    pub own_configuration: bool,
 }
 
 /// How a server is told to stop, by PostgreSQL's names.
@@ -66,7 +76,9 @@ pub struct Server {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     standby: bool,
-    /// Holds the socket, the log and `pg_hba.conf`; ours alone, removed at the end.
+    superuser: String,
+    own_configuration: bool,
+    /// Holds the socket, the log and files of the configuration; ours alone, removed at the end.
     own: PathBuf,
     port: u16,
     listen_tcp: bool,
@@ -134,13 +146,16 @@ impl Server {
             settings,
             environment: options.environment,
             standby: options.standby,
+            superuser: options.superuser.unwrap_or_else(|| "postgres".to_owned()),
+            own_configuration: options.own_configuration,
             own,
             port: SOCKET_PORT,
             listen_tcp: options.listen_tcp,
             child: None,
         };
         server.user.give(&server.own)?;
-        let mut rules = "local all postgres trust\nlocal replication postgres trust\n".to_owned();
+        let superuser = server.superuser.replace('"', "\"\"");
+        let mut rules = format!("local all \"{superuser}\" trust\nlocal replication \"{superuser}\" trust\n");
         for line in &options.hba {
             rules += line;
             rules.push('\n');
@@ -151,10 +166,19 @@ impl Server {
             rules += place;
             rules += " trust\n";
         }
-        let path = server.hba_path();
-        std::fs::write(&path, rules).map_err(|error| Error::local("write", &path, error))?;
-        server.user.give(&path)?;
+        server.put(HBA_FILE, &rules)?;
+        if server.own_configuration {
+            server.put(CONFIGURATION_FILE, "# What counts is on the command line.\n")?;
+            server.put(IDENT_FILE, "")?;
+        }
         Ok(server)
+    }
+
+    /// Puts a file of the server's configuration into our directory.
+    fn put(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.own.join(name);
+        std::fs::write(&path, text).map_err(|error| Error::local("write", &path, error))?;
+        self.user.give(&path)
     }
 
     /// Starts the server again after `stop` or `kill`, on the same socket and port, and waits as at first. Does nothing if
@@ -196,10 +220,14 @@ impl Server {
         command.arg("-D").arg(&self.data);
         let places = [
             ("unix_socket_directories", self.own.display().to_string()),
-            ("hba_file", self.hba_path().display().to_string()),
+            ("hba_file", self.own.join(HBA_FILE).display().to_string()),
             ("port", self.port.to_string()),
             ("listen_addresses", if self.listen_tcp { "127.0.0.1".to_owned() } else { String::new() }),
         ];
+        let own = [("config_file", CONFIGURATION_FILE), ("ident_file", IDENT_FILE)];
+        for (name, file) in own.iter().filter(|_| self.own_configuration) {
+            command.arg("-c").arg(format!("{name}={}", self.own.join(file).display()));
+        }
         for (name, value) in &places {
             command.arg("-c").arg(format!("{name}={value}"));
         }
@@ -227,7 +255,7 @@ impl Server {
 
     /// True if the server answers and, unless it is a standby, recovery has ended or paused.
     async fn is_ready(&self) -> Result<bool> {
-        let session = match Session::open(&self.own, self.port, "postgres").await {
+        let session = match self.maintenance().await {
             Ok(session) => session,
             Err(error) if may_pass(&error) => return Ok(false),
             Err(error) => {
@@ -323,28 +351,42 @@ impl Server {
         }
     }
 
-    /// Runs statements in the database `postgres` on a connection of their own; see [`Session::sql`].
+    /// Runs statements in the database `postgres`, or in `template1` where that was dropped, on a connection of their own;
+    /// see [`Session::sql`].
     ///
     /// # Errors
     /// [`Kind::Postgres`] if the server cannot be reached or refuses.
     pub async fn sql(&self, statements: &str) -> Result<Vec<Vec<Option<String>>>> {
-        self.connect("postgres").await?.sql(statements).await
+        let session = self.maintenance().await.map_err(|error| no_connection("postgres", error))?;
+        session.sql(statements).await
     }
 
-    /// Opens a connection to `database` as `postgres`, through the socket.
+    /// Opens a connection to `database` as the superuser, through the socket.
     ///
     /// # Errors
     /// [`Kind::Postgres`] if the server cannot be reached or refuses.
     pub async fn connect(&self, database: &str) -> Result<Session> {
-        Session::open(&self.own, self.port, database).await.map_err(|error| {
-            Error::new(Kind::Postgres, format!("cannot connect to database {database} of the scratch server"))
-                .because(error)
-        })
+        self.session(database).await.map_err(|error| no_connection(database, error))
+    }
+
+    async fn maintenance(&self) -> Result<Session, tokio_postgres::Error> {
+        match self.session("postgres").await {
+            Err(error) if error.code() == Some(&SqlState::INVALID_CATALOG_NAME) => self.session("template1").await,
+            session => session,
+        }
+    }
+
+    async fn session(&self, database: &str) -> Result<Session, tokio_postgres::Error> {
+        Session::open(&self.own, self.port, &self.superuser, database).await
     }
 
     /// What a client connects with, through the socket, in libpq's words.
     pub fn conninfo(&self) -> String {
-        format!("host={} port={} user=postgres dbname=postgres", self.own.display(), self.port)
+        let user = match self.superuser.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            true => self.superuser.clone(),
+            false => format!("'{}'", self.superuser.replace('\\', r"\\").replace('\'', r"\'")),
+        };
+        format!("host={} port={} user={user} dbname=postgres", self.own.display(), self.port)
     }
 
     /// What a client on this machine connects with over TCP; works with `listen_tcp`.
@@ -406,10 +448,6 @@ impl Server {
     fn log_path(&self) -> PathBuf {
         self.own.join("log")
     }
-
-    fn hba_path(&self) -> PathBuf {
-        self.own.join("pg_hba.conf")
-    }
 }
 
 impl Drop for Server {
@@ -467,11 +505,14 @@ async fn initialise(programs: &Programs, user: &Unprivileged, data: &Path, optio
 
 /// A server that is starting, recovering or has not come to its socket yet says so by one of these.
 fn may_pass(error: &tokio_postgres::Error) -> bool {
-    use tokio_postgres::error::SqlState;
     match error.code() {
         Some(code) => *code == SqlState::CANNOT_CONNECT_NOW || *code == SqlState::TOO_MANY_CONNECTIONS,
         None => true,
     }
+}
+
+fn no_connection(database: &str, error: tokio_postgres::Error) -> Error {
+    Error::new(Kind::Postgres, format!("cannot connect to database {database} of the scratch server")).because(error)
 }
 
 /// A TCP port of 127.0.0.1 that nobody listened on a moment ago.

@@ -68,6 +68,13 @@ impl Listing {
     }
 }
 
+/// Takes in what a drill found; says what is wrong with its name.
+pub(super) fn drill(layout: &Layout, object: &ObjectInfo, checked: &mut Checked) -> Option<Finding> {
+    checked.objects += 1;
+    checked.object_bytes += object.bytes;
+    (!matches!(layout.parse(&object.key), Ok(Key::Drill(_)))).then(|| unknown(&object.key))
+}
+
 /// A name that is none of ours.
 pub(super) fn unknown(name: &str) -> Finding {
     Finding::of_object(FindingKind::UnknownObject, name, "is not Seawall's: no object is called so")

@@ -34,9 +34,18 @@ pub struct Archiver {
 impl Scene {
     /// With these settings of the server, besides a short patience with clients that are gone.
     pub async fn new(version: u32, settings: &[(&str, &str)]) -> Scene {
+        Scene::with(version, Scene::options(settings)).await
+    }
+
+    /// What a server of a scene is made of.
+    pub fn options(settings: &[(&str, &str)]) -> ServerOptions {
         let settings = [("wal_sender_timeout", "5s")].iter().chain(settings);
         let settings = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let options = ServerOptions { settings, listen_tcp: true, ..ServerOptions::default() };
+        ServerOptions { settings, listen_tcp: true, ..ServerOptions::default() }
+    }
+
+    /// With this server.
+    pub async fn with(version: u32, options: ServerOptions) -> Scene {
         let server = Postgres::create(version, options).await;
         server.sql(&Oracle::table()).await.unwrap();
         Scene { version, server, bucket: S3Server::start(), places: scratch_directory(), environment: Vec::new() }

@@ -1,0 +1,144 @@
+//! PostgreSQL's own checks of what indexes and tables say (the extension `amcheck`), in every database.
+
+use super::{Answer, Verdict};
+use crate::error::Result;
+use crate::scratch::{Server, Session};
+
+/// Where the extension goes in a database that does not have it; the server is thrown away.
+const SCHEMA: &str = "seawall_drill";
+
+/// What is wrong with one relation is told so often at most,
+const TOLD_MAX: usize = 3;
+/// and what is wrong with all of them: a broken disk may have broken every one.
+const TOLD_OF_ALL_MAX: usize = 100;
+
+/// Checks every index (B-tree) and table of every database that lets anybody in.
+pub(super) async fn run(server: &Server) -> Verdict {
+    let mut sum = Sum::default();
+    let databases = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname";
+    let databases = server.sql(databases).await.map_err(|error| vec![error.to_string()])?;
+    for database in databases.into_iter().filter_map(|row| row.into_iter().next().flatten()) {
+        match in_database(server, &database, &mut sum).await {
+            Ok(true) => sum.databases += 1,
+            Ok(false) => {
+                return Ok(Answer::Skipped("the extension amcheck is not installed on this machine".to_owned()));
+            }
+            Err(error) => sum.tell(format!("database {database}: {error}")),
+        }
+    }
+    match sum.wrong.is_empty() {
+        true => {
+            let tables =
+                if server.programs().version >= 14 { format!("{} tables", sum.tables) } else { NO_TABLES.to_owned() };
+            Ok(Answer::Passed(format!("{} indexes and {tables} in {} databases", sum.indexes, sum.databases)))
+        }
+        false => Err(sum.wrong),
+    }
+}
+
+const NO_TABLES: &str = "no tables (since PostgreSQL 14)";
+
+#[derive(Default)]
+struct Sum {
+    databases: usize,
+    indexes: usize,
+    tables: usize,
+    wrong: Vec<String>,
+}
+
+impl Sum {
+    fn tell(&mut self, wrong: String) {
+        if self.wrong.len() < TOLD_OF_ALL_MAX {
+            self.wrong.push(wrong);
+        }
+    }
+}
+
+/// False if this machine does not have the extension.
+async fn in_database(server: &Server, database: &str, sum: &mut Sum) -> Result<bool> {
+    let session = server.connect(database).await?;
+    // What a database or role sets for itself beats the server's settings; triggers on events may do anything.
+    for setting in [
+        "statement_timeout = 0",
+        "lock_timeout = 0",
+        "default_transaction_read_only = off",
+        "session_replication_role = replica",
+        "search_path = pg_catalog",
+    ] {
+        session.sql(&format!("SET {setting}")).await?;
+    }
+    let Some(schema) = install(&session).await? else { return Ok(false) };
+    for (oid, name) in relations(&session, INDEXES).await? {
+        sum.indexes += 1;
+        let check = format!("SELECT {schema}.bt_index_check({oid}::oid::regclass, true)");
+        if let Err(error) = session.sql(&check).await {
+            sum.tell(format!("database {database}, index {name}: {}", reason(&error)));
+        }
+    }
+    if server.programs().version < 14 {
+        return Ok(true);
+    }
+    for (oid, name) in relations(&session, TABLES).await? {
+        sum.tables += 1;
+        let check = format!(
+            "SELECT 'block ' || coalesce(blkno::text, '?') || ': ' || msg \
+             FROM {schema}.verify_heapam({oid}::oid::regclass) LIMIT {TOLD_MAX}"
+        );
+        match session.sql(&check).await {
+            Ok(rows) => {
+                let told = rows.into_iter().filter_map(|row| row.into_iter().next().flatten());
+                told.for_each(|told| sum.tell(format!("database {database}, table {name}: {told}")));
+            }
+            Err(error) => sum.tell(format!("database {database}, table {name}: {}", reason(&error))),
+        }
+    }
+    Ok(true)
+}
+
+/// Without the statement, which says nothing here.
+fn reason(error: &crate::error::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), reason_of)
+}
+
+fn reason_of(error: &(dyn std::error::Error + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), reason_of)
+}
+
+/// The extension's schema, quoted, once the extension is there in its newest version; `None` if there is none here.
+async fn install(session: &Session) -> Result<Option<String>> {
+    let one = async |question: &str| {
+        let rows = session.sql(question).await?;
+        Ok::<_, crate::error::Error>(rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+    };
+    if one("SELECT name FROM pg_available_extensions WHERE name = 'amcheck'").await?.is_none() {
+        return Ok(None);
+    }
+    let schema = "SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace \
+                  WHERE extname = 'amcheck'";
+    if let Some(schema) = one(schema).await? {
+        session.sql("ALTER EXTENSION amcheck UPDATE").await?;
+        return Ok(Some(schema));
+    }
+    session.sql(&format!("CREATE SCHEMA {SCHEMA}; CREATE EXTENSION amcheck SCHEMA {SCHEMA}")).await?;
+    Ok(Some(SCHEMA.to_owned()))
+}
+
+/// What `amcheck` can look at: of what was there when the source crashed, nothing that is not logged.
+const INDEXES: &str = "JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam \
+                       WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence = 'p' \
+                       AND i.indisready AND i.indisvalid";
+const TABLES: &str = "JOIN pg_am a ON a.oid = c.relam \
+                      WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p'";
+
+async fn relations(session: &Session, which: &str) -> Result<Vec<(String, String)>> {
+    let question = format!(
+        "SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace {which} ORDER BY c.oid"
+    );
+    let rows = session.sql(&question).await?;
+    let pair = |row: Vec<Option<String>>| {
+        let mut values = row.into_iter().flatten();
+        Some((values.next()?, values.next()?))
+    };
+    Ok(rows.into_iter().filter_map(pair).collect())
+}
