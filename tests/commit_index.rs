@@ -159,10 +159,12 @@ async fn restores_are_planned_from_the_index(version: u32) {
         with_index.push(scene.plan(target).await);
     }
     // and what was done is asked for
-    let questions: [&[&str]; 5] = [
+    let questions: [&[&str]; 7] = [
         &["history", "--json", "--from", "0/0", "--drops"],
         &["history", "--json", "--from", &between],
         &["history", "--json", "--from", &between, "--drops"],
+        &["history", "--json", "--from", &between, "--min-bytes", "1k"],
+        &["history", "--json", "--from", &between, "--database", "postgres"],
         &["history", "--json", "--from", "0/0", "--to", &between, "--drops"],
         &["restore", "--into", "/nonexistent/place", "--dry-run", "--json", "--before-drop", "public.known"],
     ];
@@ -183,7 +185,9 @@ async fn restores_are_planned_from_the_index(version: u32) {
     for (question, (told, fetched)) in questions.iter().zip(told_with_index) {
         let (expected, all) = scene.asked(question).await;
         assert!(!told.is_empty() && told == expected, "{question:?} on PostgreSQL {version}: {told}\n{expected}");
-        assert!(fetched < all, "{fetched} of {all} WAL objects were read for {question:?}");
+        // Where transactions have to be whole, as much is read as they are long.
+        let is_filtered = question.contains(&"--min-bytes") || question.contains(&"--database");
+        assert!(fetched < all || is_filtered, "{fetched} of {all} WAL objects were read for {question:?}");
     }
     // And what is indexed later is the same again
     scene.seawall(&["index"]).run_ok().await;

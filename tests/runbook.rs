@@ -1,4 +1,5 @@
-//! `docs/runbook.md`, typed line by line: each section on a machine that had its disaster, and what it says is printed is printed.
+//! `docs/runbook.md`, and what the README says to do about a drop, typed line by line: each section on a machine that had its
+//! disaster, and what it says is printed is printed.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod support;
@@ -12,7 +13,8 @@ use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
 
-const PAGE: &str = include_str!("../docs/runbook.md");
+const RUNBOOK: &str = include_str!("../docs/runbook.md");
+const README: &str = include_str!("../README.md");
 
 /// Accounts in the table; for the times on the page more (`SEAWALL_TEST_ACCOUNTS`).
 const ACCOUNTS: u64 = 50_000;
@@ -23,11 +25,11 @@ struct Block {
     printed: Option<String>,
 }
 
-/// The page's sections with commands, in order.
-fn sections() -> Vec<(String, Vec<Block>)> {
+/// A page's sections with commands, in order.
+fn sections(page: &str) -> Vec<(String, Vec<Block>)> {
     let mut sections: Vec<(String, Vec<Block>)> = Vec::new();
     let mut open: Option<(&str, String)> = None;
-    for line in PAGE.lines() {
+    for line in page.lines() {
         match (&mut open, line.strip_prefix("```")) {
             (Some((language, text)), Some(_)) => {
                 let (_, blocks) = sections.last_mut().expect("a block stands below a heading");
@@ -122,7 +124,7 @@ impl Machine {
 
     fn archive(&mut self) {
         let seawall = Seawall::new(["run", "--config", self.place("seawall.toml").to_str().unwrap()]);
-        self.archiver = Some(seawall.program(&self.place("bin/seawall")).as_server_user().start());
+        self.archiver = Some(seawall.program(&self.place("bin/seawall")).by_server_user().start());
     }
 
     /// Waits until all that was committed is stored.
@@ -154,9 +156,9 @@ impl Machine {
         text
     }
 
-    /// Types a section of the page, with `xid` as the transaction that did the damage.
-    fn follow(&self, heading: &str, xid: Option<&str>) {
-        let (_, blocks) = sections().into_iter().find(|(it, _)| it == heading).expect("the page has that section");
+    /// Types a section of a page, with `xid` as the transaction that did the damage.
+    fn follow(&self, page: &str, heading: &str, xid: Option<&str>) {
+        let (_, blocks) = sections(page).into_iter().find(|(it, _)| it == heading).expect("the page has that section");
         assert!(!blocks.is_empty(), "{heading:?} has no commands");
         let begun = Instant::now();
         for block in blocks {
@@ -171,6 +173,7 @@ impl Machine {
             }
             let printed = self.sh(&script);
             let printed = printed.replace(self.place("seawall.toml").to_str().unwrap(), "/etc/seawall.toml");
+            println!("{printed}");
             if let Some(expected) = &block.printed {
                 assert_printed(expected, &printed, &script);
             }
@@ -199,7 +202,7 @@ impl Drop for Machine {
 #[test]
 fn every_section_is_followed_by_a_test() {
     let headings: Vec<String> =
-        sections().into_iter().filter(|(_, blocks)| !blocks.is_empty()).map(|(heading, _)| heading).collect();
+        sections(RUNBOOK).into_iter().filter(|(_, blocks)| !blocks.is_empty()).map(|(heading, _)| heading).collect();
     let followed = [
         "First: what is there",
         "A table was dropped",
@@ -208,6 +211,7 @@ fn every_section_is_followed_by_a_test() {
         "The region is lost",
         "A page is corrupted",
         "Ransomware",
+        "Before it happens",
     ];
     assert_eq!(headings, followed);
 }
@@ -215,10 +219,16 @@ fn every_section_is_followed_by_a_test() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_was_dropped() {
     let machine = Machine::new().await;
-    machine.follow("First: what is there", None);
+    machine.follow(RUNBOOK, "First: what is there", None);
     machine.sh("psql -qXc 'DROP TABLE accounts' shop");
     machine.settle().await;
-    machine.follow("A table was dropped", None);
+    machine.follow(README, "Something was dropped", None);
+    machine.follow(RUNBOOK, "A table was dropped", None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_it_happens() {
+    Machine::new().await.follow(RUNBOOK, "Before it happens", None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,14 +236,14 @@ async fn a_wrong_deployment() {
     let machine = Machine::new().await;
     let xid = machine.transaction("UPDATE accounts SET balance = 0");
     machine.settle().await;
-    machine.follow("A wrong deployment", Some(&xid));
+    machine.follow(RUNBOOK, "A wrong deployment", Some(&xid));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_is_lost() {
     let machine = Machine::new().await;
     machine.sh("pg_ctl -D main -m immediate stop >/dev/null; rm -r main");
-    machine.follow("The server is lost", None);
+    machine.follow(RUNBOOK, "The server is lost", None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -241,7 +251,7 @@ async fn the_region_is_lost() {
     let mut machine = Machine::new().await;
     machine.archiver = None;
     machine.sh("pg_ctl -D main -m immediate stop >/dev/null; mv repository copy; rm -r main");
-    machine.follow("The region is lost", None);
+    machine.follow(RUNBOOK, "The region is lost", None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -252,7 +262,7 @@ async fn a_page_is_corrupted() {
     let file = machine.sh("psql -XAtc \"SELECT pg_relation_filepath('accounts')\" shop");
     // The middle of a page, which the server has in memory as it was.
     machine.sh(&format!("printf garbage | dd of=main/{} bs=1 seek=100000 conv=notrunc status=none", file.trim()));
-    machine.follow("A page is corrupted", None);
+    machine.follow(RUNBOOK, "A page is corrupted", None);
     let pages = machine.sh("psql -XAtc 'SELECT count(*) FROM accounts WHERE name IS NOT NULL' shop");
     assert_ne!(pages.trim(), "0");
 }
@@ -265,5 +275,5 @@ async fn ransomware() {
     machine.settle().await;
     machine.archiver = None;
     machine.sh("pg_ctl -D main -m immediate stop >/dev/null; rm -r main");
-    machine.follow("Ransomware", Some(&xid));
+    machine.follow(RUNBOOK, "Ransomware", Some(&xid));
 }

@@ -42,7 +42,9 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     let history = path(&catalog, args.timeline.map(TimelineId))?;
-    let search = Search { from, to, removals: args.drops };
+    // Both filters go by what a transaction did from its beginning.
+    let whole = args.database.is_some() || args.min_bytes.is_some();
+    let search = Search { from, to, removals: args.drops, whole };
     let names = read_name_book(&reader, &catalog, &history, from).await;
     let databases = args.database.as_deref().map(|name| databases(name, &names)).transpose()?;
     let printer = Printer {

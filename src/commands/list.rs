@@ -183,7 +183,7 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
     }
     if !report.recovery_windows.is_empty() {
         text.push('\n');
-        text.push_str(&recovery_windows(&report.recovery_windows, &zone));
+        text.push_str(&recovery_windows(&report.recovery_windows, &report.lost_wal, &zone));
     }
     let mut wal = Table::new(&[
         ("timeline", Align::Right),
@@ -230,7 +230,7 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
 }
 
 /// Which moments can be restored, and what lies between them.
-fn recovery_windows(windows: &[RecoveryWindow], zone: &TimeZone) -> String {
+fn recovery_windows(windows: &[RecoveryWindow], lost: &[RangeReport], zone: &TimeZone) -> String {
     let mut table = Table::new(&[
         ("timeline", Align::Right),
         ("every moment from", Align::Left),
@@ -241,7 +241,9 @@ fn recovery_windows(windows: &[RecoveryWindow], zone: &TimeZone) -> String {
     ]);
     let mut before: Option<&RecoveryWindow> = None;
     for window in windows {
-        if let Some(before) = before.filter(|before| before.timeline == window.timeline) {
+        let is_lost = |from: Lsn| lost.iter().any(|gap| from <= gap.start && gap.end <= window.from);
+        let is_gap = |before: &&RecoveryWindow| before.timeline == window.timeline || is_lost(before.to);
+        if let Some(before) = before.filter(is_gap) {
             let (from, to) = (before.to.to_string(), window.from.to_string());
             table.row(["".into(), "GAP: no moment".into(), from, "in between".into(), to, "".into()]);
         }

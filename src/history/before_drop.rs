@@ -60,7 +60,7 @@ pub async fn find_drops(
         seen.lock().unwrap_or_else(PoisonError::into_inner).see(entry, &names, &wanted);
         ControlFlow::Continue(())
     });
-    let search = Search { from: Bound::Lsn(first), to: Some(to), removals: true };
+    let search = Search { from: Bound::Lsn(first), to: Some(to), removals: true, whole: false };
     let walked = walk(reader, catalog, history, search, chronicle).await?;
     let mut drops = std::mem::take(&mut *drops.lock().unwrap_or_else(PoisonError::into_inner));
     drops.holes = walked.holes;

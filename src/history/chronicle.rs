@@ -2,6 +2,7 @@
 
 use super::entry::{Entry, Event, Transaction};
 use super::index::time_of;
+use super::search::Search;
 use crate::repository::RecordSink;
 use crate::wal::{LISTED_RELATIONS_MAX, LISTED_SUBTRANSACTIONS_MAX, Lsn, Record, RecordKind, RelationId};
 use std::collections::{HashMap, VecDeque};
@@ -91,6 +92,8 @@ pub struct Chronicle {
     begun_at: Lsn,
     /// Of what is removed from here on, the transactions must be known from their beginning.
     whole_from: Option<Lsn>,
+    /// Not those alone: all.
+    wants_whole: bool,
     /// One is not: it has to be walked from further in front.
     pub(super) lacks_beginning: bool,
     /// Whoever gets the entries has had enough.
@@ -109,6 +112,7 @@ impl Chronicle {
             given_to: Lsn(0),
             begun_at: Lsn(0),
             whole_from: None,
+            wants_whole: false,
             lacks_beginning: false,
             is_over: false,
             out,
@@ -132,14 +136,25 @@ impl Chronicle {
         self.seen_from.is_some_and(|from| !precedes(xid, from))
     }
 
+    /// It is to be told for this.
+    pub(super) fn for_search(self, search: &Search) -> Chronicle {
+        Chronicle { wants_whole: search.whole, ..self }
+    }
+
+    /// A transaction is open that removes a database or a tablespace.
+    pub(super) fn has_open_removal(&self) -> bool {
+        let mut rare = self.open.values().filter_map(|open| open.rare.as_deref());
+        rare.any(|rare| !rare.dropped_databases.is_empty() || !rare.dropped_tablespaces.is_empty())
+    }
+
     /// What it removed from where it has to be whole may have begun before anything was seen.
     fn lacks_beginning_of(&self, entry: &Entry) -> bool {
         let Event::Commit(transaction) = &entry.event else { return false };
         let is_removed_before = transaction.invalidated.is_none()
             && !transaction.dropped_databases.is_empty()
             && transaction.first.0.saturating_sub(INPLACE_BYTES_MAX) < self.begun_at.0;
-        self.whole_from.is_some_and(|from| entry.start >= from)
-            && transaction.removes()
+        self.whole_from.is_some_and(|from| entry.end > from)
+            && (transaction.removes() || self.wants_whole)
             && (is_removed_before || !self.has_seen_begin(transaction.xid))
     }
 

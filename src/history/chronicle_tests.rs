@@ -1,5 +1,6 @@
 //! A chronicle of invented records.
 
+use super::super::search::Bound;
 use super::*;
 use crate::wal::{RecordWalker, SegmentSize, TimelineId};
 use proptest::prelude::*;
@@ -225,13 +226,33 @@ fn what_was_removed_is_told_once_its_transaction_was_seen_from_its_beginning() {
     };
     // Given a walk that begins behind the first record of transaction 7: it stops where that removes something, and not at
     // another that did before anybody asked
-    assert_eq!(walk(4, Some(Lsn(60))), Some(64));
+    assert_eq!(walk(4, Some(Lsn(70))), Some(64));
     assert_eq!(told(), [40, 56]);
     // When it begins farther in front, then it is told, and nothing twice
-    assert_eq!(walk(0, Some(Lsn(60))), None);
+    assert_eq!(walk(0, Some(Lsn(70))), None);
     assert_eq!(told(), [40, 56, 64, 72]);
     // And where there is no more in front, as much as there is is enough
     assert_eq!(walk(4, None), None);
+}
+
+#[test]
+fn every_transaction_is_told_from_its_beginning_if_that_is_asked_for() {
+    let all = Search { from: Bound::Lsn(Lsn(0)), to: None, removals: false, whole: true };
+    let records = [change(8, 6), running(16, 8, 6), commit(24, 6, None, vec![]), commit(32, 8, None, vec![])];
+    for (whole, is_over) in [(true, true), (false, false)] {
+        let mut chronicle = kept().0.for_search(&Search { whole, ..all });
+        chronicle.begin(Lsn(8), Some(Lsn(20)));
+        assert_eq!(records.iter().any(|record| chronicle.see(record).is_break()), is_over);
+    }
+}
+
+#[test]
+fn what_removes_a_database_is_open_until_its_commit() {
+    let (mut chronicle, _) = kept();
+    let _ = chronicle.see(&record(8, 7, RecordKind::DatabaseDrop { oid: 16384 }));
+    assert!(chronicle.has_open_removal());
+    let _ = chronicle.see(&commit(16, 7, None, vec![]));
+    assert!(!chronicle.has_open_removal());
 }
 
 #[test]

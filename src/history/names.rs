@@ -7,7 +7,7 @@ use crate::wal::{History, Lsn, RelationId};
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Lists of names that are read at most: where there are more, as many as this, evenly spread.
+/// Lists of names that are read at most: half of them the newest, the others evenly spread.
 const LISTS_MAX: usize = 64;
 
 /// A relation, by its name.
@@ -55,10 +55,13 @@ pub async fn read_name_book(reader: &WalReader, catalog: &Catalog, history: &His
     book
 }
 
-/// The places to take of `count`: the first, the last, and what fits in between.
+/// The places to take of `count`: the first, the newest, and what fits in between.
 fn spread(count: usize) -> Vec<usize> {
-    let taken = count.min(LISTS_MAX);
-    (0..taken).map(|index| if taken == count { index } else { index * (count - 1) / (taken - 1) }).collect()
+    const HALF: usize = LISTS_MAX / 2;
+    match count > LISTS_MAX {
+        true => (0..HALF).map(|index| index * (count - HALF) / HALF).chain(count - HALF..count).collect(),
+        false => (0..count).collect(),
+    }
 }
 
 /// Names, by number and position: what a number was called just before, and failing that, soon after.
@@ -184,11 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_lists_the_first_the_last_and_some_between_are_read() {
+    fn of_too_many_lists_the_first_the_newest_and_some_between_are_read() {
         assert_eq!(spread(0), [0; 0]);
         assert_eq!(spread(3), [0, 1, 2]);
         let many = spread(1000);
         assert_eq!((many.len(), many[0], many[LISTS_MAX - 1]), (LISTS_MAX, 0, 999));
-        assert!(many.is_sorted() && many.windows(2).all(|pair| pair[1] - pair[0] <= 1000 / LISTS_MAX + 1));
+        assert!(many.windows(2).all(|pair| (1..=1000 / (LISTS_MAX / 2)).contains(&(pair[1] - pair[0]))), "{many:?}");
+        assert!(many[LISTS_MAX / 2..].windows(2).all(|pair| pair[1] - pair[0] == 1), "the newest are all there");
     }
 }

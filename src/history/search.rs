@@ -32,6 +32,8 @@ pub struct Search {
     pub to: Option<Bound>,
     /// Only transactions that removed something.
     pub removals: bool,
+    /// What each transaction did has to be known from its beginning. Of what removed something it is in any case.
+    pub whole: bool,
 }
 
 impl Search {
@@ -46,8 +48,14 @@ impl Search {
         match self.to {
             None => false,
             Some(Bound::Time(to)) => outline.times.is_some_and(|(earliest, _)| earliest.duration_since(to) > DISORDER),
-            Some(Bound::Lsn(to)) => outline.start > to,
+            // A record that begins before may end behind.
+            Some(Bound::Lsn(_)) => false,
         }
+    }
+
+    /// True if no record that begins up to where this ends ends behind `outline`.
+    fn is_last(&self, outline: &Outline) -> bool {
+        matches!(self.to, Some(Bound::Lsn(to)) if outline.next_record > to)
     }
 
     fn wants(&self, outline: &Outline) -> bool {
@@ -55,15 +63,19 @@ impl Search {
             matches!(fact, Fact::Dropped { .. } | Fact::DatabaseDropped { .. } | Fact::TablespaceDropped { .. })
         };
         let may_matter = !self.removals || outline.is_cut || outline.events.iter().any(|event| removes(&event.fact));
-        may_matter && !self.is_early(outline) && !self.is_late(outline)
+        // What removes a database or a tablespace is committed later.
+        let is_committed_later =
+            |fact: &Fact| matches!(fact, Fact::DatabaseDropped { .. } | Fact::TablespaceDropped { .. });
+        let may_be_later = self.removals && outline.events.iter().any(|event| is_committed_later(&event.fact));
+        may_matter && (may_be_later || !self.is_early(outline)) && !self.is_late(outline)
     }
 
     /// The stretches of `files`, which follow on one another, that have to be read, in order and apart from one another.
     pub(super) async fn stretches(&self, reader: &WalReader, indexes: &Indexes, files: &[WalRange]) -> Vec<Wanted> {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut is_over) = (Vec::new(), false);
         for file in files {
             let mut at = file.start;
-            while at < file.end {
+            while at < file.end && !is_over {
                 let known = indexes.best_at(reader, file.timeline, at).await;
                 let Some((range, outlines)) = known else {
                     let end = indexes.next(file.timeline, at).map_or(file.end, |next| next.min(file.end));
@@ -74,6 +86,10 @@ impl Search {
                 for outline in outlines.iter().filter(|outline| outline.end > at && outline.start < file.end) {
                     if self.wants(outline) {
                         wanted.push((outline.start.max(at), outline.end.min(file.end)));
+                    }
+                    is_over = self.is_last(outline);
+                    if is_over {
+                        break;
                     }
                 }
                 at = range.end.min(file.end);
@@ -150,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_block_is_read_if_something_in_it_lies_between_the_bounds() {
-        let search = |from, to| Search { from, to, removals: false };
+        let search = |from, to| Search { from, to, removals: false, whole: false };
         let block = outline(3, Some((10, 20)), &[]);
         let time = |second| Bound::Time(at(second));
         for (from, to, wanted) in [
@@ -162,8 +178,6 @@ mod tests {
             (time(-200), Some(time(-51)), false),
             (Bound::Lsn(Lsn(64 * MIB - 1)), None, true),
             (Bound::Lsn(Lsn(64 * MIB)), None, false),
-            (Bound::Lsn(Lsn(0)), Some(Bound::Lsn(Lsn(48 * MIB))), true),
-            (Bound::Lsn(Lsn(0)), Some(Bound::Lsn(Lsn(48 * MIB - 1))), false),
         ] {
             assert_eq!(search(from, to).wants(&block), wanted, "{from:?} to {to:?}");
         }
@@ -171,8 +185,18 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_begins_up_to_the_end_may_end_in_a_later_block() {
+        let search =
+            |to| Search { from: Bound::Lsn(Lsn(0)), to: Some(Bound::Lsn(Lsn(to))), removals: false, whole: false };
+        let mut block = outline(3, Some((10, 20)), &[]);
+        block.next_record = Lsn(64 * MIB - 100);
+        assert!(!search(64 * MIB - 100).is_last(&block), "that one ends behind it");
+        assert!(search(64 * MIB - 101).is_last(&block));
+    }
+
+    #[test]
     fn for_removals_only_blocks_are_read_that_have_some_or_do_not_tell() {
-        let search = Search { from: Bound::Lsn(Lsn(0)), to: None, removals: true };
+        let search = Search { from: Bound::Lsn(Lsn(0)), to: None, removals: true, whole: false };
         assert!(!search.wants(&outline(1, Some((1, 2)), &[Fact::DatabaseCreated { oid: 5 }])));
         for fact in [
             Fact::Dropped { time: None, relations: 1 },
@@ -181,6 +205,10 @@ mod tests {
         ] {
             assert!(search.wants(&outline(1, Some((1, 2)), std::slice::from_ref(&fact))), "{fact:?}");
         }
+        // A database is removed before that is committed.
+        let late = Search { from: Bound::Time(at(3)), ..search };
+        assert!(late.wants(&outline(1, Some((1, 2)), &[Fact::DatabaseDropped { oid: 5 }])));
+        assert!(!late.wants(&outline(1, Some((1, 2)), &[Fact::Dropped { time: None, relations: 1 }])));
         let mut cut = outline(1, Some((1, 2)), &[]);
         cut.is_cut = true;
         assert!(search.wants(&cut));

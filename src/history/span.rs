@@ -2,7 +2,7 @@
 
 use super::chronicle::Chronicle;
 use super::index::Indexes;
-use super::search::{Bound, Search};
+use super::search::{Bound, Search, Wanted};
 use crate::error::Result;
 use crate::repository::{Catalog, WalReader, WalWalk};
 use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
@@ -30,6 +30,9 @@ pub struct Walked {
     /// What it could not tell.
     pub holes: Vec<Hole>,
 }
+
+/// Of WAL less than one byte in so many is a page's header (`XLogPageHeaderData` in `xlog_internal.h`).
+const PAGE_SHARE: u64 = 256;
 
 /// Where to begin for what was committed from `from` on: a good while before, so that most transactions are seen from
 /// their first record.
@@ -77,8 +80,9 @@ pub async fn walk(
     catalog: &Catalog,
     history: &History,
     search: Search,
-    mut chronicle: Chronicle,
+    chronicle: Chronicle,
 ) -> Result<Walked> {
+    let mut chronicle = chronicle.for_search(&search);
     let size = reader.repository().layout.segment_size();
     let indexes = Indexes::new(catalog.records.clone());
     let mut walked = Walked::default();
@@ -91,18 +95,36 @@ pub async fn walk(
         walked.start.get_or_insert(first.start);
         walked.end = Some(last.end);
         for mut wanted in search.stretches(reader, &indexes, &files).await {
+            // One that can be read to its end, while the wider one cannot.
+            let mut narrow: Option<Wanted> = None;
+            let mut must_be_whole = true;
             loop {
-                let is_all = wanted.start <= first.start;
+                let is_all = wanted.start <= first.start || !must_be_whole;
                 chronicle.begin(wanted.start, if is_all { None } else { Some(wanted.from) });
                 let walk = WalWalk::new(size, wanted.start, chronicle).with_details();
-                let walk = walk.read(reader, part(&files, wanted.start, wanted.end)).await?;
+                let mut walk = walk.read(reader, part(&files, wanted.start, wanted.end)).await?;
+                // What removes a database says so before its commit.
+                while walk.sink.has_open_removal() && !walk.is_over() && wanted.end < last.end {
+                    let end = size.block_end(wanted.end).min(last.end);
+                    walk = walk.read(reader, part(&files, wanted.end, end)).await?;
+                    wanted.end = end;
+                }
                 let end = walk.walker.next_record_lsn();
+                // A record in which it began, and which was not seen, may be longer than all that lies in front.
+                let unseen = walk.walker.first_record().map_or(0, |record| record.bytes_min);
+                let is_cut = unseen > 0 && wanted.start + unseen + unseen / PAGE_SHARE >= wanted.from;
                 chronicle = walk.sink;
                 if chronicle.is_over {
                     walked.end = Some(end);
                     return Ok(walked);
                 }
-                if chronicle.lacks_beginning {
+                if let Some(narrow) = narrow.filter(|_| walk.unreadable.is_some() && end < wanted.from) {
+                    wanted = Wanted { end: wanted.end, ..narrow };
+                    must_be_whole = false;
+                    continue;
+                }
+                if !is_all && (chronicle.lacks_beginning || is_cut) {
+                    narrow = Some(wanted);
                     wanted = wanted.wider(first.start, size);
                     continue;
                 }
