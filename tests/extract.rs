@@ -368,7 +368,8 @@ async fn an_interruption_leaves_nothing_and_no_password_is_to_be_seen() {
     let mut running = story.extract(&["--query", "SELECT pg_sleep(600)", "--out", out.to_str().unwrap()]).start();
     wait_for("the query to run", PATIENCE * 2, async || {
         assert!(running.is_running(), "{}", running.stderr());
-        std::fs::read_dir(story.out.path()).unwrap().next().map(|_| ())
+        let temporary = std::fs::read_dir(story.out.path()).unwrap().next()?.unwrap().path();
+        temporary.join("slow.csv").exists().then_some(())
     })
     .await;
     running.signal(Signal::SIGINT);
