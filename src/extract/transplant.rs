@@ -80,19 +80,30 @@ impl Target {
         let (Some(mut output), Some(mut input)) = (output, input) else {
             return Err(Error::new(Kind::Internal, "the programs have no pipes"));
         };
+        // Gives whether `pg_restore` took everything.
         let copying = async move {
             let mut piece = vec![0; 1 << 16];
-            // Where the pipe breaks, one of the two has ended and says why.
             while let Ok(count @ 1..) = output.read(&mut piece).await {
                 if input.write_all(&piece[..count]).await.is_err() {
-                    break;
+                    return false;
                 }
                 progress.send_modify(|progress| progress.done_bytes += count as u64);
             }
+            true
         };
-        let ((), dumped, loaded) = tokio::join!(copying, dumping.end(), loading.end());
-        let hint = "Its one transaction was rolled back: the database is as it was.";
-        loaded.map_err(|error| error.context(format!("loading into {}", self.shown)).hint(hint)).and(dumped)
+        let (took_all, dumped, loaded) = tokio::join!(copying, dumping.end(), loading.end());
+        outcome(took_all, dumped, loaded.map_err(|error| error.context(format!("loading into {}", self.shown))))
+    }
+}
+
+/// What to tell of the ends of `pg_dump` and `pg_restore`. If both failed, the first is the cause: `pg_dump` if its dump ended
+/// early, `pg_restore` if it did not take all of it.
+fn outcome(took_all: bool, dumped: Result<()>, loaded: Result<()>) -> Result<()> {
+    let hint = "Its one transaction was rolled back: the database is as it was.";
+    match (dumped, loaded) {
+        (Err(error), Err(_)) if took_all => Err(error.hint(hint)),
+        (_, Err(error)) => Err(error.hint(hint)),
+        (dumped, Ok(())) => dumped,
     }
 }
 
@@ -170,4 +181,20 @@ async fn cut_off(session: &Session, new: &str) -> Result<Vec<String>> {
         warnings.push(format!("the foreign key {name} of {table} was left out: it leads to {to}, which is not taken"));
     }
     Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_programs_that_failed_the_one_is_told_that_failed_first() {
+        let failed = |what: &str| Err(Error::new(Kind::Postgres, what.to_owned()));
+        let told = |took_all, dumped, loaded| outcome(took_all, dumped, loaded).unwrap_err().to_string();
+        assert_eq!(told(true, failed("no table"), failed("input file is too short")), "no table");
+        assert_eq!(told(false, failed("broken pipe"), failed("schema is there")), "schema is there");
+        assert_eq!(told(true, Ok(()), failed("disk full")), "disk full");
+        assert_eq!(told(true, failed("crashed at its end"), Ok(())), "crashed at its end");
+        outcome(true, Ok(()), Ok(())).unwrap();
+    }
 }
