@@ -6,6 +6,7 @@ use super::program::Program;
 use super::relations::{Relation, literal, quoted};
 use super::request::{Format, Wanted};
 use super::run::Progress;
+use super::ties;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
 use crate::scratch::Session;
@@ -130,7 +131,9 @@ pub(super) async fn gather(
             _ => move_tables(session, relations, new).await?,
         }
     }
-    cut_off(session, new).await
+    let warnings = ties::cut(session, new).await?;
+    // The operator knows it by its own name.
+    Ok(warnings.into_iter().map(|warning| warning.replace(&quoted(OUT_OF_THE_WAY), &quoted(new))).collect())
 }
 
 async fn make_way(session: &Session, new: &str) -> Result<()> {
@@ -159,28 +162,12 @@ async fn rename(session: &Session, old: &str, new: &str) -> Result<()> {
 async fn move_tables(session: &Session, relations: &[Relation], new: &str) -> Result<()> {
     session.sql(&format!("CREATE SCHEMA {}", quoted(new))).await?;
     for relation in relations {
-        session.sql(&format!("ALTER TABLE {} SET SCHEMA {}", relation.quoted(), quoted(new))).await?;
+        // It may be in the schema that has just made way.
+        let schema = if relation.schema == new { OUT_OF_THE_WAY } else { &relation.schema };
+        let there = format!("{}.{}", quoted(schema), quoted(&relation.name));
+        session.sql(&format!("ALTER TABLE {there} SET SCHEMA {}", quoted(new))).await?;
     }
     Ok(())
-}
-
-/// Takes away the foreign keys that lead out of the schema: they would lock tables of the other database, and fail where
-/// its rows are not those of that moment.
-async fn cut_off(session: &Session, new: &str) -> Result<Vec<String>> {
-    let question = format!(
-        "SELECT conrelid::regclass, conname, confrelid::regclass FROM pg_constraint \
-         WHERE contype = 'f' AND conparentid = 0 \
-         AND (SELECT relnamespace FROM pg_class WHERE oid = conrelid) = {0}::regnamespace \
-         AND (SELECT relnamespace FROM pg_class WHERE oid = confrelid) <> {0}::regnamespace",
-        literal(&quoted(new))
-    );
-    let mut warnings = Vec::new();
-    for row in session.sql(&question).await? {
-        let [Some(table), Some(name), Some(to)] = row.as_slice() else { continue };
-        session.sql(&format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(name))).await?;
-        warnings.push(format!("the foreign key {name} of {table} was left out: it leads to {to}, which is not taken"));
-    }
-    Ok(warnings)
 }
 
 #[cfg(test)]
