@@ -419,7 +419,7 @@ async fn what_is_loaded_is_not_tied_to_what_is_live() {
     scene.server.sql("CREATE DATABASE live").await.unwrap();
     let live = scene.server.connect("live").await.unwrap();
     live.sql(
-        "CREATE TABLE public.events (id int PRIMARY KEY) PARTITION BY RANGE (id);
+        "CREATE TABLE public.events (id int) PARTITION BY RANGE (id);
          CREATE TABLE public.base (id int, name text);
          CREATE SCHEMA sales; CREATE TABLE sales.orders (id int, note text)",
     )
@@ -477,6 +477,8 @@ async fn what_is_loaded_is_not_tied_to_what_is_live() {
     let template = story.scene.server.connect("template1").await.unwrap();
     template.sql("DROP DATABASE postgres WITH (FORCE)").await.unwrap();
     template.sql("SELECT pg_create_restore_point('later')").await.unwrap();
+    // (the restore point alone would not be flushed)
+    template.sql("COMMENT ON DATABASE shop IS 'alone'").await.unwrap();
     story.scene.settle().await;
     let query = ["--query", "SELECT count(*), pg_sleep(1) FROM orders", "--to-name", "later", "--out", "-"];
     assert_eq!(story.extract_from("shop", &query).run_ok().await.stdout, "count,pg_sleep\n0,\"\"\n");
