@@ -368,10 +368,119 @@ async fn an_interruption_leaves_nothing_and_no_password_is_to_be_seen() {
     let mut running = story.extract(&["--query", "SELECT pg_sleep(600)", "--out", out.to_str().unwrap()]).start();
     wait_for("the query to run", PATIENCE * 2, async || {
         assert!(running.is_running(), "{}", running.stderr());
-        std::fs::read_dir(story.out.path()).unwrap().next().map(|_| ())
+        let temporary = std::fs::read_dir(story.out.path()).unwrap().next()?.unwrap().path();
+        temporary.join("slow.csv").exists().then_some(())
     })
     .await;
     running.signal(Signal::SIGINT);
     assert_eq!(running.wait(PATIENCE).await.code(), Some(9));
+    story.assert_nothing_is_left(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_loaded_is_not_tied_to_what_is_live() {
+    // Given tables that hang together, in a database whose own settings are in the way
+    let scene = Scene::new(DEBIAN, &[("autovacuum", "off")]).await;
+    scene.server.sql("CREATE DATABASE shop").await.unwrap();
+    let session = scene.server.connect("shop").await.unwrap();
+    session
+        .sql(
+            "CREATE TABLE events (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (100);
+             CREATE TABLE notes (event int REFERENCES events);
+             CREATE TABLE base (id int, name text);
+             CREATE TABLE child (extra int) INHERITS (base);
+             CREATE SCHEMA sales;
+             CREATE TABLE sales.orders (id int PRIMARY KEY, note text);
+             INSERT INTO events SELECT n FROM generate_series(1, 10) n;
+             INSERT INTO notes SELECT n FROM generate_series(1, 10) n;
+             INSERT INTO child SELECT n, 'then', n FROM generate_series(1, 20) n;
+             INSERT INTO sales.orders SELECT n, 'then' FROM generate_series(1, 30) n;
+             CREATE SCHEMA reports;
+             CREATE TABLE reports.own AS SELECT 1 AS one;
+             CREATE VIEW reports.\"Orders\" AS SELECT id, note FROM sales.orders;
+             CREATE MATERIALIZED VIEW reports.notes AS SELECT note, count(*) AS orders FROM reports.\"Orders\" GROUP BY note;
+             CREATE UNIQUE INDEX notes_by_note ON reports.notes (note);
+             CREATE MATERIALIZED VIEW reports.sum AS SELECT sum(orders) AS orders FROM reports.notes;
+             CREATE MATERIALIZED VIEW reports.ones AS SELECT one FROM reports.own;
+             CREATE VIEW reports.most WITH (security_barrier=true) AS SELECT note FROM reports.notes WHERE orders > 1",
+        )
+        .await
+        .unwrap();
+    let archiver = scene.archived().await;
+    for setting in ["statement_timeout = '500ms'", "default_transaction_read_only = on", "search_path = sales, public"]
+    {
+        scene.server.sql(&format!("ALTER DATABASE shop SET {setting}")).await.unwrap();
+    }
+    scene.server.sql("SELECT pg_create_restore_point('then')").await.unwrap();
+    session.sql("DELETE FROM sales.orders").await.unwrap();
+    scene.settle().await;
+    // and the same, without rows, in another database that is live
+    scene.server.sql("CREATE DATABASE live").await.unwrap();
+    let live = scene.server.connect("live").await.unwrap();
+    live.sql(
+        "CREATE TABLE public.events (id int) PARTITION BY RANGE (id);
+         CREATE TABLE public.base (id int, name text);
+         CREATE SCHEMA sales; CREATE TABLE sales.orders (id int, note text)",
+    )
+    .await
+    .unwrap();
+    let before = Digests::new();
+    let story = Story { scene, archiver, before, scratch: scratch_directory(), out: scratch_directory() };
+    let load = async |what: &[&str], into: &str, schema: &str| -> String {
+        let into = story.live(into);
+        let arguments = [what, &["--to-name", "then", "--into", &into, "--as-schema", schema]].concat();
+        story.extract_from("shop", &arguments).run_ok().await.stderr
+    };
+    let one = async |database: &str, question: &str| -> String {
+        let session = story.scene.server.connect(database).await.unwrap();
+        session.sql(question).await.unwrap()[0][0].clone().unwrap_or_default()
+    };
+    // When a lone partition is loaded beside a parent of that name, then the parent does not get it
+    let said = load(&["--table", "events_1"], "live", "partition").await;
+    assert!(said.contains("is no partition of public.events any more"), "{said}");
+    assert_eq!(one("live", "SELECT count(*) FROM public.events").await, "0");
+    assert_eq!(one("live", "SELECT count(*) FROM partition.events_1").await, "10");
+    // nor does one that it inherited from
+    let said = load(&["--table", "child"], "live", "inherited").await;
+    assert!(said.contains("does not inherit from public.base any more"), "{said}");
+    assert_eq!(one("live", "SELECT count(*) FROM public.base").await, "0");
+    assert_eq!(one("live", "SELECT sum(extra) || min(name) FROM inherited.child").await, "210then");
+    // When the new schema has the name of the old one, then that is no matter
+    story.scene.server.sql("CREATE DATABASE empty").await.unwrap();
+    load(&["--table", "sales.orders"], "empty", "sales").await;
+    assert_eq!(one("empty", "SELECT count(*) FROM sales.orders").await, "30");
+    // When views read what stays behind, then materialised ones have the rows of then, with all that hangs on them
+    let said = load(&["--schema", "reports"], "live", "before").await;
+    for warning in [
+        "the materialised view before.notes is a table there",
+        "the materialised view before.sum is a table there",
+        "the view before.\"Orders\" reads sales.orders",
+    ] {
+        assert!(said.contains(warning), "{warning:?} is not in {said}");
+    }
+    assert!(!said.contains("before.ones") && !said.contains("before.most"), "{said}");
+    assert_eq!(one("live", "SELECT note || orders FROM before.notes").await, "then30");
+    assert_eq!(one("live", "SELECT orders FROM before.sum").await, "30");
+    assert_eq!(one("live", "SELECT note FROM before.most").await, "then");
+    assert_eq!(one("live", "SELECT count(*) FROM before.\"Orders\"").await, "0");
+    assert_eq!(
+        one("live", "SELECT reloptions FROM pg_class WHERE oid = 'before.most'::regclass").await,
+        "{security_barrier=true}"
+    );
+    assert_eq!(one("live", "SELECT relkind FROM pg_class WHERE oid = 'before.ones'::regclass").await, "m");
+    assert_eq!(
+        one("live", "SELECT indisunique FROM pg_index WHERE indexrelid = 'before.notes_by_note'::regclass").await,
+        "t"
+    );
+    // and a query takes the time that it needs, on the search path of its database, where there is no other database left
+    let template = story.scene.server.connect("template1").await.unwrap();
+    template.sql("DROP DATABASE postgres WITH (FORCE)").await.unwrap();
+    template.sql("SELECT pg_create_restore_point('later')").await.unwrap();
+    // (the restore point alone would not be flushed)
+    template.sql("COMMENT ON DATABASE shop IS 'alone'").await.unwrap();
+    story.scene.settle().await;
+    let query = ["--query", "SELECT count(*), pg_sleep(1) FROM orders", "--to-name", "later", "--out", "-"];
+    assert_eq!(story.extract_from("shop", &query).run_ok().await.stdout, "count,pg_sleep\n0,\"\"\n");
     story.assert_nothing_is_left(&[]);
 }

@@ -14,6 +14,7 @@ mod program;
 mod relations;
 mod request;
 mod run;
+mod ties;
 mod transplant;
 
 pub use estimate::{Estimate, estimate};

@@ -1,4 +1,4 @@
-//! Where rows and dumps are written: under a name of its own first, then, complete and on the disk, under the one that was
+//! Where rows and dumps are written: in a directory of its own first, then, complete and on the disk, under the one that was
 //! asked for, if that is still free. Whatever fails or is interrupted leaves nothing.
 
 use super::request::Place;
@@ -39,14 +39,14 @@ pub struct Written {
     pub rows: Option<u64>,
 }
 
-/// A place that was free, and the path beside it where what goes there lies until it is complete. Dropped, that goes.
+/// A place that was free, and the directory beside it where what goes there lies until it is complete. Dropped, that goes.
 pub(super) struct Reserved(Option<Temporary>);
 
 impl Reserved {
-    /// Looks whether the place is free. Writes nothing yet.
+    /// Looks whether the place is free, and makes the directory.
     ///
     /// # Errors
-    /// [`Kind::Refused`] if there is something of that name already.
+    /// [`Kind::Refused`] if there is something of that name already; [`Kind::Local`] if nothing can be written there.
     pub(super) fn new(place: &Place) -> Result<Reserved> {
         let path = match place {
             Place::Stdout => return Ok(Reserved(None)),
@@ -233,8 +233,9 @@ fn sync_files(directory: &Path) -> std::io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// A path beside the one that is meant. Dropped, whatever is there goes.
+/// A path in a directory that we made beside the one that is meant. Dropped, the directory goes, with whatever is in it.
 struct Temporary {
+    directory: PathBuf,
     path: PathBuf,
     meant: PathBuf,
 }
@@ -249,16 +250,20 @@ impl Temporary {
         if meant.symlink_metadata().is_ok() {
             return Err(taken(&meant));
         }
-        let name = format!(".{}.seawall-{}", name.to_string_lossy(), std::process::id());
-        Ok(Temporary { path: meant.with_file_name(name), meant })
+        // Nobody else's: `mkdtemp` makes it, under a name that nobody has, or fails.
+        let directory = nix::unistd::mkdtemp(&meant.with_file_name(".seawall-extract-XXXXXX"));
+        let directory = directory.map_err(|error| match std::io::Error::from(error) {
+            error if error.kind() == ErrorKind::NotFound => {
+                Error::local("create", &meant, error).hint("Is its directory there?")
+            }
+            error => Error::local("create", &meant, error),
+        })?;
+        Ok(Temporary { path: directory.join(name), directory, meant })
     }
 
     fn file(&self) -> Result<File> {
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path);
-        made.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::local("create", &self.path, error).hint("Is its directory there?"),
-            _ => Error::local("create", &self.path, error),
-        })
+        made.map_err(|error| Error::local("create", &self.path, error))
     }
 
     fn publish(self) -> Result<()> {
@@ -283,10 +288,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        let _ = match self.path.is_dir() {
-            true => std::fs::remove_dir_all(&self.path),
-            false => std::fs::remove_file(&self.path),
-        };
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -355,6 +357,20 @@ mod tests {
         std::fs::write(place.path().join("late/theirs"), "").unwrap();
         assert_eq!(reserved.publish().unwrap_err().kind(), Kind::Refused);
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_another_is_writing_there_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("rows.csv");
+        let (first, package) = begin(&Place::File(path.clone()));
+        let second = Reserved::new(&Place::File(path.clone())).unwrap();
+        drop(second);
+        let (package, _) = package.store("rows.csv", source(&["mine"])).await.unwrap();
+        package.complete(&()).await.unwrap();
+        first.publish().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::request::Wanted;
 use crate::error::{Error, Kind, Result};
-use crate::scratch::Session;
+use crate::scratch::{Server, Session};
 use std::cmp::Reverse;
 
 /// Names of its own kind that an error offers.
@@ -52,8 +52,8 @@ pub(super) fn literal(text: &str) -> String {
 ///
 /// # Errors
 /// [`Kind::Refused`] if there is none, with those that there are.
-pub(super) async fn database(session: &Session, wanted: &str) -> Result<String> {
-    let rows = session.sql("SELECT datname, oid FROM pg_database WHERE datallowconn ORDER BY datname").await?;
+pub(super) async fn database(server: &Server, wanted: &str) -> Result<String> {
+    let rows = server.sql("SELECT datname, oid FROM pg_database WHERE datallowconn ORDER BY datname").await?;
     let databases: Vec<(String, String)> = rows.into_iter().filter_map(pair).collect();
     let by_name = databases.iter().find(|(name, _)| name == wanted);
     let found = by_name.or_else(|| databases.iter().find(|(_, oid)| oid == wanted));

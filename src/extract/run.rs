@@ -177,8 +177,8 @@ impl Extraction<'_> {
     async fn run(&self, scratch: &Path, ready: &Ready) -> Result<Extracted> {
         let recovered = self.recover(scratch).await?;
         let server = &recovered.server;
-        let database = relations::database(&server.connect("postgres").await?, &self.options.database).await?;
-        let session = server.connect(&database).await?;
+        let database = relations::database(server, &self.options.database).await?;
+        let session = connect(server, &database).await?;
         let chosen = relations::choose(&session, &database, &self.options.wanted).await?;
         self.progress.send_replace(Progress { stage: Stage::Writing, ..Progress::default() });
         let begun = Instant::now();
@@ -312,6 +312,20 @@ impl Extraction<'_> {
             written_in: Duration::ZERO,
         }
     }
+}
+
+/// A session that nothing keeps from its work: what a database or role sets for itself beats the server's settings. The
+/// `search_path` stays, for a query counts on it.
+async fn connect(server: &Server, database: &str) -> Result<Session> {
+    let session = server.connect(database).await?;
+    session
+        .sql(
+            "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off; \
+             SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+             WHERE name IN ('transaction_timeout', 'idle_session_timeout')",
+        )
+        .await?;
+    Ok(session)
 }
 
 /// What a client program connects with to a database of the scratch server.

@@ -6,6 +6,7 @@ use super::program::Program;
 use super::relations::{Relation, literal, quoted};
 use super::request::{Format, Wanted};
 use super::run::Progress;
+use super::ties;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
 use crate::scratch::Session;
@@ -80,19 +81,30 @@ impl Target {
         let (Some(mut output), Some(mut input)) = (output, input) else {
             return Err(Error::new(Kind::Internal, "the programs have no pipes"));
         };
+        // Gives whether `pg_restore` took everything.
         let copying = async move {
             let mut piece = vec![0; 1 << 16];
-            // Where the pipe breaks, one of the two has ended and says why.
             while let Ok(count @ 1..) = output.read(&mut piece).await {
                 if input.write_all(&piece[..count]).await.is_err() {
-                    break;
+                    return false;
                 }
                 progress.send_modify(|progress| progress.done_bytes += count as u64);
             }
+            true
         };
-        let ((), dumped, loaded) = tokio::join!(copying, dumping.end(), loading.end());
-        let hint = "Its one transaction was rolled back: the database is as it was.";
-        loaded.map_err(|error| error.context(format!("loading into {}", self.shown)).hint(hint)).and(dumped)
+        let (took_all, dumped, loaded) = tokio::join!(copying, dumping.end(), loading.end());
+        outcome(took_all, dumped, loaded.map_err(|error| error.context(format!("loading into {}", self.shown))))
+    }
+}
+
+/// What to tell of the ends of `pg_dump` and `pg_restore`. If both failed, the first is the cause: `pg_dump` if its dump ended
+/// early, `pg_restore` if it did not take all of it.
+fn outcome(took_all: bool, dumped: Result<()>, loaded: Result<()>) -> Result<()> {
+    let hint = "Its one transaction was rolled back: the database is as it was.";
+    match (dumped, loaded) {
+        (Err(error), Err(_)) if took_all => Err(error.hint(hint)),
+        (_, Err(error)) => Err(error.hint(hint)),
+        (dumped, Ok(())) => dumped,
     }
 }
 
@@ -119,7 +131,9 @@ pub(super) async fn gather(
             _ => move_tables(session, relations, new).await?,
         }
     }
-    cut_off(session, new).await
+    let warnings = ties::cut(session, new).await?;
+    // The operator knows it by its own name.
+    Ok(warnings.into_iter().map(|warning| warning.replace(&quoted(OUT_OF_THE_WAY), &quoted(new))).collect())
 }
 
 async fn make_way(session: &Session, new: &str) -> Result<()> {
@@ -148,26 +162,26 @@ async fn rename(session: &Session, old: &str, new: &str) -> Result<()> {
 async fn move_tables(session: &Session, relations: &[Relation], new: &str) -> Result<()> {
     session.sql(&format!("CREATE SCHEMA {}", quoted(new))).await?;
     for relation in relations {
-        session.sql(&format!("ALTER TABLE {} SET SCHEMA {}", relation.quoted(), quoted(new))).await?;
+        // It may be in the schema that has just made way.
+        let schema = if relation.schema == new { OUT_OF_THE_WAY } else { &relation.schema };
+        let there = format!("{}.{}", quoted(schema), quoted(&relation.name));
+        session.sql(&format!("ALTER TABLE {there} SET SCHEMA {}", quoted(new))).await?;
     }
     Ok(())
 }
 
-/// Takes away the foreign keys that lead out of the schema: they would lock tables of the other database, and fail where
-/// its rows are not those of that moment.
-async fn cut_off(session: &Session, new: &str) -> Result<Vec<String>> {
-    let question = format!(
-        "SELECT conrelid::regclass, conname, confrelid::regclass FROM pg_constraint \
-         WHERE contype = 'f' AND conparentid = 0 \
-         AND (SELECT relnamespace FROM pg_class WHERE oid = conrelid) = {0}::regnamespace \
-         AND (SELECT relnamespace FROM pg_class WHERE oid = confrelid) <> {0}::regnamespace",
-        literal(&quoted(new))
-    );
-    let mut warnings = Vec::new();
-    for row in session.sql(&question).await? {
-        let [Some(table), Some(name), Some(to)] = row.as_slice() else { continue };
-        session.sql(&format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(name))).await?;
-        warnings.push(format!("the foreign key {name} of {table} was left out: it leads to {to}, which is not taken"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_programs_that_failed_the_one_is_told_that_failed_first() {
+        let failed = |what: &str| Err(Error::new(Kind::Postgres, what.to_owned()));
+        let told = |took_all, dumped, loaded| outcome(took_all, dumped, loaded).unwrap_err().to_string();
+        assert_eq!(told(true, failed("no table"), failed("input file is too short")), "no table");
+        assert_eq!(told(false, failed("broken pipe"), failed("schema is there")), "schema is there");
+        assert_eq!(told(true, Ok(()), failed("disk full")), "disk full");
+        assert_eq!(told(true, failed("crashed at its end"), Ok(())), "crashed at its end");
+        outcome(true, Ok(()), Ok(())).unwrap();
     }
-    Ok(warnings)
 }
