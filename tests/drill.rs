@@ -341,8 +341,27 @@ async fn the_report_is_kept_and_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
+async fn the_report_is_stored_if_nobody_can_read_what_is_printed() {
     let scene = Scene::new(15, &[]).await;
+    let _archiver = scene.archived().await;
+    scene.settle().await;
+    // When a drill cannot print its report
+    let script = scene.places.path().join("printing_to_a_full_disk");
+    let program = support::program::path().display();
+    std::fs::write(&script, format!("#!/bin/sh\nexec '{program}' \"$@\" > /dev/full\n")).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let drill = Drill::of(&scene);
+    let finished = drill.command("", &["--json"]).program(&script).run_err(Kind::Local.exit_code().into()).await;
+    assert!(finished.stderr.contains("cannot write to standard output"), "{}", finished.stderr);
+    // Then it is in the repository all the same, and nothing is left
+    drill.assert_nothing_is_left();
+    let status = scene.seawall(&["status", "--json"]).run_ok().await.stdout;
+    assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["last_drill_passed"], true, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
+    let scene = Scene::with(15, ServerOptions { data_checksums: true, ..Scene::options(&[]) }).await;
     let _archiver = scene.archived().await;
     scene.server.sql("INSERT INTO told VALUES (7)").await.unwrap();
     scene.settle().await;
