@@ -379,6 +379,11 @@ async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
     let conninfo = told("restored ").trim_start_matches("psql ").trim_matches('\'').to_owned();
     let psql = tool("psql").args(["-XAtc", "SELECT max(id) FROM told", &conninfo]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&psql.stdout).trim(), "7", "{psql:?}");
+    // whatever it had in memory was written before it was given a minute to stop
+    let sockets = conninfo.split_whitespace().find_map(|word| word.strip_prefix("host=")).unwrap();
+    let log = std::fs::read_to_string(Path::new(sockets).join("log")).unwrap();
+    let (before, _) = log.split_once("received fast shutdown request").expect(&log);
+    assert!(before.contains("checkpoint starting: immediate force wait"), "{log}");
     // and goes as is said
     let run =
         |line: &str| assert!(Command::new("sh").args(["-ec", line]).status().unwrap().success(), "`{line}` failed");
