@@ -122,7 +122,7 @@ impl Machine {
 
     fn archive(&mut self) {
         let seawall = Seawall::new(["run", "--config", self.place("seawall.toml").to_str().unwrap()]);
-        self.archiver = Some(seawall.program(&self.place("bin/seawall")).as_server_user().start());
+        self.archiver = Some(seawall.program(&self.place("bin/seawall")).by_server_user().start());
     }
 
     /// Waits until all that was committed is stored.

@@ -61,7 +61,7 @@ impl Seawall {
     }
 
     /// Run by the user that servers run as.
-    pub fn as_server_user(self) -> Seawall {
+    pub fn by_server_user(self) -> Seawall {
         let command = Unprivileged::find().unwrap().command(Path::new(self.command.get_program()));
         self.in_command(command)
     }
