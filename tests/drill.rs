@@ -164,6 +164,9 @@ for_every_version!(passes_with_tablespaces_from_before_and_after_the_backup:
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_check_that_fails_is_named_and_the_others_go_on() {
     let scene = Scene::new(15, &[]).await;
+    // A database that nobody can enter, which is no reason to fail: DROP DATABASE does this first.
+    scene.server.sql("CREATE DATABASE half_dropped").await.unwrap();
+    scene.server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half_dropped'").await.unwrap();
     let _archiver = scene.archived().await;
     scene.settle().await;
     let configuration = "[drill]\nrto = \"1ms\"\n\
@@ -187,6 +190,7 @@ async fn a_check_that_fails_is_named_and_the_others_go_on() {
     }
     assert_eq!(check(&report, "checksums"), ("skipped", "the cluster has no data checksums"));
     assert_eq!((check(&report, "right").0, check(&report, "amcheck").0), ("passed", "passed"));
+    assert!(check(&report, "amcheck").1.ends_with("; not in half_dropped, which an interrupted DROP DATABASE left"));
     assert_eq!(report["rto"]["met"], false);
     assert_eq!(report["failures"].as_array().unwrap().len(), 6, "{said}");
 }
@@ -337,8 +341,27 @@ async fn the_report_is_kept_and_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
+async fn the_report_is_stored_if_nobody_can_read_what_is_printed() {
     let scene = Scene::new(15, &[]).await;
+    let _archiver = scene.archived().await;
+    scene.settle().await;
+    // When a drill cannot print its report
+    let script = scene.places.path().join("printing_to_a_full_disk");
+    let program = support::program::path().display();
+    std::fs::write(&script, format!("#!/bin/sh\nexec '{program}' \"$@\" > /dev/full\n")).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let drill = Drill::of(&scene);
+    let finished = drill.command("", &["--json"]).program(&script).run_err(Kind::Local.exit_code().into()).await;
+    assert!(finished.stderr.contains("cannot write to standard output"), "{}", finished.stderr);
+    // Then it is in the repository all the same, and nothing is left
+    drill.assert_nothing_is_left();
+    let status = scene.seawall(&["status", "--json"]).run_ok().await.stdout;
+    assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["last_drill_passed"], true, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
+    let scene = Scene::with(15, ServerOptions { data_checksums: true, ..Scene::options(&[]) }).await;
     let _archiver = scene.archived().await;
     scene.server.sql("INSERT INTO told VALUES (7)").await.unwrap();
     scene.settle().await;
@@ -356,6 +379,11 @@ async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
     let conninfo = told("restored ").trim_start_matches("psql ").trim_matches('\'').to_owned();
     let psql = tool("psql").args(["-XAtc", "SELECT max(id) FROM told", &conninfo]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&psql.stdout).trim(), "7", "{psql:?}");
+    // whatever it had in memory was written before it was given a minute to stop
+    let sockets = conninfo.split_whitespace().find_map(|word| word.strip_prefix("host=")).unwrap();
+    let log = std::fs::read_to_string(Path::new(sockets).join("log")).unwrap();
+    let (before, _) = log.split_once("received fast shutdown request").expect(&log);
+    assert!(before.contains("checkpoint starting: immediate force wait"), "{log}");
     // and goes as is said
     let run =
         |line: &str| assert!(Command::new("sh").args(["-ec", line]).status().unwrap().success(), "`{line}` failed");

@@ -38,15 +38,18 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
         ended = Box::pin(act(&args, &settings, &place)) => ended,
     };
     let document = match ended {
-        Ok(Drilled { document, server }) => {
-            match server {
-                Some(server) if args.keep => keep(server, &place).await?,
-                None if args.keep => print::stdout(&format!("Kept: {}\n", place.path().display()))?,
+        Ok((Drilled { document, server }, stored)) => {
+            let text = if args.json.json { print::json(&document) } else { Ok(in_words(&document)) };
+            let printed = text.and_then(|text| print::stdout(&text));
+            let left = match server {
+                Some(server) if args.keep => keep(server, &place).await,
+                None if args.keep => print::stdout(&format!("Kept: {}\n", place.path().display())),
                 server => {
                     drop(server);
-                    place.remove().await?;
+                    place.remove().await
                 }
-            }
+            };
+            stored.and(printed).and(left)?;
             document
         }
         Err(error) => {
@@ -67,8 +70,8 @@ fn interrupted() -> Error {
     Error::new(Kind::Local, "the drill was interrupted").hint("Nothing is left behind: run it again at any time.")
 }
 
-/// Everything but cleaning up.
-async fn act(args: &DrillArgs, settings: &Settings, place: &Directory) -> Result<Drilled> {
+/// Drills, and says whether the report could be stored: before anything is printed, for nobody may be reading.
+async fn act(args: &DrillArgs, settings: &Settings, place: &Directory) -> Result<(Drilled, Result<()>)> {
     let clock = Clock::system();
     let request = request(args, &clock)?;
     let (repository, cluster) = parts::readable_repository(settings).await?;
@@ -91,12 +94,9 @@ async fn act(args: &DrillArgs, settings: &Settings, place: &Directory) -> Result
         drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => drilled,
         never = progress::show(watched, restore::step) => match never {},
     };
-    let document = &drilled.document;
-    let text = if args.json.json { print::json(document)? } else { in_words(document) };
-    print::stdout(&text)?;
-    let key = writer.store_drill(document).await?;
-    tracing::info!(report = writer.layout().name(&key), "the report is stored");
-    Ok(drilled)
+    let stored = writer.store_drill(&drilled.document).await;
+    let stored = stored.map(|key| tracing::info!(report = writer.layout().name(&key), "the report is stored"));
+    Ok((drilled, stored))
 }
 
 fn request(args: &DrillArgs, clock: &Clock) -> Result<Request> {

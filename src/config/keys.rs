@@ -5,6 +5,7 @@ use super::Settings;
 use crate::cli::LogFormat;
 use crate::codec::{Compression, Recipients, ZSTD_LEVELS};
 use crate::drill::SqlCheck;
+use crate::recovery;
 use crate::store::{Checksum, Conditional, ServerSideEncryption};
 use jiff::fmt::friendly::SpanParser;
 use std::fmt::Write as _;
@@ -276,12 +277,17 @@ pub const KEYS: &[Key] = &[
         about: "Settings of the drill's server, each `name=value`. It does not read the cluster's `postgresql.conf`, takes \
                 128 MB of `shared_buffers`, and loads no library unless it is named here: an extension that needs to be \
                 loaded at the start, for its tables or for the replay of its own WAL, must be. The drill's server neither \
-                listens on TCP nor archives, whatever is said here.",
+                listens on TCP nor archives, whatever is said here. What says where its files are, such as \
+                `data_directory` and `unix_socket_directories`, and what its recovery does, `restore_command` and \
+                `recovery_target_…`, is the drill's own and refused here.",
         set: |settings, text| {
             let pair = |word: &str| {
                 let (name, value) =
                     word.split_once('=').ok_or_else(|| format!("has {word:?} in it, which is not name=value"))?;
-                Ok::<_, String>((name.to_owned(), value.to_owned()))
+                if recovery::is_ours(name) {
+                    return Err(format!("has {name} in it, which is the drill's own to set: take it out"));
+                }
+                Ok((name.to_owned(), value.to_owned()))
             };
             settings.drill.settings = text.split_whitespace().map(pair).collect::<Result<_, _>>()?;
             Ok(())

@@ -116,6 +116,9 @@ fn a_drill_has_checks_with_names_of_their_own() {
         ("[[drill.check]]\nname = 7\nsql = \"\"\n".to_owned(), "wrong type"),
         ("[drill.check]\nname = \"a\"\n".to_owned(), "wrong type"),
         ("[drill]\nsettings = [\"jit\"]\n".to_owned(), "not name=value"),
+        ("[drill]\nsettings = [\"jit=on\", \"data_directory=/srv\"]\n".to_owned(), "data_directory in it"),
+        ("[drill]\nsettings = [\"Restore-Command=true\"]\n".to_owned(), "the drill's own"),
+        ("[drill]\nsettings = [\"recovery_target_xid=7\"]\n".to_owned(), "the drill's own"),
         ("[drill]\nrto = \"soon\"\n".to_owned(), "length of time"),
     ] {
         let error = load(&text).expect_err(&text);

@@ -15,25 +15,26 @@ const TOLD_OF_ALL_MAX: usize = 100;
 /// Checks every index (B-tree) and table of every database that lets anybody in.
 pub(super) async fn run(server: &Server) -> Verdict {
     let mut sum = Sum::default();
-    let databases = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname";
+    // An interrupted DROP DATABASE leaves one that lets nobody in, and is only there to be dropped (`DATCONNLIMIT_INVALID_DB`
+    // in `pg_database.h`).
+    let databases = "SELECT datname, datconnlimit = -2 FROM pg_database WHERE datallowconn ORDER BY datname";
     let databases = server.sql(databases).await.map_err(|error| vec![error.to_string()])?;
-    for database in databases.into_iter().filter_map(|row| row.into_iter().next().flatten()) {
-        match in_database(server, &database, &mut sum).await {
+    for row in databases {
+        let [Some(database), is_invalid] = row.as_slice() else { continue };
+        if is_invalid.as_deref() == Some("t") {
+            sum.invalid.push(database.clone());
+            continue;
+        }
+        match in_database(server, database, &mut sum).await {
             Ok(true) => sum.databases += 1,
             Ok(false) => {
-                return Ok(Answer::Skipped("the extension amcheck is not installed on this machine".to_owned()));
+                sum.is_missing = true;
+                break;
             }
             Err(error) => sum.tell(format!("database {database}: {error}")),
         }
     }
-    match sum.wrong.is_empty() {
-        true => {
-            let tables =
-                if server.programs().version >= 14 { format!("{} tables", sum.tables) } else { NO_TABLES.to_owned() };
-            Ok(Answer::Passed(format!("{} indexes and {tables} in {} databases", sum.indexes, sum.databases)))
-        }
-        false => Err(sum.wrong),
-    }
+    sum.verdict(server.programs().version)
 }
 
 const NO_TABLES: &str = "no tables (since PostgreSQL 14)";
@@ -43,6 +44,10 @@ struct Sum {
     databases: usize,
     indexes: usize,
     tables: usize,
+    /// Databases that cannot be looked at, and need not be.
+    invalid: Vec<String>,
+    /// This machine does not have the extension.
+    is_missing: bool,
     wrong: Vec<String>,
 }
 
@@ -51,6 +56,22 @@ impl Sum {
         if self.wrong.len() < TOLD_OF_ALL_MAX {
             self.wrong.push(wrong);
         }
+    }
+
+    /// On a server of this major version.
+    fn verdict(self, version: u32) -> Verdict {
+        if !self.wrong.is_empty() {
+            return Err(self.wrong);
+        }
+        if self.is_missing {
+            return Ok(Answer::Skipped("the extension amcheck is not installed on this machine".to_owned()));
+        }
+        let tables = if version >= 14 { format!("{} tables", self.tables) } else { NO_TABLES.to_owned() };
+        let mut said = format!("{} indexes and {tables} in {} databases", self.indexes, self.databases);
+        if !self.invalid.is_empty() {
+            said += &format!("; not in {}, which an interrupted DROP DATABASE left", self.invalid.join(", "));
+        }
+        Ok(Answer::Passed(said))
     }
 }
 
@@ -141,4 +162,18 @@ async fn relations(session: &Session, which: &str) -> Result<Vec<(String, String
         Some((values.next()?, values.next()?))
     };
     Ok(rows.into_iter().filter_map(pair).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_before_the_extension_was_missed_is_told() {
+        let missing = || Sum { is_missing: true, ..Sum::default() };
+        assert!(matches!(missing().verdict(15), Ok(Answer::Skipped(_))), "{:?}", missing().verdict(15));
+        let mut sum = missing();
+        sum.tell("database shop: cannot connect".to_owned());
+        assert_eq!(sum.verdict(15), Err(vec!["database shop: cannot connect".to_owned()]));
+    }
 }

@@ -4,6 +4,7 @@ use super::{Answer, Verdict};
 use crate::error::{Error, Result};
 use crate::scratch::{Programs, Server, StopMode};
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use tokio::time::sleep;
 const POLL: Duration = Duration::from_millis(50);
 /// So many lines of what it says are told.
 const TOLD_MAX: usize = 20;
+/// Of what it says, so much is read: it has a line for every page that is wrong.
+const SAID_BYTES_MAX: u64 = 1 << 20;
 
 /// Stops the server, and has every page compared with its checksum.
 pub(super) async fn run(server: &mut Server, programs: &Programs) -> Verdict {
@@ -25,6 +28,8 @@ pub(super) async fn run(server: &mut Server, programs: &Programs) -> Verdict {
     if !program.is_file() {
         return Ok(Answer::Skipped(format!("there is no {} on this machine", program.display())));
     }
+    // A server that stops has a minute, and writing what replay left in its memory may take longer: that comes first.
+    server.sql("SET statement_timeout = 0; CHECKPOINT").await.map_err(told)?;
     server.stop(StopMode::Fast).await.map_err(told)?;
     let (ended, said) = compare(server, &program).await.map_err(told)?;
     let mut lines = said.lines().map(str::to_owned);
@@ -46,11 +51,14 @@ pub(super) async fn run(server: &mut Server, programs: &Programs) -> Verdict {
 /// Runs it to its end; gives what it said.
 async fn compare(server: &Server, program: &Path) -> Result<(ExitStatus, String)> {
     let output = server.socket_directory().join("pg_checksums");
-    let file = File::create(&output).map_err(|error| Error::local("write", &output, error))?;
-    let errors = file.try_clone().map_err(|error| Error::local("write", &output, error))?;
+    let cannot_write = |error| Error::local("write", &output, error);
+    // The directory is the server's user's, and we may be root: follow no link that is there instead, now or later.
+    let mut file = File::options().read(true).write(true).create_new(true).open(&output).map_err(cannot_write)?;
+    let says = file.try_clone().map_err(cannot_write)?;
+    let errors = file.try_clone().map_err(cannot_write)?;
     let mut command = server.user().command(program);
     command.args(["--check", "-D"]).arg(server.data_directory()).current_dir(server.data_directory());
-    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(file).stderr(errors);
+    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(says).stderr(errors);
     let mut running = Running(command.spawn().map_err(|error| Error::local("run", program, error))?);
     let ended = loop {
         match running.0.try_wait().map_err(|error| Error::local("wait for", program, error))? {
@@ -58,7 +66,9 @@ async fn compare(server: &Server, program: &Path) -> Result<(ExitStatus, String)
             None => sleep(POLL).await,
         }
     };
-    let said = std::fs::read(&output).map_err(|error| Error::local("read", &output, error))?;
+    let mut said = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(SAID_BYTES_MAX).read_to_end(&mut said));
+    read.map_err(|error| Error::local("read", &output, error))?;
     Ok((ended, String::from_utf8_lossy(&said).into_owned()))
 }
 

@@ -5,6 +5,8 @@
 mod in_place;
 mod settings;
 
+pub use settings::is_ours;
+
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupTablespace, Repository};
 use crate::restore::{self, FetchCommand, LocalWal, Plan, RestoreOptions, RestoreProgress, RestoreReport, Stop};

@@ -38,6 +38,26 @@ const GUARDS: [(&str, &str); 13] = [
     ("ssl", "off"),
 ];
 
+/// Where the server's files are and what its recovery does: this restore's, and nobody's to change. So is every setting whose
+/// name begins with `recovery_target`.
+const OURS: [&str; 8] = [
+    "config_file",
+    "data_directory",
+    "external_pid_file",
+    "hba_file",
+    "ident_file",
+    "port",
+    "restore_command",
+    "unix_socket_directories",
+];
+
+/// True for the name of a setting that no caller may set, in any way that the command line takes it: letters of either case,
+/// `-` for `_` (`guc.c`, `guc_name_compare` and `ParseLongOption`).
+pub fn is_ours(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('-', "_");
+    name.starts_with("recovery_target") || OURS.contains(&name.as_str())
+}
+
 /// The settings of a server of this major version; `wanted` by the caller.
 pub(super) fn settings(version: u32, wanted: Vec<(String, String)>, has_in_place: bool) -> Vec<(String, String)> {
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
@@ -54,6 +74,10 @@ pub(super) fn settings(version: u32, wanted: Vec<(String, String)>, has_in_place
     set(18, "io_method", "worker");
     settings.extend(wanted);
     settings.extend(GUARDS.map(owned));
+    if version >= 17 {
+        // It wants `wal_level = logical`, and a primary to ask.
+        settings.push(owned(("sync_replication_slots", "off")));
+    }
     if version <= 14 {
         // May lead elsewhere, and was taken out in 15.
         settings.push(owned(("stats_temp_directory", "pg_stat_tmp")));
@@ -71,13 +95,29 @@ mod tests {
 
     #[test]
     fn what_is_wanted_beats_what_is_modest_and_nothing_beats_the_guards() {
-        let wanted = [("shared_buffers", "1GB"), ("listen_addresses", "*"), ("archive_mode", "on")];
+        let wanted = [
+            ("shared_buffers", "1GB"),
+            ("listen_addresses", "*"),
+            ("archive_mode", "on"),
+            ("sync_replication_slots", "on"),
+        ];
         let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let settings = settings(17, wanted.into(), true);
         // The last one on the command line counts.
         let value = |of: &str| settings.iter().rfind(|(name, _)| name == of).map(|(_, value)| value.as_str());
         assert_eq!(value("shared_buffers"), Some("1GB"));
         assert_eq!((value("listen_addresses"), value("archive_mode")), (Some(""), Some("off")));
+        assert_eq!(value("sync_replication_slots"), Some("off"));
         assert_eq!((value("io_method"), value("allow_in_place_tablespaces")), (None, Some("on")));
+    }
+
+    #[test]
+    fn places_and_what_recovery_does_are_ours_however_they_are_written() {
+        for name in ["restore_command", "Restore_Command", "data-directory", "recovery_target_lsn", "recovery_target"] {
+            assert!(is_ours(name), "{name}");
+        }
+        for name in ["shared_buffers", "recovery_prefetch", "port_of_call", ""] {
+            assert!(!is_ours(name), "{name}");
+        }
     }
 }

@@ -24,8 +24,11 @@ impl Directory {
     /// # Errors
     /// [`crate::error::Kind::Local`] if it cannot be made, or if the servers' user cannot reach it.
     pub fn create(below: &Path, prefix: &str) -> Result<Directory> {
-        let path = nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX")))
-            .map_err(|error| Error::local("create a directory in", below, error.into()))?;
+        let cannot = |error| Error::local("create a directory in", below, error);
+        // A server and its programs look at it from working directories of their own.
+        let below = std::path::absolute(below).map_err(cannot)?;
+        let path =
+            nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX"))).map_err(|error| cannot(error.into()))?;
         let directory = Directory { path, keep: false };
         Unprivileged::find()?.create_directory(&directory.path)?;
         Ok(directory)
@@ -64,5 +67,18 @@ impl Drop for Directory {
         if !self.keep {
             let _ = std::fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_place_is_a_place_for_whoever_has_another_working_directory() {
+        // From wherever the test runs, up to the root and down again.
+        let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+        let directory = Directory::create(Path::new(&format!("{up}tmp")), "seawall-relative").unwrap();
+        assert!(directory.path().is_absolute() && directory.path().is_dir(), "{}", directory.path().display());
     }
 }

@@ -35,7 +35,8 @@ const LOG_LINES: usize = 20;
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     /// Settings, name and value as in `postgresql.conf` but unquoted. A new server has them in that file (and so in its
-    /// base backups), one that is opened gets them on its command line. They go before everything chosen here.
+    /// base backups), one that is opened gets them on its command line. They go before everything chosen here but
+    /// the places of sockets and rules.
     pub settings: Vec<(String, String)>,
     /// The size of a WAL segment in MiB, 1 to 1024; PostgreSQL's own choice (16) without. New servers only.
     pub wal_segment_mib: Option<u32>,
@@ -224,14 +225,15 @@ impl Server {
             ("port", self.port.to_string()),
             ("listen_addresses", if self.listen_tcp { "127.0.0.1".to_owned() } else { String::new() }),
         ];
+        // The last one counts: nobody's settings lead to other places.
+        for (name, value) in &self.settings {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
         let own = [("config_file", CONFIGURATION_FILE), ("ident_file", IDENT_FILE)];
         for (name, file) in own.iter().filter(|_| self.own_configuration) {
             command.arg("-c").arg(format!("{name}={}", self.own.join(file).display()));
         }
         for (name, value) in &places {
-            command.arg("-c").arg(format!("{name}={value}"));
-        }
-        for (name, value) in &self.settings {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
