@@ -230,6 +230,22 @@ async fn an_archiver_that_is_killed_leaves_no_hole_in_the_index() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_before_anybody_could_look_for_indexes_has_one() {
+    // Given an archiver that cannot find out which indexes there are
+    let scene = Scene::new(DEBIAN).await;
+    scene.bucket.always(Op::List.at("backups/main/index/00000001/records/"), Fault::ACCESS_DENIED);
+    let _archiver = scene.run();
+    scene.settle().await;
+    // When more than a slot of WAL is stored until it can
+    scene.work("one").await;
+    scene.settle().await;
+    assert!(scene.indexes().is_empty());
+    scene.bucket.clear();
+    // Then all of it has an index, from where the stream began
+    scene.wait_for_index().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_takes_no_index_keeps_nothing_from_being_archived() {
     // Given a store in which nothing may be created below index/
     let scene = Scene::new(DEBIAN).await;

@@ -377,6 +377,7 @@ impl Archiver {
         tracing::info!(%timeline, %start, stored_up_to = %resume.overlap_end, "streaming");
         self.state.send_modify(|state| {
             state.counts.connections += 1;
+            state.stream_start = start;
             state.last_error = None;
             state.is_server_leaving = false;
             // What was told on another connection, perhaps of another timeline, says nothing of this one.

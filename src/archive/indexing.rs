@@ -52,11 +52,11 @@ impl IndexKeeper {
         Ok(IndexKeeper::new(IndexWriter::new(writer), indexer))
     }
 
-    /// `timeline` is stored up to `durable`: stores what can be said of it.
+    /// `timeline` is streamed from `start` on, and stored up to `durable`: stores what can be said of it.
     ///
     /// # Errors
     /// What the store says, or what is wrong with what is stored. May be called again.
-    pub async fn advance_to(&mut self, timeline: TimelineId, durable: Lsn) -> Result<()> {
+    pub async fn advance_to(&mut self, timeline: TimelineId, start: Lsn, durable: Lsn) -> Result<()> {
         let size = self.index.size();
         let mut at = match self.at {
             Some(at) if at.timeline == timeline => Position { durable: durable.max(at.durable), ..at },
@@ -66,7 +66,8 @@ impl IndexKeeper {
                     self.at = None;
                 }
                 let stored = Indexes::read(self.index.repository(), timeline).await?;
-                let here = Level::FIRST.slot_start(size, durable);
+                // Much may have been stored since the stream began.
+                let here = Level::FIRST.slot_start(size, start.min(durable));
                 let next = stored.end(timeline).filter(|end| *end <= durable).unwrap_or(here);
                 Position { timeline, next, durable }
             }
@@ -128,7 +129,7 @@ pub async fn keep_index(
         let seen = {
             let state = state.borrow();
             let timeline = state.timeline.filter(|_| state.is_compared && state.durable.is_valid());
-            timeline.map(|timeline| (timeline, state.durable))
+            timeline.map(|timeline| (timeline, state.stream_start, state.durable))
         };
         let advanced = match seen {
             Some(seen) => advance(&mut keeper, &open, seen).await,
@@ -156,13 +157,13 @@ pub async fn keep_index(
 async fn advance(
     keeper: &mut Option<IndexKeeper>,
     open: &impl AsyncFn() -> Result<IndexKeeper>,
-    (timeline, durable): (TimelineId, Lsn),
+    (timeline, start, durable): (TimelineId, Lsn, Lsn),
 ) -> Result<()> {
     let keeper = match keeper {
         Some(keeper) => keeper,
         None => keeper.insert(open().await?),
     };
-    keeper.advance_to(timeline, durable).await
+    keeper.advance_to(timeline, start, durable).await
 }
 
 /// The outlines that cover `range`; `None` if some are missing.

@@ -29,6 +29,8 @@ pub struct ArchiveState {
     pub timeline: Option<TimelineId>,
     /// What was stored before this stream has come again and been found equal: it is the right server.
     pub is_compared: bool,
+    /// Where the stream began.
+    pub stream_start: Lsn,
     /// The end of what was read.
     pub received: Lsn,
     /// The end of the gap-free stored bytes.
@@ -99,6 +101,7 @@ impl ArchiveState {
             phase: Phase::Connecting,
             timeline: None,
             is_compared: false,
+            stream_start: Lsn::INVALID,
             received: Lsn::INVALID,
             durable: Lsn::INVALID,
             flushed: Lsn::INVALID,
