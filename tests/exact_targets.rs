@@ -137,6 +137,10 @@ async fn both_stop_at_the_same_record(version: u32, clock: Option<SteppedClock>,
             let Arrival::After(stop) = *arrival else { panic!("{story}") };
             assert_eq!(Some(stop), moment.stop(), "{story}");
             assert_eq!(scene.ends.first_behind(stop), *lost, "{story}");
+            let rest = lost.map_or(&[][..], |lost| &scene.ends.0[lost..]);
+            let first_lost = rest.iter().find(|end| end.committed && end.xid != 0).map(|end| (end.xid, end.lsn));
+            let told = plan.as_ref().unwrap().first_lost.map(|it| (it.xid, it.record.start));
+            assert_eq!(told, first_lost, "{story}");
             // with nothing later, not even from before the backup,
             let mut kept = scene.ends.0[..lost.unwrap_or(scene.ends.0.len())].iter();
             assert!(kept.all(|end| end.time <= *time), "{story}");

@@ -106,7 +106,10 @@ pub async fn plan(reader: &WalReader, catalog: &Catalog, request: &Request, now:
             until,
         };
         let survey = survey(reader, &indexes, &stretch, goal).await?;
-        if let Verdict::Planned(plan) = plan::conclude(&choice, candidate, &survey)? {
+        if let Verdict::Planned(mut plan) = plan::conclude(&choice, candidate, &survey)? {
+            if let Stop::After(last) = plan.stop {
+                plan.first_lost = scan::first_commit(reader, &choice.route, last, candidate.covered.until).await;
+            }
             return Ok(*plan);
         }
         certain_from = Some(plan::certain_from(candidate, &survey));

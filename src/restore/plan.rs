@@ -57,6 +57,8 @@ pub struct Plan {
     pub stop: Stop,
     /// The end of the last transaction that will be there, as far as it was seen.
     pub last_transaction: Option<Transaction>,
+    /// The first committed transaction that will not be there, if one follows soon.
+    pub first_lost: Option<Transaction>,
     /// The restore sees the archive as if it ended here, whatever is stored meanwhile.
     pub end_lsn: Lsn,
     /// What the server does when it has arrived.
@@ -262,6 +264,7 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
         path: steps.map(|(timeline, _, switch)| PathStep { timeline, switch }).collect(),
         stop,
         last_transaction: last,
+        first_lost: None,
         end_lsn,
         action: choice.request.action,
         wal_bytes: wal.iter().map(|range| range.end - range.start).sum(),
@@ -364,6 +367,9 @@ impl fmt::Display for Plan {
                 "last         {verb} of transaction {} at {}, record {}",
                 last.xid, last.time, last.record.start
             )?;
+        }
+        if let Some(lost) = &self.first_lost {
+            writeln!(f, "first lost   transaction {} of {}, record {}", lost.xid, lost.time, lost.record.start)?;
         }
         writeln!(f, "backup       {} ({} to {})", backup.id, backup.start_lsn, backup.end_lsn)?;
         writeln!(f, "             {}", backup.why)?;

@@ -4,7 +4,7 @@
 use super::route::Route;
 use super::survey::{Goal, Survey, Surveyor};
 use crate::error::Result;
-use crate::history::index::{Indexes, Outline};
+use crate::history::index::{Indexes, Outline, Span, Transaction};
 use crate::repository::{RecordSink, WalReader, WalWalk};
 use crate::wal::{Lsn, Record, WalRange};
 use std::collections::VecDeque;
@@ -63,6 +63,42 @@ pub async fn survey(reader: &WalReader, indexes: &Indexes, stretch: &Stretch, go
         }
     }
     Ok(walk.sink.finish(end, read, walk.unreadable))
+}
+
+/// So many blocks are read for the first transaction that a restore does not bring back.
+const LOST_BLOCKS: usize = 4;
+
+/// The first committed transaction behind `last`, a record, along `route`, as far as `until`. `None` if there is none, or none soon, or
+/// what follows cannot be read: a restore has no need of it.
+pub(super) async fn first_commit(reader: &WalReader, route: &Route, last: Span, until: Lsn) -> Option<Transaction> {
+    let size = route.size;
+    let mut position = size.block_start(last.start);
+    let mut walk = WalWalk::new(size, position, FirstCommit { behind: last.end, found: None });
+    for _ in 0..LOST_BLOCKS {
+        let end = size.block_end(position).min(until);
+        if walk.is_over() || position >= end {
+            break;
+        }
+        walk = walk.read(reader, route.files(position, end)).await.ok()?;
+        position = end;
+    }
+    walk.sink.found
+}
+
+/// Looks for a commit.
+struct FirstCommit {
+    behind: Lsn,
+    found: Option<Transaction>,
+}
+
+impl RecordSink for FirstCommit {
+    fn see(&mut self, record: &Record) -> ControlFlow<()> {
+        let is_lost = |transaction: &Transaction| {
+            transaction.committed && transaction.xid != 0 && transaction.record.start >= self.behind
+        };
+        self.found = Transaction::ended_by(record).filter(is_lost);
+        if self.found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 /// What is next on the way.
