@@ -6,94 +6,8 @@ mod support;
 
 use seawall::scratch::{ServerOptions, StopMode};
 use seawall::wal::{Lsn, Record, RecordKind, RecordWalker, Segment, SegmentSize, TimelineId};
-use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use support::postgres::{Postgres, scratch_directory};
-
-const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
-
-/// A throwaway server in a directory of its own. PostgreSQL refuses to run as root: then it runs as `postgres`.
-struct Server {
-    home: tempfile::TempDir,
-    user: Option<(u32, u32)>,
-}
-
-impl Server {
-    fn start(segment_megabytes: u32) -> Server {
-        let home = tempfile::tempdir().unwrap();
-        let user = nix::unistd::geteuid().is_root().then(|| {
-            let user = nix::unistd::User::from_name("postgres").unwrap();
-            let user = user.expect("there is no user `postgres`: install the package postgresql-15");
-            (user.uid.as_raw(), user.gid.as_raw())
-        });
-        let server = Server { home, user };
-        server.own(server.home.path());
-        let segment_size = format!("--wal-segsize={segment_megabytes}");
-        server.run("initdb", &["-D", "data", "-A", "trust", "-U", "postgres", "--no-sync", &segment_size]);
-        let settings = "listen_addresses = ''\nunix_socket_directories = '.'\nfsync = off\nwal_keep_size = '4GB'\n\
-            max_prepared_transactions = 10\nwal_level = replica\ntimezone = 'UTC'\nautovacuum = off\n";
-        let file = server.data().join("postgresql.conf");
-        std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + settings).unwrap();
-        server.run("pg_ctl", &["-D", "data", "-w", "-s", "-l", "log", "-o", &server.socket_option(), "start"]);
-        server
-    }
-
-    fn data(&self) -> PathBuf {
-        self.home.path().join("data")
-    }
-
-    fn socket_option(&self) -> String {
-        format!("-k {}", self.home.path().display())
-    }
-
-    fn own(&self, path: &Path) {
-        if let Some((uid, gid)) = self.user {
-            chown(path, Some(uid), Some(gid)).unwrap();
-        }
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(Path::new(PROGRAMS).join(program));
-        command.current_dir(self.home.path()).env("TZ", "UTC").env("LC_ALL", "C");
-        if let Some((uid, gid)) = self.user {
-            command.uid(uid).gid(gid);
-        }
-        command
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> String {
-        let output = self.command(program).args(arguments).output();
-        let output =
-            output.unwrap_or_else(|error| panic!("cannot run {PROGRAMS}/{program}: {error}: install postgresql-15"));
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {arguments:?} failed: {text}{errors}");
-        text
-    }
-
-    fn sql(&self, commands: &[&str]) -> String {
-        let host = self.home.path().display().to_string();
-        let mut arguments = vec!["-h", &host, "-U", "postgres", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"];
-        for command in commands {
-            arguments.extend(["-c", command]);
-        }
-        self.run("psql", &arguments)
-    }
-
-    fn stop(&self, mode: &str) {
-        self.run("pg_ctl", &["-D", "data", "-w", "-s", "-m", mode, "stop"]);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if self.data().join("postmaster.pid").exists() {
-            let _ = self.command("pg_ctl").args(["-D", "data", "-w", "-s", "-m", "immediate", "stop"]).status();
-        }
-    }
-}
+use std::path::Path;
+use support::postgres::{DEBIAN, Postgres, tool};
 
 /// A record as PostgreSQL sees it, described as `pg_waldump` does.
 struct Dumped {
@@ -105,9 +19,11 @@ struct Dumped {
 }
 
 /// Everything from `start` to the end of WAL, as `pg_waldump` sees it.
-fn dump(server: &Server, start: Lsn) -> Vec<Dumped> {
+fn dump(server: &Postgres, start: Lsn) -> Vec<Dumped> {
+    let wal = server.data_directory().join("pg_wal");
     // It ends with an error where WAL ends.
-    let output = server.command("pg_waldump").args(["-p", "data/pg_wal", "-s", &start.to_string()]).output().unwrap();
+    let output =
+        tool("pg_waldump").env("TZ", "UTC").arg("-p").arg(wal).args(["-s", &start.to_string()]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let field = |line: &str, name: &str| {
         let rest = line.split_once(name).unwrap_or_else(|| panic!("no {name:?} in {line:?}")).1;
@@ -378,24 +294,38 @@ fn assert_all_kinds_are_there(records: &[Record]) {
     assert!(created >= 2, "one database by each strategy was created, {created} were seen");
 }
 
-#[test]
-fn the_walker_sees_what_pg_waldump_sees() {
+/// A server that did a bit of everything, was started anew, for its settings change with that, and crashed, which leaves WAL
+/// without an orderly end.
+async fn crashed(version: u32, wal_segment_mib: u32) -> Postgres {
+    let settings =
+        [("wal_keep_size", "4GB"), ("max_prepared_transactions", "10"), ("timezone", "UTC"), ("autovacuum", "off")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let options = ServerOptions { settings, wal_segment_mib: Some(wal_segment_mib), ..ServerOptions::default() };
+    let mut server = Postgres::create(version, options).await;
+    let (before, after) = workload(&server.side_directory("fast"));
+    let sql = async |server: &Postgres, statement: &str| {
+        server.sql(statement).await.unwrap_or_else(|error| panic!("{statement} on {version}: {error:?}"));
+    };
+    for statement in &before {
+        sql(&server, statement).await;
+    }
+    sql(&server, BACKUP).await;
+    server.stop(StopMode::Fast).await.unwrap();
+    server.start().await.unwrap();
+    for statement in &after {
+        sql(&server, statement).await;
+    }
+    server.kill().await.unwrap();
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_walker_sees_what_pg_waldump_sees() {
     for megabytes in [1, 16] {
         // Given the WAL of a server that did a bit of everything,
         let size = SegmentSize::new(u64::from(megabytes) << 20).unwrap();
-        let server = Server::start(megabytes);
-        let tablespace = server.home.path().join("fast");
-        std::fs::create_dir(&tablespace).unwrap();
-        server.own(&tablespace);
-        let (before, after) = workload(&tablespace);
-        before.iter().for_each(|statement| _ = server.sql(&[statement]));
-        server.sql(&[BACKUP]);
-        // The settings change with a restart, and a crash leaves WAL without an orderly end.
-        server.stop("fast");
-        server.run("pg_ctl", &["-D", "data", "-w", "-s", "-l", "log", "-o", &server.socket_option(), "start"]);
-        after.iter().for_each(|statement| _ = server.sql(&[statement]));
-        server.stop("immediate");
-        let segments = segments(&server.data(), size);
+        let server = crashed(DEBIAN, megabytes).await;
+        let segments = segments(server.data_directory(), size);
         let dumped = dump(&server, segments[0].0.start);
 
         // when all files in `pg_wal` are walked over, however they come,
@@ -457,29 +387,8 @@ fn with_whole_time(description: &str) -> String {
 }
 
 async fn the_walker_sees_what_pg_walinspect_sees(version: u32) {
-    // Given the WAL of a server that did a bit of everything, was started anew and recovered from a crash,
-    let settings =
-        [("wal_keep_size", "4GB"), ("max_prepared_transactions", "10"), ("timezone", "UTC"), ("autovacuum", "off")];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let mut server = Postgres::create(version, ServerOptions { settings, ..ServerOptions::default() }).await;
-    let places = scratch_directory();
-    let tablespace = places.path().join("fast");
-    std::fs::create_dir(&tablespace).unwrap();
-    server.user().give(&tablespace).unwrap();
-    let (before, after) = workload(&tablespace);
-    let sql = async |server: &Postgres, statement: &str| {
-        server.sql(statement).await.unwrap_or_else(|error| panic!("{statement} on {version}: {error:?}"));
-    };
-    for statement in &before {
-        sql(&server, statement).await;
-    }
-    sql(&server, BACKUP).await;
-    server.stop(StopMode::Fast).await.unwrap();
-    server.start().await.unwrap();
-    for statement in &after {
-        sql(&server, statement).await;
-    }
-    server.kill().await.unwrap();
+    // Given the WAL of a server that did a bit of everything, and has recovered from a crash,
+    let mut server = crashed(version, 16).await;
     server.start().await.unwrap();
     // when it is walked over,
     let end = server.value("SELECT pg_current_wal_flush_lsn()").await;

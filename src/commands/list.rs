@@ -4,7 +4,9 @@ use super::print::{self, Align, Table};
 use super::{parts, time};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::repository::{BackupDocument, BackupId, BackupVerdict, Catalog, CoverageRun, Findings, WalReader};
+use crate::repository::{
+    BackupDocument, BackupId, BackupVerdict, Catalog, CoverageRun, Findings, Repository, WalReader,
+};
 use crate::restore::{Route, newest_moment};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, TimelineId, WalRange};
@@ -124,7 +126,7 @@ struct Report {
 /// # Errors
 /// If the repository cannot be read.
 pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
-    let report = read(&settings).await?;
+    let (report, _) = read(&settings).await?;
     if as_json {
         return print::stdout(&print::json(&report)?);
     }
@@ -286,8 +288,7 @@ struct Status {
 /// # Errors
 /// If the repository cannot be read; a server that is away is part of the answer.
 pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
-    let report = read(&settings).await?;
-    let (repository, _) = parts::repository(&settings).await?;
+    let (report, repository) = read(&settings).await?;
     // Nothing depends on it: a report that cannot be read must not hide the rest.
     let drill = repository.last_drill().await.ok().flatten();
     let newest = report.backups.iter().rfind(|window| !window.findings.damaged && window.broken.is_none());
@@ -369,16 +370,16 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     ))
 }
 
-async fn read(settings: &Settings) -> Result<Report> {
+async fn read(settings: &Settings) -> Result<(Report, Repository)> {
     let (repository, cluster) = parts::repository(settings).await?;
     let catalog = Catalog::read(&repository, cluster).await?;
-    let reader = WalReader::new(repository, catalog.cluster.system_identifier);
+    let reader = WalReader::new(repository.clone(), catalog.cluster.system_identifier);
     let paths = Paths::of(&catalog);
     // Backups on one path have the same end.
     let mut ends = BTreeMap::new();
     let mut newest = BTreeMap::new();
     for backup in catalog.finished_backups() {
-        let route = Route::new(paths.path_of(backup), reader.repository().layout.segment_size(), &catalog);
+        let route = Route::new(paths.path_of(backup), repository.layout.segment_size(), &catalog);
         let covered = route.covered(&catalog, route.size.segment_start(backup.start_lsn));
         let moment = match ends.get(&(covered.timeline, covered.until)) {
             Some(known) => *known,
@@ -388,7 +389,7 @@ async fn read(settings: &Settings) -> Result<Report> {
         ends.insert((covered.timeline, covered.until), moment);
         newest.extend(moment.map(|moment| (backup.id.clone(), moment)));
     }
-    Ok(report(&settings.cluster, &paths, &newest))
+    Ok((report(&settings.cluster, &paths, &newest), repository))
 }
 
 /// The paths on which backups are of use.

@@ -78,16 +78,9 @@ impl Sum {
 /// False if this machine does not have the extension.
 async fn in_database(server: &Server, database: &str, sum: &mut Sum) -> Result<bool> {
     let session = server.connect(database).await?;
-    // What a database or role sets for itself beats the server's settings; triggers on events may do anything.
-    for setting in [
-        "statement_timeout = 0",
-        "lock_timeout = 0",
-        "default_transaction_read_only = off",
-        "session_replication_role = replica",
-        "search_path = pg_catalog",
-    ] {
-        session.sql(&format!("SET {setting}")).await?;
-    }
+    session.lift_limits().await?;
+    // Triggers on events may do anything.
+    session.sql("SET session_replication_role = replica; SET search_path = pg_catalog").await?;
     let Some(schema) = install(&session).await? else { return Ok(false) };
     for (oid, name) in relations(&session, INDEXES).await? {
         sum.indexes += 1;

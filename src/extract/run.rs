@@ -178,7 +178,8 @@ impl Extraction<'_> {
         let recovered = self.recover(scratch).await?;
         let server = &recovered.server;
         let database = relations::database(server, &self.options.database).await?;
-        let session = connect(server, &database).await?;
+        let session = server.connect(&database).await?;
+        session.lift_limits().await?;
         let chosen = relations::choose(&session, &database, &self.options.wanted).await?;
         self.progress.send_replace(Progress { stage: Stage::Writing, ..Progress::default() });
         let begun = Instant::now();
@@ -211,21 +212,13 @@ impl Extraction<'_> {
     }
 
     async fn recover(&self, scratch: &Path) -> Result<recovery::Recovered> {
-        let mut settings = vec![
-            // Nobody is to be asked for rows, and nothing is to be cleaned up.
-            ("max_logical_replication_workers", "0"),
-            ("autovacuum", "off"),
-            ("fsync", "off"),
-        ];
-        if self.options.programs.version >= 17 {
-            settings.push(("event_triggers", "off"));
-        }
         let options = RecoveryOptions {
             programs: self.options.programs.clone(),
             command: self.options.command.clone(),
             databases: self.options.databases(self.plan),
             wal: LocalWal::First,
-            settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            // It is thrown away.
+            settings: vec![("fsync".to_owned(), "off".to_owned())],
         };
         let (sender, mut receiver) = watch::channel(RestoreProgress::default());
         let recovering = Box::pin(recovery::recover(scratch, self.repository, self.plan, options, sender));
@@ -312,20 +305,6 @@ impl Extraction<'_> {
             written_in: Duration::ZERO,
         }
     }
-}
-
-/// A session that nothing keeps from its work: what a database or role sets for itself beats the server's settings. The
-/// `search_path` stays, for a query counts on it.
-async fn connect(server: &Server, database: &str) -> Result<Session> {
-    let session = server.connect(database).await?;
-    session
-        .sql(
-            "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off; \
-             SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
-             WHERE name IN ('transaction_timeout', 'idle_session_timeout')",
-        )
-        .await?;
-    Ok(session)
 }
 
 /// What a client program connects with to a database of the scratch server.

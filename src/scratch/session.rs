@@ -30,6 +30,18 @@ impl Session {
         Ok(Session(client))
     }
 
+    /// Lifts what ends statements or forbids to write: what a database or role sets for itself beats the server's settings. The
+    /// `search_path` stays, for a query may count on it.
+    ///
+    /// # Errors
+    /// As [`Session::sql`].
+    pub async fn lift_limits(&self) -> Result<()> {
+        let lifted = "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off; \
+             SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+             WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+        self.sql(lifted).await.map(|_| ())
+    }
+
     /// Runs one or several statements and gives the rows of all, each value as PostgreSQL writes it. Several statements
     /// are one transaction. If dropped, the statement goes on in the server until the session is dropped too.
     ///
