@@ -3,7 +3,7 @@
 
 mod keys;
 
-pub use keys::{KEYS, Key, Written, document, parse_duration};
+pub use keys::{Key, Written, document, keys, parse_duration};
 
 use crate::cli::{Cli, Command, LogFormat};
 use crate::codec::{Compression, Recipients};
@@ -119,7 +119,7 @@ impl Settings {
         if let Some(path) = settings.file.clone() {
             settings.read_file(&path)?;
         }
-        for key in KEYS {
+        for key in keys() {
             let Some((name, value)) = key.variable.and_then(|name| Some((name, variable(name)?))) else {
                 continue;
             };
@@ -130,7 +130,7 @@ impl Settings {
             }
         }
         for (name, value) in flags(cli) {
-            let key = KEYS.iter().find(|key| key.flag == Some(name));
+            let key = keys().find(|key| key.flag == Some(name));
             let key = key.ok_or_else(|| Error::new(Kind::Internal, format!("{name} is no setting's flag")))?;
             (key.set)(&mut settings, value).map_err(|problem| Error::new(Kind::Usage, format!("{name} {problem}")))?;
         }
@@ -168,7 +168,7 @@ impl Settings {
             drill: DrillSettings::default(),
             store: StoreOptions::default(),
         };
-        for key in KEYS {
+        for key in keys() {
             if let Some(default) = key.default {
                 (key.set)(&mut settings, default)
                     .map_err(|problem| Error::new(Kind::Internal, format!("the default of {} {problem}", key.name)))?;
@@ -192,7 +192,7 @@ impl Settings {
         flatten("", document.get_ref(), &mut given);
         for (name, offset, value) in given {
             let bad = |problem: String| Error::new(Kind::Config, format!("{}: {name} {problem}", at(offset)));
-            let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+            let Some(key) = keys().find(|key| key.name == name) else {
                 return Err(unknown(&name, &at(offset)));
             };
             let value = match (key.written, value) {
@@ -313,7 +313,7 @@ fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, into: &mut Vec<(String, usi
     for (name, value) in entries {
         let full = format!("{prefix}{}", name.get_ref());
         match value.get_ref() {
-            DeValue::Table(inner) if !inner.is_empty() && !KEYS.iter().any(|key| key.name == full) => {
+            DeValue::Table(inner) if !inner.is_empty() && !keys().any(|key| key.name == full) => {
                 flatten(&format!("{full}."), inner, into);
             }
             DeValue::Table(_) if is_section(&full) => {}
@@ -323,7 +323,7 @@ fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, into: &mut Vec<(String, usi
 }
 
 fn is_section(name: &str) -> bool {
-    KEYS.iter().any(|key| key.name.split_once('.').is_some_and(|(section, _)| section == name))
+    keys().any(|key| key.name.split_once('.').is_some_and(|(section, _)| section == name))
 }
 
 fn unknown(name: &str, place: &str) -> Error {
@@ -333,7 +333,7 @@ fn unknown(name: &str, place: &str) -> Error {
         let whole = strsim::damerau_levenshtein(name, key);
         whole.min(strsim::damerau_levenshtein(&last(name), &last(key)))
     };
-    let nearest = KEYS.iter().min_by_key(|key| distance(key.name)).filter(|key| distance(key.name) <= 3);
+    let nearest = keys().min_by_key(|key| distance(key.name)).filter(|key| distance(key.name) <= 3);
     match nearest {
         Some(key) => error.hint(format!("Is {} meant? {}", key.name, form(key))),
         None => error.hint("docs/configuration.md lists all of them."),

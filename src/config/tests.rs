@@ -83,7 +83,7 @@ fn the_file_is_found_by_the_variable_too() {
 fn every_key_can_be_written_as_its_example() {
     let mut text = String::new();
     let mut section = "";
-    for key in KEYS {
+    for key in keys() {
         let (place, name) = key.name.split_once('.').unwrap_or(("", key.name));
         if place != section {
             section = place;

@@ -1,0 +1,69 @@
+//! `docs/configuration.md`, rendered from the settings' definitions.
+
+use super::{Written, keys};
+use std::fmt::Write as _;
+
+/// `docs/configuration.md`.
+pub fn document() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    let mut section = "";
+    for key in keys() {
+        let (place, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        if place != section {
+            section = place;
+            let _ = write!(text, "\n## `[{place}]`\n");
+        }
+        let _ = write!(text, "\n### `{name}`\n\n{}\n\n", key.about);
+        match key.written {
+            Written::Tables => {
+                let _ = writeln!(text, "In the file:\n\n```toml\n{}\n```\n", key.example);
+            }
+            _ => {
+                let _ = writeln!(text, "* in the file: `{name} = {}`", key.example);
+            }
+        }
+        if let Some(flag) = key.flag {
+            let _ = writeln!(text, "* flag: `{flag}`");
+        }
+        if let Some(variable) = key.variable {
+            let _ = writeln!(text, "* variable: `{variable}`");
+        }
+        match key.default {
+            Some("") => text.push_str("* default: empty\n"),
+            Some(default) => {
+                let _ = writeln!(text, "* default: `{default}`");
+            }
+            None => text.push_str("* default: none\n"),
+        }
+    }
+    text
+}
+
+const INTRODUCTION: &str = r#"# Configuration
+
+Everything can be said on the command line, so a file is needed only for what has no flag. A flag beats the environment,
+which beats the file, which beats the default. An empty variable counts as not set.
+
+The file is TOML and is named by `--config` or `SEAWALL_CONFIG`; none is read unless it is named. A key that does not
+exist is an error.
+
+```toml
+pg = "host=db.example.org user=seawall"
+repo = "s3://backups/postgres"
+
+[run]
+flush_interval = "500ms"
+
+[s3]
+region = "eu-central-1"
+```
+
+Lengths of time have a unit: `500ms`, `2s`, `15m`, `1h 30m`.
+
+**Secrets.** PostgreSQL's password belongs into `~/.pgpass` (or the file named by `PGPASSFILE`). A configuration file
+with a password in `pg` is refused if others may read it: `chmod 600`; a group may read it if root owns it, which is how
+secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile, web identity
+or instance role.
+
+Beside these, PostgreSQL's `PG*` variables and the `AWS_*` variables work as in their own tools.
+"#;

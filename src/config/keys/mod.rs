@@ -1,0 +1,69 @@
+//! Every setting, defined once: name, flag, variable, default, meaning and how it is read. The parser, its messages and
+//! `docs/configuration.md` come from these tables, one file a section. Uses what defines the settings' types.
+
+mod document;
+mod drill;
+mod encryption;
+mod general;
+mod run;
+mod s3;
+
+pub use document::document;
+
+use super::Settings;
+use jiff::fmt::friendly::SpanParser;
+use std::time::Duration;
+
+/// How a key is written in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// In quotes.
+    Text,
+    /// `true` or `false`.
+    Boolean,
+    /// A list of words in quotes, which a variable has with blanks between them.
+    Words,
+    /// Tables with texts, each under its own heading. What sets them gets them as JSON.
+    Tables,
+}
+
+/// One setting.
+pub struct Key {
+    /// Its place in the file: `section.key`, or `key` before the first section.
+    pub name: &'static str,
+    /// The flag that beats it.
+    pub flag: Option<&'static str>,
+    /// The variable that beats it.
+    pub variable: Option<&'static str>,
+    /// Its form in the file.
+    pub written: Written,
+    /// What it is when nobody says anything.
+    pub default: Option<&'static str>,
+    /// A value, as it stands in the file.
+    pub example: &'static str,
+    /// What it means: whole sentences, Markdown.
+    pub about: &'static str,
+    /// Checks the text and sets the field; an error completes "`name` …".
+    pub set: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+/// The sections, in the order of the documentation.
+const SECTIONS: &[&[Key]] = &[general::KEYS, run::KEYS, drill::KEYS, encryption::KEYS, s3::KEYS];
+
+/// All settings, in the order of the documentation.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().copied().flatten()
+}
+
+/// Reads `500ms`, `2s`, `15m`, `1h 30m`; a bare number has no unit and is refused, but for `0`.
+///
+/// # Errors
+/// The words that complete "`name` …".
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    SpanParser::new()
+        .parse_unsigned_duration(text)
+        .map_err(|_| format!("cannot be {text:?}: it is a length of time such as 500ms, 2s or 15m"))
+}
