@@ -92,7 +92,7 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Restore for real onto a throwaway server, check what came back, and measure what a disaster would take
     Drill(DrillArgs),
-    /// Index the records of WAL that was stored without it: by wal-push, or by an older Seawall
+    /// Index the records of WAL that was stored without it, such as by an older Seawall
     Index(IndexArgs),
     /// Fetch one WAL file: PostgreSQL's restore_command
     WalFetch(WalFetchArgs),

@@ -13,11 +13,15 @@ use s3::{Fault, Op, S3Server};
 use seawall::scratch::ServerOptions;
 use serde_json::Value;
 use support::postgres::{DEBIAN, Postgres};
-use support::program::{Running, Seawall};
+use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
 
 /// With segments of 1 MiB, WAL of so many bytes is one slot of the first level.
 const SLOT_BYTES: u64 = 16 << 20;
+
+fn repo() -> String {
+    format!("s3://{}/backups", S3Server::BUCKET)
+}
 
 struct Scene {
     server: Postgres,
@@ -26,16 +30,37 @@ struct Scene {
 
 impl Scene {
     async fn new(version: u32) -> Scene {
-        let settings = vec![("max_prepared_transactions".to_owned(), "5".to_owned())];
-        let options = ServerOptions { wal_segment_mib: Some(1), settings, ..ServerOptions::default() };
+        let bucket = S3Server::start();
+        // An archive_command that is empty waits.
+        let settings = [("max_prepared_transactions", "5"), ("archive_mode", "on")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let repo = ("SEAWALL_REPO".to_owned(), repo());
+        let environment = bucket.env().into_iter().map(|(name, value)| (name.to_owned(), value));
+        let environment = environment.chain([repo]).collect();
+        let options = ServerOptions { wal_segment_mib: Some(1), settings, environment, ..ServerOptions::default() };
         let server = Postgres::create(version, options).await;
         server.sql("CREATE TABLE filler (id int, text text)").await.unwrap();
-        Scene { server, bucket: S3Server::start() }
+        Scene { server, bucket }
+    }
+
+    /// From now on the server runs `wal-push` for each segment, and nothing else stores WAL.
+    async fn archive_by_command(&self) {
+        let program = path_for_server(&self.server.side_directory("program"));
+        let command = format!("ALTER SYSTEM SET archive_command = '{} wal-push %p'", program.display());
+        self.server.sql(&command).await.unwrap();
+        self.server.sql("SELECT pg_reload_conf()").await.unwrap();
+    }
+
+    /// Waits until every segment that is full is pushed, at the first attempt.
+    async fn wait_until_pushed(&self) {
+        let last = self.server.value("SELECT pg_walfile_name(pg_switch_wal())").await;
+        let query = format!("SELECT coalesce(last_archived_wal >= '{last}', false) FROM pg_stat_archiver");
+        wait_for("wal-push", PATIENCE * 3, async || (self.server.value(&query).await == "t").then_some(())).await;
+        assert_eq!(self.server.value("SELECT failed_count FROM pg_stat_archiver").await, "0");
     }
 
     fn seawall(&self, arguments: &[&str]) -> Seawall {
-        let mut seawall = Seawall::new(arguments).env("SEAWALL_PG", self.server.conninfo());
-        seawall = seawall.env("SEAWALL_REPO", format!("s3://{}/backups", S3Server::BUCKET));
+        let seawall = Seawall::new(arguments).env("SEAWALL_PG", self.server.conninfo()).env("SEAWALL_REPO", repo());
         self.bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value))
     }
 
@@ -257,4 +282,44 @@ async fn a_store_that_takes_no_index_keeps_nothing_from_being_archived() {
     // Then it is archived, and no index is there
     scene.settle().await;
     assert!(scene.indexes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_command_keeps_the_index_and_never_fails_for_it() {
+    // Given a cluster whose WAL was streamed up to somewhere within a slot, and is pushed since
+    let scene = Scene::new(DEBIAN).await;
+    let archiver = scene.run();
+    scene.settle().await;
+    drop(archiver);
+    scene.archive_by_command().await;
+    // When slots become full
+    scene.work("one").await;
+    scene.wait_until_pushed().await;
+    // Then they have an index
+    let first = scene.wait_for_index().await;
+    // When nothing may be created below index/ while more become full
+    scene.bucket.always(Op::Put.at("backups/main/index/"), Fault::ACCESS_DENIED);
+    scene.work("two").await;
+    // Then every file is pushed all the same
+    scene.wait_until_pushed().await;
+    assert!(scene.indexes().iter().all(|range| range.1 <= first), "{:X?}", scene.indexes());
+    // And the next slot's index brings that of the slot before along
+    scene.bucket.clear();
+    scene.work("three").await;
+    scene.wait_until_pushed().await;
+    scene.wait_for_index().await;
+    let mut indexes = scene.indexes();
+    indexes.sort_unstable();
+    assert!(indexes.windows(2).all(|pair| pair[0].1 == pair[1].0), "{indexes:X?}");
+    // And all of it is what reading the WAL afterwards says, byte for byte
+    let stored = || {
+        let objects = scene.bucket.snapshot();
+        objects.into_iter().filter(|(name, _)| name.contains("/records/")).collect::<Vec<_>>()
+    };
+    let pushed = stored();
+    pushed.iter().for_each(|(name, _)| scene.bucket.remove(name));
+    scene.seawall(&["index"]).run_ok().await;
+    let names = |objects: &[(String, _)]| objects.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&pushed), names(&stored()));
+    assert!(pushed == stored(), "an index of wal-push differs from one that was made afterwards");
 }

@@ -55,7 +55,7 @@ impl IndexKeeper {
     /// `timeline` is streamed from `start` on, and stored up to `durable`: stores what can be said of it.
     ///
     /// # Errors
-    /// What the store says, or what is wrong with what is stored. May be called again.
+    /// What the store says. May be called again.
     pub async fn advance_to(&mut self, timeline: TimelineId, start: Lsn, durable: Lsn) -> Result<()> {
         let size = self.index.size();
         let mut at = match self.at {
@@ -92,15 +92,11 @@ impl IndexKeeper {
         if let Some(outlines) = contiguous(self.indexer.outlines(range), range) {
             return Ok(outlines);
         }
-        match self.index.outline(range).await {
-            // The store may have a better day; what is wrong with the WAL stays wrong.
-            Err(error) if error.kind() != Kind::Store => {
-                self.indexer.count_unstored();
-                tracing::warn!(%error, from = %range.start, to = %range.end, "WAL cannot be indexed, for it cannot be read back");
-                Ok(Vec::new())
-            }
-            read => read,
+        let outlines = self.index.outline(range).await?;
+        if outlines.is_none() {
+            self.indexer.count_unstored();
         }
+        Ok(outlines.unwrap_or_default())
     }
 
     /// The archive goes on with another timeline: what is known of this one is stored, if it is little.

@@ -7,10 +7,11 @@ use super::{before_drop, parts, print, time};
 use crate::cli::{self, RestoreArgs, TargetArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
+use crate::history::index::IndexWriter;
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Request, RestoreOptions, RestoreProgress, RestoreReport,
-    Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
+    Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Pushed, Request, RestoreOptions, RestoreProgress,
+    RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
@@ -21,6 +22,9 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+/// The server's archiver waits for what `wal-push` does beside storing: no longer than this, whatever the store does.
+const INDEX_WITHIN: Duration = Duration::from_secs(60);
 
 /// Restores, or with `--dry-run` only says what a restore would give.
 ///
@@ -255,12 +259,26 @@ async fn fetch_from_store(
     Box::pin(fetch(&reader, name, destination, pin, data_directory)).await
 }
 
-/// `archive_command`, for those who keep it.
+/// `archive_command`, for those who keep it. What it stores has an index of records as well.
 ///
 /// # Errors
 /// If the file is not stored: PostgreSQL keeps it and tries again.
 pub(super) async fn wal_push(path: &Path, settings: Settings) -> Result<()> {
     let (repository, cluster) = parts::repository(&settings).await?;
     let writer = Writer::new(repository.store, repository.layout, cluster.system_identifier);
-    push(&writer, path).await.map(|_| ())
+    let Pushed::Wal(pushed) = push(&writer, path).await? else { return Ok(()) };
+    // The file is safe: whatever comes now is no failure.
+    let index = IndexWriter::new(writer);
+    match tokio::time::timeout(INDEX_WITHIN, Box::pin(index.fill_behind(pushed))).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            let hint = error.hint_text().unwrap_or_default();
+            tracing::warn!(%error, hint, "the WAL is stored, and has no index of records; `seawall index` makes it");
+        }
+        Err(_) => tracing::warn!(
+            "the WAL is stored; its index of records took longer than {} s and was given up: `seawall index` makes it",
+            INDEX_WITHIN.as_secs()
+        ),
+    }
+    Ok(())
 }

@@ -101,7 +101,7 @@ impl Scene {
         let mut start = FIRST;
         while Level::FIRST.slot_end(size(), start) <= self.end {
             let range = WalRange { timeline: TIMELINE, start, end: Level::FIRST.slot_end(size(), start) };
-            let outlines = self.index.outline(range).await.unwrap();
+            let outlines = self.index.outline(range).await.unwrap().unwrap();
             self.index.store(TIMELINE, outlines).await.unwrap();
             self.index.join(TIMELINE, range.end).await.unwrap();
             start = range.end;
@@ -215,7 +215,7 @@ async fn what_a_switch_left_unused_is_passed_over_whatever_of_it_is_indexed() {
     work(&mut wal);
     let scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
     let half = WalRange { timeline: TIMELINE, start, end: start + (256 << 20) };
-    let outlines = scene.index.outline(half).await.unwrap();
+    let outlines = scene.index.outline(half).await.unwrap().unwrap();
     assert_eq!(scene.index.store(TIMELINE, outlines).await.unwrap(), Some(half));
     let indexes = Indexes::read(scene.reader().repository(), TIMELINE).await.unwrap();
     // When something behind the switch is looked for, then it is found as without the index

@@ -16,8 +16,10 @@ const PAGE_BYTES: u64 = 8192;
 /// What became of a file. PostgreSQL may recycle it in either case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pushed {
-    /// It is in the repository, durably: just now, or with equal bytes before.
-    Stored,
+    /// These bytes of WAL are in the repository, durably: just now, or with equal bytes before.
+    Wal(WalRange),
+    /// The same of a timeline's history.
+    History,
     /// The repository needs nothing of it: a backup's label (`.backup`), or a `.partial` file without a page.
     Ignored,
 }
@@ -36,7 +38,7 @@ pub async fn push(writer: &Writer, path: &Path) -> Result<Pushed> {
     let size = writer.layout().segment_size();
     if let Some(timeline) = TimelineId::parse_history_name(name) {
         push_history(writer, timeline, path).await?;
-        return Ok(Pushed::Stored);
+        return Ok(Pushed::History);
     }
     if let Ok(segment) = Segment::parse(name, size) {
         return push_segment(writer, segment, path, false).await;
@@ -101,7 +103,7 @@ async fn push_segment(writer: &Writer, segment: Segment, path: &Path, is_partial
         writer.store_wal(&key, range, bytes).await?;
         position = block_end;
     }
-    Ok(Pushed::Stored)
+    Ok(Pushed::Wal(WalRange { timeline: segment.timeline, start: segment.start, end }))
 }
 
 /// A timeline's history is confirmed before its first byte: readers take its absence for damage.

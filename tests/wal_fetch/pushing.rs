@@ -31,6 +31,11 @@ fn segment_file(timeline: u32, number: u64, pages: u64, system_identifier: u64) 
     file
 }
 
+/// All of a segment.
+fn whole(timeline: u32, number: u64) -> WalRange {
+    WalRange { timeline: TimelineId(timeline), start: Lsn(number * MIB), end: Lsn((number + 1) * MIB) }
+}
+
 impl World {
     async fn push(&self, name: &str, bytes: &[u8]) -> Result<Pushed> {
         let directory = self.data.path().join("source");
@@ -47,7 +52,7 @@ async fn what_is_pushed_is_fetched_and_may_be_pushed_again() {
     let file = segment_file(1, 3, 128, SYSTEM_IDENTIFIER);
     let name = segment(1, 3).name();
     for _ in 0..2 {
-        assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Stored);
+        assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Wal(whole(1, 3)));
     }
     assert_same(&world.served(1, 3).await, &file);
     // Other bytes under that name are another cluster's history.
@@ -79,8 +84,8 @@ async fn a_file_of_another_cluster_or_a_cut_one_is_refused() {
 async fn a_history_is_stored_and_a_backup_label_is_not_needed() {
     let world = World::new().await;
     let text = b"1\t0/380000\tpromoted\n";
-    assert_eq!(world.push("00000002.history", text).await.unwrap(), Pushed::Stored);
-    assert_eq!(world.push("00000002.history", text).await.unwrap(), Pushed::Stored);
+    assert_eq!(world.push("00000002.history", text).await.unwrap(), Pushed::History);
+    assert_eq!(world.push("00000002.history", text).await.unwrap(), Pushed::History);
     assert_eq!(world.ask("00000002.history").await.unwrap(), Fetched::Written);
     assert_eq!(world.at_destination(), text);
     let error = world.push("00000002.history", b"1\t0/390000\tpromoted\n").await.unwrap_err();
@@ -98,7 +103,7 @@ async fn a_timelines_history_is_stored_before_its_first_byte() {
     assert_eq!(error.kind(), Kind::Refused, "{error}");
     // It lies beside the segment, as in pg_wal: archived before archiving was turned on.
     std::fs::write(world.data.path().join("source/00000002.history"), "1\t0/380000\tpromoted\n").unwrap();
-    assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Stored);
+    assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Wal(whole(2, 3)));
     assert_eq!(world.ask("00000002.history").await.unwrap(), Fetched::Written);
 }
 
@@ -110,9 +115,9 @@ async fn a_partial_segment_is_stored_up_to_its_end_and_no_further() {
     let expected = file.clone();
     file[5 * 8192..].copy_from_slice(&segment_file(1, 1, 128, SYSTEM_IDENTIFIER)[5 * 8192..]);
     let name = format!("{}.partial", segment(1, 3).name());
-    assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Stored);
-    assert_same(&world.served(1, 3).await, &expected);
     let tail = WalRange { timeline: TimelineId(1), start: Lsn(3 * MIB), end: Lsn(3 * MIB + 4 * 8192) };
+    assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Wal(tail));
+    assert_same(&world.served(1, 3).await, &expected);
     assert!(world.store.head(&layout().name(&Key::Tail(tail))).await.is_ok());
 }
 
@@ -125,7 +130,8 @@ async fn a_partial_segment_ends_where_the_history_beside_it_says() {
     std::fs::write(world.data.path().join("source/00000002.history"), history).unwrap();
     let file = segment_file(1, 3, 4, SYSTEM_IDENTIFIER);
     let name = format!("{}.partial", segment(1, 3).name());
-    assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Stored);
+    let tail = WalRange { timeline: TimelineId(1), start: Lsn(3 * MIB), end: Lsn(switch) };
+    assert_eq!(world.push(&name, &file).await.unwrap(), Pushed::Wal(tail));
     let mut expected = file.clone();
     expected[(switch - 3 * MIB) as usize..].fill(0);
     assert_same(&world.served(1, 3).await, &expected);
@@ -147,7 +153,10 @@ async fn large_segments_go_both_ways_block_by_block_through_a_directory() {
     file[20 * MIB as usize..].fill(5);
     let path = root.path().join(segment.name());
     std::fs::write(&path, &file).unwrap();
-    assert_eq!(push(&writer, &path).await.unwrap(), Pushed::Stored);
+    assert_eq!(
+        push(&writer, &path).await.unwrap(),
+        Pushed::Wal(WalRange { timeline: segment.timeline, start: segment.start, end: segment.end() })
+    );
     let reader = WalReader::new(Repository { store, layout }, SYSTEM_IDENTIFIER);
     let destination = root.path().join("RECOVERYXLOG");
     let fetched = fetch(&reader, &segment.name(), &destination, None, root.path()).await.unwrap();

@@ -163,11 +163,21 @@ impl IndexWriter {
     }
 
     /// Reads the whole blocks in `range` and says what is in them: the last ones that are stored without a hole and whose
-    /// records can be told apart.
+    /// records can be told apart. `None`, and a word in the log, if what is stored cannot be read.
     ///
     /// # Errors
-    /// What the store says, or what is wrong with what is stored. Records that make no sense are not an error.
-    pub async fn outline(&self, range: WalRange) -> Result<Vec<Outline>> {
+    /// What the store says: it may have a better day. What is wrong with the WAL stays wrong, and is not an error.
+    pub async fn outline(&self, range: WalRange) -> Result<Option<Vec<Outline>>> {
+        match self.read_outlines(range).await {
+            Err(error) if error.kind() != Kind::Store => {
+                tracing::warn!(%error, from = %range.start, to = %range.end, "WAL cannot be indexed, for it cannot be read back");
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
+    async fn read_outlines(&self, range: WalRange) -> Result<Vec<Outline>> {
         let size = self.size();
         // To see the record that the first block begins in.
         let from = Lsn(range.start.0.saturating_sub(size.block_bytes()));
@@ -210,7 +220,7 @@ impl IndexWriter {
     /// `goes_on`, slots that are not full are left for later. `seen` hears how many bytes are done with.
     ///
     /// # Errors
-    /// What the store says, or what is wrong with what is stored. What was stored until then stays.
+    /// What the store says. What was stored until then stays.
     pub async fn fill(&self, run: WalRange, goes_on: bool, seen: impl Fn(u64)) -> Result<Filled> {
         let size = self.size();
         let timeline = run.timeline;
@@ -232,15 +242,9 @@ impl IndexWriter {
             if until < slot_end && until == end && goes_on {
                 break;
             }
-            let outlines = match self.outline(WalRange { start: position, end: until, timeline }).await {
-                Err(error) if error.kind() != Kind::Store => {
-                    tracing::warn!(%error, from = %position, to = %until, "WAL cannot be indexed, for it cannot be read");
-                    Vec::new()
-                }
-                read => read?,
-            };
+            let outlines = self.outline(WalRange { start: position, end: until, timeline }).await?;
             filled.wal_bytes += until - position;
-            match self.store(timeline, outlines).await? {
+            match self.store(timeline, outlines.unwrap_or_default()).await? {
                 Some(stored) => {
                     filled.stored += 1;
                     filled.left_bytes += stored.start - position;
@@ -253,6 +257,31 @@ impl IndexWriter {
         }
         filled.left_bytes += run.end - position.min(run.end);
         Ok(filled)
+    }
+
+    /// The bytes of `pushed` were just stored, by a process that did not see what came before: makes the index of the slots
+    /// that they fill, and of the one before where that has none. Where they end within a block their timeline was left,
+    /// and what there is of its last slot has an index too. Reads nothing but then.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn fill_behind(&self, pushed: WalRange) -> Result<Filled> {
+        let size = self.size();
+        let was_left = size.block_start(pushed.end) != pushed.end;
+        let end = if was_left { pushed.end } else { Level::FIRST.slot_start(size, pushed.end) };
+        if end <= pushed.start {
+            return Ok(Filled::default());
+        }
+        let from = Level::FIRST.slot_start(size, pushed.start).0.saturating_sub(Level::FIRST.bytes(size));
+        let coverage = self.repository().read_coverage(pushed.timeline, Lsn(from)).await?;
+        // Files may come out of order: what is missing now has an index with the next slot's.
+        match coverage.runs().into_iter().find(|run| run.start < end && end <= run.end) {
+            Some(run) => {
+                let run = WalRange { timeline: pushed.timeline, start: run.start.max(Lsn(from)), end };
+                self.fill(run, !was_left, |_| ()).await
+            }
+            None => Ok(Filled::default()),
+        }
     }
 
     /// Behind `end`, which was just stored up to: makes one of the next level of those that are complete now, level by level.
