@@ -1,7 +1,9 @@
-//! The record walker against PostgreSQL's own readers of WAL, over WAL of real servers: `pg_waldump` of 15, and the extension
-//! `pg_walinspect` of 16 and later.
+//! The record walker against PostgreSQL's own readers of WAL, over WAL of real servers: `pg_waldump` of 15, the extension
+//! `pg_walinspect` of 16 and later, and what `pg_waldump` of 13 and 14 said of WAL that was recorded.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "wal_records/recorded.rs"]
+mod recorded;
 mod support;
 
 use seawall::scratch::{ServerOptions, StopMode};
@@ -24,7 +26,13 @@ fn dump(server: &Postgres, start: Lsn) -> Vec<Dumped> {
     // It ends with an error where WAL ends.
     let output =
         tool("pg_waldump").env("TZ", "UTC").arg("-p").arg(wal).args(["-s", &start.to_string()]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines = read_dump(&String::from_utf8_lossy(&output.stdout));
+    assert!(!lines.is_empty(), "pg_waldump printed no records: {}", String::from_utf8_lossy(&output.stderr));
+    lines
+}
+
+/// What `pg_waldump` printed.
+fn read_dump(text: &str) -> Vec<Dumped> {
     let field = |line: &str, name: &str| {
         let rest = line.split_once(name).unwrap_or_else(|| panic!("no {name:?} in {line:?}")).1;
         rest.trim_start().split([' ', ',']).next().unwrap().to_owned()
@@ -36,9 +44,7 @@ fn dump(server: &Postgres, start: Lsn) -> Vec<Dumped> {
         start: field(line, " lsn:").parse().unwrap(),
         description: line.split_once("desc: ").unwrap().1.to_owned(),
     };
-    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("rmgr:")).map(parse).collect();
-    assert!(!lines.is_empty(), "pg_waldump printed no records: {}", String::from_utf8_lossy(&output.stderr));
-    lines
+    text.lines().filter(|line| line.starts_with("rmgr:")).map(parse).collect()
 }
 
 /// The segments in `pg_wal`, in order, with their bytes: also those beyond the end, which hold older WAL or zeros.
@@ -201,11 +207,17 @@ fn compare_lists(kind: &RecordKind, dumped: &Dumped) {
 }
 
 /// Statements that write every kind of record that a workload can be made to write, before and after a restart.
-fn workload(tablespace: &Path) -> (Vec<String>, Vec<String>) {
+fn workload(version: u32, rows: u32, tablespace: &Path) -> (Vec<String>, Vec<String>) {
     let create_tablespace = format!("CREATE TABLESPACE fast LOCATION '{}'", tablespace.display());
+    let insert = format!("INSERT INTO t SELECT i, repeat('x', i % 700) FROM generate_series(1, {rows}) i");
+    // Before 15 there is one strategy, that of copied files.
+    let [create_one, create_two] = match version {
+        ..15 => ["CREATE DATABASE one", "CREATE DATABASE two"],
+        _ => ["CREATE DATABASE one STRATEGY wal_log", "CREATE DATABASE two STRATEGY file_copy"],
+    };
     let before = [
         "CREATE TABLE t (id int PRIMARY KEY, filler text)",
-        "INSERT INTO t SELECT i, repeat('x', i % 700) FROM generate_series(1, 20000) i",
+        &insert,
         "BEGIN; INSERT INTO t VALUES (-1); SAVEPOINT a; INSERT INTO t VALUES (-2); SAVEPOINT b; \
          INSERT INTO t VALUES (-3); ROLLBACK TO a; INSERT INTO t VALUES (-4); COMMIT",
         "BEGIN; DELETE FROM t WHERE id < 10; ROLLBACK",
@@ -224,8 +236,8 @@ fn workload(tablespace: &Path) -> (Vec<String>, Vec<String>) {
         "CREATE TABLE elsewhere (id int) TABLESPACE fast",
         "DROP TABLE elsewhere",
         "DROP TABLESPACE fast",
-        "CREATE DATABASE one STRATEGY wal_log",
-        "CREATE DATABASE two STRATEGY file_copy",
+        create_one,
+        create_two,
         "DROP DATABASE two",
         "DELETE FROM t WHERE id NOT BETWEEN 1 AND 1000",
         "VACUUM t",
@@ -239,7 +251,12 @@ fn workload(tablespace: &Path) -> (Vec<String>, Vec<String>) {
 }
 
 /// In one session.
-const BACKUP: &str = "SELECT pg_backup_start('walk', true); SELECT lsn FROM pg_backup_stop()";
+fn backup(version: u32) -> &'static str {
+    match version {
+        ..15 => "SELECT pg_start_backup('walk', true, false); SELECT lsn FROM pg_stop_backup(false)",
+        _ => "SELECT pg_backup_start('walk', true); SELECT lsn FROM pg_backup_stop()",
+    }
+}
 
 /// Holds a record against what PostgreSQL says of it.
 fn compare(record: &Record, dumped: &Dumped) {
@@ -296,20 +313,20 @@ fn assert_all_kinds_are_there(records: &[Record]) {
 
 /// A server that did a bit of everything, was started anew, for its settings change with that, and crashed, which leaves WAL
 /// without an orderly end.
-async fn crashed(version: u32, wal_segment_mib: u32) -> Postgres {
+async fn crashed(version: u32, wal_segment_mib: u32, rows: u32) -> Postgres {
     let settings =
         [("wal_keep_size", "4GB"), ("max_prepared_transactions", "10"), ("timezone", "UTC"), ("autovacuum", "off")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let options = ServerOptions { settings, wal_segment_mib: Some(wal_segment_mib), ..ServerOptions::default() };
     let mut server = Postgres::create(version, options).await;
-    let (before, after) = workload(&server.side_directory("fast"));
+    let (before, after) = workload(version, rows, &server.side_directory("fast"));
     let sql = async |server: &Postgres, statement: &str| {
         server.sql(statement).await.unwrap_or_else(|error| panic!("{statement} on {version}: {error:?}"));
     };
     for statement in &before {
         sql(&server, statement).await;
     }
-    sql(&server, BACKUP).await;
+    sql(&server, backup(version)).await;
     server.stop(StopMode::Fast).await.unwrap();
     server.start().await.unwrap();
     for statement in &after {
@@ -324,7 +341,7 @@ async fn the_walker_sees_what_pg_waldump_sees() {
     for megabytes in [1, 16] {
         // Given the WAL of a server that did a bit of everything,
         let size = SegmentSize::new(u64::from(megabytes) << 20).unwrap();
-        let server = crashed(DEBIAN, megabytes).await;
+        let server = crashed(DEBIAN, megabytes, 20_000).await;
         let segments = segments(server.data_directory(), size);
         let dumped = dump(&server, segments[0].0.start);
 
@@ -388,7 +405,7 @@ fn with_whole_time(description: &str) -> String {
 
 async fn the_walker_sees_what_pg_walinspect_sees(version: u32) {
     // Given the WAL of a server that did a bit of everything, and has recovered from a crash,
-    let mut server = crashed(version, 16).await;
+    let mut server = crashed(version, 16, 20_000).await;
     server.start().await.unwrap();
     // when it is walked over,
     let end = server.value("SELECT pg_current_wal_flush_lsn()").await;
