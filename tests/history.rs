@@ -205,6 +205,36 @@ async fn before_drop(version: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_that_waited_for_a_standby_while_names_were_read_is_found() {
+    // Given a base backup that has seen a table
+    let scene = Scene::new(support::postgres::DEBIAN, &[("autovacuum", "off")]).await;
+    scene.server.sql("CREATE TABLE accounts (id int)").await.unwrap();
+    let _archiver = scene.archived().await;
+    // when the table is dropped while commits wait for a standby that is not there,
+    let standby = async |name: &str| {
+        scene.server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
+        scene.server.sql("SELECT pg_reload_conf()").await.unwrap();
+    };
+    standby("nobody").await;
+    let session = scene.server.connect("postgres").await.unwrap();
+    let drop = tokio::spawn(async move { session.sql("DROP TABLE accounts").await });
+    scene.wait("the drop to wait", "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await;
+    // another base backup reads the names, which are what everybody sees, and the drop is let go,
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    assert!(!drop.is_finished(), "the names were to be read before the drop was done");
+    standby("").await;
+    drop.await.unwrap().unwrap();
+    scene.settle().await;
+    // then it is found all the same.
+    let arguments =
+        ["restore", "--into", "/nonexistent/place", "--before-drop", "public.accounts", "--dry-run", "--json"];
+    let plan: Value = serde_json::from_str(&scene.seawall(&arguments).run_ok().await.stdout).unwrap();
+    let drops = history(&scene, &["--drops"]).await;
+    assert_eq!(drops[0]["removed"][0]["relation"], "public.accounts", "{drops:#?}");
+    assert_eq!(plan["target"]["lsn"], drops[0]["lsn"], "{plan:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_made_after_the_backup_is_known_by_the_name_that_the_archiver_read() {
     // Given an encrypted repository, an archiver that cannot read it, and a base backup
     let mut scene = Scene::new(support::postgres::DEBIAN, &[("autovacuum", "off")]).await;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
-use crate::repository::{DatabaseNames, FORMAT_VERSION, Names, RelationName};
+use crate::repository::{DatabaseNames, FORMAT_VERSION, Names, RelationName, Snapshot};
 use crate::runtime::Clock;
 
 /// Those that the role may connect to, and the others for their names.
@@ -33,26 +33,28 @@ pub async fn read_names(info: &ConnInfo, clock: &Clock, most: usize) -> Result<N
     for row in 0..rows.len() {
         let oid = rows.get(row, "oid").and_then(|oid| oid.parse().ok());
         let (Some(oid), Some(name)) = (oid, rows.get(row, "datname")) else { continue };
-        let mut relations = Vec::new();
+        let (mut snapshot, mut relations) = (None, Vec::new());
         if rows.get(row, "open") == Some("t") {
             match relations_of(&info.with_database(name), left).await {
-                Ok(found) if found.len() > left => {
-                    warnings.push(format!("database {name} has more relations than are kept: {most} in all"));
-                    relations = found.into_iter().take(left).collect();
+                Ok((seen, mut found)) => {
+                    if found.len() > left {
+                        warnings.push(format!("database {name} has more relations than are kept: {most} in all"));
+                        found.truncate(left);
+                    }
+                    (snapshot, relations) = (seen, found);
                 }
-                Ok(found) => relations = found,
                 Err(error) => warnings.push(format!("the relations of database {name} cannot be read: {error}")),
             }
         }
         left -= relations.len();
-        databases.push(DatabaseNames { oid, name: name.to_owned(), relations });
+        databases.push(DatabaseNames { oid, name: name.to_owned(), snapshot, relations });
     }
     let names = Names { format: FORMAT_VERSION, taken_at: clock.now(), lsn, databases };
     Ok(NamesRead { names, warnings })
 }
 
-/// At most one more than `most`.
-async fn relations_of(info: &ConnInfo, most: usize) -> Result<Vec<RelationName>> {
+/// At most one more than `most`, and of which moment they are.
+async fn relations_of(info: &ConnInfo, most: usize) -> Result<(Option<Snapshot>, Vec<RelationName>)> {
     /// The first OID that is not the cluster's own (`FirstNormalObjectId` in `transam.h`).
     const FIRST_OID: u32 = 16_384;
     let mut client = Client::connect(info, Mode::Sql, &[]).await?;
@@ -63,6 +65,9 @@ async fn relations_of(info: &ConnInfo, most: usize) -> Result<Vec<RelationName>>
          ORDER BY c.oid LIMIT {}",
         most.saturating_add(1)
     );
+    // Both of one moment.
+    client.simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(Error::from)?;
+    let seen = client.simple_query("SELECT pg_catalog.pg_current_snapshot() AS seen").await.map_err(Error::from)?;
     let rows = client.simple_query(&question).await.map_err(Error::from)?;
     client.close().await;
     let relation = |row: usize| {
@@ -71,5 +76,5 @@ async fn relations_of(info: &ConnInfo, most: usize) -> Result<Vec<RelationName>>
         let (schema, name) = (text("nspname")?.to_owned(), text("relname")?.to_owned());
         Some(RelationName(text("oid")?.parse().ok()?, file, text("relkind")?.chars().next()?, schema, name))
     };
-    Ok((0..rows.len()).filter_map(relation).collect())
+    Ok((seen.get(0, "seen").and_then(Snapshot::parse), (0..rows.len()).filter_map(relation).collect()))
 }

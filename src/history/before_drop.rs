@@ -105,11 +105,12 @@ enum Verdict {
 }
 
 fn judge(transaction: &Transaction, lsn: Lsn, names: &NameBook, wanted: &str) -> Verdict {
+    let shown = |database| names.shown_behind(database, transaction.xid, lsn);
     let mut has_unknown = transaction.removed_count as usize > transaction.removed.len();
     for file in &transaction.removed {
         match names.relation(*file, lsn) {
             // One that is there later was rewritten, by a transaction that dropped others.
-            Some(relation) if relation.name == wanted && !names.is_file_known_behind(*file, lsn) => {
+            Some(relation) if relation.name == wanted && !names.is_file_known_behind(*file, shown(file.database)) => {
                 return Verdict::ByFile;
             }
             Some(_) => {}
@@ -120,7 +121,7 @@ fn judge(transaction: &Transaction, lsn: Lsn, names: &NameBook, wanted: &str) ->
     // was not dropped.
     let is_meant = |database: u32, oid: u32| {
         let relation = names.relation_by_oid(database, oid, lsn);
-        relation.is_some_and(|it| it.name == wanted) && !names.is_known_behind(database, oid, lsn)
+        relation.is_some_and(|it| it.name == wanted) && !names.is_known_behind(database, oid, shown(database))
     };
     let is_changed =
         transaction.database.is_some_and(|database| transaction.changed.iter().any(|oid| is_meant(database, *oid)));
@@ -142,7 +143,7 @@ mod tests {
         let names = |lsn, relations: &[(u32, u32, &str)]| {
             let relation = |it: &(u32, u32, &str)| RelationName(it.0, it.1, 'r', "public".into(), it.2.into());
             let relations = relations.iter().map(relation).collect();
-            let databases = vec![DatabaseNames { oid: 5, name: "shop".into(), relations }];
+            let databases = vec![DatabaseNames { oid: 5, name: "shop".into(), snapshot: None, relations }];
             Names { format: FORMAT_VERSION, taken_at: jiff::Timestamp::UNIX_EPOCH, lsn: Lsn(lsn), databases }
         };
         NameBook::new(vec![names(100, &[(10, 11, "accounts"), (20, 20, "gone")]), names(300, &[(10, 11, "accounts")])])

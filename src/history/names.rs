@@ -2,7 +2,7 @@
 
 use super::search::Bound;
 use crate::codec::Ending;
-use crate::repository::{Catalog, Names, NamesAt, WalReader};
+use crate::repository::{Catalog, Names, NamesAt, Snapshot, WalReader};
 use crate::wal::{History, Lsn, RelationId};
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -72,6 +72,8 @@ pub struct NameBook {
     relations: Numbers<(u32, u32), Relation>,
     /// By database and file, the number.
     files: Numbers<(u32, u32), u32>,
+    /// By database, whose work each list shows.
+    snapshots: HashMap<u32, Vec<(Lsn, Snapshot)>>,
 }
 
 /// Of what was known of a number, what counts at `lsn`.
@@ -110,6 +112,9 @@ impl NameBook {
                 learn(&mut self.relations, oid, lsn, Relation { name, kind: relation.2 });
             }
             learn(&mut self.databases, database.oid, lsn, database.name);
+            if let Some(snapshot) = database.snapshot {
+                self.snapshots.entry(database.oid).or_default().push((lsn, snapshot));
+            }
         }
     }
 
@@ -131,6 +136,13 @@ impl NameBook {
     pub fn relation(&self, file: RelationId, lsn: Lsn) -> Option<&Relation> {
         let oid = at(&self.files, (file.database, file.file), lsn)?;
         self.relation_by_oid(file.database, *oid, lsn)
+    }
+
+    /// Lists behind this position show what a transaction did in a database that has its commit record at `commit`.
+    pub fn shown_behind(&self, database: u32, xid: u32, commit: Lsn) -> Lsn {
+        let lists = self.snapshots.get(&database).map_or(&[][..], Vec::as_slice);
+        let hidden = lists.iter().filter(|(_, snapshot)| !snapshot.shows(xid)).map(|(lsn, _)| *lsn);
+        hidden.max().map_or(commit, |last| last.max(commit))
     }
 
     /// True if a later list still knows the relation that had this file.
@@ -159,7 +171,7 @@ mod tests {
     fn names(lsn: u64, relations: &[(u32, u32, &str)]) -> Names {
         let relation = |it: &(u32, u32, &str)| RelationName(it.0, it.1, 'r', "public".into(), it.2.into());
         let relations = relations.iter().map(relation).collect();
-        let databases = vec![DatabaseNames { oid: 5, name: "shop".into(), relations }];
+        let databases = vec![DatabaseNames { oid: 5, name: "shop".into(), snapshot: None, relations }];
         Names { format: FORMAT_VERSION, taken_at: jiff::Timestamp::UNIX_EPOCH, lsn: Lsn(lsn), databases }
     }
 
@@ -184,6 +196,21 @@ mod tests {
         // And until when each is known to have been there.
         assert!(book.is_known_behind(5, 10, Lsn(199)) && !book.is_known_behind(5, 10, Lsn(200)));
         assert!(!book.is_known_behind(5, 30, Lsn(100)) && !book.is_known_behind(5, 99, Lsn(0)));
+    }
+
+    #[test]
+    fn a_list_that_was_read_while_a_transaction_waited_says_nothing_of_what_it_did() {
+        let at = |lsn, snapshot: &str| {
+            let mut names = names(lsn, &[(10, 10, "doomed")]);
+            names.databases[0].snapshot = Snapshot::parse(snapshot);
+            names
+        };
+        // Transaction 7 has its commit record at 150, and others see what it did from somewhere behind 300 on.
+        let book = NameBook::new(vec![at(100, "6:6:"), at(200, "7:9:7"), at(300, "7:12:7"), at(400, "13:13:")]);
+        assert_eq!(book.shown_behind(5, 7, Lsn(150)), Lsn(300));
+        assert_eq!(book.shown_behind(5, 8, Lsn(150)), Lsn(150));
+        assert_eq!(book.shown_behind(6, 7, Lsn(150)), Lsn(150), "nothing is known of another database");
+        assert_eq!(book.shown_behind(5, 20, Lsn(450)), Lsn(450), "it came behind all lists");
     }
 
     #[test]

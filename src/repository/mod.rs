@@ -40,7 +40,7 @@ pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
 pub use layout::{Archive, BackupId, Key, Layout, NamesAt, ParseKeyError};
 pub use loss::Loss;
-pub use names::{DatabaseNames, NAMED_RELATIONS_MAX, Names, RelationName};
+pub use names::{DatabaseNames, NAMED_RELATIONS_MAX, Names, RelationName, Snapshot};
 pub use part_name::{ContentDigest, PartName};
 pub(crate) use paths::{PathOrder, Paths, make_room};
 pub use reader::{WalReader, Window};

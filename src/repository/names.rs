@@ -37,8 +37,39 @@ pub struct DatabaseNames {
     pub oid: u32,
     /// Its name.
     pub name: String,
+    /// Whose work the relations show; `None` if nobody asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
     /// Tables, indexes and what else has files, but for those that came with the cluster.
     pub relations: Vec<RelationName>,
+}
+
+/// Which transactions had not ended for whoever looked. The commit record of one may lie in the WAL for long before it has: it
+/// waits for a synchronous standby in between.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// None from this number on.
+    next: u64,
+    /// Nor these before it.
+    running: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Of `pg_current_snapshot()` as text, `xmin:xmax:xip,…` (`xid8funcs.c`); `None` if it is none.
+    pub fn parse(text: &str) -> Option<Snapshot> {
+        let mut parts = text.splitn(3, ':').skip(1);
+        let next = parts.next()?.parse().ok()?;
+        let running = parts.next()?.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok());
+        Some(Snapshot { next, running: running.collect::<Option<_>>()? })
+    }
+
+    /// True if the transaction with this number, as WAL has it, had ended.
+    pub fn shows(&self, xid: u32) -> bool {
+        /// So many were given a number, at most, while none of them ended. Beyond that numbers have gone round since.
+        const AHEAD_MAX: u32 = 1 << 24;
+        let is_running = self.running.iter().any(|running| *running as u32 == xid);
+        !is_running && xid.wrapping_sub(self.next as u32) >= AHEAD_MAX
+    }
 }
 
 /// A relation's name: `[oid, file, kind, schema, name]`, to keep many of them small.
@@ -127,5 +158,23 @@ impl Repository {
             Ok(Some(names).filter(|names| names.format <= FORMAT_VERSION))
         })
         .await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_shows_what_had_ended() {
+        let snapshot = Snapshot::parse("4294967290:4294967300:4294967290,4294967297").unwrap();
+        let shown = |xid: u32| snapshot.shows(xid);
+        assert!(shown(u32::MAX - 6) && shown(u32::MAX - 4) && shown(0) && shown(3), "those that had ended");
+        assert!(!shown(u32::MAX - 5) && !shown(1), "those that ran");
+        assert!(!shown(4) && !shown(1_000_000), "those that came later");
+        assert_eq!(Snapshot::parse("7:7:").unwrap(), Snapshot { next: 7, running: vec![] });
+        for text in ["", "7", "7:7", "7:x:", "7:9:8,", "7:9:y"] {
+            assert_eq!(Snapshot::parse(text).is_some(), text == "7:9:8,", "{text}");
+        }
     }
 }
