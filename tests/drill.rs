@@ -318,12 +318,27 @@ async fn the_report_is_kept_and_shown() {
         serde_json::from_str::<Value>(&text).unwrap()["last_drill_passed"].clone()
     };
     assert_eq!(status().await, Value::Null);
+    let into = scene.places.path().join("planned");
+    let planned = async |more: &[&str]| {
+        let arguments = [&["restore", "--into", into.to_str().unwrap(), "--dry-run"], more].concat();
+        scene.seawall(&arguments).run_ok().await.stdout
+    };
+    let said = planned(&[]).await;
+    assert!(said.ends_with("\nduration     not known: no drill has measured it, and `seawall drill` does\n"), "{said}");
     // When a drill passes
     let drill = Drill::of(&scene);
     let passed = drill.passes("[drill]\nrpo = \"1h\"\n", &[]).await;
     assert_eq!(status().await, true);
     assert!(passed["recovered_at"].as_str().unwrap() > before.as_str(), "the last row is not in {passed:#}");
-    // Then an archiver that starts shows it
+    // Then a plan says how long that took, for the same is to be done again,
+    let plan: Value = serde_json::from_str(&planned(&["--json"]).await).unwrap();
+    assert_eq!(plan["expected"]["drill_ended_at"], passed["ended_at"], "{plan:#}");
+    let (expected, took) =
+        (plan["expected"]["seconds"].as_f64().unwrap(), passed["recovery_seconds"].as_f64().unwrap());
+    assert!(expected > took / 10.0 && expected < took * 100.0, "{expected} s are expected, it took {took} s");
+    let said = planned(&[]).await;
+    assert!(said.contains("\nduration     about ") && said.contains(" at the rates of the drill of "), "{said}");
+    // and an archiver that starts shows it
     let archiver = scene.archiver().await;
     let shown = wait_for("the drill to be shown", PATIENCE, async || {
         let shown = archiver.metrics.scrape().await?;

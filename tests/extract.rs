@@ -281,6 +281,7 @@ async fn directories_and_what_is_refused() {
     assert!(got.len() <= 2, "of the parts nothing but the catalogue of databases is read: {got:?}");
     let said = story.extract(&["--estimate"]).run_ok().await.stdout;
     assert!(said.contains("database shop alone") && said.contains("of WAL"), "{said}");
+    assert!(said.contains("\nduration not known: no drill has measured it"), "{said}");
     story.assert_nothing_is_left(&[]);
     // A directory of CSV, and one of pg_dump's
     let (csv, dump) = (story.out("csv/"), story.out("dump/"));

@@ -105,6 +105,7 @@ fn estimated(estimate: &Estimate) -> String {
         format!("fetches  {} of {}, {what}", size(estimate.fetched_bytes), size(estimate.stored_bytes)),
         format!("replays  {} of WAL, up to {}", size(estimate.wal_bytes), estimate.end_lsn),
         format!("takes    {} in {} meanwhile", size(estimate.scratch_bytes), estimate.scratch.display()),
+        format!("duration {}; what is taken out comes on top", restore::duration(estimate.expected.as_ref())),
     ]
     .map(|line| line + "\n")
     .concat()

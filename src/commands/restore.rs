@@ -10,11 +10,12 @@ use crate::error::{Error, Kind, Result};
 use crate::history::index::IndexWriter;
 use crate::repository::{BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
-    Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Pushed, Request, RestoreOptions, RestoreProgress,
-    RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
+    ExpectedDuration, Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Pushed, Request, RestoreOptions,
+    RestoreProgress, RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
 };
 use crate::runtime::Clock;
 use crate::wal::TimelineId;
+use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -66,7 +67,9 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
             Some(preview) => Some(preview.await?),
             None => None,
         };
-        return print::stdout(&dry_run(&plan, over.as_ref(), as_json)?);
+        let bytes = over.as_ref().map_or(plan.backup.plain_bytes, |preview| preview.written_bytes);
+        let expected = ExpectedDuration::read(&repository, bytes, plan.wal_bytes).await;
+        return print::stdout(&dry_run(&plan, over.as_ref(), expected.as_ref(), as_json)?);
     }
     if !as_json {
         print::stdout(&format!("{plan}\n"))?;
@@ -127,20 +130,41 @@ pub(super) fn local_wal(wanted: Option<WalWithFiles>) -> LocalWal {
     }
 }
 
-/// The plan, with what would become of what is there.
-fn dry_run(plan: &Plan, over: Option<&Preview>, as_json: bool) -> Result<String> {
+/// The plan, with what would become of what is there, and how long all of it takes.
+fn dry_run(plan: &Plan, over: Option<&Preview>, expected: Option<&ExpectedDuration>, as_json: bool) -> Result<String> {
     #[derive(Serialize)]
     struct Planned<'a> {
         #[serde(flatten)]
         plan: &'a Plan,
         #[serde(skip_serializing_if = "Option::is_none")]
         over: Option<&'a Preview>,
+        expected: Option<&'a ExpectedDuration>,
     }
+    let duration = duration(expected);
     Ok(match (as_json, over) {
-        (true, over) => print::json(&Planned { plan, over })?,
-        (false, Some(over)) => format!("{plan}\n{over}\n"),
-        (false, None) => format!("{plan}\n"),
+        (true, over) => print::json(&Planned { plan, over, expected })?,
+        (false, Some(over)) => format!("{plan}\n{over}\nduration     {duration}\n"),
+        (false, None) => format!("{plan}\nduration     {duration}\n"),
     })
+}
+
+/// How long a restore takes, and who says so.
+pub(super) fn duration(expected: Option<&ExpectedDuration>) -> String {
+    let Some(it) = expected else {
+        return "not known: no drill has measured it, and `seawall drill` does".to_owned();
+    };
+    let length = |seconds: f64| print::duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    format!(
+        "about {}: {} for the files and {} for the WAL, at the rates of the drill of {} ({} in {}, {} of WAL in {})",
+        length(it.seconds),
+        length(it.restore_seconds),
+        length(it.replay_seconds),
+        print::time(it.drill_ended_at, &TimeZone::UTC),
+        print::size(it.drill_restored_bytes),
+        length(it.drill_restore_seconds),
+        print::size(it.drill_replayed_bytes),
+        length(it.drill_replay_seconds),
+    )
 }
 
 fn said(report: &RestoreReport, took: Duration) -> String {

@@ -4,7 +4,7 @@ use super::request::ExtractOptions;
 use crate::error::Result;
 use crate::history::index::Transaction;
 use crate::repository::{BackupId, Repository};
-use crate::restore::{Plan, RestoreOptions, RestoreProgress, preview};
+use crate::restore::{ExpectedDuration, Plan, RestoreOptions, RestoreProgress, preview};
 use crate::scratch::Unprivileged;
 use crate::wal::Lsn;
 use nix::unistd::Uid;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 const SEGMENTS_KEPT: u64 = 4;
 
 /// What an extraction will take.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Estimate {
     /// The base backup that it begins with.
     pub backup: BackupId,
@@ -40,6 +40,8 @@ pub struct Estimate {
     pub scratch: PathBuf,
     /// Bytes that they will take there, about, with WAL.
     pub scratch_bytes: u64,
+    /// How long it takes until what is wanted can be taken out, if a drill has measured that.
+    pub expected: Option<ExpectedDuration>,
 }
 
 /// Says what [`super::extract`] will take. Writes nothing.
@@ -73,5 +75,6 @@ pub async fn estimate(repository: &Repository, plan: &Plan, options: &ExtractOpt
         wal_bytes: plan.wal_bytes,
         scratch: options.scratch.clone(),
         scratch_bytes: preview.written_bytes.saturating_add(wal_kept),
+        expected: ExpectedDuration::read(repository, preview.written_bytes, plan.wal_bytes).await,
     })
 }

@@ -134,13 +134,24 @@ impl Repository {
     /// # Errors
     /// If the store fails or the document is unreadable.
     pub async fn last_drill(&self) -> Result<Option<DrillDocument>> {
+        Ok(self.last_drills(1).await?.pop())
+    }
+
+    /// What so many drills found, the last one first.
+    ///
+    /// # Errors
+    /// As [`Repository::last_drill`].
+    pub async fn last_drills(&self, most: usize) -> Result<Vec<DrillDocument>> {
         let objects = list_all(self.store.as_ref(), &self.layout.drills_prefix()).await?;
         let keys = objects.iter().filter_map(|object| self.layout.parse(&object.key).ok());
         let times = keys.filter_map(|key| if let Key::Drill(time) = key { Some(time) } else { None });
-        match times.max() {
-            Some(time) => self.read_document(&Key::Drill(time)).await,
-            None => Ok(None),
+        let mut times: Vec<Timestamp> = times.collect();
+        times.sort_unstable_by_key(|time| std::cmp::Reverse(*time));
+        let mut drills = Vec::new();
+        for time in times.into_iter().take(most) {
+            drills.extend(self.read_document(&Key::Drill(time)).await?);
         }
+        Ok(drills)
     }
 }
 
@@ -201,7 +212,8 @@ mod tests {
         let name = |time: &str| format!("main/drills/{time}.json");
         let expected = ["20261120T140300Z", "20261120T140301Z", "20261119T140300Z", "20261120T140301Z"].map(name);
         assert_eq!(names, expected);
-        assert_eq!(repository.last_drill().await.unwrap(), Some(second));
+        assert_eq!(repository.last_drill().await.unwrap(), Some(second.clone()));
+        assert_eq!(repository.last_drills(9).await.unwrap(), [second, first, earlier]);
     }
 
     #[test]
