@@ -2,6 +2,8 @@
 //! `pg_walinspect` of 16 and later, and what `pg_waldump` of 13 and 14 said of WAL that was recorded.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "wal_records/mutated.rs"]
+mod mutated;
 #[path = "wal_records/recorded.rs"]
 mod recorded;
 mod support;

@@ -40,20 +40,28 @@ async fn record(version: u32, pg_waldump: &Path) {
     }
 }
 
-async fn the_walker_sees_what_pg_waldump_saw(version: u32) {
-    // Given WAL of a server that did a bit of everything, and what PostgreSQL's own program said of it,
-    if let Some(pg_waldump) = std::env::var_os(format!("SEAWALL_PG_WALDUMP_{version}")) {
-        record(version, Path::new(&pg_waldump)).await;
-    }
+/// The versions that are recorded.
+pub(crate) const FIXTURE_VERSIONS: [u32; 2] = [13, 14];
+
+/// The recorded segments of a version.
+pub(crate) fn fixture_files(version: u32) -> (SegmentSize, Vec<(Segment, Vec<u8>)>) {
     let (size, wal) = (SegmentSize::new(SEGMENT_BYTES).unwrap(), unpacked(format!("{version}.wal.zst")));
-    let dumped = read_dump(std::str::from_utf8(&unpacked(format!("{version}.txt.zst"))).unwrap());
     // The address of the first page is in its header (`xlog_internal.h`, `XLogPageHeaderData`).
     let start = u64::from_le_bytes(wal[8..16].try_into().unwrap());
     let files = wal.chunks(SEGMENT_BYTES as usize).zip(0..).map(|(bytes, number)| {
         let start = Lsn(start + number * SEGMENT_BYTES);
         (Segment { timeline: TimelineId(1), start, size }, bytes.to_vec())
     });
-    let files: Vec<_> = files.collect();
+    (size, files.collect())
+}
+
+async fn the_walker_sees_what_pg_waldump_saw(version: u32) {
+    // Given WAL of a server that did a bit of everything, and what PostgreSQL's own program said of it,
+    if let Some(pg_waldump) = std::env::var_os(format!("SEAWALL_PG_WALDUMP_{version}")) {
+        record(version, Path::new(&pg_waldump)).await;
+    }
+    let (size, files) = fixture_files(version);
+    let dumped = read_dump(std::str::from_utf8(&unpacked(format!("{version}.txt.zst"))).unwrap());
     // when it is walked over, however it comes,
     let (walker, records) = walk(&files, size, 1 << 20);
     let (_, pieces) = walk(&files, size, 1237);
