@@ -353,7 +353,7 @@ pub struct HistoryArgs {
     /// Only transactions in this database, by its name, where that is known, or its OID
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,
-    /// Only transactions with at least this much WAL, in bytes, or with k, M or G behind it
+    /// Only transactions with at least this much WAL, in bytes, or with kB, MB or GB behind it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub min_bytes: Option<u64>,
     /// The last N lines of what would be shown
@@ -367,10 +367,10 @@ pub struct HistoryArgs {
     pub json: JsonArg,
 }
 
-/// Reads bytes, KiB, MiB or GiB.
+/// Reads bytes, KiB, MiB or GiB; `1MB` is `1M`, as in PostgreSQL's settings.
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let units = [('k', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)];
-    let unit = units.iter().find_map(|(letter, bytes)| Some((text.strip_suffix(*letter)?, *bytes)));
+    let units = [("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("k", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)];
+    let unit = units.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
     let (number, unit) = unit.unwrap_or((text, 1));
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     bytes.ok_or_else(|| "give bytes, such as 8192, 100k or 50M".to_owned())

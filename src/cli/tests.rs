@@ -91,6 +91,18 @@ fn a_rate_is_read_as_by_pg_basebackup() {
 }
 
 #[test]
+fn a_size_has_the_units_of_settings_or_their_first_letter() {
+    for (text, bytes) in
+        [("8192", 8192), ("100k", 102_400), ("100kB", 102_400), ("1M", 1 << 20), ("1MB", 1 << 20), ("2GB", 2 << 30)]
+    {
+        assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+    }
+    for text in ["", "B", "MB", "-1", "1.5M", "1KB", "1mb", "1TB", "99999999999G"] {
+        assert!(parse_bytes(text).is_err(), "{text:?} was taken");
+    }
+}
+
+#[test]
 fn what_is_for_everywhere_is_taken_before_and_behind_the_command() {
     for line in ["seawall --cluster a list --json", "seawall list --json --cluster a"] {
         let cli = parsed(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -116,7 +116,11 @@ pub(super) fn warn(hole: &Hole) {
     match &hole.unreadable {
         Some(why) => tracing::warn!(%timeline, "what was committed between {start} and {end} cannot be read: {why}"),
         None => {
-            tracing::warn!(%timeline, "WAL from {start} to {end} is not stored: what was committed there is not known")
+            // An archiver at work stores several blocks at once, and a later one may be there first.
+            tracing::warn!(
+                %timeline,
+                "WAL from {start} to {end} is not stored, or not yet: what was committed there is not known"
+            )
         }
     }
 }
