@@ -284,3 +284,48 @@ async fn names_are_not_in_the_index_of_encrypted_wal_and_are_found_nevertheless(
         assert_eq!(scene.survey(&indexes, from, from, goal).await, expected);
     }
 }
+
+/// The indexes that `blocks` get, stored one by one by processes that know nothing of one another.
+async fn pushed(wal: &WalWriter, blocks: &[WalRange]) -> Indexes {
+    let nothing = WalWriter::new(START);
+    let scene = Scene::new(&nothing, Form::from(Compression::Lz4)).await;
+    for range in blocks {
+        let bytes = &wal.bytes[(range.start - wal.start) as usize..(range.end - wal.start) as usize];
+        let key = if range.is_whole_block(wal.size) { Key::Block(*range) } else { Key::Tail(*range) };
+        scene.writer.store_wal(&key, *range, Bytes::copy_from_slice(bytes)).await.unwrap();
+        IndexWriter::new(scene.writer.clone()).fill_behind(*range).await.unwrap();
+    }
+    Indexes::read(scene.reader().repository(), TIMELINE).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_pushed_file_by_file_has_the_index_that_is_made_afterwards() {
+    // Given WAL of some slots, and of a part of one
+    let wal = stream(7, 60 << 20);
+    let starts = (START.0..START.0 + wal.bytes.len() as u64).step_by(size().bytes() as usize).map(Lsn);
+    let end = START + wal.bytes.len() as u64;
+    let block = |start: Lsn| WalRange { timeline: TIMELINE, start, end: size().block_end(start).min(end) };
+    let mut blocks: Vec<WalRange> = starts.map(block).collect();
+    let afterwards = async |goes_on: bool| {
+        let scene = Scene::new(&wal, Form::from(Compression::Lz4)).await;
+        let run = WalRange { timeline: TIMELINE, start: START, end };
+        scene.index.fill(run, goes_on, |_| ()).await.unwrap();
+        Indexes::read(scene.reader().repository(), TIMELINE).await.unwrap()
+    };
+    assert!(!blocks[blocks.len() - 1].is_whole_block(size()), "the last one is to be cut");
+    // When it is pushed to its end, where the timeline was left, then all of it has an index
+    assert_eq!(pushed(&wal, &blocks).await, afterwards(false).await);
+    // and before that what fills slots has one.
+    blocks.pop();
+    let expected = afterwards(true).await;
+    assert_eq!(pushed(&wal, &blocks).await, expected);
+    // When the last file of a slot comes before others of it, then the next slot's index brings the rest along
+    let last = blocks.iter().position(|block| block.end == Lsn(2 * Level::FIRST.bytes(size()))).unwrap();
+    blocks[last - 3..=last].rotate_right(1);
+    let indexes = pushed(&wal, &blocks).await;
+    let mut position = START;
+    while let Some(range) = indexes.at(TIMELINE, position) {
+        position = range.end;
+    }
+    assert_eq!(Some(position), expected.end(TIMELINE), "{indexes:?}");
+}
