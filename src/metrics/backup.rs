@@ -16,6 +16,7 @@ pub(super) struct Backup {
     stored: IntGauge,
     last_backup_timestamp: Gauge,
     last_backup_size: IntGauge,
+    last_backup_stored: IntGauge,
     last_backup_duration: Gauge,
     last_backup_damaged: IntGauge,
     last_backup_rejected_pages: IntGauge,
@@ -43,6 +44,8 @@ impl Backup {
                 "When the newest base backup was finished; 0: there is none.",
             )?,
             last_backup_size: build.int_gauge("seawall_last_backup_size_bytes", "Its size, before compression.")?,
+            last_backup_stored: build
+                .int_gauge("seawall_last_backup_stored_bytes", "What it takes up in the repository.")?,
             last_backup_duration: build.gauge("seawall_last_backup_duration_seconds", "How long it took.")?,
             last_backup_damaged: build.int_gauge(
                 "seawall_last_backup_damaged",
@@ -74,10 +77,12 @@ impl Metrics {
         self.0.backup.stored.set(whole(stored));
     }
 
-    /// The newest base backup: when it was finished, its bytes before compression, how long it took.
-    pub fn set_last_backup(&self, finished: Timestamp, bytes: u64, took: Duration) {
+    /// The newest base backup: when it was finished, its bytes before compression and as
+    /// stored, how long it took.
+    pub fn set_last_backup(&self, finished: Timestamp, bytes: u64, stored: u64, took: Duration) {
         self.0.backup.last_backup_timestamp.set(unix_seconds(finished));
         self.0.backup.last_backup_size.set(whole(bytes));
+        self.0.backup.last_backup_stored.set(whole(stored));
         self.0.backup.last_backup_duration.set(took.as_secs_f64());
     }
 

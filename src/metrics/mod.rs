@@ -6,20 +6,26 @@
 
 mod backup;
 mod drill;
+mod jobs;
 mod page;
 mod registry;
+mod repository;
 mod store;
 mod stream;
 mod wal;
 
 pub use drill::LastDrill;
+pub use jobs::Job;
 pub use page::document;
+pub use stream::DurableLatency;
 pub use wal::WalObject;
 
 use crate::error::{Error, Kind, Result};
+use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, Registry, TextEncoder};
 use registry::Builder;
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,6 +54,8 @@ struct Inner {
     store: store::Store,
     backup: backup::Backup,
     drill: drill::Drill,
+    jobs: jobs::Jobs,
+    repository: repository::Repository,
 }
 
 impl fmt::Debug for Metrics {
@@ -73,26 +81,45 @@ impl Metrics {
             store: store::Store::register(&mut build)?,
             backup: backup::Backup::register(&mut build)?,
             drill: drill::Drill::register(&mut build)?,
+            jobs: jobs::Jobs::register(&mut build)?,
+            repository: repository::Repository::register(&mut build)?,
             registry: build.registry,
             definitions: build.definitions,
         };
         Ok(Metrics(Arc::new(inner)))
     }
 
-    /// The text that Prometheus scrapes (exposition format 0.0.4).
+    /// The text that Prometheus scrapes.
     ///
     /// # Errors
-    /// Of kind `Internal`, if a metric cannot be written.
+    /// As [`render`].
     pub fn render(&self) -> Result<String> {
-        TextEncoder::new()
-            .encode_to_string(&self.0.registry.gather())
-            .map_err(|error| Error::new(Kind::Internal, "cannot write the metrics").because(error))
+        render([self])
     }
 
     /// What there is, in the order of the documentation.
     pub fn definitions(&self) -> &[Definition] {
         &self.0.definitions
     }
+}
+
+/// What Prometheus scrapes of several clusters at once (exposition format 0.0.4): each metric with the samples of all of
+/// them. Waits for nothing, and takes no lock for longer than a number is read.
+///
+/// # Errors
+/// Of kind `Internal`, if a metric cannot be written.
+pub fn render<'a>(clusters: impl IntoIterator<Item = &'a Metrics>) -> Result<String> {
+    let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
+    for mut family in clusters.into_iter().flat_map(|metrics| metrics.0.registry.gather()) {
+        match families.entry(family.name().to_owned()) {
+            Entry::Vacant(place) => _ = place.insert(family),
+            Entry::Occupied(mut all) => all.get_mut().mut_metric().extend(family.take_metric()),
+        }
+    }
+    let families: Vec<MetricFamily> = families.into_values().collect();
+    TextEncoder::new()
+        .encode_to_string(&families)
+        .map_err(|error| Error::new(Kind::Internal, "cannot write the metrics").because(error))
 }
 
 fn show_version(build: &mut Builder) -> Result<()> {
@@ -116,7 +143,7 @@ mod tests {
         metrics.set_rpo(1.5, 42);
         metrics.store_operation("create", 0.02, 5000, Some("throttled"));
         metrics.count_wal_objects(WalObject::Tail, 1);
-        metrics.set_last_backup(Timestamp::UNIX_EPOCH, 7, Duration::from_secs(3));
+        metrics.set_last_backup(Timestamp::UNIX_EPOCH, 7, 5, Duration::from_secs(3));
         let text = metrics.render().expect("text");
         for line in [
             "seawall_durable_lsn{cluster=\"shop\"} 97500059720",
@@ -148,5 +175,19 @@ mod tests {
         let (one, two) = (Metrics::new("a").expect("metrics"), Metrics::new("b").expect("metrics"));
         one.count_reconnects(1);
         assert!(two.render().expect("text").contains("seawall_reconnects_total{cluster=\"b\"} 0"));
+    }
+
+    #[test]
+    fn a_hundred_clusters_are_one_text_that_grows_with_their_number_alone() {
+        // Given a hundred clusters that show what one shows
+        let clusters: Vec<Metrics> =
+            (0..100).map(|number| Metrics::new(&format!("cluster-{number:03}")).expect("metrics")).collect();
+        // When they are scraped together
+        let (one, all) = (clusters[0].render().expect("text"), render(&clusters).expect("text"));
+        // Then each metric is said once, and has a hundred times the samples: nothing is done for pairs
+        let count = |text: &str, comment: bool| text.lines().filter(|line| line.starts_with('#') == comment).count();
+        assert_eq!(count(&all, true), count(&one, true));
+        assert_eq!(count(&all, false), 100 * count(&one, false));
+        assert!(all.len() < 100 * one.len(), "{} bytes of {}", all.len(), one.len());
     }
 }

@@ -22,22 +22,13 @@ pub fn document() -> Result<String> {
     }
     text.push_str(
         "\n## Worth an alarm\n\n\
-         | when | expression |\n|---|---|\n\
-         | more would be lost than was promised | `seawall_rpo_seconds > 60 unless seawall_hot_spare == 1` |\n\
-         | commits wait for the archive, unasked | `seawall_synchronous_captured > 0` |\n\
-         | commits wait for ever | `seawall_remote_apply > 0` |\n\
-         | nobody measures | `absent(seawall_rpo_seconds) or up{job=\"seawall\"} == 0` |\n\
-         | no base backup for two days | `time() - seawall_last_backup_timestamp_seconds > 2 * 86400` |\n\
-         | damaged pages on the server's disk | `seawall_last_backup_damaged > 0` |\n\
-         | pages that may be damaged | `seawall_last_backup_rejected_pages > 0` |\n\
-         | moments that cannot be restored | `seawall_gaps > 0` |\n\
-         | nothing new can be restored | `seawall_backup_needed > 0` |\n\
-         | a drill failed | `seawall_drill_success == 0` |\n\
-         | no drill for a month | `time() - seawall_drill_timestamp_seconds > 31 * 86400` |\n\
-         | WAL is about to be lost | `seawall_slot_wal_status{status=\"unreserved\"} == 1 or \
-         seawall_slot_safe_wal_bytes < 5e9` |\n\
-         | two clusters under one name: `run` ends (exit code 8) | `up{job=\"seawall\"} == 0` |\n\
-         | the store fails | `rate(seawall_store_failures_total[5m]) > 0.1` |\n",
+         `grafana/rules/seawall.yaml` has the rules for Prometheus, and [alerts](alerts.md) says of each what to do. Dashboards \
+         are in `grafana/dashboards/`. In the metrics of jobs the label is `task` and not `job`, which Prometheus keeps for \
+         itself.\n\n\
+         What the requests cost is a matter of your prices, so it is no metric: the rules record \
+         `seawall:store_requests_bill:usd_per_day` and `seawall:repository_bill:usd_per_month` from \
+         `seawall_store_operations_total` and `seawall_repository_bytes`, with the prices of [costs](costs.md), to be changed \
+         there.\n",
     );
     Ok(text)
 }

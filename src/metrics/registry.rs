@@ -4,7 +4,9 @@ use super::Definition;
 use crate::error::{Error, Kind, Result};
 use jiff::Timestamp;
 use prometheus::core::Collector;
-use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 /// Registers metrics and remembers what they are.
 pub(super) struct Builder {
@@ -56,6 +58,11 @@ impl Builder {
     ) -> Result<GaugeVec> {
         let definition = Definition { name, kind: "gauge", labels, help };
         self.add(definition, GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    pub(super) fn histogram(&mut self, name: &'static str, bounds: &[f64], help: &'static str) -> Result<Histogram> {
+        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+        self.add(Definition { name, kind: "histogram", labels: &[], help }, Histogram::with_opts(options))
     }
 
     pub(super) fn histograms(

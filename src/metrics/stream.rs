@@ -1,13 +1,37 @@
 //! The stream: what would be lost, how far it is, who waits, and our slot.
 
 use super::Metrics;
-use super::registry::{Builder, count_to, flag, show, whole};
-use crate::error::Result;
+use super::registry::{Builder, count_to, flag, show, unix_seconds, whole};
+use crate::error::{Kind, Result};
 use crate::wal::{Lsn, TimelineId};
-use prometheus::{Gauge, GaugeVec, IntCounter, IntGauge};
+use jiff::Timestamp;
+use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge};
+use std::fmt;
+use std::time::Duration;
 
 /// `pg_replication_slots.wal_status`.
 const SLOT_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
+/// From a store on the same machine that is waited for to one that is about to be lost.
+const DURABLE_SECONDS: &[f64] =
+    &[0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// Where the archiver says how long WAL waited to become durable. Cheap to clone.
+#[derive(Clone)]
+pub struct DurableLatency(Histogram);
+
+impl DurableLatency {
+    /// Some WAL waited so long.
+    pub fn observe(&self, waited: Duration) {
+        self.0.observe(waited.as_secs_f64());
+    }
+}
+
+impl fmt::Debug for DurableLatency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DurableLatency({})", self.0.get_sample_count())
+    }
+}
 
 /// What the archiver says of its stream.
 pub(super) struct Stream {
@@ -22,7 +46,11 @@ pub(super) struct Stream {
     server_lsn: IntGauge,
     received_lsn: IntGauge,
     durable_lsn: IntGauge,
+    durable_latency: Histogram,
     reconnects: IntCounter,
+    interruptions: IntCounterVec,
+    stopped: GaugeVec,
+    certificate_end: GaugeVec,
     gaps: IntGauge,
     slot_status: GaugeVec,
     slot_safe_bytes: GaugeVec,
@@ -66,7 +94,31 @@ impl Stream {
                 "seawall_durable_lsn",
                 "WAL is stored without a gap, and acknowledged, up to this position, in bytes.",
             )?,
+            durable_latency: build.histogram(
+                "seawall_commit_durable_seconds",
+                DURABLE_SECONDS,
+                "How long WAL, and a commit in it, waited from its receipt until it was stored without a gap. Measured for \
+                 what comes within 2 ms together.",
+            )?,
             reconnects: build.counter("seawall_reconnects_total", "Times the stream was lost and begun again.")?,
+            interruptions: build.counters(
+                "seawall_stream_interruptions_total",
+                &["reason"],
+                "Attempts to stream that failed or ended, by why: `lost`, `leaving` (the server starts or stops), \
+                 `slot_busy`, `wal_removed`, `not_in_history`, `other_path` (a server that is not where the repository is), \
+                 `apart` (another history under the same name), `refused`.",
+            )?,
+            stopped: build.gauges(
+                "seawall_stopped",
+                &["reason"],
+                "1 since this cluster is not archived any more because of what waiting cannot mend: `diverged`, `damaged` or \
+                 `other`. Of a process that then ends, nothing is left to be scraped.",
+            )?,
+            certificate_end: build.gauges(
+                "seawall_server_certificate_expiry_timestamp_seconds",
+                &[],
+                "When the certificate ends that the PostgreSQL server has shown; absent without TLS.",
+            )?,
             gaps: build.int_gauge("seawall_gaps", "Holes in the archived WAL: moments in them cannot be restored.")?,
             slot_status: build.gauges(
                 "seawall_slot_wal_status",
@@ -159,5 +211,30 @@ impl Metrics {
     /// Times the stream was lost and begun again, since the start of the process.
     pub fn count_reconnects(&self, total: u64) {
         count_to(&self.0.stream.reconnects, total);
+    }
+
+    /// Where to say how long WAL waited.
+    pub fn durable_latency(&self) -> DurableLatency {
+        DurableLatency(self.0.stream.durable_latency.clone())
+    }
+
+    /// How often there was no stream for this reason, since the start of the process.
+    pub fn count_interruptions(&self, reason: &'static str, total: u64) {
+        count_to(&self.0.stream.interruptions.with_label_values(&[reason]), total);
+    }
+
+    /// Archiving has ended for good, by an error of this kind.
+    pub fn set_stopped(&self, kind: Kind) {
+        let reason = match kind {
+            Kind::Diverged => "diverged",
+            Kind::Damaged => "damaged",
+            _ => "other",
+        };
+        self.0.stream.stopped.with_label_values(&[reason]).set(1.0);
+    }
+
+    /// When the certificate of the server ends.
+    pub fn set_server_certificate_end(&self, end: Option<Timestamp>) {
+        show(&self.0.stream.certificate_end, end.map(unix_seconds));
     }
 }

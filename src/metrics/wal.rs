@@ -3,7 +3,7 @@
 use super::Metrics;
 use super::registry::{Builder, count_to, whole};
 use crate::error::Result;
-use prometheus::{IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 /// What was stored of the WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,8 +28,12 @@ impl WalObject {
 /// What the archiver says of it.
 pub(super) struct Wal {
     objects: IntCounterVec,
+    received_bytes: IntCounter,
+    unstored: IntCounter,
     buffered_bytes: IntGauge,
     tails_live: IntGauge,
+    tails_deleted: IntCounter,
+    tails_undeleted: IntCounter,
     index_failures: IntCounterVec,
 }
 
@@ -41,12 +45,28 @@ impl Wal {
                 &["object"],
                 "Objects of WAL that were stored.",
             )?,
+            received_bytes: build.counter(
+                "seawall_wal_received_bytes_total",
+                "Bytes of WAL that were read, those that came again included.",
+            )?,
+            unstored: build.counter(
+                "seawall_wal_retries_total",
+                "Objects of WAL that the store did not take within the time of one operation. They are tried for ever.",
+            )?,
             buffered_bytes: build.int_gauge(
                 "seawall_buffered_bytes",
                 "Bytes of WAL in memory: received and not durable yet. Bounded; at the bound reading stops.",
             )?,
             tails_live: build
                 .int_gauge("seawall_tails_live", "Tails in the repository that no block has replaced yet.")?,
+            tails_deleted: build.counter(
+                "seawall_tails_deleted_total",
+                "Tails that were deleted, because something larger had replaced them.",
+            )?,
+            tails_undeleted: build.counter(
+                "seawall_tails_undeleted_total",
+                "Those that could not be deleted, and are left to be pruned.",
+            )?,
             index_failures: build.counters(
                 "seawall_index_failures_total",
                 &["reason"],
@@ -83,5 +103,21 @@ impl Metrics {
         for (reason, total) in [("records", unreadable), ("store", unstored)] {
             count_to(&self.0.wal.index_failures.with_label_values(&[reason]), total);
         }
+    }
+
+    /// Bytes of WAL read since the start of the process.
+    pub fn count_wal_received_bytes(&self, total: u64) {
+        count_to(&self.0.wal.received_bytes, total);
+    }
+
+    /// Objects of WAL that the store did not take at first, since the start of the process.
+    pub fn count_wal_retries(&self, total: u64) {
+        count_to(&self.0.wal.unstored, total);
+    }
+
+    /// Tails that were deleted, and those that could not be, since the start of the process.
+    pub fn count_tails(&self, deleted: u64, undeleted: u64) {
+        count_to(&self.0.wal.tails_deleted, deleted);
+        count_to(&self.0.wal.tails_undeleted, undeleted);
     }
 }
