@@ -61,7 +61,10 @@ impl Backups {
                 }
                 told = unanswered;
                 if wants_backup && self.is_ours() && self.settings.run.backup_after_gap {
+                    let begun = self.clock.now();
                     if let Err(error) = self.answer(&mut unfinished).await {
+                        let now = self.clock.now();
+                        self.metrics.job_ended(Job::Full, now, now.duration_since(begun).unsigned_abs(), false);
                         let pause = backoff.next_pause();
                         let hint = error.hint_text().unwrap_or_default();
                         tracing::error!(

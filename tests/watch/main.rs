@@ -28,6 +28,16 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
+#[test]
+fn what_many_clusters_show_together_is_one_text_as_prometheus_wants_it() {
+    let clusters = ["a", "b", "c"].map(|cluster| Metrics::new(cluster).unwrap());
+    let text = seawall::metrics::render(&clusters).unwrap();
+    prometheus::promtool(&["check", "metrics"], &text).unwrap_or_else(|said| panic!("{said}"));
+    // Each by itself, one behind the other, is what it refuses.
+    let apart: String = clusters.iter().map(|cluster| cluster.render().unwrap()).collect();
+    prometheus::promtool(&["check", "metrics"], &apart).expect_err("two TYPE lines of one metric");
+}
+
 /// Every metric of ours that an expression names is one that we have; what recording rules make has a colon.
 fn assert_metrics_exist(place: &str, expression: &str) {
     let metrics = Metrics::new("main").unwrap();
