@@ -22,14 +22,31 @@ as_root() {
 
 apt_lists_are_fresh=no
 
-# install PACKAGE...: from Debian's archive, without questions.
-install() {
-    command -v apt-get >/dev/null || fail "no apt-get here to install: $*" "Install these by hand, then run this again."
+refresh_apt_lists() {
     if [ "$apt_lists_are_fresh" = no ]; then
         as_root apt-get update -qq
         apt_lists_are_fresh=yes
     fi
+}
+
+# install PACKAGE...: from Debian's archive, without questions.
+install() {
+    command -v apt-get >/dev/null || fail "no apt-get here to install: $*" "Install these by hand, then run this again."
+    refresh_apt_lists
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+# unpack_package PACKAGE DIRECTORY: what is in a package of Debian's archive, without installing it; by a new name first, so
+# that a run that was cut leaves nothing half done.
+unpack_package() {
+    command -v apt-get >/dev/null || fail "no apt-get here to fetch: $1" "Put what the package has into $2, then run this again."
+    refresh_apt_lists
+    rm -rf "$2" "$2.new"
+    mkdir -p "$2.new/download"
+    (cd "$2.new/download" && apt-get download -qq "$1")
+    dpkg -x "$2.new/download/$1"_*.deb "$2.new"
+    rm -rf "$2.new/download"
+    mv "$2.new" "$2"
 }
 
 # need PROGRAM PACKAGE...: installs the packages if the program is not in PATH.

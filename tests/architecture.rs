@@ -264,7 +264,7 @@ fn a_file_begins_with_what_it_is_for() {
 /// Fabricated sources beside one file each of the modules that they import.
 fn fabricated(path: &str, source: &str) -> Vec<String> {
     let others =
-        ["wal/mod.rs", "error.rs", "metrics.rs", "store/mod.rs", "postgres/mod.rs", "config.rs", "codec/mod.rs"];
+        ["wal/mod.rs", "error.rs", "metrics/mod.rs", "store/mod.rs", "postgres/mod.rs", "config.rs", "codec/mod.rs"];
     let mut sources: Vec<(PathBuf, String)> = others.map(|other| (PathBuf::from(other), String::new())).into();
     sources.push((PathBuf::from(path), source.to_owned()));
     offences(&sources)

@@ -125,6 +125,14 @@ if [ ! -f "$clients/seawall-unpacked-$clients_version" ]; then
 fi
 for version in 16 18; do "$clients/$version/pg_dump" --version; done
 
+stage "Prometheus, for the alert rules and the dashboards"
+# Unpacked and not installed: the package would start a server of its own, and brings what its pages need.
+prometheus=${CARGO_TARGET_DIR:-target}/prometheus
+if [ ! -x "$prometheus/usr/bin/promtool" ]; then
+    unpack_package prometheus "$prometheus"
+fi
+"$prometheus/usr/bin/promtool" --version 2>&1 | head -n 1
+
 stage "Tests"
 if cargo nextest --version >/dev/null 2>&1; then
     cargo test --locked --doc

@@ -16,6 +16,7 @@ use super::stream::{Ended, Stream};
 use crate::codec::Form;
 use crate::error::{Error, Kind, Result};
 use crate::history::index::Indexer;
+use crate::metrics::DurableLatency;
 use crate::repository::{Cluster, FORMAT_VERSION, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown};
 use crate::store::Store;
@@ -59,6 +60,8 @@ pub struct ArchiveOptions {
     pub form: Form,
     /// Gets to see every full block.
     pub indexer: Option<Indexer>,
+    /// Is told how long WAL waited to become durable.
+    pub latency: Option<DurableLatency>,
 }
 
 impl Default for ArchiveOptions {
@@ -72,6 +75,7 @@ impl Default for ArchiveOptions {
             garbage_age: Duration::from_secs(5 * 60),
             form: Form::default(),
             indexer: None,
+            latency: None,
         }
     }
 }
@@ -188,6 +192,7 @@ impl Archiver {
                     end.switch
                 )),
                 Outcome::Elsewhere(error) => {
+                    self.state.send_modify(|state| state.counts.interrupt(SourceErrorKind::Apart));
                     tracing::error!(%error, hint = error.hint_text().unwrap_or_default(), "trying the other servers");
                     apart = Some(error);
                     continue;
@@ -217,7 +222,10 @@ impl Archiver {
                 let hint = error.error.hint_text().unwrap_or_default();
                 tracing::warn!(error = %text, hint, pause_seconds = pause.as_secs_f64(), "not streaming; trying again");
             }
-            self.state.send_modify(|state| state.last_error = Some(text.clone()));
+            self.state.send_modify(|state| {
+                state.counts.interrupt(error.kind);
+                state.last_error = Some(text.clone());
+            });
             last_told = Some(text);
             tokio::select! {
                 () = shutdown.stop.cancelled() => {}
@@ -269,6 +277,8 @@ impl Archiver {
             },
         };
         let identity = session.identity();
+        let certificate_end = session.certificate_end();
+        self.state.send_modify(|state| state.certificate_end = certificate_end);
         // Nothing is begun yet that would have to be finished: a stop need not wait for a server or a store that hangs.
         let prepared = tokio::select! {
             biased;

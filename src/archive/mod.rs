@@ -19,6 +19,7 @@ mod echo;
 mod gap;
 mod garbage;
 mod indexing;
+mod latency;
 mod line;
 mod link;
 mod lookout;

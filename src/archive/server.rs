@@ -10,6 +10,7 @@ use crate::runtime::Clock;
 use crate::wal::{Lsn, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -219,6 +220,10 @@ struct PostgresSession {
 impl Session for PostgresSession {
     fn identity(&self) -> ServerIdentity {
         self.identity
+    }
+
+    fn certificate_end(&self) -> Option<Timestamp> {
+        self.client.certificate_end()
     }
 
     async fn history_file(&mut self, timeline: TimelineId) -> Result<Bytes, SourceError> {

@@ -5,6 +5,7 @@ use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,34 @@ pub enum SourceErrorKind {
     Apart,
     /// Anything else that the server says: try again, seldom; somebody has to do something.
     Refused,
+}
+
+impl SourceErrorKind {
+    /// Every kind, in their order.
+    pub const ALL: [SourceErrorKind; 8] = [
+        SourceErrorKind::Lost,
+        SourceErrorKind::Leaving,
+        SourceErrorKind::SlotBusy,
+        SourceErrorKind::WalRemoved,
+        SourceErrorKind::NotInHistory,
+        SourceErrorKind::OtherPath,
+        SourceErrorKind::Apart,
+        SourceErrorKind::Refused,
+    ];
+
+    /// The name in a metric's label: lower case, stable.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceErrorKind::Lost => "lost",
+            SourceErrorKind::Leaving => "leaving",
+            SourceErrorKind::SlotBusy => "slot_busy",
+            SourceErrorKind::WalRemoved => "wal_removed",
+            SourceErrorKind::NotInHistory => "not_in_history",
+            SourceErrorKind::OtherPath => "other_path",
+            SourceErrorKind::Apart => "apart",
+            SourceErrorKind::Refused => "refused",
+        }
+    }
 }
 
 /// A source failed.
@@ -126,6 +155,11 @@ pub trait Source: Send + Sync + Debug {
 pub trait Session: Send + Debug {
     /// What the server said of itself.
     fn identity(&self) -> ServerIdentity;
+
+    /// When the certificate ends that the server has shown; `None` without TLS.
+    fn certificate_end(&self) -> Option<Timestamp> {
+        None
+    }
 
     /// A timeline's history file, as the server has it.
     async fn history_file(&mut self, timeline: TimelineId) -> Result<Bytes, SourceError>;

@@ -1,9 +1,10 @@
 //! What the archiver shows of itself while it runs. Read through a `watch`, by metrics, health and `backup`.
 
 use super::rpo::Rpo;
-use super::source::CommitWaits;
+use super::source::{CommitWaits, SourceErrorKind};
 use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, TimelineId};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -47,6 +48,8 @@ pub struct ArchiveState {
     pub commit_waits: CommitWaits,
     /// The server has turned another connection away because it shuts down.
     pub is_server_leaving: bool,
+    /// When the certificate ends that the server has shown; `None` without TLS.
+    pub certificate_end: Option<Timestamp>,
     /// Our slot as the server shows it, every few seconds; `None` where we may not look.
     pub slot: Option<SlotHealth>,
     /// Bytes that are on their way into the store.
@@ -64,6 +67,8 @@ pub struct ArchiveState {
 pub struct Counts {
     /// Connections that became a stream.
     pub connections: u64,
+    /// Attempts to stream that failed or ended, by their kinds in the order of [`SourceErrorKind::ALL`].
+    pub interruptions: [u64; SourceErrorKind::ALL.len()],
     /// Times that another archiver held the slot.
     pub spare: u64,
     /// Bytes of WAL read.
@@ -88,6 +93,13 @@ pub struct Counts {
     pub store_failures: u64,
 }
 
+impl Counts {
+    /// An attempt to stream failed or ended, because of this.
+    pub(super) fn interrupt(&mut self, kind: SourceErrorKind) {
+        self.interruptions[kind as usize] += 1;
+    }
+}
+
 impl Default for ArchiveState {
     fn default() -> ArchiveState {
         ArchiveState::new()
@@ -110,6 +122,7 @@ impl ArchiveState {
             is_reading_stopped: false,
             commit_waits: CommitWaits::default(),
             is_server_leaving: false,
+            certificate_end: None,
             slot: None,
             in_flight_bytes: 0,
             live_tails: 0,
@@ -121,3 +134,18 @@ impl ArchiveState {
 
 /// The writing end.
 pub(super) type StateSender = watch::Sender<ArchiveState>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_interruption_is_counted_in_the_place_of_its_kind() {
+        for (place, kind) in SourceErrorKind::ALL.into_iter().enumerate() {
+            let mut counts = Counts::default();
+            counts.interrupt(kind);
+            let expected = std::array::from_fn(|other| u64::from(other == place));
+            assert_eq!(counts.interruptions, expected, "{}", kind.name());
+        }
+    }
+}

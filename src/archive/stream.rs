@@ -6,6 +6,7 @@ use super::archiver::Archiver;
 use super::budget::{Budget, Permit};
 use super::echo::Echo;
 use super::garbage::{Failed, Garbage, Replaced};
+use super::latency::Latency;
 use super::line::{Job, Line};
 use super::link::Link;
 use super::pace::Pace;
@@ -100,6 +101,7 @@ pub(super) struct Stream<'a> {
     server_end: Lsn,
     server_micros: i64,
     pace: Pace,
+    latency: Option<Latency>,
     last_progress: Instant,
     echo: Echo,
     /// The server asked for a reply, and not everything received is durable.
@@ -146,6 +148,7 @@ impl<'a> Stream<'a> {
             server_end: Lsn::INVALID,
             server_micros: 0,
             pace: Pace::default(),
+            latency: options.latency.clone().map(Latency::new),
             last_progress: now,
             echo: Echo::new(now),
             reply_owed: false,
@@ -341,6 +344,12 @@ impl<'a> Stream<'a> {
                     self.link = None;
                 }
                 self.quiet_since = now;
+                // What comes again was durable once.
+                if let Some(latency) = &mut self.latency
+                    && self.line.progress().is_past_overlap()
+                {
+                    latency.received(self.line.progress().received(), now);
+                }
                 self.state.send_if_modified(|state| {
                     state.counts.received_bytes += bytes.len() as u64;
                     false
@@ -567,6 +576,9 @@ impl<'a> Stream<'a> {
             }
         }
         let durable = self.line.progress().durable();
+        if let Some(latency) = &mut self.latency {
+            latency.stored(durable, now);
+        }
         self.state.send_modify(|state| {
             match (&key, was_stored) {
                 (_, false) => state.counts.compared += 1,

@@ -7,7 +7,7 @@ use crate::archive::{ArchiveState, Phase};
 use crate::backup::{BackupOptions, BackupProgress, RepositoryWaiter, Unfinished, take};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::metrics::Metrics;
+use crate::metrics::{Job, Metrics};
 use crate::repository::{BackupDocument, BackupId, Loss, Repository, Writer};
 use crate::runtime::{Backoff, Clock, RetryPolicy};
 use crate::store::Store;
@@ -61,7 +61,10 @@ impl Backups {
                 }
                 told = unanswered;
                 if wants_backup && self.is_ours() && self.settings.run.backup_after_gap {
+                    let begun = self.clock.now();
                     if let Err(error) = self.answer(&mut unfinished).await {
+                        let now = self.clock.now();
+                        self.metrics.job_ended(Job::Full, now, now.duration_since(begun).unsigned_abs(), false);
                         let pause = backoff.next_pause();
                         let hint = error.hint_text().unwrap_or_default();
                         tracing::error!(
@@ -99,9 +102,15 @@ impl Backups {
         let loss = repository.read_loss(followed).await?;
         if let Some(backup) = &loss.newest_backup {
             let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
-            self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, took);
+            self.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, backup.stored_bytes, took);
             self.metrics.set_last_backup_findings(backup.findings.damaged, backup.findings.rejected_page_count);
         }
+        for backup in loss.newest_backup.iter().chain(&loss.newest_full) {
+            let job = if backup.reference.is_some() { Job::Incremental } else { Job::Full };
+            let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
+            self.metrics.job_ended(job, backup.ended_at, took, true);
+        }
+        self.metrics.set_oldest_restorable(loss.oldest_backup.as_ref().map(|backup| backup.ended_at));
         self.metrics.set_gaps(loss.gaps.len() as u64);
         Ok(loss)
     }

@@ -3,7 +3,7 @@
 use super::parts;
 use crate::config::Settings;
 use crate::error::Result;
-use crate::metrics::{LastDrill, Metrics};
+use crate::metrics::{Job, LastDrill, Metrics};
 use crate::repository::DrillDocument;
 use crate::store::Store;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub(super) async fn follow(settings: Settings, store: Arc<dyn Store>, metrics: M
         // A store that fails shows in its own metrics; the numbers here stay as they were.
         if let Ok(Some(document)) = look(&settings, &store).await {
             metrics.set_last_drill(&shown(&document));
+            let took = document.ended_at.duration_since(document.started_at).unsigned_abs();
+            metrics.job_ended(Job::Drill, document.ended_at, took, document.passed);
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -24,6 +24,7 @@ pub mod progress;
 mod restore;
 mod run;
 pub mod signals;
+mod sizes;
 mod steps;
 pub mod time;
 mod verify;

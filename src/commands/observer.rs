@@ -2,6 +2,7 @@
 
 use crate::metrics::Metrics;
 use crate::store::{Operation, StoreErrorKind, StoreObserver};
+use jiff::Timestamp;
 
 /// Counts and times every attempt.
 #[derive(Clone, Debug)]
@@ -11,6 +12,7 @@ impl StoreMetrics {
     /// Shows every operation at zero from now on.
     pub fn new(metrics: Metrics) -> StoreMetrics {
         metrics.expect_store_operations(Operation::ALL.map(Operation::name));
+        metrics.expect_store_retries(StoreErrorKind::TRANSIENT.map(label));
         StoreMetrics(metrics)
     }
 }
@@ -18,6 +20,18 @@ impl StoreMetrics {
 impl StoreObserver for StoreMetrics {
     fn finished(&self, operation: Operation, seconds: f64, bytes: u64, error: Option<StoreErrorKind>) {
         self.0.store_operation(operation.name(), seconds, bytes, error.map(label));
+    }
+
+    fn tries_again(&self, error: StoreErrorKind) {
+        self.0.store_retry(label(error));
+    }
+
+    fn credentials_given(&self, until: Option<Timestamp>) {
+        self.0.set_credentials_end(until);
+    }
+
+    fn credentials_failed(&self) {
+        self.0.count_credentials_failure();
     }
 }
 
@@ -49,11 +63,14 @@ mod tests {
         let observer = StoreMetrics::new(metrics.clone());
         observer.finished(Operation::Create, 0.5, 1000, Some(StoreErrorKind::Throttled));
         observer.finished(Operation::Create, 0.5, 1000, None);
+        observer.tries_again(StoreErrorKind::Throttled);
         let text = metrics.render().expect("text");
         for line in [
             "seawall_store_operations_total{operation=\"create\",cluster=\"main\"} 2",
             "seawall_store_operations_total{operation=\"delete\",cluster=\"main\"} 0",
             "seawall_store_bytes_total{operation=\"create\",cluster=\"main\"} 2000",
+            "seawall_store_retries_total{kind=\"throttled\",cluster=\"main\"} 1",
+            "seawall_store_retries_total{kind=\"transient\",cluster=\"main\"} 0",
             "seawall_store_failures_total{kind=\"throttled\",operation=\"create\",cluster=\"main\"} 1",
         ] {
             assert!(text.lines().any(|got| got == line), "{line} is not in:\n{text}");

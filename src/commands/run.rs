@@ -3,9 +3,10 @@
 use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
-use super::{drills, keys, parts, signals};
+use super::{drills, keys, parts, signals, sizes};
 use crate::archive::{
-    ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, Synchronous, keep_index,
+    ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, SourceErrorKind, Synchronous,
+    keep_index,
 };
 use crate::config::Settings;
 use crate::error::Result;
@@ -15,7 +16,9 @@ use crate::metrics::{Metrics, WalObject};
 use crate::postgres::WalStatus;
 use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::Conditional;
+use jiff::Timestamp;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -53,6 +56,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         flush_interval,
         form: form.clone(),
         indexer: Some(indexer.clone()),
+        latency: Some(metrics.durable_latency()),
         ..ArchiveOptions::default()
     };
     let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
@@ -76,14 +80,15 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     };
     services.start(names.run());
     services.start(drills::follow(settings.clone(), store.clone(), metrics.clone()));
-    let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
+    services.start(sizes::follow(settings.clone(), store.clone(), metrics.clone(), archiver.state()));
+    let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock: clock.clone() };
     services.start(Box::pin(backups.run()));
     if let Some(listener) = listener {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
         tracing::info!(%address, "metrics at /metrics, health at /healthz and /readyz");
-        let state = archiver.state();
+        let (metrics, state) = (metrics.clone(), archiver.state());
         let render = move || {
-            show(&metrics, &state.borrow());
+            show(&metrics, &state.borrow(), clock.now());
             let (unreadable, unstored) = indexer.failures();
             metrics.count_index_failures(unreadable, unstored);
             metrics.render()
@@ -98,14 +103,21 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         Some(ended) => ended?,
         None => Ok(()),
     };
+    if let Err(error) = &ended {
+        metrics.set_stopped(error.kind());
+    }
     let state = state.borrow().clone();
     tracing::info!(received = %state.received, durable = %state.durable, "stopped");
     ended
 }
 
 /// Copies what the archiver shows into the metrics.
-fn show(metrics: &Metrics, state: &ArchiveState) {
-    metrics.set_rpo(state.rpo.seconds(Instant::now()), state.rpo.bytes());
+fn show(metrics: &Metrics, state: &ArchiveState, now: Timestamp) {
+    let lost_seconds = state.rpo.seconds(Instant::now());
+    metrics.set_rpo(lost_seconds, state.rpo.bytes());
+    let lost = Duration::try_from_secs_f64(lost_seconds).ok();
+    metrics.set_newest_restorable(lost.and_then(|lost| now.checked_sub(lost).ok()));
+    metrics.set_server_certificate_end(state.certificate_end);
     metrics.set_connected(state.phase == Phase::Streaming);
     metrics.set_hot_spare(state.phase == Phase::HotSpare);
     let waits = state.commit_waits;
@@ -119,6 +131,12 @@ fn show(metrics: &Metrics, state: &ArchiveState) {
     metrics.set_received_lsn(state.received);
     metrics.set_durable_lsn(state.durable);
     metrics.count_reconnects(state.counts.connections.saturating_sub(1));
+    for (kind, total) in SourceErrorKind::ALL.into_iter().zip(state.counts.interruptions) {
+        metrics.count_interruptions(kind.name(), total);
+    }
+    metrics.count_wal_received_bytes(state.counts.received_bytes);
+    metrics.count_wal_retries(state.counts.store_failures);
+    metrics.count_tails(state.counts.deleted, state.counts.undeleted);
     metrics.count_wal_objects(WalObject::Block, state.counts.blocks);
     metrics.count_wal_objects(WalObject::Tail, state.counts.tails);
     metrics.set_buffered_bytes(state.in_flight_bytes);

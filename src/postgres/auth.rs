@@ -6,6 +6,7 @@ use super::error::PgError;
 use super::message::{self, Message};
 use super::passfile::Password;
 use bytes::Bytes;
+use jiff::Timestamp;
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
 
@@ -14,8 +15,19 @@ use postgres_protocol::message::frontend;
 pub(super) enum Security {
     /// TCP or a Unix socket, in the clear.
     Plain,
-    /// TLS; the hash of the server's certificate (`tls-server-end-point`), if its signature algorithm has one.
-    Tls { end_point: Option<Vec<u8>> },
+    /// TLS; the hash of the server's certificate (`tls-server-end-point`), if its signature algorithm has one, and when the
+    /// certificate ends.
+    Tls { end_point: Option<Vec<u8>>, certificate_end: Option<Timestamp> },
+}
+
+impl Security {
+    /// When the server's certificate ends; `None` without one.
+    pub(super) fn certificate_end(&self) -> Option<Timestamp> {
+        match self {
+            Security::Plain => None,
+            Security::Tls { certificate_end, .. } => *certificate_end,
+        }
+    }
 }
 
 /// What we have to show.
@@ -114,7 +126,9 @@ impl Scram {
             }
         }
         let end_point = match (security, credentials.channel_binding) {
-            (Security::Tls { end_point: Some(hash) }, ChannelBinding::Prefer | ChannelBinding::Require) => Some(hash),
+            (Security::Tls { end_point: Some(hash), .. }, ChannelBinding::Prefer | ChannelBinding::Require) => {
+                Some(hash)
+            }
             _ => None,
         };
         let (mechanism, binding, bound) = match end_point {

@@ -10,6 +10,7 @@ use super::message::Message;
 use super::streaming::{self, Streaming};
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use bytes::Bytes;
+use jiff::Timestamp;
 use postgres_protocol::message::frontend;
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -42,6 +43,7 @@ pub struct Client {
     unanswered: bool,
     /// Bounds every command, if given.
     patience: Option<Duration>,
+    certificate_end: Option<Timestamp>,
 }
 
 /// A result: text by row and column name. Of several results, the last.
@@ -129,7 +131,18 @@ impl Client {
 
     pub(super) fn new(connection: Connection, host: String, mode: Mode) -> Client {
         let server_version = connection.parameter("server_version").map_or(0, parse_version);
-        Client { connection, host, mode, server_version, unanswered: false, patience: None }
+        Client { connection, host, mode, server_version, unanswered: false, patience: None, certificate_end: None }
+    }
+
+    /// The server has shown a certificate that ends then.
+    pub(super) fn with_certificate_end(mut self, end: Option<Timestamp>) -> Client {
+        self.certificate_end = end;
+        self
+    }
+
+    /// When the certificate ends that the server has shown; `None` without TLS.
+    pub fn certificate_end(&self) -> Option<Timestamp> {
+        self.certificate_end
     }
 
     /// The last value that the server reported for one of the parameters that it reports (`server_version`,

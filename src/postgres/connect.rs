@@ -170,7 +170,8 @@ impl Attempt<'_> {
             channel_binding: self.info.channel_binding,
         };
         auth::authenticate(&mut connection, &credentials, &security).await?;
-        let mut client = Client::new(connection, host.to_string(), self.mode);
+        let mut client =
+            Client::new(connection, host.to_string(), self.mode).with_certificate_end(security.certificate_end());
         check_session(&mut client, wanted).await?;
         Ok(client)
     }

@@ -179,7 +179,8 @@ pub(super) async fn handshake(
     }
     let certificate = session.peer_certificates().and_then(<[_]>::first);
     let end_point = certificate.and_then(|certificate| tls_verify::end_point_hash(certificate));
-    Ok((stream, Security::Tls { end_point }))
+    let certificate_end = certificate.and_then(|certificate| tls_verify::end_of(certificate));
+    Ok((stream, Security::Tls { end_point, certificate_end }))
 }
 
 fn failed_handshake(error: &io::Error, options: &TlsOptions) -> PgError {

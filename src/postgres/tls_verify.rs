@@ -1,6 +1,7 @@
 //! Whether the server's certificate will do, by libpq's rules rather than a browser's; and its hash for SCRAM.
 
 use super::tls::Roots;
+use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -125,6 +126,12 @@ fn name_matches(pattern: &str, host: &str) -> bool {
     }
 }
 
+/// When a certificate ends; `None` if it cannot be read.
+pub(super) fn end_of(certificate: &[u8]) -> Option<Timestamp> {
+    let validity = Certificate::from_der(certificate).ok()?.tbs_certificate.validity;
+    Timestamp::try_from(validity.not_after.to_system_time()).ok()
+}
+
 /// The hash of the server's certificate that SCRAM is bound to, `tls-server-end-point` (RFC 5929, section 4.1): by the
 /// hash of its signature, MD5 and SHA-1 raised to SHA-256. `None` where that is not defined (Ed25519).
 pub(super) fn end_point_hash(certificate: &[u8]) -> Option<Vec<u8>> {
@@ -199,6 +206,16 @@ mod tests {
         assert_eq!(end_point_hash(&p384), Some(Sha384::digest(&p384).to_vec()));
         assert_eq!(end_point_hash(&certificate(&PKCS_ED25519, "db", &[])), None);
         assert_eq!(end_point_hash(b"not a certificate"), None);
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_what_it_says() {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = rcgen::date_time_ymd(2031, 5, 17);
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        assert_eq!(end_of(&certificate), Some("2031-05-17T00:00:00Z".parse().unwrap()));
+        assert_eq!(end_of(b"not a certificate"), None);
     }
 
     #[test]

@@ -29,6 +29,10 @@ fn unanswered_gap(
 pub struct Loss {
     /// The newest finished base backup, without its list of files.
     pub newest_backup: Option<BackupDocument>,
+    /// The newest full one, which may be the same.
+    pub newest_full: Option<BackupDocument>,
+    /// The oldest sound one on the way behind which nothing is recorded as lost: from its end on every moment can be restored.
+    pub oldest_backup: Option<BackupDocument>,
     /// Recorded holes, of all timelines.
     pub gaps: Vec<WalRange>,
     /// The last hole, if no sound base backup begins behind it: nothing behind it can be restored.
@@ -61,31 +65,45 @@ impl Repository {
             let notes = self.read_gaps(timeline).await?;
             gaps.extend(notes.iter().map(|note| WalRange { timeline, start: note.start, end: note.end }));
         }
-        let (mut newest_backup, mut sound) = (None, None);
-        for id in self.backup_ids().await? {
-            let Some(backup) = self.finished_backup(&id).await? else { continue };
+        let (mut newest_backup, mut newest_full, mut sound) = (None, None, None);
+        let ids = self.backup_ids().await?;
+        for id in &ids {
+            let Some(backup) = self.finished_backup(id).await? else { continue };
             if !backup.findings.damaged {
                 // One that was gone on with begins later than it said at its beginning.
                 sound = Some((backup.timeline, backup.start_lsn));
             }
+            if newest_full.is_none() && backup.reference.is_none() {
+                newest_full = Some(backup.clone());
+            }
             newest_backup.get_or_insert(backup);
-            // An older one matters only if it is the one that answers a hole.
-            if sound.is_some() || gaps.is_empty() {
+            // An older one matters only if it is the one that answers a hole, or what the newest one builds on.
+            if newest_full.is_some() && (sound.is_some() || gaps.is_empty()) {
                 break;
             }
         }
-        let (unanswered, wants_backup) = match followed.or(timelines.last().copied()) {
-            Some(timeline) if !gaps.is_empty() => {
-                let text = self.read_history_file(timeline).await?;
-                let path = text.and_then(|text| History::parse(timeline, &text).ok());
-                let path = path.unwrap_or_else(|| History::root(timeline));
-                let unanswered_by = |backup| unanswered_gap(&path, gaps.iter().copied(), backup);
-                let newest = newest_backup.as_ref().map(|backup| (backup.timeline, backup.start_lsn));
-                (unanswered_by(sound), unanswered_by(newest).is_some())
+        let (mut unanswered, mut wants_backup, mut oldest_backup) = (None, false, None);
+        if let Some(timeline) = followed.or(timelines.last().copied()) {
+            let text = self.read_history_file(timeline).await?;
+            let path = text.and_then(|text| History::parse(timeline, &text).ok());
+            let path = path.unwrap_or_else(|| History::root(timeline));
+            let unanswered_by = |backup| unanswered_gap(&path, gaps.iter().copied(), backup);
+            let newest = newest_backup.as_ref().map(|backup| (backup.timeline, backup.start_lsn));
+            (unanswered, wants_backup) = (unanswered_by(sound), unanswered_by(newest).is_some());
+            for id in ids.iter().rev().filter(|_| unanswered.is_none()) {
+                let backup = self.finished_backup(id).await?.filter(|backup| {
+                    let is_sound = backup.reference.is_none() && !backup.findings.damaged;
+                    is_sound
+                        && backup.is_on_path(&path)
+                        && unanswered_by(Some((backup.timeline, backup.start_lsn))).is_none()
+                });
+                if backup.is_some() {
+                    oldest_backup = backup;
+                    break;
+                }
             }
-            _ => (None, false),
-        };
-        Ok(Loss { newest_backup, gaps, unanswered, wants_backup })
+        }
+        Ok(Loss { newest_backup, newest_full, oldest_backup, gaps, unanswered, wants_backup })
     }
 }
 
@@ -159,6 +177,53 @@ mod tests {
         assert_eq!(look().await, (None, false));
         backup("20261120T160300Z", true).await;
         assert_eq!(look().await, (None, false));
+    }
+
+    #[tokio::test]
+    async fn the_window_begins_with_the_oldest_sound_full_backup_behind_every_hole() {
+        // Given a damaged backup, a sound one, an incremental one, and one more behind them
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
+        let repository = Repository { store: Arc::new(MemoryStore::new()), layout: layout.clone() };
+        let writer = Writer::new(repository.store.clone(), layout, 7);
+        let timeline = TimelineId(1);
+        let id = |hour: u32| BackupId::parse(&format!("20261120T{hour:02}0000Z")).unwrap();
+        for (hour, damaged, reference) in [(1, true, None), (2, false, None), (3, false, Some(2)), (4, false, None)] {
+            let (start_lsn, end_lsn) = (Lsn(u64::from(hour) * 0x1000), Lsn(u64::from(hour) * 0x1000 + 0x100));
+            let (findings, reference) = (Findings { damaged, ..Findings::default() }, reference.map(id));
+            let document = BackupDocument {
+                id: id(hour),
+                timeline,
+                end_timeline: timeline,
+                start_lsn,
+                end_lsn,
+                findings,
+                reference,
+                ..sample()
+            };
+            writer.store_document(&Key::BackupEnd(id(hour)), &document).await.unwrap();
+        }
+        let look = async || {
+            let loss = repository.read_loss(Some(timeline)).await.unwrap();
+            let named = |backup: Option<BackupDocument>| backup.map(|backup| backup.id);
+            (named(loss.oldest_backup), named(loss.newest_full))
+        };
+        assert_eq!(look().await, (Some(id(2)), Some(id(4))));
+        // When WAL is lost between them, then what lies before it is no part of the window
+        let lost = gap(1, 0x3800, 0x3900);
+        let note = |range: WalRange| GapNote {
+            format: FORMAT_VERSION,
+            timeline,
+            start: range.start,
+            end: range.end,
+            found_at: jiff::Timestamp::UNIX_EPOCH,
+            reason: "a test's".to_owned(),
+        };
+        writer.store_document(&Key::Gap(lost), &note(lost)).await.unwrap();
+        assert_eq!(look().await, (Some(id(4)), Some(id(4))));
+        // and when it is lost behind all of them, there is none
+        let lost = gap(1, 0x5000, 0x6000);
+        writer.store_document(&Key::Gap(lost), &note(lost)).await.unwrap();
+        assert_eq!(look().await, (None, Some(id(4))));
     }
 
     #[test]

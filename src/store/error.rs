@@ -33,9 +33,13 @@ pub enum StoreErrorKind {
 }
 
 impl StoreErrorKind {
+    /// Those of which the same call may succeed later.
+    pub const TRANSIENT: [StoreErrorKind; 3] =
+        [StoreErrorKind::Throttled, StoreErrorKind::Transient, StoreErrorKind::Corrupt];
+
     /// True if the same call may succeed later without anybody doing anything.
     pub fn is_transient(self) -> bool {
-        matches!(self, StoreErrorKind::Throttled | StoreErrorKind::Transient | StoreErrorKind::Corrupt)
+        StoreErrorKind::TRANSIENT.contains(&self)
     }
 }
 

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream};
 use futures_util::{StreamExt, ready};
+use jiff::Timestamp;
 use std::fmt::Debug;
 use std::future::Future;
 use std::ops::Range;
@@ -57,6 +58,15 @@ pub trait StoreObserver: Send + Sync + Debug {
     /// to the store or came from it. An operation whose future was dropped is not told of, except reading, which is
     /// told with the bytes that came.
     fn finished(&self, operation: Operation, seconds: f64, bytes: u64, error: Option<StoreErrorKind>);
+
+    /// An attempt failed like this, and another one will be made.
+    fn tries_again(&self, _error: StoreErrorKind) {}
+
+    /// Credentials were given; they are good until then, or for ever as far as they say.
+    fn credentials_given(&self, _until: Option<Timestamp>) {}
+
+    /// Credentials were asked for, and not given.
+    fn credentials_failed(&self) {}
 }
 
 /// Observes nothing.

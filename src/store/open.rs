@@ -47,10 +47,10 @@ pub async fn open(
 ) -> Result<Arc<dyn Store>, Error> {
     let store: Arc<dyn Store> = match Location::parse(url)? {
         Location::File(root) => Arc::new(FileStore::new(root)),
-        Location::S3 { bucket, prefix } => Arc::new(open_s3(bucket, prefix, &options.s3).await?),
+        Location::S3 { bucket, prefix } => Arc::new(open_s3(bucket, prefix, &options.s3, observer.clone()).await?),
     };
-    let observed = Arc::new(ObservedStore::new(store, observer));
-    Ok(Arc::new(RetryingStore::new(observed, options.retry)))
+    let observed = Arc::new(ObservedStore::new(store, observer.clone()));
+    Ok(Arc::new(RetryingStore::new(observed, options.retry).observed_by(observer)))
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -121,7 +121,12 @@ fn without_user(url: &str) -> String {
     }
 }
 
-async fn open_s3(bucket: String, prefix: String, options: &S3Options) -> Result<S3Store, Error> {
+async fn open_s3(
+    bucket: String,
+    prefix: String,
+    options: &S3Options,
+    observer: Arc<dyn StoreObserver>,
+) -> Result<S3Store, Error> {
     let endpoint = match &options.endpoint {
         Some(endpoint) => Some(endpoint.clone()),
         None => ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
@@ -151,7 +156,7 @@ async fn open_s3(bucket: String, prefix: String, options: &S3Options) -> Result<
         Error::new(Kind::Config, "nobody can be asked for AWS credentials")
             .hint("Are AWS_ACCESS_KEY_ID or a profile set?")
     })?;
-    let credentials = Renewing::new(provider);
+    let credentials = Renewing::new(provider, observer);
     let mut builder = Builder::from(&shared)
         .credentials_provider(credentials.clone())
         // `Renewing` remembers them, and forgets the ones that are refused.

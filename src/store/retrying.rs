@@ -1,7 +1,8 @@
 //! The one layer that tries again. Uses `runtime::{Backoff, RetryPolicy}`.
 
 use super::{
-    Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind, Upload,
+    Body, Created, Level, ListPage, Metadata, NoObserver, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
+    StoreObserver, Upload,
 };
 use crate::runtime::{Backoff, RetryPolicy};
 use async_trait::async_trait;
@@ -21,13 +22,27 @@ use tokio::time::{Instant, sleep};
 #[derive(Clone, Debug)]
 pub struct RetryingStore {
     inner: Arc<dyn Store>,
+    patience: Patience,
+}
+
+/// How long to go on, and who is told of it.
+#[derive(Clone, Debug)]
+struct Patience {
     policy: RetryPolicy,
+    observer: Arc<dyn StoreObserver>,
 }
 
 impl RetryingStore {
     /// Tries what is asked of `inner` again within `policy`.
     pub fn new(inner: Arc<dyn Store>, policy: RetryPolicy) -> RetryingStore {
-        RetryingStore { inner, policy }
+        RetryingStore { inner, patience: Patience { policy, observer: Arc::new(NoObserver) } }
+    }
+
+    /// Tells `observer` of every attempt that is made again.
+    #[must_use]
+    pub fn observed_by(mut self, observer: Arc<dyn StoreObserver>) -> RetryingStore {
+        self.patience.observer = observer;
+        self
     }
 }
 
@@ -35,11 +50,11 @@ impl RetryingStore {
 #[async_trait]
 impl Store for RetryingStore {
     async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
-        retry(self.policy, || self.inner.create(key, body.clone(), metadata.clone())).await
+        retry(&self.patience, || self.inner.create(key, body.clone(), metadata.clone())).await
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
-        let opened = retry(self.policy, || self.inner.get(key, range.clone())).await?;
+        let opened = retry(&self.patience, || self.inner.get(key, range.clone())).await?;
         let bytes = opened.head.info.bytes;
         let rest = match range {
             Some(range) => range.start.min(bytes)..range.end.min(bytes),
@@ -51,31 +66,31 @@ impl Store for RetryingStore {
             object_bytes: bytes,
             rest,
             open: Some(opened.bytes),
-            policy: self.policy,
+            patience: self.patience.clone(),
             attempts: None,
         };
         Ok(ObjectStream { head: opened.head, bytes: reading.into_stream().boxed() })
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
-        retry(self.policy, || self.inner.head(key)).await
+        retry(&self.patience, || self.inner.head(key)).await
     }
 
     async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError> {
-        retry(self.policy, || self.inner.list_page(prefix, token.clone())).await
+        retry(&self.patience, || self.inner.list_page(prefix, token.clone())).await
     }
 
     async fn list_level(&self, prefix: &str) -> Result<Level, StoreError> {
-        retry(self.policy, || self.inner.list_level(prefix)).await
+        retry(&self.patience, || self.inner.list_level(prefix)).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        retry(self.policy, || self.inner.delete(key)).await
+        retry(&self.patience, || self.inner.delete(key)).await
     }
 
     async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
-        let inner = retry(self.policy, || self.inner.begin_upload(key, metadata.clone())).await?;
-        Ok(Box::new(RetryingUpload { inner, policy: self.policy }))
+        let inner = retry(&self.patience, || self.inner.begin_upload(key, metadata.clone())).await?;
+        Ok(Box::new(RetryingUpload { inner, patience: self.patience.clone() }))
     }
 
     fn describe(&self) -> String {
@@ -86,7 +101,7 @@ impl Store for RetryingStore {
 #[derive(Debug)]
 struct RetryingUpload {
     inner: Box<dyn Upload>,
-    policy: RetryPolicy,
+    patience: Patience,
 }
 
 #[deny(clippy::missing_trait_methods)]
@@ -97,7 +112,7 @@ impl Upload for RetryingUpload {
     }
 
     async fn put_piece(&mut self, piece: Body) -> Result<(), StoreError> {
-        let mut attempts = Attempts::new(self.policy);
+        let mut attempts = Attempts::new(&self.patience);
         loop {
             match self.inner.put_piece(piece.clone()).await {
                 Ok(()) => return Ok(()),
@@ -107,7 +122,7 @@ impl Upload for RetryingUpload {
     }
 
     async fn complete(&mut self) -> Result<Created, StoreError> {
-        let mut attempts = Attempts::new(self.policy);
+        let mut attempts = Attempts::new(&self.patience);
         loop {
             match self.inner.complete().await {
                 Ok(created) => return Ok(created),
@@ -117,7 +132,7 @@ impl Upload for RetryingUpload {
     }
 
     async fn abort(&mut self) -> Result<(), StoreError> {
-        let mut attempts = Attempts::new(self.policy);
+        let mut attempts = Attempts::new(&self.patience);
         loop {
             match self.inner.abort().await {
                 Ok(()) => return Ok(()),
@@ -128,10 +143,10 @@ impl Upload for RetryingUpload {
 }
 
 async fn retry<T, F: Future<Output = Result<T, StoreError>>>(
-    policy: RetryPolicy,
+    patience: &Patience,
     mut operation: impl FnMut() -> F,
 ) -> Result<T, StoreError> {
-    let mut attempts = Attempts::new(policy);
+    let mut attempts = Attempts::new(patience);
     loop {
         match operation().await {
             Ok(value) => return Ok(value),
@@ -142,7 +157,7 @@ async fn retry<T, F: Future<Output = Result<T, StoreError>>>(
 
 /// What was tried so far, and how long to go on.
 struct Attempts {
-    policy: RetryPolicy,
+    patience: Patience,
     backoff: Backoff,
     start: Instant,
     /// Distinct reasons in order of their first appearance, each with how often it came.
@@ -150,8 +165,9 @@ struct Attempts {
 }
 
 impl Attempts {
-    fn new(policy: RetryPolicy) -> Attempts {
-        Attempts { policy, backoff: Backoff::new(policy), start: Instant::now(), failures: Vec::new() }
+    fn new(patience: &Patience) -> Attempts {
+        let (patience, backoff) = (patience.clone(), Backoff::new(patience.policy));
+        Attempts { patience, backoff, start: Instant::now(), failures: Vec::new() }
     }
 
     /// Waits until the next attempt is due, or says that there is none.
@@ -166,9 +182,10 @@ impl Attempts {
             None => self.failures.push((reason, 1)),
         }
         let elapsed = self.start.elapsed();
-        if self.policy.budget.is_some_and(|budget| elapsed + pause > budget) {
+        if self.patience.policy.budget.is_some_and(|budget| elapsed + pause > budget) {
             return Err(self.give_up(error, elapsed));
         }
+        self.patience.observer.tries_again(error.kind);
         sleep(pause).await;
         Ok(())
     }
@@ -233,7 +250,7 @@ struct Reading {
     rest: Range<u64>,
     /// `None` after a break.
     open: Option<BoxStream<'static, Result<Bytes, StoreError>>>,
-    policy: RetryPolicy,
+    patience: Patience,
     /// Since the first break after the last bytes that came: who takes the bytes may be slow, that is no failure.
     attempts: Option<Attempts>,
 }
@@ -266,7 +283,7 @@ impl Reading {
                 Err(error) => error,
             };
             self.open = None;
-            self.attempts.get_or_insert_with(|| Attempts::new(self.policy)).pause_after(error).await?;
+            self.attempts.get_or_insert_with(|| Attempts::new(&self.patience)).pause_after(error).await?;
         }
     }
 

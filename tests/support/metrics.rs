@@ -26,6 +26,11 @@ impl Endpoint {
         .await
     }
 
+    /// The address.
+    pub fn address(self) -> SocketAddr {
+        self.0
+    }
+
     /// Scrapes; `None` if the process is gone or does not answer in time.
     pub async fn scrape(self) -> Option<Metrics> {
         tokio::task::spawn_blocking(move || self.get()).await.unwrap().ok().map(Metrics)
@@ -42,6 +47,11 @@ impl Endpoint {
 }
 
 impl Metrics {
+    /// The text itself, without the head of the answer.
+    pub fn body(&self) -> &str {
+        self.0.split_once("\r\n\r\n").map_or(&self.0, |(_, body)| body)
+    }
+
     /// The sum of a metric over all of its labels.
     pub fn sum(&self, name: &str) -> f64 {
         let of_this_name = self.0.lines().filter(|line| line.starts_with(&format!("{name}{{")));

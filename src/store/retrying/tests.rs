@@ -1,7 +1,7 @@
 //! Retrying against a store whose failures are scripted.
 
 use super::*;
-use crate::store::MemoryStore;
+use crate::store::{MemoryStore, Operation};
 use futures_util::FutureExt;
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -109,6 +109,28 @@ async fn what_passes_is_tried_again() {
     let slow_down = Fault::Reject(StoreErrorKind::Throttled, "slow down");
     let store = RetryingStore::new(Faulty::new([reset(), slow_down, reset()]), BRIEF);
     assert_eq!(create(&store, "x").await.unwrap(), Created::New);
+}
+
+/// What was tried again.
+#[derive(Default, Debug)]
+struct Again(Mutex<Vec<StoreErrorKind>>);
+
+impl StoreObserver for Again {
+    fn finished(&self, _: Operation, _: f64, _: u64, _: Option<StoreErrorKind>) {}
+
+    fn tries_again(&self, error: StoreErrorKind) {
+        self.0.lock().unwrap().push(error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_observes_is_told_of_each_attempt_that_is_made_again_and_of_no_other() {
+    let again = Arc::new(Again::default());
+    let slow_down = Fault::Reject(StoreErrorKind::Throttled, "slow down");
+    let denied = Fault::Reject(StoreErrorKind::Denied, "no");
+    let store = RetryingStore::new(Faulty::new([slow_down, reset(), denied]), BRIEF).observed_by(again.clone());
+    create(&store, "x").await.unwrap_err();
+    assert_eq!(*again.0.lock().unwrap(), [StoreErrorKind::Throttled, StoreErrorKind::Transient]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 //! refused ones until they expire by themselves.
 
 use crate::runtime::Clock;
+use crate::store::StoreObserver;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
 use jiff::Timestamp;
@@ -21,14 +22,15 @@ pub(in crate::store) struct Renewing(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     provider: SharedCredentialsProvider,
+    observer: Arc<dyn StoreObserver>,
     held: Mutex<Option<Credentials>>,
     refused: AtomicBool,
 }
 
 impl Renewing {
-    /// Remembers what `provider` gives.
-    pub(in crate::store) fn new(provider: SharedCredentialsProvider) -> Renewing {
-        Renewing(Arc::new(Inner { provider, held: Mutex::new(None), refused: AtomicBool::new(false) }))
+    /// Remembers what `provider` gives, and tells `observer` until when that is good.
+    pub(in crate::store) fn new(provider: SharedCredentialsProvider, observer: Arc<dyn StoreObserver>) -> Renewing {
+        Renewing(Arc::new(Inner { provider, observer, held: Mutex::new(None), refused: AtomicBool::new(false) }))
     }
 
     /// The server does not accept what is held: the next request asks for new ones.
@@ -38,7 +40,7 @@ impl Renewing {
 
     /// May be dropped at any time: then the next one asks.
     async fn current(&self) -> provider::Result {
-        let Inner { provider, held, refused } = self.0.as_ref();
+        let Inner { provider, observer, held, refused } = self.0.as_ref();
         // Held while they are fetched, so that many requests fetch once.
         let mut held = held.lock().await;
         if let Some(credentials) = held.as_ref().filter(|held| is_good_for(held, AHEAD))
@@ -49,14 +51,18 @@ impl Renewing {
         match provider.provide_credentials().await {
             Ok(credentials) => {
                 refused.store(false, Ordering::Relaxed);
+                observer.credentials_given(end_of(&credentials));
                 *held = Some(credentials.clone());
                 Ok(credentials)
             }
             // Not asked for in vain: there is time left, and whoever gives them out may be back by then.
-            Err(error) => match held.as_ref().filter(|held| is_good_for(held, Duration::ZERO)) {
-                Some(credentials) => Ok(credentials.clone()),
-                None => Err(error),
-            },
+            Err(error) => {
+                observer.credentials_failed();
+                match held.as_ref().filter(|held| is_good_for(held, Duration::ZERO)) {
+                    Some(credentials) => Ok(credentials.clone()),
+                    None => Err(error),
+                }
+            }
         }
     }
 }
@@ -71,13 +77,18 @@ impl ProvideCredentials for Renewing {
 }
 
 fn is_good_for(credentials: &Credentials, time: Duration) -> bool {
-    let expiry = credentials.expiry().and_then(|expiry| Timestamp::try_from(expiry).ok());
-    expiry.is_none_or(|expiry| Clock::system().now() + time < expiry)
+    end_of(credentials).is_none_or(|expiry| Clock::system().now() + time < expiry)
+}
+
+/// When they end, if they say so.
+fn end_of(credentials: &Credentials) -> Option<Timestamp> {
+    Timestamp::try_from(credentials.expiry()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{NoObserver, Operation, StoreErrorKind};
     use aws_credential_types::provider::error::CredentialsError;
     use std::sync::atomic::AtomicU32;
     use std::time::SystemTime;
@@ -107,9 +118,44 @@ mod tests {
     }
 
     fn lasting(lasting_seconds: u64) -> (Renewing, Arc<AtomicBool>) {
+        observed(lasting_seconds, Arc::new(NoObserver))
+    }
+
+    fn observed(lasting_seconds: u64, observer: Arc<dyn StoreObserver>) -> (Renewing, Arc<AtomicBool>) {
         let failing = Arc::new(AtomicBool::new(false));
         let numbered = Numbered { given: AtomicU32::new(0), lasting_seconds, failing: failing.clone() };
-        (Renewing::new(SharedCredentialsProvider::new(numbered)), failing)
+        (Renewing::new(SharedCredentialsProvider::new(numbered), observer), failing)
+    }
+
+    /// What was told: `None` for credentials that were not given.
+    #[derive(Default, Debug)]
+    struct Told(std::sync::Mutex<Vec<Option<Timestamp>>>);
+
+    impl StoreObserver for Told {
+        fn finished(&self, _: Operation, _: f64, _: u64, _: Option<StoreErrorKind>) {}
+
+        fn credentials_given(&self, until: Option<Timestamp>) {
+            self.0.lock().unwrap().push(until);
+        }
+
+        fn credentials_failed(&self) {
+            self.0.lock().unwrap().push(None);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_observes_is_told_until_when_they_are_good_and_when_none_were_given() {
+        let told = Arc::new(Told::default());
+        let (renewing, failing) = observed(3600, told.clone());
+        let before = Clock::system().now();
+        key(&renewing).await;
+        key(&renewing).await;
+        failing.store(true, Ordering::Relaxed);
+        renewing.refused();
+        key(&renewing).await;
+        let told = told.0.lock().unwrap();
+        let [Some(until), None] = told[..] else { panic!("told {told:?}") };
+        assert!(until >= before + Duration::from_secs(3600), "{until}");
     }
 
     async fn key(renewing: &Renewing) -> String {

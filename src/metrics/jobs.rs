@@ -1,0 +1,107 @@
+//! What is done again and again beside the stream: when it was done last, how that ended, and how long it took.
+
+use super::Metrics;
+use super::registry::{Builder, flag, unix_seconds};
+use crate::error::Result;
+use jiff::Timestamp;
+use prometheus::GaugeVec;
+use std::time::Duration;
+
+/// The label of each. Prometheus renames a label `job` when it scrapes: that is its own.
+const TASK: &[&str] = &["task"];
+
+/// What is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Job {
+    /// A full base backup.
+    Full,
+    /// An incremental one.
+    Incremental,
+    /// A look at whether the repository holds what it must.
+    Verify,
+    /// A restore for real.
+    Drill,
+    /// Deleting what no kept window needs.
+    Prune,
+}
+
+impl Job {
+    fn label(self) -> &'static str {
+        match self {
+            Job::Full => "full",
+            Job::Incremental => "incremental",
+            Job::Verify => "verify",
+            Job::Drill => "drill",
+            Job::Prune => "prune",
+        }
+    }
+}
+
+/// Each is absent until its job was done, as far as this process knows.
+pub(super) struct Jobs {
+    last_success: GaugeVec,
+    last_run: GaugeVec,
+    last_result: GaugeVec,
+    duration: GaugeVec,
+}
+
+impl Jobs {
+    pub(super) fn register(build: &mut Builder) -> Result<Jobs> {
+        Ok(Jobs {
+            last_success: build.gauges(
+                "seawall_job_last_success_timestamp_seconds",
+                TASK,
+                "When `full`, `incremental`, `verify`, `drill` or `prune` ended well for the last time; absent, as all of \
+                 these, as long as it is not known to have been done.",
+            )?,
+            last_run: build.gauges(
+                "seawall_job_last_run_timestamp_seconds",
+                TASK,
+                "When it ended for the last time, well or not.",
+            )?,
+            last_result: build.gauges("seawall_job_last_result", TASK, "1 if that went well, 0 if it failed.")?,
+            duration: build.gauges("seawall_job_duration_seconds", TASK, "How long that took.")?,
+        })
+    }
+}
+
+impl Metrics {
+    /// A job ended. What ended before the last one that is known changes nothing but, perhaps, the last good end.
+    pub fn job_ended(&self, job: Job, ended_at: Timestamp, took: Duration, succeeded: bool) {
+        let (jobs, label, at) = (&self.0.jobs, [job.label()], unix_seconds(ended_at));
+        let last_run = jobs.last_run.with_label_values(&label);
+        if at >= last_run.get() {
+            last_run.set(at);
+            jobs.last_result.with_label_values(&label).set(flag(succeeded));
+            jobs.duration.with_label_values(&label).set(took.as_secs_f64());
+        }
+        if succeeded {
+            let last_success = jobs.last_success.with_label_values(&label);
+            last_success.set(last_success.get().max(at));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_absent_until_it_was_done_and_an_older_end_does_not_hide_a_newer_one() {
+        let metrics = Metrics::new("main").expect("metrics");
+        let at = |seconds| Timestamp::from_second(seconds).expect("a time");
+        let took = Duration::from_secs(7);
+        assert!(!metrics.render().expect("text").contains("seawall_job_"), "nothing was done yet");
+        metrics.job_ended(Job::Full, at(300), took, false);
+        metrics.job_ended(Job::Full, at(100), took, true);
+        let text = metrics.render().expect("text");
+        for line in [
+            "seawall_job_last_run_timestamp_seconds{task=\"full\",cluster=\"main\"} 300",
+            "seawall_job_last_result{task=\"full\",cluster=\"main\"} 0",
+            "seawall_job_last_success_timestamp_seconds{task=\"full\",cluster=\"main\"} 100",
+            "seawall_job_duration_seconds{task=\"full\",cluster=\"main\"} 7",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line} is not in:\n{text}");
+        }
+    }
+}
