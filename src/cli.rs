@@ -92,6 +92,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Restore for real onto a throwaway server, check what came back, and measure what a disaster would take
     Drill(DrillArgs),
+    /// Show who did what with the repository, and what became of it
+    Audit(AuditArgs),
     /// Index the records of WAL that was stored without it, such as by an older Seawall
     Index(IndexArgs),
     /// Fetch one WAL file: PostgreSQL's restore_command
@@ -143,7 +145,7 @@ pub struct CompressionArg {
 }
 
 /// `--identity`, where it is taken.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct IdentityArg {
     /// Private key that opens an encrypted repository: a file of `seawall keygen` or age-keygen [env: SEAWALL_IDENTITY]
     #[arg(long = "identity", value_name = "FILE")]
@@ -151,7 +153,7 @@ pub struct IdentityArg {
 }
 
 /// `--json`, where it is taken.
-#[derive(Args, Debug, Clone, Copy)]
+#[derive(Args, Debug, Clone, Copy, Default)]
 pub struct JsonArg {
     /// Print JSON, errors too
     #[arg(long)]
@@ -410,7 +412,7 @@ pub struct VerifyArgs {
 }
 
 /// `seawall drill`
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[group(skip)]
 #[command(group = clap::ArgGroup::new("target").multiple(false))]
 pub struct DrillArgs {
@@ -477,6 +479,20 @@ pub struct WalPushArgs {
     pub path: PathBuf,
 }
 
+/// `seawall audit`
+#[derive(Args, Debug)]
+pub struct AuditArgs {
+    /// From this time on, written as for `restore --to` [default: 30 days ago]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only the newest so many
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    pub most: usize,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
 /// `seawall demo`
 #[derive(Args, Debug)]
 pub struct DemoArgs {
@@ -516,6 +532,7 @@ impl Command {
             Command::Verify(args) => args.json.json,
             Command::Drill(args) => args.json.json,
             Command::Index(args) => args.json.json,
+            Command::Audit(args) => args.json.json,
             Command::Run(_)
             | Command::WalFetch(_)
             | Command::WalPush(_)
@@ -611,6 +628,10 @@ Needs PostgreSQL of the cluster's version on this machine. Touches nothing outsi
 directory, called seawall-drill-XXXXXX, and of /tmp/seawall-XXXXXX with the server's socket; both go
 at the end. What a drill that was killed has left is removed by hand. Ends with 11 if anything
 failed; the report is in the repository either way.",
+    ),
+    (
+        "audit",
+        "  seawall audit --repo s3://backups/shop\n  seawall audit --config /etc/seawall.toml --since '1 week ago' --json",
     ),
     ("index", "  seawall index --repo s3://backups/shop\n  seawall index --config /etc/seawall.toml --json"),
     (

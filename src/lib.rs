@@ -20,6 +20,7 @@ pub mod recovery;
 pub mod repository;
 pub mod restore;
 pub mod runtime;
+pub mod schedule;
 pub mod scratch;
 pub mod store;
 pub mod verify;

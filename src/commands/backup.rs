@@ -1,7 +1,8 @@
 //! `seawall backup`: one base backup now, beside `run` or alone.
 
+use super::audit::{Begun, Ended};
 use super::progress::{self, Step};
-use super::{keys, names, parts, print, signals};
+use super::{keys, names, parts, print, signals, taking};
 use crate::archive::{ArchiveOptions, ArchiveState, Archiver, Phase, PostgresSource, ServerIdentity, ensure_cluster};
 use crate::backup::{
     BackupOptions, BackupPhase, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
@@ -10,7 +11,7 @@ use crate::backup::{
 use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupDocument, BackupFiles, BackupVerdict, Layout, Repository, WalReader, Writer};
+use crate::repository::{Action, BackupDocument, BackupFiles, BackupVerdict, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Clock, Shutdown};
 use serde::Serialize;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         (Some(_), BackupType::Full | BackupType::Auto) => BackupType::Full,
     };
 
+    let action = if backup_type == BackupType::Full { Action::Full } else { Action::Incremental };
+    let begun = Begun::now("backup", action, &clock);
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
     let options = ArchiveOptions { form, ..ArchiveOptions::default() };
@@ -129,16 +132,22 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         taken = &mut work => {
             archiving.begin_stop();
             match (archived.await, taken) {
-                (Err(error), Err(_)) => return Err(error),
-                (_, taken) => taken?,
+                (Err(error), Err(_)) => Err(error),
+                (_, taken) => taken,
             }
         }
         // Told to, because another archiver has the slot; or it cannot go on, and neither can the backup.
-        ended = &mut archived => {
-            ended?;
-            work.await?
-        }
+        ended = &mut archived => match ended {
+            Ok(()) => work.await,
+            Err(error) => Err(error),
+        },
     };
+    let ended = match &taken {
+        Ok(taken) => taking::said(&taken.document),
+        Err(error) => Ended::failed(error),
+    };
+    begun.end(&writer, ended, &clock).await;
+    let taken = taken?;
     names::keep(&settings, &writer, taken.document.end_timeline, &clock).await;
     report(&taken, args.json.json)
 }

@@ -1,13 +1,14 @@
 //! `seawall drill`: restores onto a throwaway server, says what was found, keeps the report in the repository, and cleans up.
 
+use super::audit::{Begun, Ended};
 use super::fetch_command::fetch_command;
 use super::{parts, print, progress, restore, signals};
-use crate::cli::DrillArgs;
+use crate::cli::{DrillArgs, JsonArg};
 use crate::config::Settings;
 use crate::drill::{Drill, DrillOptions, Drilled};
 use crate::error::{Error, Kind, Result};
 use crate::recovery::RecoveryOptions;
-use crate::repository::{DrillDocument, Objective, Outcome, Writer};
+use crate::repository::{Action, DrillDocument, Objective, Outcome, Writer};
 use crate::restore::{Request, RestoreProgress, Target, TargetAction};
 use crate::runtime::{Clock, Shutdown};
 use crate::scratch::{Directory, Programs, Server};
@@ -35,7 +36,7 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
     let ended = tokio::select! {
         biased;
         () = shutdown.stop.cancelled() => Err(interrupted()),
-        ended = Box::pin(act(&args, &settings, &place)) => ended,
+        ended = Box::pin(act("drill", &args, &settings, &place)) => ended,
     };
     let document = match ended {
         Ok((Drilled { document, server }, stored)) => {
@@ -60,6 +61,30 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
             return Err(error);
         }
     };
+    verdict(&document)
+}
+
+/// Drills as `seawall run` does on schedule: says nothing but what the log has.
+///
+/// # Errors
+/// As [`drill`].
+pub(super) async fn by_itself(settings: &Settings) -> Result<()> {
+    let below = settings.drill.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let place = Directory::create(&below, PREFIX)?;
+    let args = DrillArgs { json: JsonArg { json: true }, ..DrillArgs::default() };
+    let ended = Box::pin(act("run", &args, settings, &place)).await;
+    let ended = ended.map(|(Drilled { document, server }, stored)| {
+        drop(server);
+        (document, stored)
+    });
+    let left = place.remove().await;
+    let (document, stored) = ended?;
+    stored.and(left)?;
+    verdict(&document)
+}
+
+/// An error, if anything failed.
+fn verdict(document: &DrillDocument) -> Result<()> {
     let Some((first, others)) = document.failures.split_first() else { return Ok(()) };
     let more = if others.is_empty() { String::new() } else { format!("; and {} more", others.len()) };
     Err(Error::new(Kind::Failed, format!("the drill did not pass: {first}{more}"))
@@ -71,8 +96,14 @@ fn interrupted() -> Error {
 }
 
 /// Drills, and says whether the report could be stored: before anything is printed, for nobody may be reading.
-async fn act(args: &DrillArgs, settings: &Settings, place: &Directory) -> Result<(Drilled, Result<()>)> {
+async fn act(
+    command: &'static str,
+    args: &DrillArgs,
+    settings: &Settings,
+    place: &Directory,
+) -> Result<(Drilled, Result<()>)> {
     let clock = Clock::system();
+    let begun = Begun::now(command, Action::Drill, &clock);
     let request = request(args, &clock)?;
     let (repository, cluster) = parts::readable_repository(settings).await?;
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
@@ -94,6 +125,12 @@ async fn act(args: &DrillArgs, settings: &Settings, place: &Directory) -> Result
         drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => drilled,
         never = progress::show(watched, restore::step) => match never {},
     };
+    let about = match drilled.document.failures.first() {
+        None => format!("to {}: passed", drilled.document.target),
+        Some(first) => format!("to {}: {first}", drilled.document.target),
+    };
+    let ended = Ended::done(drilled.document.passed, about).of(&drilled.document.backup);
+    begun.end(&writer, ended, &clock).await;
     let stored = writer.store_drill(&drilled.document).await;
     let stored = stored.map(|key| tracing::info!(report = writer.layout().name(&key), "the report is stored"));
     Ok((drilled, stored))

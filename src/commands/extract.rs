@@ -1,5 +1,6 @@
 //! `seawall extract`: plans, recovers a cluster where nobody sees it, and takes from it what is wanted.
 
+use super::audit::{Begun, Ended};
 use super::fetch_command::fetch_command;
 use super::progress::{self, Step};
 use super::{before_drop, parts, print, restore, signals};
@@ -9,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::extract::{
     Destination, Estimate, ExtractOptions, Extracted, Format, Place, Progress, Stage, Wanted, estimate, extract,
 };
-use crate::repository::{Catalog, WalReader};
+use crate::repository::{Action, ActionResult, Catalog, WalReader, Writer};
 use crate::restore::{TargetAction, plan};
 use crate::runtime::{Clock, Shutdown};
 use crate::scratch::Programs;
@@ -30,6 +31,7 @@ pub(super) async fn run(args: ExtractArgs, settings: Settings) -> Result<()> {
     let mut request = restore::request(&args.target, TargetAction::Promote, says, &clock)?;
     let (repository, cluster) = parts::readable_repository(&settings).await?;
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     if let Some(relation) = &args.target.before_drop {
         before_drop::aim(&mut request, relation, &reader, &catalog, !says).await?;
@@ -51,10 +53,16 @@ pub(super) async fn run(args: ExtractArgs, settings: Settings) -> Result<()> {
     let shutdown = Shutdown::default();
     let _watch = signals::watch(shutdown.clone())?;
     let (progress, watched) = watch::channel(Progress::default());
+    let begun = Begun::now("extract", Action::Extract, &clock);
     let extracted = tokio::select! {
-        extracted = Box::pin(extract(&repository, &plan, options, progress, &shutdown)) => extracted?,
+        extracted = Box::pin(extract(&repository, &plan, options, progress, &shutdown)) => extracted,
         never = progress::show(watched, step) => match never {},
     };
+    // Words would name relations, which an encrypted repository keeps to itself.
+    let result = if extracted.is_ok() { ActionResult::Good } else { ActionResult::Failed };
+    let ended = Ended { result, backup: Some(plan.backup.id.clone()), about: result.name().to_owned() };
+    begun.end(&writer, ended, &clock).await;
+    let extracted = extracted?;
     extracted.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     match (is_stdout, args.json.json) {
         (true, _) => Ok(()),

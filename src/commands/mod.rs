@@ -1,5 +1,6 @@
 //! One workflow a command: build the parts, run, print. May import everything.
 
+mod audit;
 mod backup;
 mod backups;
 mod before_drop;
@@ -13,6 +14,7 @@ mod extract;
 mod fetch_command;
 mod history;
 mod index;
+mod jobs;
 mod keys;
 mod list;
 mod looks;
@@ -26,6 +28,7 @@ mod run;
 pub mod signals;
 mod sizes;
 mod steps;
+mod taking;
 pub mod time;
 mod verify;
 
@@ -53,6 +56,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::History(args) => Box::pin(history::history(args, &common, settings)).await?,
         Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
         Command::Drill(args) => Box::pin(drill::drill(args, settings)).await?,
+        Command::Audit(args) => audit::audit(args, settings).await?,
         Command::Index(args) => Box::pin(index::index(args.json.json, settings)).await?,
         Command::WalFetch(args) => return restore::wal_fetch(&args, settings).await,
         Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,

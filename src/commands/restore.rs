@@ -1,5 +1,6 @@
 //! `seawall restore`: plans, says what it will give, and does it. `wal-fetch` and `wal-push`: what servers run.
 
+use super::audit::{Begun, Ended};
 use super::exit::Ending;
 use super::fetch_command::fetch_command;
 use super::progress::{self, Step};
@@ -8,7 +9,7 @@ use crate::cli::{self, RestoreArgs, TargetArgs, WalFetchArgs, WalWithFiles};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::history::index::IndexWriter;
-use crate::repository::{BackupId, Catalog, WalReader, Writer};
+use crate::repository::{Action, BackupId, Catalog, WalReader, Writer};
 use crate::restore::{
     ExpectedDuration, Fetched, LocalWal, MARKER_FILE, Phase, Pin, Plan, Preview, Pushed, Request, RestoreOptions,
     RestoreProgress, RestoreReport, Target, TargetAction, ahead, execute, fetch, is_local, plan, preview, push,
@@ -43,6 +44,7 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     let mut request = request(&args.target, action, !as_json, &clock)?;
     let (repository, cluster) = parts::readable_repository(&settings).await?;
     let reader = WalReader::new(repository.clone(), cluster.system_identifier);
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     if let Some(relation) = &args.target.before_drop {
         before_drop::aim(&mut request, relation, &reader, &catalog, as_json).await?;
@@ -74,11 +76,17 @@ pub(super) async fn restore(args: RestoreArgs, settings: Settings) -> Result<()>
     if !as_json {
         print::stdout(&format!("{plan}\n"))?;
     }
-    let begun = Instant::now();
+    let (begun, noted) = (Instant::now(), Begun::now("restore", Action::Restore, &clock));
     let report = tokio::select! {
-        report = Box::pin(execute(&repository, &plan, &options, progress)) => report?,
+        report = Box::pin(execute(&repository, &plan, &options, progress)) => report,
         never = progress::show(watched, step) => match never {},
     };
+    let ended = match &report {
+        Ok(_) => Ended::done(true, format!("into {}", args.into.display())),
+        Err(error) => Ended::failed(error),
+    };
+    noted.end(&writer, ended.of(&plan.backup.id), &clock).await;
+    let report = report?;
     if as_json { print::stdout(&print::json(&report)?) } else { print::stdout(&said(&report, begun.elapsed())) }
 }
 

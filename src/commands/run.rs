@@ -3,7 +3,8 @@
 use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
-use super::{drills, keys, parts, signals, sizes};
+use super::taking::Taker;
+use super::{drills, jobs, keys, parts, signals, sizes};
 use crate::archive::{
     ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, SourceErrorKind, Synchronous,
     keep_index,
@@ -19,7 +20,7 @@ use crate::store::Conditional;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 /// Runs until a signal, or until something happens that waiting cannot mend.
@@ -65,6 +66,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     let (health, is_healthy) = watch::channel(health_of(&archiver.state().borrow()));
     services.start(follow_health(archiver.state(), health));
     services.start({
+        let form = form.clone();
         let (state, store, cluster) = (archiver.state(), store.clone(), settings.cluster.clone());
         let (kept, counted) = (indexer.clone(), indexer.clone());
         let open = async move || IndexKeeper::open(store.clone(), &cluster, form.clone(), kept.clone()).await;
@@ -81,8 +83,17 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     services.start(names.run());
     services.start(drills::follow(settings.clone(), store.clone(), metrics.clone()));
     services.start(sizes::follow(settings.clone(), store.clone(), metrics.clone(), archiver.state()));
-    let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock: clock.clone() };
-    services.start(Box::pin(backups.run()));
+    let taker = Taker {
+        settings,
+        form,
+        store,
+        metrics: metrics.clone(),
+        clock: clock.clone(),
+        one_at_a_time: Mutex::default(),
+    };
+    let taker = Arc::new(taker);
+    services.start(Box::pin(Backups { taker: taker.clone(), state: archiver.state() }.run()));
+    services.start(Box::pin(jobs::run(taker, archiver.state())));
     if let Some(listener) = listener {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
         tracing::info!(%address, "metrics at /metrics, health at /healthz and /readyz");

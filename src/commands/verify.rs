@@ -1,10 +1,13 @@
 //! `seawall verify`: what is wrong with what is stored, a line each, and how much there is of it.
 
+use super::audit::{Begun, Ended};
 use super::progress::{self, Step};
+use super::taking::Taker;
 use super::{parts, print};
 use crate::cli::VerifyArgs;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
+use crate::repository::{Action, Writer};
 use crate::runtime::Clock;
 use crate::verify::{Finding, Reading, Report, VerifyOptions, VerifyProgress};
 use std::fmt::Write as _;
@@ -17,6 +20,9 @@ use tokio::sync::watch;
 /// [`Kind::Damaged`] if there are problems; otherwise what the store says.
 pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
     let (repository, cluster) = parts::readable_repository(&settings).await?;
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
+    let clock = Clock::system();
+    let begun = Begun::now("verify", if args.deep { Action::DeepVerify } else { Action::Verify }, &clock);
     let options = VerifyOptions {
         deep: args.deep,
         bytes_per_second: args.max_rate.map(|kib| u64::from(kib) << 10),
@@ -24,11 +30,12 @@ pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
         ..VerifyOptions::default()
     };
     let (progress, watched) = watch::channel(VerifyProgress::default());
-    let now = Clock::system().now();
+    let now = clock.now();
     let report = tokio::select! {
         report = Box::pin(crate::verify::verify(&repository, cluster, &options, now, &progress)) => report?,
         never = progress::show(watched, step) => match never {},
     };
+    begun.end(&writer, said(&report), &clock).await;
     let text = match args.json.json {
         true => print::json(&report)?,
         false => in_words(&report, std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()),
@@ -39,6 +46,28 @@ pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
         problems => Err(Error::new(Kind::Damaged, format!("{} found in the repository", counted(problems, "problem")))
             .hint("Each is a line above; docs/operations.md says what to do about which.")),
     }
+}
+
+/// Verifies as `seawall run` does.
+///
+/// # Errors
+/// As [`verify`], but for what it finds.
+pub(super) async fn by_itself(taker: &Taker, deep: bool) -> Result<Report> {
+    let (repository, _) = taker.repository().await?;
+    let (_, cluster) = parts::repository_in(&taker.settings, taker.store.clone()).await?;
+    let (progress, _seen) = watch::channel(VerifyProgress::default());
+    let options = VerifyOptions { deep, downloads: 1, ..VerifyOptions::default() };
+    Box::pin(crate::verify::verify(&repository, cluster, &options, taker.clock.now(), &progress)).await
+}
+
+/// What was found, in the audit trail.
+pub(super) fn said(report: &Report) -> Ended {
+    let objects = counted(report.checked.objects, "object");
+    let about = match report.findings.iter().find(|finding| finding.is_problem) {
+        None => format!("{objects} looked at, nothing is wrong"),
+        Some(first) => format!("{}, first: {}", counted(report.problems, "problem"), first.message),
+    };
+    Ended::done(report.is_sound, about)
 }
 
 fn step(progress: &VerifyProgress) -> Step {

@@ -9,6 +9,7 @@ use crate::cli::{Cli, Command, LogFormat};
 use crate::codec::{Compression, Recipients};
 use crate::drill::SqlCheck;
 use crate::error::{Error, Kind, Result};
+use crate::schedule::Schedule;
 use crate::store::{ServerSideEncryption, StoreOptions};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub run: RunSettings,
     /// For `drill` alone.
     pub drill: DrillSettings,
+    /// What `run` does by itself, and when.
+    pub schedule: Schedule,
     /// How the repository's store is used.
     pub store: StoreOptions,
 }
@@ -102,6 +105,7 @@ impl fmt::Debug for Settings {
             .field("log_format", &self.log_format)
             .field("run", &self.run)
             .field("drill", &self.drill)
+            .field("schedule", &self.schedule)
             .field("store", &self.store)
             .finish_non_exhaustive()
     }
@@ -166,6 +170,7 @@ impl Settings {
                 backup_after_gap: false,
             },
             drill: DrillSettings::default(),
+            schedule: Schedule::default(),
             store: StoreOptions::default(),
         };
         for key in keys() {

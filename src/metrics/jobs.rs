@@ -5,13 +5,14 @@ use super::registry::{Builder, flag, unix_seconds};
 use crate::error::Result;
 use jiff::Timestamp;
 use prometheus::GaugeVec;
+use std::fmt;
 use std::time::Duration;
 
 /// The label of each. Prometheus renames a label `job` when it scrapes: that is its own.
 const TASK: &[&str] = &["task"];
 
-/// What is done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What is done by itself or by hand, in the order in which what is due at one time is done.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Job {
     /// A full base backup.
     Full,
@@ -26,7 +27,11 @@ pub enum Job {
 }
 
 impl Job {
-    fn label(self) -> &'static str {
+    /// All of them, in order.
+    pub const ALL: [Job; 5] = [Job::Full, Job::Incremental, Job::Verify, Job::Drill, Job::Prune];
+
+    /// In metrics, settings and the log.
+    pub fn name(self) -> &'static str {
         match self {
             Job::Full => "full",
             Job::Incremental => "incremental",
@@ -34,6 +39,12 @@ impl Job {
             Job::Drill => "drill",
             Job::Prune => "prune",
         }
+    }
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -68,7 +79,7 @@ impl Jobs {
 impl Metrics {
     /// A job ended. What ended before the last one that is known changes nothing but, perhaps, the last good end.
     pub fn job_ended(&self, job: Job, ended_at: Timestamp, took: Duration, succeeded: bool) {
-        let (jobs, label, at) = (&self.0.jobs, [job.label()], unix_seconds(ended_at));
+        let (jobs, label, at) = (&self.0.jobs, [job.name()], unix_seconds(ended_at));
         let last_run = jobs.last_run.with_label_values(&label);
         if at >= last_run.get() {
             last_run.set(at);

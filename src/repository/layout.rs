@@ -16,12 +16,15 @@
 //! <cluster>/base/20261120T140300Z/backup.json
 //! <cluster>/base/20261120T140300Z/names.json.lz4
 //! <cluster>/drills/20261120T140300Z.json
+//! <cluster>/audit/2026/20261120T140300Z-full-good.json
+//! <cluster>/open/lease-0000000000000001
 //! <cluster>/open/probe-<id>
 //! ```
 //!
 //! Names that differ only in codec endings are one object, so a [`Key`] does not say which codec it has. Encrypted objects have `.age`
 //! behind it; those below `index/` never are.
 
+use super::audit::{Action, ActionResult, AuditKey, year_of};
 use super::part_name::{ContentDigest, PartName};
 use crate::codec::{Ending, Form};
 use crate::wal::{Lsn, Segment, SegmentSize, TimelineId, WalRange};
@@ -151,6 +154,10 @@ pub enum Key {
     BackupPart(BackupId, PartName),
     /// What a drill found that ended at this time, to the second.
     Drill(Timestamp),
+    /// Who did what.
+    Audit(AuditKey),
+    /// Who may do what is scheduled, until the one with the next number is there.
+    Lease(u64),
     /// A name to try the store with.
     Probe(String),
 }
@@ -250,6 +257,11 @@ impl Layout {
             }
             Key::BackupPart(id, name) => format!("{}{name}.tar.{suffix}", self.backup_prefix(id)),
             Key::Drill(time) => format!("{}{}.json", self.drills_prefix(), compact(*time)),
+            Key::Audit(AuditKey { started_at, action, result }) => {
+                let (folder, time) = (self.audit_prefix(year_of(*started_at)), compact(*started_at));
+                format!("{folder}{time}-{}-{}.json", action.name(), result.name())
+            }
+            Key::Lease(number) => format!("{}lease-{number:016X}", self.open_root()),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
     }
@@ -282,6 +294,9 @@ impl Layout {
                     let plain = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
                     return plain.then(|| Key::Probe(id.to_owned()));
                 }
+                if let Some(number) = rest.strip_prefix("lease-") {
+                    return parse_hex(number, 16).map(Key::Lease);
+                }
                 let (directory, file) = rest.split_once('/')?;
                 let range = self.parse_wal_file(file)?;
                 let has_offsets = Ending::split(file)?.0.contains('.');
@@ -292,6 +307,14 @@ impl Layout {
                 self.parse_index_file(TimelineId::parse_hex(directory)?, file)
             }
             "drills" => parse_compact(rest.strip_suffix(".json")?).map(Key::Drill),
+            "audit" => {
+                let (year, file) = rest.split_once('/')?;
+                let (time, rest) = file.strip_suffix(".json")?.split_once('-')?;
+                let (action, result) = rest.split_once('-')?;
+                let started_at = parse_compact(time)?;
+                let (action, result) = (Action::parse(action)?, ActionResult::parse(result)?);
+                (year_of(started_at).to_string() == year).then_some(Key::Audit(AuditKey { started_at, action, result }))
+            }
             "base" => {
                 let (id, file) = rest.split_once('/')?;
                 parse_backup_file(BackupId::parse(id)?, file)
@@ -397,6 +420,16 @@ impl Layout {
     /// Where all that drills found is.
     pub fn drills_prefix(&self) -> String {
         format!("{}/drills/", self.cluster)
+    }
+
+    /// Where what was done in a year is written.
+    pub fn audit_prefix(&self, year: i16) -> String {
+        format!("{}{year}/", self.audit_root())
+    }
+
+    /// Where years' folders of what was done are.
+    pub fn audit_root(&self) -> String {
+        format!("{}/audit/", self.cluster)
     }
 
     /// Where a timeline's tails are.
@@ -523,6 +556,12 @@ mod tests {
                 Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
                 Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
                 Key::Drill(time),
+                Key::Audit(AuditKey {
+                    started_at: time,
+                    action: Action::ALL[number as usize % Action::ALL.len()],
+                    result: ActionResult::ALL[oid as usize % ActionResult::ALL.len()],
+                }),
+                Key::Lease(length),
                 Key::Probe("0a1b".to_owned()),
             ];
             for key in keys {
@@ -536,7 +575,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base|drills)/[0-9A-F./a-z-]{0,60}") {
+        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base|drills|audit)/[0-9A-F./a-z-]{0,60}") {
             let name = format!("main/{rest}");
             if let Ok(key) = layout.parse(&name) {
                 prop_assert_eq!(layout.name(&key), name);

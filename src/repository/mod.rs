@@ -1,5 +1,6 @@
 //! Names, documents, what is there: a repository of format 1 (`docs/repository-format.md`) on top of a store.
 
+mod audit;
 mod backup_files;
 mod backups;
 mod catalog;
@@ -26,6 +27,7 @@ pub mod tar;
 mod walk;
 mod writer;
 
+pub use audit::{Action, ActionResult, Actor, AuditEntry, AuditKey};
 pub use backup_files::{BackupFile, BackupFileRef, BackupFiles};
 pub use catalog::{BackupEntry, Catalog, Coverage, CoverageRun, Gap, Stored};
 pub use chain::{BrokenChain, chain};

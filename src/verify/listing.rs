@@ -55,7 +55,7 @@ impl Listing {
                 let proven = self.proven.entry(timeline).or_default();
                 *proven = flush.max(*proven);
             }
-            Ok(Key::Probe(_) | Key::Cluster | Key::Records(_) | Key::Names(_)) => {}
+            Ok(Key::Probe(_) | Key::Lease(_) | Key::Cluster | Key::Records(_) | Key::Names(_)) => {}
             _ => return Some(unknown(&object.key)),
         }
         None
@@ -68,11 +68,11 @@ impl Listing {
     }
 }
 
-/// Takes in what a drill found; says what is wrong with its name.
-pub(super) fn drill(layout: &Layout, object: &ObjectInfo, checked: &mut Checked) -> Option<Finding> {
+/// Takes in what a drill found, or who did what; says what is wrong with its name.
+pub(super) fn report(layout: &Layout, object: &ObjectInfo, checked: &mut Checked) -> Option<Finding> {
     checked.objects += 1;
     checked.object_bytes += object.bytes;
-    (!matches!(layout.parse(&object.key), Ok(Key::Drill(_)))).then(|| unknown(&object.key))
+    (!matches!(layout.parse(&object.key), Ok(Key::Drill(_) | Key::Audit(_)))).then(|| unknown(&object.key))
 }
 
 /// A name that is none of ours.

@@ -30,7 +30,7 @@ use deep::Deep;
 use fetched::{DOCUMENT_BYTES_MAX, fetch};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use listing::{Listing, drill, pages, unknown};
+use listing::{Listing, pages, report, unknown};
 use report::Findings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -214,20 +214,20 @@ impl Verification<'_> {
         self.add_unknown(strange.into_iter().map(|object| (object.key.as_str(), object.bytes)));
         let known = [layout.base_prefix(), layout.index_root(), layout.open_root(), layout.wal_prefix()];
         for prefix in level.prefixes.iter().filter(|prefix| !known.contains(prefix)) {
-            match *prefix == layout.drills_prefix() {
-                true => self.look_at_drills(prefix).await?,
+            match [layout.drills_prefix(), layout.audit_root()].contains(prefix) {
+                true => self.look_at_reports(prefix).await?,
                 false => self.list_unknown(prefix).await?,
             }
         }
         Ok(())
     }
 
-    /// Nothing depends on what drills found: their names are enough.
-    async fn look_at_drills(&mut self, prefix: &str) -> Result<()> {
+    /// Nothing depends on what drills found and on who did what: their names are enough.
+    async fn look_at_reports(&mut self, prefix: &str) -> Result<()> {
         let mut pages = pin!(pages(self.repository.store.as_ref(), prefix));
         while let Some(page) = pages.try_next().await? {
             for object in page {
-                if let Some(finding) = drill(&self.repository.layout, &object, &mut self.checked) {
+                if let Some(finding) = report(&self.repository.layout, &object, &mut self.checked) {
                     self.findings.add(finding);
                 }
             }

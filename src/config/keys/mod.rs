@@ -7,6 +7,7 @@ mod encryption;
 mod general;
 mod run;
 mod s3;
+mod schedule;
 
 pub use document::document;
 
@@ -48,7 +49,7 @@ pub struct Key {
 }
 
 /// The sections, in the order of the documentation.
-const SECTIONS: &[&[Key]] = &[general::KEYS, run::KEYS, drill::KEYS, encryption::KEYS, s3::KEYS];
+const SECTIONS: &[&[Key]] = &[general::KEYS, run::KEYS, schedule::KEYS, drill::KEYS, encryption::KEYS, s3::KEYS];
 
 /// All settings, in the order of the documentation.
 pub fn keys() -> impl Iterator<Item = &'static Key> {

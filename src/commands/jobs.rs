@@ -1,0 +1,174 @@
+//! What `seawall run` does on schedule: each job as its own command does it, noted in the audit trail, shown in metrics.
+
+use super::audit::{Begun, Ended, actor};
+use super::taking::Taker;
+use super::{drill, verify};
+use crate::archive::{ArchiveState, Phase};
+use crate::cli::BackupType;
+use crate::error::{Error, Kind, Result};
+use crate::metrics::Job;
+use crate::repository::{Action, ActionResult, BackupId};
+use crate::runtime::{Backoff, RetryPolicy};
+use crate::schedule::{Jobs, LastRuns, Lease, Runner};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+/// Until the cluster's folder is there, which a new archiver makes when it has reached its server.
+const PAUSES: RetryPolicy =
+    RetryPolicy { first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(60), budget: None };
+
+/// Does what is scheduled, for ever; may be dropped at any time.
+pub(super) async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
+    let schedule = taker.settings.schedule.clone();
+    if schedule.jobs.is_empty() {
+        return;
+    }
+    let now = taker.clock.now();
+    for (job, expression) in &schedule.jobs {
+        let next = schedule.next(&taker.settings.cluster, *job, now).map(|next| next.to_string()).unwrap_or_default();
+        tracing::info!(%job, %expression, next, "on schedule");
+    }
+    let mut backoff = Backoff::new(PAUSES);
+    let (repository, writer) = loop {
+        match taker.repository().await {
+            Ok(found) => break found,
+            Err(_) => tokio::time::sleep(backoff.next_pause()).await,
+        }
+    };
+    let lease = Lease::new(repository, writer, actor("run"), taker.clock.clone());
+    let (_kept, schedule) = watch::channel(schedule);
+    let (cluster, clock) = (taker.settings.cluster.clone(), taker.clock.clone());
+    let jobs = RunJobs { taker, started: Instant::now(), state, unfinished: Mutex::default() };
+    Runner { schedule, cluster, lease, clock, jobs }.run().await;
+}
+
+/// So long a new process has to find its server, or that another archiver has the slot, before it does what needs no server.
+const FIRST_CONNECTION: Duration = Duration::from_secs(5 * 60);
+
+struct RunJobs {
+    taker: Arc<Taker>,
+    started: Instant,
+    state: watch::Receiver<ArchiveState>,
+    /// A base backup that failed, to be gone on with.
+    unfinished: Mutex<Option<BackupId>>,
+}
+
+impl Jobs for RunJobs {
+    async fn last_runs(&self) -> Result<LastRuns> {
+        let (repository, _) = self.taker.repository().await?;
+        let mut last = LastRuns::new();
+        // Whoever took them: the documents are what counts. Damaged ones too: the next would be as damaged.
+        let mut ids = repository.backup_ids().await?;
+        ids.sort_unstable();
+        for id in ids.into_iter().rev() {
+            let Some(backup) = repository.finished_backup(&id).await? else { continue };
+            last.entry(Job::Incremental).or_insert(backup.started_at);
+            if backup.reference.is_none() {
+                last.insert(Job::Full, backup.started_at);
+                break;
+            }
+        }
+        let year = |time: Timestamp| time.to_zoned(TimeZone::UTC).year();
+        let this = year(self.taker.clock.now());
+        for year in [this - 1, this] {
+            for key in repository.audit_of_year(year).await? {
+                if let Some(job) = scheduled(key.action).filter(|_| key.result != ActionResult::Failed) {
+                    last.insert(job, key.started_at);
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    fn may(&self, job: Job) -> bool {
+        let state = self.state.borrow();
+        match state.phase {
+            Phase::HotSpare | Phase::Stopping => false,
+            Phase::Streaming if state.is_compared => true,
+            _ => !matches!(job, Job::Full | Job::Incremental) && self.started.elapsed() > FIRST_CONNECTION,
+        }
+    }
+
+    async fn changed(&self) {
+        let look = |state: &ArchiveState| (state.phase, state.is_compared);
+        let mut state = self.state.clone();
+        let seen = look(&state.borrow());
+        if state.wait_for(|state| look(state) != seen).await.is_err() {
+            // The archiver is gone, and `run` with it in a moment.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn run(&self, job: Job) -> Result<()> {
+        tracing::info!(%job, "begins, as scheduled");
+        match job {
+            Job::Full => self.back_up(BackupType::Full).await,
+            Job::Incremental => self.back_up(BackupType::Auto).await,
+            Job::Verify => self.verify(Action::DeepVerify).await,
+            Job::Drill => self.drill().await,
+            Job::Prune => Err(Error::new(Kind::Refused, "nothing is pruned yet")),
+        }
+    }
+
+    fn failed(&self, job: Job, error: &Error, pause: Duration) {
+        let hint = error.hint_text().unwrap_or_default();
+        tracing::error!(%job, %error, hint, pause_seconds = pause.as_secs(), "what was scheduled failed; trying again");
+    }
+}
+
+/// What of the audit trail is done on schedule, but for base backups, which speak for themselves.
+fn scheduled(action: Action) -> Option<Job> {
+    match action {
+        Action::DeepVerify => Some(Job::Verify),
+        Action::Drill => Some(Job::Drill),
+        Action::Prune => Some(Job::Prune),
+        _ => None,
+    }
+}
+
+impl RunJobs {
+    async fn back_up(&self, wanted: BackupType) -> Result<()> {
+        let mut unfinished = self.unfinished.lock().await;
+        self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
+        if self.taker.settings.schedule.verify_after
+            && let Err(error) = self.verify(Action::Verify).await
+        {
+            tracing::error!(%error, "the verification after the base backup failed");
+        }
+        Ok(())
+    }
+
+    async fn verify(&self, action: Action) -> Result<()> {
+        let (begun, begun_at) = (Begun::now("run", action, &self.taker.clock), Instant::now());
+        let (_, writer) = self.taker.repository().await?;
+        let verified = verify::by_itself(&self.taker, action == Action::DeepVerify).await;
+        let ended = match &verified {
+            Ok(report) => verify::said(report),
+            Err(error) => Ended::failed(error),
+        };
+        if let Some(first) = verified.as_ref().ok().and_then(|report| report.findings.iter().find(|it| it.is_problem)) {
+            tracing::error!(problems = ended.about, first = first.message, "what is stored is not as it should be");
+        }
+        let is_good = ended.result == ActionResult::Good;
+        begun.end(&writer, ended, &self.taker.clock).await;
+        self.taker.metrics.job_ended(Job::Verify, self.taker.clock.now(), begun_at.elapsed(), is_good);
+        verified.map(|_| ())
+    }
+
+    async fn drill(&self) -> Result<()> {
+        let begun_at = Instant::now();
+        let drilled = drill::by_itself(&self.taker.settings).await;
+        self.taker.metrics.job_ended(Job::Drill, self.taker.clock.now(), begun_at.elapsed(), drilled.is_ok());
+        match drilled {
+            Err(error) if error.kind() == Kind::Failed => {
+                tracing::error!(%error, "the drill did not pass");
+                Ok(())
+            }
+            ended => ended,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Base backups that `seawall run` takes by itself, beside its own stream: after a gap, and on schedule.
+
+use super::audit::{Begun, Ended};
+use super::{names, parts};
+use crate::backup::{
+    BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
+};
+use crate::cli::BackupType;
+use crate::codec::Form;
+use crate::config::Settings;
+use crate::error::Result;
+use crate::metrics::{Job, Metrics};
+use crate::repository::{Action, BackupDocument, BackupId, Layout, Repository, WalReader, Writer};
+use crate::runtime::Clock;
+use crate::store::Store;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+/// Between two looks at a base backup that is being taken, for its metrics.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
+/// Takes base backups, one at a time.
+pub(super) struct Taker {
+    pub(super) settings: Settings,
+    /// How things are stored, and what opens them.
+    pub(super) form: Form,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) metrics: Metrics,
+    pub(super) clock: Clock,
+    pub(super) one_at_a_time: Mutex<()>,
+}
+
+impl Taker {
+    /// The cluster's folder, with what opens what is encrypted, if it was named, and what writes there.
+    pub(super) async fn repository(&self) -> Result<(Repository, Writer)> {
+        let (repository, cluster) = parts::repository_in(&self.settings, self.store.clone()).await?;
+        let size = repository.layout.segment_size();
+        let layout = Layout::new(self.settings.cluster.clone(), size, self.form.clone());
+        let writer = Writer::new(self.store.clone(), layout.clone(), cluster.system_identifier);
+        Ok((Repository { store: self.store.clone(), layout }, writer))
+    }
+
+    /// Takes one, as `seawall backup` does while `run` has the slot, and notes what became of it. One that failed before is gone on
+    /// with: `unfinished` is its name, then and now.
+    pub(super) async fn take(
+        &self,
+        wanted: BackupType,
+        label: &str,
+        unfinished: &mut Option<BackupId>,
+    ) -> Result<BackupDocument> {
+        let _one = self.one_at_a_time.lock().await;
+        let (repository, writer) = self.repository().await?;
+        let resume = match unfinished.take() {
+            // Where that cannot be, another one is begun.
+            Some(id) => Unfinished::find(&repository, &id, writer.system_identifier(), &self.clock).await.ok(),
+            None => None,
+        };
+        let wanted = match &resume {
+            Some(unfinished) if unfinished.reference().is_some() => BackupType::Incremental,
+            Some(_) => BackupType::Full,
+            None => wanted,
+        };
+        let action = if wanted == BackupType::Full { Action::Full } else { Action::Incremental };
+        let begun = Begun::now("run", action, &self.clock);
+        let (progress, mut seen) = watch::channel(BackupProgress::default());
+        let show = |progress: &BackupProgress| {
+            self.metrics.set_backup_progress(progress.received_bytes, progress.total_bytes, progress.stored_bytes);
+        };
+        let begun_at = Instant::now();
+        self.metrics.set_backup_running(true);
+        let mut taking = Box::pin(self.receive(&repository, &writer, wanted, label, resume, progress));
+        let taken = loop {
+            tokio::select! {
+                taken = &mut taking => break taken,
+                () = tokio::time::sleep(LOOK_PAUSE) => show(&seen.borrow_and_update()),
+            }
+        };
+        self.metrics.set_backup_running(false);
+        show(&seen.borrow_and_update());
+        let ended = match &taken {
+            Ok(document) => said(document),
+            Err(error) => Ended::failed(error),
+        };
+        begun.end(&writer, ended, &self.clock).await;
+        if taken.is_err() {
+            unfinished.clone_from(&seen.borrow().id);
+            let job = if action == Action::Full { Job::Full } else { Job::Incremental };
+            self.metrics.job_ended(job, self.clock.now(), begun_at.elapsed(), false);
+        }
+        let document = taken?;
+        let seconds = document.ended_at.duration_since(document.started_at).as_secs_f64();
+        tracing::info!(backup = %document.id, label, seconds, "the base backup is complete");
+        if let Some(found) = document.findings.in_words() {
+            tracing::error!(backup = %document.id, found, "the base backup has pages that are wrong");
+        }
+        names::keep(&self.settings, &writer, document.end_timeline, &self.clock).await;
+        Ok(document)
+    }
+
+    async fn receive(
+        &self,
+        repository: &Repository,
+        writer: &Writer,
+        wanted: BackupType,
+        label: &str,
+        resume: Option<Unfinished>,
+        progress: watch::Sender<BackupProgress>,
+    ) -> Result<BackupDocument> {
+        let waiter = RepositoryWaiter::new(repository.clone());
+        let options = BackupOptions { resume, label: label.to_owned(), ..BackupOptions::default() };
+        let connect = || parts::connect(&self.settings);
+        if wanted != BackupType::Full {
+            let reader = WalReader::new(repository.clone(), writer.system_identifier());
+            let taking = take_incremental(connect, &reader, writer, &options, &self.clock, &waiter, progress.clone());
+            match (Box::pin(taking).await, wanted) {
+                (Ok(document), _) => return Ok(document),
+                (Err(NotIncremental::Unavailable(why)), BackupType::Auto) => {
+                    tracing::warn!(%why, "taking a full backup instead of an incremental one");
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
+        Box::pin(take(connect, writer, &options, &self.clock, &waiter, progress)).await
+    }
+}
+
+/// A base backup that exists, in the audit trail.
+pub(super) fn said(document: &BackupDocument) -> Ended {
+    let (bytes, files) = (super::print::size(document.stored_bytes), document.files.len());
+    let about = match document.findings.in_words() {
+        Some(found) => format!("{files} files, stored as {bytes}; it is {found}"),
+        None => format!("{files} files, stored as {bytes}"),
+    };
+    Ended::done(document.findings.is_empty(), about).of(&document.id)
+}

@@ -1,0 +1,122 @@
+//! `[schedule]`: what `seawall run` does by itself, and when.
+
+use super::{Key, Written, parse_duration};
+use crate::config::Settings;
+use crate::metrics::Job;
+use crate::schedule::Expression;
+use jiff::tz::TimeZone;
+use std::time::Duration;
+
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "schedule.full",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"0 2 * * SUN\"",
+        about: "When `run` takes a full base backup, as cron writes it: minute, hour, day of the month, month, day of the \
+                week. A cluster that has none gets one at once. Without this key `run` takes none by itself, but for a gap \
+                (`run.backup_after_gap`). What was missed while `run` was not up is caught up once, and what fails is tried \
+                again. One archiver does it at a time, also where several run; a backup that somebody took by hand in the \
+                meantime counts.",
+        set: |settings, text| set(settings, Job::Full, text),
+    },
+    Key {
+        name: "schedule.incremental",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"0 2 * * *\"",
+        about: "When `run` takes an incremental base backup: or a full one where the server cannot (before PostgreSQL 17, \
+                or without summaries of its WAL). A full one that was due at the same time is enough.",
+        set: |settings, text| set(settings, Job::Incremental, text),
+    },
+    Key {
+        name: "schedule.verify",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"0 5 1 * *\"",
+        about: "When `run` reads everything that is stored and checks it, as `seawall verify --deep` does. Reading costs what \
+                the store charges for it.",
+        set: |settings, text| set(settings, Job::Verify, text),
+    },
+    Key {
+        name: "schedule.drill",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"0 6 * * MON\"",
+        about: "When `run` restores for real onto a throwaway server, as `seawall drill` does: with the settings of \
+                `[drill]`, on this machine, which needs PostgreSQL of the cluster's version and room for the cluster.",
+        set: |settings, text| set(settings, Job::Drill, text),
+    },
+    Key {
+        name: "schedule.prune",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"30 4 * * *\"",
+        about: "When `run` deletes what need not be kept, as `seawall prune` does. The role of `run` needs the right to \
+                delete then; where it has not, prune from another machine, on that one's own schedule.",
+        set: |settings, text| set(settings, Job::Prune, text),
+    },
+    Key {
+        name: "schedule.time_zone",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"Europe/Berlin\"",
+        about: "Whose clock these times mean; without it the machine's. What has a time that a change of clocks leaves out \
+                happens right after it, and what has one that comes twice happens once.",
+        set: |settings, text| {
+            settings.schedule.time_zone = TimeZone::get(text)
+                .map_err(|_| format!("cannot be {text:?}: it is a name such as UTC or Europe/Berlin"))?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "schedule.jitter",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("0"),
+        example: "\"10m\"",
+        about: "Everything happens up to so much later than written: by the cluster's name, and always the same. A hundred \
+                clusters with one schedule do not begin at once then. At most a day.",
+        set: |settings, text| {
+            let jitter = parse_duration(text)?;
+            if jitter > Duration::from_secs(24 * 3600) {
+                return Err(format!("cannot be {text:?}: at most a day"));
+            }
+            settings.schedule.jitter = jitter;
+            Ok(())
+        },
+    },
+    Key {
+        name: "schedule.verify_after",
+        flag: None,
+        variable: None,
+        written: Written::Boolean,
+        default: Some("true"),
+        example: "false",
+        about: "Every base backup that `run` takes is followed by a look at what is stored, as `seawall verify` does: nothing \
+                missing, nothing unknown, no hole, every backup restorable. It lists and reads no contents.",
+        set: |settings, text| {
+            settings.schedule.verify_after =
+                text.parse().map_err(|_| format!("cannot be {text:?}: it is true or false"))?;
+            Ok(())
+        },
+    },
+];
+
+fn set(settings: &mut Settings, job: Job, text: &str) -> Result<(), String> {
+    settings.schedule.jobs.insert(job, Expression::parse(text)?);
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! Does what is due, one job at a time, for as long as `run` does. What failed is tried again, later and later; what could not be
+//! done in its time is caught up once. Uses the calendar and the lease; the jobs are the caller's.
+
+use super::{Held, LastRuns, Lease, Schedule};
+use crate::error::{Error, Result};
+use crate::metrics::Job;
+use crate::runtime::{Backoff, Clock, RetryPolicy};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often the clock is looked at: it may jump, so nobody sleeps until tomorrow. Costs no request.
+const TICK: Duration = Duration::from_secs(30);
+
+/// Between a job that failed and the next attempt.
+const PAUSES: RetryPolicy =
+    RetryPolicy { first_pause: Duration::from_secs(60), longest_pause: Duration::from_secs(3600), budget: None };
+
+/// What can be done, and what was.
+pub trait Jobs {
+    /// When each job last began that came to its end, whoever did it, as the repository knows.
+    fn last_runs(&self) -> impl Future<Output = Result<LastRuns>>;
+
+    /// True if this process may do it now: not a hot spare, and a backup only of a server that it streams from.
+    fn may(&self, job: Job) -> bool;
+
+    /// Waits until `may` may say something else.
+    fn changed(&self) -> impl Future<Output = ()>;
+
+    /// Does it, and notes what became of it. That something was found which is wrong is no error: it was done.
+    fn run(&self, job: Job) -> impl Future<Output = Result<()>>;
+
+    /// It failed, and is tried again after the pause.
+    fn failed(&self, job: Job, error: &Error, pause: Duration);
+}
+
+/// Does what is scheduled.
+#[derive(Debug)]
+pub struct Runner<J> {
+    /// What is to happen when. It may change: the configuration is read again.
+    pub schedule: watch::Receiver<Schedule>,
+    /// Whose.
+    pub cluster: String,
+    /// Its lease.
+    pub lease: Lease,
+    /// What time it is.
+    pub clock: Clock,
+    /// What can be done.
+    pub jobs: J,
+}
+
+/// What failed, and when it may be tried again.
+struct Pause {
+    backoff: Backoff,
+    until: Instant,
+}
+
+/// What a process remembers.
+struct Memory {
+    started: Timestamp,
+    /// What the repository knew when it was asked last.
+    known: Option<LastRuns>,
+    /// What this process did: it counts also where it could not be noted.
+    done: LastRuns,
+    pauses: BTreeMap<Job, Pause>,
+}
+
+impl<J: Jobs> Runner<J> {
+    /// Runs for ever; may be dropped at any time.
+    pub async fn run(mut self) {
+        let (started, done, pauses) = (self.clock.now(), LastRuns::new(), BTreeMap::new());
+        let mut memory = Memory { started, known: None, done, pauses };
+        loop {
+            let is_empty = self.schedule.borrow().jobs.is_empty();
+            if !is_empty && self.next(&memory) != Some(Next::Nothing) && self.turn(&mut memory).await {
+                continue;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = self.jobs.changed() => {}
+            }
+        }
+    }
+
+    /// Looks up what was done, and does what is due first, if it can be done now. False if there was nothing to do.
+    async fn turn(&mut self, memory: &mut Memory) -> bool {
+        // A store that fails shows in its own metrics.
+        memory.known = self.jobs.last_runs().await.ok();
+        let Some(Next::Do(job)) = self.next(memory) else { return false };
+        let began = self.clock.now();
+        let ended = match self.lease.take(job.name()).await {
+            Ok(Held::ByUs(tenure)) => Box::pin(tenure.hold(self.jobs.run(job))).await,
+            Ok(Held::ByOther(holder)) => {
+                let (host, does) = holder.map(|holder| (holder.by.host, holder.job)).unwrap_or_default();
+                tracing::debug!(%job, host, does, "somebody else is at it");
+                return false;
+            }
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(()) => {
+                memory.pauses.remove(&job);
+                memory.done.insert(job, began);
+            }
+            Err(error) => {
+                let backoff = memory.pauses.remove(&job).map_or_else(|| Backoff::new(PAUSES), |pause| pause.backoff);
+                let mut pause = Pause { backoff, until: Instant::now() };
+                let length = pause.backoff.next_pause();
+                pause.until += length;
+                self.jobs.failed(job, &error, length);
+                memory.pauses.insert(job, pause);
+            }
+        }
+        memory.known = None;
+        true
+    }
+
+    /// What to do now; `None`: what was done must be looked up first. What was known a while ago is enough to see that nothing
+    /// is due.
+    fn next(&self, memory: &Memory) -> Option<Next> {
+        let last = together(memory.known.as_ref()?, &memory.done);
+        let due = self.schedule.borrow().due(&self.cluster, &last, memory.started, self.clock.now());
+        let is_paused = |job: &Job| memory.pauses.get(job).is_some_and(|pause| pause.until > Instant::now());
+        let job = due.into_iter().find(|job| !is_paused(job) && self.jobs.may(*job));
+        Some(job.map_or(Next::Nothing, Next::Do))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Do(Job),
+    Nothing,
+}
+
+/// The later of both, for each job. A full backup is as good as an incremental one.
+fn together(known: &LastRuns, done: &LastRuns) -> LastRuns {
+    let mut last = known.clone();
+    for (job, began) in done {
+        let entry = last.entry(*job).or_insert(*began);
+        *entry = (*entry).max(*began);
+    }
+    if let Some(full) = last.get(&Job::Full).copied() {
+        let incremental = last.entry(Job::Incremental).or_insert(full);
+        *incremental = (*incremental).max(full);
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Expression;
+    use super::*;
+    use crate::codec::Compression;
+    use crate::error::Kind;
+    use crate::repository::{Actor, Layout, Repository, Writer};
+    use crate::store::{MemoryStore, Store};
+    use crate::wal::SegmentSize;
+    use jiff::tz::TimeZone;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+    use tokio::time::sleep;
+
+    /// What a repository knows of jobs, for any number of archivers.
+    #[derive(Default)]
+    struct Noted {
+        done: Mutex<Vec<(Job, Timestamp, &'static str)>>,
+        failures: Mutex<u32>,
+        attempts: Mutex<u32>,
+        lookups: Mutex<u32>,
+        at_work: AtomicBool,
+    }
+
+    struct Fake {
+        noted: Arc<Noted>,
+        name: &'static str,
+        clock: Clock,
+        may: watch::Receiver<bool>,
+        /// Every job takes so long.
+        takes: Duration,
+        /// Every so many attempts fail; 0: none does.
+        fails_every: u32,
+    }
+
+    impl Jobs for Fake {
+        async fn last_runs(&self) -> Result<LastRuns> {
+            *self.noted.lookups.lock().unwrap() += 1;
+            let done = self.noted.done.lock().unwrap();
+            Ok(done.iter().map(|(job, began, _)| (*job, *began)).collect())
+        }
+
+        fn may(&self, _: Job) -> bool {
+            *self.may.borrow()
+        }
+
+        async fn changed(&self) {
+            let (mut may, seen) = (self.may.clone(), *self.may.borrow());
+            if may.wait_for(|may| *may != seen).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+
+        async fn run(&self, job: Job) -> Result<()> {
+            assert!(!self.noted.at_work.swap(true, Ordering::SeqCst), "{job} begins while another job is being done");
+            let began = self.clock.now();
+            sleep(self.takes).await;
+            self.noted.at_work.store(false, Ordering::SeqCst);
+            let attempt = {
+                let mut attempts = self.noted.attempts.lock().unwrap();
+                *attempts += 1;
+                *attempts
+            };
+            if self.fails_every > 0 && attempt.is_multiple_of(self.fails_every) {
+                return Err(Error::new(Kind::Postgres, "the server went away"));
+            }
+            self.noted.done.lock().unwrap().push((job, began, self.name));
+            Ok(())
+        }
+
+        fn failed(&self, _: Job, _: &Error, _: Duration) {
+            *self.noted.failures.lock().unwrap() += 1;
+        }
+    }
+
+    fn schedule(jobs: &[(Job, &str)]) -> Schedule {
+        let jobs = jobs.iter().map(|(job, text)| (*job, Expression::parse(text).unwrap())).collect();
+        Schedule { jobs, time_zone: TimeZone::get("Europe/Berlin").unwrap(), ..Schedule::default() }
+    }
+
+    /// An archiver's work for so long.
+    async fn runs(archiver: Runner<Fake>, length: Duration) {
+        let _ = tokio::time::timeout(length, archiver.run()).await;
+    }
+
+    fn archiver(schedule: &Schedule, store: &Arc<dyn Store>, clock: &Clock, jobs: Fake) -> Runner<Fake> {
+        let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
+        let writer = Writer::new(store.clone(), layout.clone(), 7);
+        let by = Actor { user: "postgres".to_owned(), host: jobs.name.to_owned(), command: "run".to_owned() };
+        let lease = Lease::new(Repository { store: store.clone(), layout }, writer, by, clock.clone());
+        let (_, schedule) = watch::channel(schedule.clone());
+        Runner { schedule, cluster: "main".to_owned(), lease, clock: clock.clone(), jobs }
+    }
+
+    const EVERYTHING: [(Job, &str); 5] = [
+        (Job::Full, "0 2 * * SUN"),
+        (Job::Incremental, "0 2 * * *"),
+        (Job::Verify, "0 5 * * WED"),
+        (Job::Drill, "0 6 * * MON"),
+        (Job::Prune, "30 4 * * *"),
+    ];
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_week_with_two_archivers_and_failures_has_everything_once() {
+        // Given two archivers of one cluster whose every third attempt fails, and jobs of twenty minutes
+        let schedule = schedule(&EVERYTHING);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let clock = Clock::simulated(at("2026-10-19T12:00:00Z"));
+        let noted = Arc::new(Noted::default());
+        let (_may, may) = watch::channel(true);
+        let fake = |name| Fake {
+            noted: noted.clone(),
+            name,
+            clock: clock.clone(),
+            may: may.clone(),
+            takes: Duration::from_secs(20 * 60),
+            fails_every: 3,
+        };
+        let week = Duration::from_secs(7 * 24 * 3600);
+        tokio::join!(
+            runs(archiver(&schedule, &store, &clock, fake("db1")), week),
+            runs(archiver(&schedule, &store, &clock, fake("db2")), week),
+        );
+        // Then each has happened as often as it should: in a week in which clocks change in the night of the full backup
+        let done = noted.done.lock().unwrap();
+        let count = |job| done.iter().filter(|(done, ..)| *done == job).count();
+        let counts = Job::ALL.map(|job| (job, count(job)));
+        let expected = [(Job::Full, 2), (Job::Incremental, 6), (Job::Verify, 1), (Job::Drill, 1), (Job::Prune, 7)];
+        assert_eq!(counts, expected, "the first full one at once, and no incremental beside the second: {done:?}");
+        assert!(*noted.failures.lock().unwrap() >= 6, "failures were made");
+        // And within two hours of its time, in order
+        assert!(done.is_sorted_by_key(|(_, began, _)| *began));
+        let prunes = done.iter().filter(|(job, ..)| *job == Job::Prune);
+        for (_, began, _) in prunes {
+            let local = began.to_zoned(schedule.time_zone.clone());
+            assert!((4..=6).contains(&local.hour()), "{local}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_missed_is_caught_up_once_and_nothing_is_done_by_who_may_not() {
+        let schedule = schedule(&[(Job::Incremental, "0 2 * * *"), (Job::Prune, "30 4 * * *")]);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let clock = Clock::simulated(at("2026-11-16T12:00:00Z"));
+        let noted = Arc::new(Noted::default());
+        let (may, may_be) = watch::channel(false);
+        let fake = Fake {
+            noted: noted.clone(),
+            name: "db1",
+            clock: clock.clone(),
+            may: may_be,
+            takes: Duration::from_secs(60),
+            fails_every: 0,
+        };
+        // Given an archiver that is a hot spare for five days
+        let running = runs(archiver(&schedule, &store, &clock, fake), Duration::from_secs(6 * 24 * 3600));
+        let becomes = async {
+            sleep(Duration::from_secs(5 * 24 * 3600)).await;
+            assert_eq!(noted.done.lock().unwrap().len(), 0);
+            may.send_replace(true);
+            sleep(Duration::from_secs(600)).await;
+            // Then each job is done once when it takes over, and on the next day as ever
+            assert_eq!(
+                noted.done.lock().unwrap().iter().map(|(job, ..)| *job).collect::<Vec<_>>(),
+                [Job::Incremental, Job::Prune]
+            );
+        };
+        tokio::join!(running, becomes);
+        assert_eq!(noted.done.lock().unwrap().len(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_nothing_is_due_nothing_is_asked() {
+        let schedule = schedule(&[(Job::Prune, "30 4 1 * *")]);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let clock = Clock::simulated(at("2026-11-02T12:00:00Z"));
+        let noted = Arc::new(Noted::default());
+        let (_may, may) = watch::channel(true);
+        let takes = Duration::from_secs(1);
+        let fake = Fake { noted: noted.clone(), name: "db1", clock: clock.clone(), may, takes, fails_every: 0 };
+        runs(archiver(&schedule, &store, &clock, fake), Duration::from_secs(5 * 24 * 3600)).await;
+        // What was done was looked up once, and the lease was left alone
+        assert_eq!(*noted.lookups.lock().unwrap(), 1);
+        assert_eq!(store.list_level("main/").await.unwrap(), Default::default());
+        assert_eq!(noted.done.lock().unwrap().len(), 0);
+    }
+}
