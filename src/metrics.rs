@@ -109,6 +109,23 @@ struct Inner {
     drill_recovered_timestamp: GaugeVec,
     drill_rto_met: GaugeVec,
     drill_rpo_met: GaugeVec,
+    prune_success_timestamp: GaugeVec,
+    prune_success: GaugeVec,
+    prune_deleted_objects: IntCounter,
+    prune_deleted_bytes: IntCounter,
+}
+
+/// What a prune did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastPrune {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// Everything that was to go is gone.
+    pub passed: bool,
+    /// Objects that it deleted.
+    pub deleted_objects: u64,
+    /// Bytes of them, as stored.
+    pub deleted_bytes: u64,
 }
 
 /// What the last drill found.
@@ -362,6 +379,24 @@ impl Metrics {
                 &[],
                 "1 if what was stored was no older than `drill.rpo`, else 0; absent without that.",
             )?,
+            prune_success_timestamp: build.gauges(
+                "seawall_prune_success_timestamp_seconds",
+                &[],
+                "When the last prune by this process succeeded; absent if none did.",
+            )?,
+            prune_success: build.gauges(
+                "seawall_prune_success",
+                &[],
+                "1 if the last prune by this process did all that it was to do, else 0; absent if there was none.",
+            )?,
+            prune_deleted_objects: build.counter(
+                "seawall_prune_deleted_objects_total",
+                "Objects that prunes by this process deleted.",
+            )?,
+            prune_deleted_bytes: build.counter(
+                "seawall_prune_deleted_bytes_total",
+                "Bytes of them, as stored.",
+            )?,
             registry: build.registry,
             definitions: build.definitions,
         };
@@ -452,6 +487,18 @@ impl Metrics {
         }
         show(&self.0.slot_safe_bytes, safe_wal_bytes.map(|bytes| bytes as f64));
         show(&self.0.slot_retained_bytes, retained_bytes.map(|bytes| bytes as f64));
+    }
+
+    /// What a prune by this process did.
+    pub fn add_prune(&self, prune: &LastPrune) {
+        let inner = &self.0;
+        inner.prune_success.with_label_values::<&str>(&[]).set(f64::from(u8::from(prune.passed)));
+        if prune.passed {
+            let seconds = prune.ended_at.as_millisecond() as f64 / 1e3;
+            inner.prune_success_timestamp.with_label_values::<&str>(&[]).set(seconds);
+        }
+        inner.prune_deleted_objects.inc_by(prune.deleted_objects);
+        inner.prune_deleted_bytes.inc_by(prune.deleted_bytes);
     }
 
     /// What the last drill found.
