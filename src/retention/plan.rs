@@ -253,13 +253,7 @@ impl Planner<'_> {
     /// The stretches that go behind the beginning of a backup that stays, and are not noted yet.
     fn notes(&self, timeline: TimelineId, gone: &[&Stored], kept: &Coverage) -> Vec<WalRange> {
         let inventory = self.inventory;
-        let staying =
-            inventory.catalog.finished_backups().filter(|backup| self.selection.finished.contains_key(&backup.id));
-        let starts = staying.flat_map(|backup| {
-            let paths = paths_from(inventory, backup.timeline, backup.start_lsn);
-            paths.into_iter().filter(|path| path.passes(timeline)).map(|_| backup.start_lsn)
-        });
-        let Some(first) = starts.min() else { return Vec::new() };
+        let Some(first) = self.first_start(timeline) else { return Vec::new() };
         let mut ranges: Vec<WalRange> = Vec::new();
         for stored in gone {
             match ranges.last_mut() {
@@ -277,6 +271,18 @@ impl Planner<'_> {
         };
         let holes = ranges.into_iter().flat_map(|range| cut(range, &runs));
         holes.filter(|hole| hole.end > first && !is_noted(hole)).collect()
+    }
+
+    /// Where the first of the staying backups begins from which a timeline can be reached.
+    fn first_start(&self, timeline: TimelineId) -> Option<Lsn> {
+        let inventory = self.inventory;
+        let staying =
+            inventory.catalog.finished_backups().filter(|backup| self.selection.finished.contains_key(&backup.id));
+        let starts = staying.flat_map(|backup| {
+            let paths = paths_from(inventory, backup.timeline, backup.start_lsn);
+            paths.into_iter().filter(|path| path.passes(timeline)).map(|_| backup.start_lsn)
+        });
+        starts.min()
     }
 
     /// What speaks of WAL and of backups.
@@ -299,6 +305,7 @@ impl Planner<'_> {
         };
         let (last_drill, last_prune) = (newest(true), newest(false));
         let is_garbage_only = self.selection.all_wal.is_some();
+        let mut firsts: BTreeMap<TimelineId, Option<Lsn>> = BTreeMap::new();
         let mut sorted: BTreeMap<(&str, bool), (Vec<Doomed>, u64)> = BTreeMap::new();
         for object in &inventory.others {
             let (what, is_of_use) = match &object.key {
@@ -306,7 +313,8 @@ impl Planner<'_> {
                 Key::Records(range) => ("indexes of records", self.needs.touch(*range)),
                 Key::Names(at) => ("names of relations", at.time >= cutoff || Some(at.time) == newest_names),
                 Key::Gap(range) | Key::Pruned(range) => {
-                    ("notes of missing WAL", self.is_behind_something(stays, *range))
+                    let first = *firsts.entry(range.timeline).or_insert_with(|| self.first_start(range.timeline));
+                    ("notes of missing WAL", self.is_behind_something(stays, first, *range))
                 }
                 Key::DeadBranch(range) => ("notes of dead branches", is_any_stored(stays, *range)),
                 Key::Drill(time) => ("reports of drills", *time >= cutoff || Some(*time) == last_drill),
@@ -343,11 +351,13 @@ impl Planner<'_> {
         began.min().unwrap_or(Timestamp::MIN)
     }
 
-    /// Something that stays lies in front of the end of a range.
-    fn is_behind_something(&self, stays: &BTreeMap<TimelineId, Coverage>, range: WalRange) -> bool {
-        let is_before = |stored: &Stored| stored.range.start < range.end;
+    /// WAL that stays, or a backup, lies in front of the end of a range: somebody may wonder what became of it.
+    fn is_behind_something(&self, stays: &BTreeMap<TimelineId, Coverage>, first: Option<Lsn>, range: WalRange) -> bool {
+        let is_before = |start: Lsn| start < range.end;
         let stored = stays.get(&range.timeline).and_then(|coverage| coverage.objects().first());
-        stored.is_some_and(is_before) || self.needs.begin_before(range.timeline, range.end)
+        first.is_some_and(is_before)
+            || stored.is_some_and(|stored| is_before(stored.range.start))
+            || self.needs.begin_before(range.timeline, range.end)
     }
 }
 
