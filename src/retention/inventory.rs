@@ -12,7 +12,7 @@ use crate::repository::{
 use crate::store::{ObjectInfo, Store, list_all};
 use crate::wal::{History, SegmentSize, TimelineId};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// An object that is none of WAL and of no base backup.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +36,8 @@ pub struct Folder {
     pub bytes: u64,
     /// When the newest was stored, by the store's clock; `None` where there is none of ours.
     pub newest: Option<Timestamp>,
+    /// Of a finished backup: how many of the objects that it names are not there, or have another length.
+    pub missing: u64,
     /// Of a finished backup: what its `backup.json` does not name, from attempts that failed.
     pub leftovers: Vec<Object>,
 }
@@ -89,6 +91,12 @@ impl Inventory {
             unknown: Vec::new(),
         };
         Ok(Inventory { catalog, size, folders, others, marks, hours, unknown })
+    }
+
+    /// When a backup was complete: by the clock of whoever took it, or by the store's, whichever is later. One of them may be years behind.
+    pub fn time_of(&self, backup: &BackupDocument) -> Timestamp {
+        let stored = self.folders.get(&backup.id).and_then(|folder| folder.newest);
+        stored.map_or(backup.ended_at, |stored| stored.max(backup.ended_at))
     }
 }
 
@@ -205,7 +213,7 @@ impl<'a> Look<'a> {
 
     /// A page at a time: a large backup has hundreds of thousands of parts.
     async fn folder(&mut self, prefix: &str, entry: &BackupEntry) -> Result<Folder> {
-        let named = entry.document.as_ref().map(|document| named(self.repository, document)).transpose()?;
+        let mut named = entry.document.as_ref().map(|document| named(self.repository, document)).transpose()?;
         let mut folder = Folder::default();
         let mut token = None;
         loop {
@@ -221,12 +229,15 @@ impl<'a> Look<'a> {
                 folder.newest = folder.newest.max(Some(object.modified));
                 let ObjectInfo { key: name, bytes, modified, .. } = object;
                 let is_document = matches!(key, Key::BackupBegin(_) | Key::BackupEnd(_));
-                if named.as_ref().is_some_and(|named| !is_document && !named.contains(&name)) {
-                    folder.leftovers.push(Object { key, name, bytes, modified });
+                let Some(named) = named.as_mut().filter(|_| !is_document) else { continue };
+                match named.remove(&name) {
+                    Some(expected) => folder.missing += u64::from(expected.is_some_and(|expected| expected != bytes)),
+                    None => folder.leftovers.push(Object { key, name, bytes, modified }),
                 }
             }
             token = page.next;
             if token.is_none() {
+                folder.missing += named.map_or(0, |named| named.len() as u64);
                 return Ok(folder);
             }
         }
@@ -283,13 +294,14 @@ pub(super) async fn read_entry(repository: &Repository, id: &BackupId, whose: u6
     Ok(BackupEntry { id: id.clone(), document, begin })
 }
 
-/// The objects that a finished backup consists of, beside its documents.
-fn named(repository: &Repository, document: &BackupDocument) -> Result<HashSet<String>> {
+/// The objects that a finished backup consists of, beside its documents, and how long they are, where it says so.
+fn named(repository: &Repository, document: &BackupDocument) -> Result<HashMap<String, Option<u64>>> {
     let part = |part: &crate::repository::BackupPart| {
-        repository.layout.name_in(&Key::BackupPart(document.id.clone(), part.name), document.ending)
+        let name = repository.layout.name_in(&Key::BackupPart(document.id.clone(), part.name), document.ending);
+        (name, Some(part.stored_bytes))
     };
-    let mut named: HashSet<String> = document.parts.iter().map(part).collect();
-    named.insert(repository.manifest_name(document)?);
+    let mut named: HashMap<String, Option<u64>> = document.parts.iter().map(part).collect();
+    named.insert(repository.manifest_name(document)?, None);
     Ok(named)
 }
 

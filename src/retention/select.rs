@@ -1,7 +1,7 @@
 //! Which base backups stay, and why. Pure.
 //!
 //! *Good* backups are those on the line that the archiver follows which a restore would take unasked: nothing was found wrong with
-//! them, what they build on is there, and so is the WAL that makes them consistent. They alone count. Whatever else is there,
+//! them, every object of theirs and of what they build on is there, and so is the WAL that makes them consistent. They alone count. Whatever else is there,
 //! damaged, suspect, or of a server that was left behind, stays as long as WAL of its time does.
 
 use super::age::Ages;
@@ -51,10 +51,10 @@ pub(super) fn select(inventory: &Inventory, policy: &Policy, zone: &TimeZone, ag
         None => chosen.by_rules(inventory, policy, zone, ages, &line),
     }
     // Whatever the rules say: what somebody may build on next, the floor, marks, and what all those build on.
-    let from = chosen.window_start(policy, ages, &line).cloned();
+    let from = chosen.window_start(inventory, policy, ages, &line).cloned();
     chosen.by_floor(inventory, ages, &line);
     chosen.out_of_line(inventory, from.as_ref(), &line);
-    chosen.to_any_moment(inventory, from.as_ref(), ages, &line);
+    chosen.widen(inventory, from.as_ref(), ages, &line);
     chosen.by_marks(inventory, ages);
     chosen.references(inventory);
     chosen.check_wal(inventory, policy, &line);
@@ -75,8 +75,11 @@ fn line(inventory: &Inventory) -> Vec<&BackupDocument> {
 /// A restore would take it unasked, and there is all that it needs.
 fn is_good(inventory: &Inventory, backup: &BackupDocument) -> bool {
     let is_sound = |backup: &BackupDocument| backup.findings.verdict() == BackupVerdict::Sound;
-    let is_whole = inventory.catalog.chain(backup).is_ok_and(|chain| chain.iter().all(|link| is_sound(link)));
-    is_sound(backup) && is_whole && is_restorable(&inventory.catalog, backup)
+    let is_there = |backup: &BackupDocument| {
+        inventory.folders.get(&backup.id).is_some_and(|folder| folder.missing == 0) && is_sound(backup)
+    };
+    let is_whole = inventory.catalog.chain(backup).is_ok_and(|chain| chain.iter().all(|link| is_there(link)));
+    is_there(backup) && is_whole && is_restorable(&inventory.catalog, backup)
 }
 
 /// It can be restored, at least to where it is consistent.
@@ -102,9 +105,10 @@ impl Selection {
 
     fn sort_unfinished(&mut self, inventory: &Inventory, ages: &Ages) {
         for entry in inventory.catalog.backups.iter().filter(|entry| entry.document.is_none()) {
-            let newest = inventory.folders.get(&entry.id).and_then(|folder| folder.newest);
-            // One that is gone on with is stored to for days. An empty folder has nothing to delete.
-            match newest.is_some_and(|newest| ages.is_old(newest)) {
+            // With nothing of ours in it, it is no backup.
+            let Some(newest) = inventory.folders.get(&entry.id).and_then(|folder| folder.newest) else { continue };
+            // One that is gone on with is stored to for days.
+            match ages.is_old(newest) {
                 true => self.orphans.insert(entry.id.clone()),
                 false => self.begun.insert(entry.id.clone()),
             };
@@ -130,10 +134,10 @@ impl Selection {
         }
         if let Some(age) = policy.age.filter(|age| !age.is_zero()) {
             let cut = ages.ago(age);
-            for backup in line.iter().filter(|backup| backup.ended_at >= cut) {
+            for backup in line.iter().filter(|backup| inventory.time_of(backup) >= cut) {
                 self.stay(backup, "not older than retention.age");
             }
-            if let Some(before) = newest_until(line, cut) {
+            if let Some(before) = newest_until(inventory, line, cut) {
                 self.stay(before, "the one before that, for the beginning of the window");
             }
         }
@@ -153,7 +157,7 @@ impl Selection {
         }
         // Should the line be another one than the catalogue takes it for.
         let good = inventory.catalog.finished_backups().filter(|it| it.reference.is_none() && is_good(inventory, it));
-        if let Some(last) = good.max_by_key(|backup| backup.ended_at) {
+        if let Some(last) = good.max_by_key(|backup| inventory.time_of(backup)) {
             self.stay(last, "the last good full backup of all timelines");
         }
     }
@@ -161,6 +165,7 @@ impl Selection {
     /// Where the WAL begins that is kept without a hole: with the last backup before the window, or the first that stays.
     fn window_start<'a>(
         &self,
+        inventory: &Inventory,
         policy: &Policy,
         ages: &Ages,
         line: &[&'a BackupDocument],
@@ -168,8 +173,8 @@ impl Selection {
         let stays = |backup: &&&BackupDocument| self.finished.contains_key(&backup.id);
         let staying: Vec<&BackupDocument> = line.iter().filter(stays).copied().collect();
         let first_staying = staying.first().copied();
-        let before_floor = newest_until(line, ages.floor);
-        let by_wal = policy.wal.and_then(|wal| newest_until(&staying, ages.ago(wal))).or(first_staying);
+        let before_floor = newest_until(inventory, line, ages.floor);
+        let by_wal = policy.wal.and_then(|wal| newest_until(inventory, &staying, ages.ago(wal))).or(first_staying);
         // The floor may need an older one.
         match (by_wal, before_floor) {
             (Some(one), Some(other)) => Some(if order(one) <= order(other) { one } else { other }),
@@ -181,10 +186,10 @@ impl Selection {
 
     /// Every moment from the floor on, on every timeline.
     fn by_floor(&mut self, inventory: &Inventory, ages: &Ages, line: &[&BackupDocument]) {
-        for backup in inventory.catalog.finished_backups().filter(|backup| backup.ended_at >= ages.floor) {
+        for backup in inventory.catalog.finished_backups().filter(|backup| inventory.time_of(backup) >= ages.floor) {
             self.stay(backup, "not older than retention.minimum_window");
         }
-        match newest_until(line, ages.floor) {
+        match newest_until(inventory, line, ages.floor) {
             Some(before) => self.stay(before, "for the beginning of retention.minimum_window"),
             None => line.iter().take(1).for_each(|first| self.stay(first, "nothing older is good")),
         }
@@ -195,26 +200,21 @@ impl Selection {
         let Some(from) = from else { return };
         let counts = |backup: &&BackupDocument| line.iter().any(|other| other.id == backup.id);
         let others = inventory.catalog.finished_backups().filter(|backup| !counts(backup));
-        for backup in others.filter(|backup| backup.ended_at >= from.ended_at) {
+        for backup in others.filter(|backup| inventory.time_of(backup) >= from.ended_at) {
             self.stay(backup, "does not count (damaged, suspect, or off the line), and WAL of its time is kept");
         }
     }
 
-    fn to_any_moment(
-        &mut self,
-        inventory: &Inventory,
-        from: Option<&BackupDocument>,
-        ages: &Ages,
-        line: &[&BackupDocument],
-    ) {
+    /// Those behind the beginning of the window are restored to any moment.
+    fn widen(&mut self, inventory: &Inventory, from: Option<&BackupDocument>, ages: &Ages, line: &[&BackupDocument]) {
         for backup in inventory.catalog.finished_backups() {
             let Some(stay) = self.finished.get_mut(&backup.id) else { continue };
             let is_in_line = line.iter().any(|other| other.id == backup.id);
             let is_behind = from.is_none_or(|from| match is_in_line {
                 true => order(backup) >= order(from),
-                false => backup.ended_at >= from.ended_at,
+                false => inventory.time_of(backup) >= from.ended_at,
             });
-            stay.to_any_moment = is_behind || backup.ended_at >= ages.floor;
+            stay.to_any_moment = is_behind || inventory.time_of(backup) >= ages.floor;
         }
     }
 
@@ -258,8 +258,8 @@ impl Selection {
 }
 
 /// The newest that was complete at `cut`.
-fn newest_until<'a>(line: &[&'a BackupDocument], cut: Timestamp) -> Option<&'a BackupDocument> {
-    line.iter().rev().copied().find(|backup| backup.ended_at <= cut)
+fn newest_until<'a>(inventory: &Inventory, line: &[&'a BackupDocument], cut: Timestamp) -> Option<&'a BackupDocument> {
+    line.iter().rev().copied().find(|backup| inventory.time_of(backup) <= cut)
 }
 
 /// The paths on which a backup that begins there is of use: to every timeline that passes the place.

@@ -4,5 +4,12 @@
 
 mod cutting;
 mod planning;
+mod program;
 mod promises;
+#[path = "../support/s3/mod.rs"]
+mod s3;
+#[path = "../support/scene.rs"]
+mod scene;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;

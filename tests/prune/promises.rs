@@ -100,7 +100,7 @@ impl Promise {
         let backups = promised.into_values().filter(|it| is_restorable(catalog, it)).cloned().collect();
         // From the window's first backup on every half segment, as far as it could be restored before.
         let mut moments = Vec::new();
-        for from in window {
+        if let Some(from) = window {
             for (timeline, coverage) in &catalog.coverage {
                 let end = coverage.end().unwrap();
                 let positions = (from.end_lsn.0..end.0).step_by((MIB / 2) as usize).map(Lsn).chain([end]);

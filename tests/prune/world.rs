@@ -48,6 +48,8 @@ pub(crate) enum Event {
 pub(crate) struct Stay {
     pub(crate) id: BackupId,
     pub(crate) document: BackupDocument,
+    /// When it was complete, by the store's clock.
+    pub(crate) taken_at: Timestamp,
 }
 
 pub(crate) struct World {
@@ -55,6 +57,8 @@ pub(crate) struct World {
     pub(crate) store: MemoryStore,
     pub(crate) clock: Clock,
     pub(crate) backups: Vec<Stay>,
+    /// So much the clock of whoever takes backups is behind.
+    pub(crate) lag: SignedDuration,
     writer: Writer,
     timeline: u32,
     position: u64,
@@ -85,8 +89,9 @@ impl World {
         };
         writer.store_document(&Key::Cluster, &cluster).await.unwrap();
         let (backups, history) = (Vec::new(), String::new());
+        let lag = SignedDuration::ZERO;
         let mut world =
-            World { repository, store, clock, backups, writer, timeline: 1, position: MIB, history, marked: 0 };
+            World { repository, store, clock, backups, lag, writer, timeline: 1, position: MIB, history, marked: 0 };
         world.wal(MIB / 2).await;
         world
     }
@@ -199,7 +204,8 @@ impl World {
     }
 
     async fn backup(&mut self, reference: Option<BackupId>, findings: Findings) {
-        let (started_at, start, timeline) = (self.clock.now(), self.position, TimelineId(self.timeline));
+        let (started_at, start, timeline) =
+            (self.clock.now().checked_sub(self.lag).unwrap(), self.position, TimelineId(self.timeline));
         let id = self.begin(reference.clone()).await;
         let parts = vec![self.part(&id, 1).await, self.part(&id, 2).await];
         // Of an attempt that failed.
@@ -217,7 +223,7 @@ impl World {
             system_identifier: SYSTEM,
             postgres_version: 170_006,
             started_at,
-            ended_at: self.clock.now(),
+            ended_at: self.clock.now().checked_sub(self.lag).unwrap(),
             start_lsn,
             timeline,
             end_lsn,
@@ -235,7 +241,7 @@ impl World {
             files: BackupFiles::default(),
         };
         self.writer.store_document(&Key::BackupEnd(id.clone()), &document).await.unwrap();
-        self.backups.push(Stay { id, document });
+        self.backups.push(Stay { id, document, taken_at: self.clock.now() });
     }
 
     async fn failover(&mut self, dead: bool) {
