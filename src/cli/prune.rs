@@ -7,16 +7,16 @@ pub(super) const PRUNE_EXAMPLES: &str = "  seawall prune --config /etc/seawall.t
   seawall prune --config /etc/seawall.toml
   seawall prune --config /etc/seawall.toml --json
 
-What is kept is said under [retention] in the file; without a rule there only garbage goes. Needs the
-right to delete, which the archiver does not need, and neither the server nor a private key. Ends with
-10 if what was planned no longer held when it was done: run it again.";
+What is kept is said under [retention] in the file; without a rule there only garbage goes. Needs
+the right to delete, which the archiver does not need, and neither the server nor a private key.
+Ends with 10 if what was planned no longer held when it was done: run it again.";
 
 pub(super) const KEEP_EXAMPLES: &str =
     "  seawall keep 20261120T140300Z --reason 'before the upgrade' --repo s3://backups/shop
-  seawall keep 20261120T140300Z --reason 'audit of 2026' --until '2036-12-31 00:00 UTC' --repo s3://backups/shop
+  seawall keep 20261120T140300Z --reason 'audit' --until '2036-12-31 00:00 UTC' --repo s3://b/shop
   seawall keep --remove 20261120T140300Z --repo s3://backups/shop
 
-The backup, and what it builds on, stays with the WAL that makes it consistent. `seawall list` shows it.";
+The backup, and what it builds on, stays with the WAL that makes it consistent; `list` shows it.";
 
 /// `seawall prune`
 #[derive(Args, Debug)]
