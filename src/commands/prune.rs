@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::metrics::LastPrune;
 use crate::repository::{FORMAT_VERSION, PruneDocument, Repository, Writer};
 use crate::retention::{Ages, Group, Inventory, Plan, execute, plan, prove};
-use crate::runtime::Clock;
+use crate::runtime::{self, Clock};
 use crate::store::Store;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -79,8 +79,13 @@ async fn look(settings: &Settings, store: Arc<dyn Store>, clock: &Clock) -> Resu
     let (repository, cluster) = parts::repository_in(settings, store).await?;
     let inventory = Inventory::read(&repository, cluster).await?;
     let zone = time::local_now(clock).time_zone().clone();
-    let plan = plan(&inventory, &settings.retention, &zone, clock.now());
-    prove(&inventory, &plan)?;
+    let (policy, now) = (settings.retention.clone(), clock.now());
+    // Of years of WAL, that takes seconds.
+    let planned = move || {
+        let plan = plan(&inventory, &policy, &zone, now);
+        prove(&inventory, &plan).map(|()| (inventory, plan))
+    };
+    let (inventory, plan) = runtime::blocking(planned).await??;
     Ok((repository, inventory, plan))
 }
 
