@@ -3,9 +3,11 @@
 //! Environment and file are not read here but in `config`, so that one place decides what beats what.
 
 mod extract;
+mod prune;
 mod target;
 
 pub use extract::{ExtractArgs, ExtractFormat};
+pub use prune::{KeepArgs, PruneArgs};
 pub use target::{Target, TargetArgs};
 
 use crate::codec::Compression;
@@ -92,6 +94,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Restore for real onto a throwaway server, check what came back, and measure what a disaster would take
     Drill(DrillArgs),
+    /// Delete what retention no longer asks for: old base backups, WAL that none of the others needs, and garbage
+    Prune(PruneArgs),
+    /// Keep a base backup whatever retention says, with a reason; or no longer
+    Keep(KeepArgs),
     /// Show who did what with the repository, and what became of it
     Audit(AuditArgs),
     /// Index the records of WAL that was stored without it, such as by an older Seawall
@@ -531,6 +537,8 @@ impl Command {
             Command::History(args) => args.json.json,
             Command::Verify(args) => args.json.json,
             Command::Drill(args) => args.json.json,
+            Command::Prune(args) => args.json.json,
+            Command::Keep(args) => args.json.json,
             Command::Index(args) => args.json.json,
             Command::Audit(args) => args.json.json,
             Command::Run(_)
@@ -629,6 +637,8 @@ directory, called seawall-drill-XXXXXX, and of /tmp/seawall-XXXXXX with the serv
 at the end. What a drill that was killed has left is removed by hand. Ends with 11 if anything
 failed; the report is in the repository either way.",
     ),
+    ("prune", prune::PRUNE_EXAMPLES),
+    ("keep", prune::KEEP_EXAMPLES),
     (
         "audit",
         "  seawall audit --repo s3://backups/shop\n  seawall audit --config /etc/seawall.toml --since '1 week ago' --json",

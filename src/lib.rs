@@ -19,6 +19,7 @@ pub mod postgres;
 pub mod recovery;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod runtime;
 pub mod schedule;
 pub mod scratch;

@@ -11,7 +11,7 @@ const MOST_LINES: usize = 800;
 const BASE: [&str; 4] = ["wal", "error", "runtime", "metrics"];
 
 /// What each module above the base may import besides the base and itself. A star is everything.
-const ABOVE: [(&str, &[&str]); 19] = [
+const ABOVE: [(&str, &[&str]); 20] = [
     ("codec", &[]),
     ("postgres", &[]),
     ("store", &[]),
@@ -22,6 +22,7 @@ const ABOVE: [(&str, &[&str]); 19] = [
     ("restore", &["codec", "store", "repository", "history"]),
     ("verify", &["codec", "store", "repository", "history", "restore"]),
     ("schedule", &["codec", "store", "repository"]),
+    ("retention", &["codec", "store", "repository", "history", "restore"]),
     ("scratch", &[]),
     ("recovery", &["codec", "store", "repository", "history", "restore", "scratch"]),
     ("extract", &["codec", "postgres", "store", "repository", "history", "restore", "scratch", "recovery"]),

@@ -460,6 +460,7 @@ impl Run<'_> {
         if let Some(reference) = &document.reference {
             self.check_there(reference).await?;
         }
+        self.check_begun(id).await?;
         if !earlier.is_empty() {
             self.writer.check_parts(id, &document.parts).await?;
         }
@@ -476,6 +477,20 @@ impl Run<'_> {
             tracing::info!(backup = %id, reused_bytes, of = document.stored_bytes, "parts of earlier attempts were used");
         }
         Ok(document)
+    }
+
+    /// A prune takes an unfinished backup to which nothing was stored for a day, `begin.json` first. One that has waited for its WAL for
+    /// so long must not come to exist without its parts.
+    async fn check_begun(&self, id: &BackupId) -> Result<()> {
+        let name = self.writer.layout().name(&Key::BackupBegin(id.clone()));
+        match self.writer.store().head(&name).await {
+            Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::new(
+                Kind::Damaged,
+                format!("{name} was deleted while this backup was taken, and perhaps more of it"),
+            )
+            .hint("A prune takes it for left over once nothing was stored of it for a day. Take another backup.")),
+            found => found.map(|_| ()).map_err(Error::from),
+        }
     }
 
     /// What this backup builds on may have been deleted in the hours since it was chosen; then it is of no use, and must not

@@ -150,7 +150,7 @@ impl WalWaiter for Answer {
     }
 }
 
-async fn store_from(script: Script, store: Arc<dyn Store>, waiter: Answer) -> Result<BackupDocument> {
+async fn store_from(script: Script, store: Arc<dyn Store>, waiter: impl WalWaiter) -> Result<BackupDocument> {
     let (options, clock) = (BackupOptions::default(), Clock::simulated("2026-11-20T14:05:00Z".parse().unwrap()));
     let (progress, _) = watch::channel(BackupProgress::default());
     let run = Run { writer: &writer(store), options: &options, clock: &clock, wal: &waiter, progress };
@@ -432,6 +432,28 @@ async fn without_its_wal_it_is_no_backup() {
     let error = store_from(Sample::new().script(), store.clone(), lost).await.unwrap_err();
     assert!(error.to_string().contains("the WAL is lost"), "{error}");
     assert!(!names(store.as_ref()).await.contains(&format!("{FOLDER}backup.json")));
+}
+
+/// A wait of more than a day, in which a prune takes the backup for left over.
+#[derive(Debug)]
+struct Pruned(Arc<dyn Store>);
+
+#[async_trait]
+impl WalWaiter for Pruned {
+    async fn wait_covered(&self, _: &[WalNeed]) -> Result<()> {
+        for name in names(self.0.as_ref()).await {
+            self.0.delete(&name).await?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_backup_that_was_pruned_while_it_waited_does_not_come_to_be() {
+    let store = Arc::new(MemoryStore::new());
+    let error = store_from(Sample::new().script(), store.clone(), Pruned(store.clone())).await.unwrap_err();
+    assert!(error.to_string().contains("begin.json was deleted"), "{error}");
+    assert_eq!(names(store.as_ref()).await, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use super::audit::{Begun, Ended, actor};
 use super::taking::Taker;
-use super::{drill, verify};
+use super::{drill, prune, verify};
 use crate::archive::{ArchiveState, Phase};
 use crate::cli::BackupType;
 use crate::error::{Error, Kind, Result};
@@ -110,7 +110,7 @@ impl Jobs for RunJobs {
             Job::Incremental => self.back_up(BackupType::Auto).await,
             Job::Verify => self.verify(Action::DeepVerify).await,
             Job::Drill => self.drill().await,
-            Job::Prune => Err(Error::new(Kind::Refused, "nothing is pruned yet")),
+            Job::Prune => self.prune().await,
         }
     }
 
@@ -157,6 +157,19 @@ impl RunJobs {
         begun.end(&writer, ended, &self.taker.clock).await;
         self.taker.metrics.job_ended(Job::Verify, self.taker.clock.now(), begun_at.elapsed(), is_good);
         verified.map(|_| ())
+    }
+
+    async fn prune(&self) -> Result<()> {
+        let Taker { settings, store, metrics, clock, .. } = self.taker.as_ref();
+        let begun_at = Instant::now();
+        let pruned = Box::pin(prune::prune_once("run", settings, store.clone(), clock)).await;
+        let is_good = pruned.as_ref().is_ok_and(|summary| summary.error.is_none());
+        metrics.job_ended(Job::Prune, clock.now(), begun_at.elapsed(), is_good);
+        let summary = pruned?;
+        let (objects, bytes) = (summary.document.deleted_objects, summary.document.deleted_bytes);
+        metrics.add_pruned(objects, bytes);
+        tracing::info!(objects, bytes, "pruned");
+        summary.error.map_or(Ok(()), Err)
     }
 
     async fn drill(&self) -> Result<()> {

@@ -46,6 +46,17 @@ struct Window {
     verdict: BackupVerdict,
     #[serde(skip_serializing_if = "Findings::is_empty")]
     findings: Findings,
+    /// It stays whatever retention says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
+}
+
+/// Why a backup stays whatever retention says.
+#[derive(Clone, Serialize)]
+struct Kept {
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
 }
 
 /// Every moment between two can be restored.
@@ -180,6 +191,10 @@ pub(super) async fn list(as_json: bool, settings: Settings) -> Result<()> {
             text.push_str(&format!("{} is {found}\n", window.backup));
         }
     }
+    for (window, kept) in report.backups.iter().filter_map(|window| Some((window, window.kept.as_ref()?))) {
+        let until = kept.until.map_or_else(String::new, |until| format!(" until {}", print::time(until, &zone)));
+        text.push_str(&format!("{} is kept{until}: {}\n", window.backup, kept.reason));
+    }
     for id in &report.unfinished_backups {
         text.push_str(&format!("unfinished: {id} (running, or interrupted; never used for a restore; `seawall backup --resume {id}` goes on with it)\n"));
     }
@@ -281,6 +296,8 @@ struct Status {
     damaged_backups: usize,
     last_drill_at: Option<Timestamp>,
     last_drill_passed: Option<bool>,
+    last_prune_at: Option<Timestamp>,
+    last_prune_passed: Option<bool>,
 }
 
 /// Prints how the archive stands against the server.
@@ -291,6 +308,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     let (report, repository) = read(&settings).await?;
     // Nothing depends on it: a report that cannot be read must not hide the rest.
     let drill = repository.last_drill().await.ok().flatten();
+    let prune = repository.last_prune().await.ok().flatten();
     let newest = report.backups.iter().rfind(|window| !window.findings.damaged && window.broken.is_none());
     let damaged = report.backups.iter().filter(|window| window.findings.damaged).count();
     let server = match parts::connect(&settings).await {
@@ -316,6 +334,8 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         damaged_backups: damaged,
         last_drill_at: drill.as_ref().map(|drill| drill.ended_at),
         last_drill_passed: drill.as_ref().map(|drill| drill.passed),
+        last_prune_at: prune.as_ref().map(|prune| prune.ended_at),
+        last_prune_passed: prune.as_ref().map(|prune| prune.passed),
     };
     if as_json {
         return print::stdout(&print::json(&status)?);
@@ -358,8 +378,18 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
             format!("{}, {result}", print::age(drill.ended_at, clock.now()))
         }
     };
+    let prune = match &prune {
+        None => "none".to_owned(),
+        Some(prune) => {
+            let age = print::age(prune.ended_at, clock.now());
+            match &prune.failure {
+                None => format!("{age}, freed {}", print::size(prune.deleted_bytes)),
+                Some(failure) => format!("{age}, FAILED: {failure}"),
+            }
+        }
+    };
     print::stdout(&format!(
-        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\nlast drill     {drill}\n{damaged}",
+        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}",
         status.cluster,
         restorable_to,
         match (status.holes, status.backup_needed) {
@@ -389,7 +419,13 @@ async fn read(settings: &Settings) -> Result<(Report, Repository)> {
         ends.insert((covered.timeline, covered.until), moment);
         newest.extend(moment.map(|moment| (backup.id.clone(), moment)));
     }
-    Ok((report(&settings.cluster, &paths, &newest), repository))
+    let mut report = report(&settings.cluster, &paths, &newest);
+    let (marks, now) = (repository.read_keep_marks().await?, Clock::system().now());
+    for window in &mut report.backups {
+        let mark = BackupId::parse(&window.backup).and_then(|id| marks.get(&id)).filter(|mark| mark.holds(now));
+        window.kept = mark.map(|mark| Kept { reason: mark.reason.clone(), until: mark.until });
+    }
+    Ok((report, repository))
 }
 
 /// The paths on which backups are of use.
@@ -433,6 +469,7 @@ fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>)
             restorable_to_time: newest.get(&backup.id).copied().filter(|_| is_restorable),
             verdict: backup.findings.verdict(),
             findings: backup.findings.clone(),
+            kept: None,
         }
     };
     let backups: Vec<Window> = catalog.finished_backups().map(window).collect();

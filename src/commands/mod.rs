@@ -15,6 +15,7 @@ mod fetch_command;
 mod history;
 mod index;
 mod jobs;
+mod keep;
 mod keys;
 mod list;
 mod looks;
@@ -23,6 +24,7 @@ pub mod observer;
 mod parts;
 pub mod print;
 pub mod progress;
+pub mod prune;
 mod restore;
 mod run;
 pub mod signals;
@@ -57,6 +59,8 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
         Command::Verify(args) => Box::pin(verify::verify(args, settings)).await?,
         Command::Drill(args) => Box::pin(drill::drill(args, settings)).await?,
         Command::Audit(args) => audit::audit(args, settings).await?,
+        Command::Prune(args) => Box::pin(prune::prune(args, settings)).await?,
+        Command::Keep(args) => keep::keep(args, settings).await?,
         Command::Index(args) => Box::pin(index::index(args.json.json, settings)).await?,
         Command::WalFetch(args) => return restore::wal_fetch(&args, settings).await,
         Command::WalPush(args) => restore::wal_push(&args.path, settings).await?,

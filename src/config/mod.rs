@@ -9,6 +9,7 @@ use crate::cli::{Cli, Command, LogFormat};
 use crate::codec::{Compression, Recipients};
 use crate::drill::SqlCheck;
 use crate::error::{Error, Kind, Result};
+use crate::retention::Policy;
 use crate::schedule::Schedule;
 use crate::store::{ServerSideEncryption, StoreOptions};
 use std::collections::BTreeMap;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub drill: DrillSettings,
     /// What `run` does by itself, and when.
     pub schedule: Schedule,
+    /// What `prune` keeps.
+    pub retention: Policy,
     /// How the repository's store is used.
     pub store: StoreOptions,
 }
@@ -106,6 +109,7 @@ impl fmt::Debug for Settings {
             .field("run", &self.run)
             .field("drill", &self.drill)
             .field("schedule", &self.schedule)
+            .field("retention", &self.retention)
             .field("store", &self.store)
             .finish_non_exhaustive()
     }
@@ -171,6 +175,7 @@ impl Settings {
             },
             drill: DrillSettings::default(),
             schedule: Schedule::default(),
+            retention: Policy::default(),
             store: StoreOptions::default(),
         };
         for key in keys() {
@@ -228,6 +233,10 @@ impl Settings {
         if self.store.s3.kms_key.is_some() && self.store.s3.sse != Some(ServerSideEncryption::Kms) {
             return Err(Error::new(Kind::Config, "s3.kms_key is given but s3.sse is not \"aws:kms\"")
                 .hint("Add sse = \"aws:kms\" to [s3], or take kms_key out."));
+        }
+        if self.retention.keeps_nothing() {
+            return Err(Error::new(Kind::Config, "[retention] keeps no base backup: all that it asks for is 0")
+                .hint("Say what to keep, such as full = \"4\" or age = \"30d\", or leave the rules out: then every backup stays."));
         }
         Ok(())
     }

@@ -258,3 +258,38 @@ fn a_key_for_kms_needs_kms() {
     let text = "[s3]\nkms_key = \"k\"\nsse = \"aws:kms\"";
     Place::new().with_file(text, 0o644).load("seawall --config FILE list").expect("both");
 }
+
+#[test]
+fn what_is_kept_is_read_and_a_retention_that_keeps_nothing_is_refused() {
+    use crate::retention::Period;
+    let load = |text: &str| Place::new().with_file(text, 0o644).load("seawall prune --config FILE");
+    // Given every rule, then all of them are there
+    let text = "[retention]\nfull = \"4\"\nage = \"30d\"\nweekly = \"90\"\ndaily = \"30\"\nwal = \"2 weeks\"\n\
+                minimum_window = \"36h\"\ntime_zone = \"Europe/Berlin\"\n";
+    let policy = load(text).expect("a policy").retention;
+    assert_eq!(policy.full, Some(4));
+    assert_eq!(policy.age.map(|age| age.as_hours()), Some(30 * 24));
+    assert_eq!(policy.calendar, [(Period::Day, 30), (Period::Week, 90)]);
+    assert_eq!(policy.wal.map(|wal| wal.as_hours()), Some(14 * 24));
+    assert_eq!(policy.minimum_window.as_hours(), 36);
+    assert!(policy.zone.is_some());
+    // And without any, the floor is a week, and no rule chooses
+    let policy = load("").expect("no policy").retention;
+    assert!(policy.minimum_window.as_hours() == 168 && !policy.chooses_backups());
+    // What keeps nothing, or cannot be, is refused
+    for text in ["full = \"0\"", "age = \"0d\"", "daily = \"0\"\nyearly = \"0\""] {
+        let error = load(&format!("[retention]\n{text}\n")).expect_err("it keeps nothing");
+        assert_eq!(error.kind(), Kind::Config, "{text}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("full = \"4\"")), "{error:?}");
+    }
+    for text in [
+        "full = \"-1\"",
+        "full = \"many\"",
+        "age = \"a month\"",
+        "minimum_window = \"23h\"",
+        "wal = \"-3d\"",
+        "time_zone = \"Mars\"",
+    ] {
+        assert_eq!(load(&format!("[retention]\n{text}\n")).expect_err("it cannot be").kind(), Kind::Config, "{text}");
+    }
+}

@@ -8,6 +8,7 @@ mod backup;
 mod drill;
 mod jobs;
 mod page;
+mod prune;
 mod registry;
 mod repository;
 mod store;
@@ -55,6 +56,7 @@ struct Inner {
     backup: backup::Backup,
     drill: drill::Drill,
     jobs: jobs::Jobs,
+    prune: prune::Prune,
     repository: repository::Repository,
 }
 
@@ -82,6 +84,7 @@ impl Metrics {
             backup: backup::Backup::register(&mut build)?,
             drill: drill::Drill::register(&mut build)?,
             jobs: jobs::Jobs::register(&mut build)?,
+            prune: prune::Prune::register(&mut build)?,
             repository: repository::Repository::register(&mut build)?,
             registry: build.registry,
             definitions: build.definitions,

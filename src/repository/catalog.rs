@@ -249,7 +249,7 @@ impl Found {
             Ok(Key::Gap(range)) => self.gaps.push(Gap { range }),
             Ok(Key::DeadBranch(range)) => self.dead_branches.push(range),
             Ok(Key::Heartbeat { timeline, time, flush }) => self.heartbeats.push((time, timeline, flush)),
-            Ok(Key::Probe(_) | Key::Lease(_)) => {}
+            Ok(Key::Probe(_) | Key::Lease(_) | Key::Pruned(_)) => {}
             Ok(Key::Records(range)) => {
                 self.records.extend(Ending::split(&object.key).map(|(_, ending)| (range, ending)));
             }

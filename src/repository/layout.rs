@@ -9,6 +9,7 @@
 //! <cluster>/index/00000001/heartbeat-20261120T140300Z-00000000030025C0.json
 //! <cluster>/index/00000001/gap-0000000003000000-0000000005000000.json
 //! <cluster>/index/00000001/dead-0000000003002578-0000000003005000.json
+//! <cluster>/index/00000001/pruned-0000000003000000-0000000005000000.json
 //! <cluster>/index/00000001/records/0000000010000000-0000000020000000.lz4                      what the records say
 //! <cluster>/base/20261120T140300Z/begin.json
 //! <cluster>/base/20261120T140300Z/base.00001.<32 digits>.tar.lz4                              or 16384.00001.…
@@ -18,6 +19,8 @@
 //! <cluster>/drills/20261120T140300Z.json
 //! <cluster>/audit/2026/20261120T140300Z-full-good.json
 //! <cluster>/open/lease-0000000000000001
+//! <cluster>/keep/20261120T140300Z.00001.json
+//! <cluster>/prunes/20261120T140300Z.json
 //! <cluster>/open/probe-<id>
 //! ```
 //!
@@ -140,6 +143,8 @@ pub enum Key {
     Gap(WalRange),
     /// WAL that was stored of a timeline behind the point where it was left: no part of what came after.
     DeadBranch(WalRange),
+    /// WAL that was deleted on purpose, with something kept in front of it.
+    Pruned(WalRange),
     /// What the records in these blocks say.
     Records(WalRange),
     /// What databases and relations were called.
@@ -158,6 +163,10 @@ pub enum Key {
     Audit(AuditKey),
     /// Who may do what is scheduled, until the one with the next number is there.
     Lease(u64),
+    /// Whether a base backup is kept whatever the policy says: of several the one with the highest number counts.
+    Keep(BackupId, u32),
+    /// What a prune did that ended at this time, to the second.
+    Prune(Timestamp),
     /// A name to try the store with.
     Probe(String),
 }
@@ -239,6 +248,9 @@ impl Layout {
             Key::DeadBranch(range) => {
                 format!("{}dead-{:016X}-{:016X}.json", self.index_prefix(range.timeline), range.start.0, range.end.0)
             }
+            Key::Pruned(range) => {
+                format!("{}pruned-{:016X}-{:016X}.json", self.index_prefix(range.timeline), range.start.0, range.end.0)
+            }
             Key::Records(range) => format!(
                 "{}{:016X}-{:016X}.{}",
                 self.records_prefix(range.timeline),
@@ -262,6 +274,8 @@ impl Layout {
                 format!("{folder}{time}-{}-{}.json", action.name(), result.name())
             }
             Key::Lease(number) => format!("{}lease-{number:016X}", self.open_root()),
+            Key::Keep(id, number) => format!("{}{id}.{number:05}.json", self.keep_prefix()),
+            Key::Prune(time) => format!("{}{}.json", self.prunes_prefix(), compact(*time)),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
     }
@@ -315,6 +329,12 @@ impl Layout {
                 let (action, result) = (Action::parse(action)?, ActionResult::parse(result)?);
                 (year_of(started_at).to_string() == year).then_some(Key::Audit(AuditKey { started_at, action, result }))
             }
+            "prunes" => parse_compact(rest.strip_suffix(".json")?).map(Key::Prune),
+            "keep" => {
+                let (id, digits) = rest.strip_suffix(".json")?.split_once('.')?;
+                let number: u32 = digits.parse().ok()?;
+                (number > 0 && format!("{number:05}") == digits).then_some(Key::Keep(BackupId::parse(id)?, number))
+            }
             "base" => {
                 let (id, file) = rest.split_once('/')?;
                 parse_backup_file(BackupId::parse(id)?, file)
@@ -363,10 +383,9 @@ impl Layout {
             "heartbeat" => {
                 Some(Key::Heartbeat { timeline, time: parse_compact(first)?, flush: Lsn(parse_hex(second, 16)?) })
             }
-            "gap" | "dead" => {
-                let range = range(first, second)?;
-                Some(if kind == "gap" { Key::Gap(range) } else { Key::DeadBranch(range) })
-            }
+            "gap" => range(first, second).map(Key::Gap),
+            "dead" => range(first, second).map(Key::DeadBranch),
+            "pruned" => range(first, second).map(Key::Pruned),
             _ => None,
         }
     }
@@ -430,6 +449,16 @@ impl Layout {
     /// Where years' folders of what was done are.
     pub fn audit_root(&self) -> String {
         format!("{}/audit/", self.cluster)
+    }
+
+    /// Where the marks are by which base backups are kept.
+    pub fn keep_prefix(&self) -> String {
+        format!("{}/keep/", self.cluster)
+    }
+
+    /// Where all that prunes did is.
+    pub fn prunes_prefix(&self) -> String {
+        format!("{}/prunes/", self.cluster)
     }
 
     /// Where a timeline's tails are.
@@ -548,12 +577,14 @@ mod tests {
                 Key::Heartbeat { timeline: TimelineId(timeline), time, flush: Lsn(at) },
                 Key::Gap(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::DeadBranch(WalRange { end: range.start + 1 + (length >> 3), ..range }),
+                Key::Pruned(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::Records(WalRange { end: range.start + 1 + (length >> 3), ..range }),
                 Key::Names(NamesAt { lsn: Lsn(at), time, timeline: TimelineId(timeline) }),
                 Key::BackupBegin(id.clone()),
                 Key::BackupEnd(id.clone()),
                 Key::BackupManifest(id.clone(), digest),
                 Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
+                Key::Keep(id.clone(), number),
                 Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
                 Key::Drill(time),
                 Key::Audit(AuditKey {
@@ -562,6 +593,7 @@ mod tests {
                     result: ActionResult::ALL[oid as usize % ActionResult::ALL.len()],
                 }),
                 Key::Lease(length),
+                Key::Prune(time),
                 Key::Probe("0a1b".to_owned()),
             ];
             for key in keys {
@@ -575,7 +607,7 @@ mod tests {
         }
 
         #[test]
-        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base|drills|audit)/[0-9A-F./a-z-]{0,60}") {
+        fn any_other_name_is_refused_or_built_back_to_itself(layout in layouts(), rest in "(wal|open|index|base|drills|keep|prunes|audit)/[0-9A-F./a-z-]{0,60}") {
             let name = format!("main/{rest}");
             if let Ok(key) = layout.parse(&name) {
                 prop_assert_eq!(layout.name(&key), name);

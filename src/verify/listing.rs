@@ -34,6 +34,8 @@ pub(super) struct Listing {
     pub(super) histories: BTreeSet<TimelineId>,
     pub(super) gaps: Vec<Gap>,
     pub(super) dead_branches: Vec<WalRange>,
+    /// What retention deleted behind a base backup that it kept.
+    pub(super) pruned: Vec<WalRange>,
     /// By heartbeats, which are stored once everything is.
     pub(super) proven: Proven,
 }
@@ -51,6 +53,7 @@ impl Listing {
             Ok(Key::History(timeline)) => _ = self.histories.insert(timeline),
             Ok(Key::Gap(range)) => self.gaps.push(Gap { range }),
             Ok(Key::DeadBranch(range)) => self.dead_branches.push(range),
+            Ok(Key::Pruned(range)) => self.pruned.push(range),
             Ok(Key::Heartbeat { timeline, flush, .. }) => {
                 let proven = self.proven.entry(timeline).or_default();
                 *proven = flush.max(*proven);
@@ -68,11 +71,13 @@ impl Listing {
     }
 }
 
-/// Takes in what a drill found, or who did what; says what is wrong with its name.
+/// Takes in a report or a mark, which no restore needs; says what is wrong with its name.
 pub(super) fn report(layout: &Layout, object: &ObjectInfo, checked: &mut Checked) -> Option<Finding> {
     checked.objects += 1;
     checked.object_bytes += object.bytes;
-    (!matches!(layout.parse(&object.key), Ok(Key::Drill(_) | Key::Audit(_)))).then(|| unknown(&object.key))
+    let is_known =
+        matches!(layout.parse(&object.key), Ok(Key::Drill(_) | Key::Audit(_) | Key::Prune(_) | Key::Keep(..)));
+    (!is_known).then(|| unknown(&object.key))
 }
 
 /// A name that is none of ours.

@@ -144,7 +144,7 @@ impl Verification<'_> {
         let coverage = listing.coverage();
         self.checked.timelines = coverage.len() as u64;
         self.checked.wal_bytes = coverage.values().flat_map(|it| it.runs()).map(|run| run.end - run.start).sum();
-        let (mut gaps, dead_branches) = (listing.gaps, listing.dead_branches);
+        let (mut gaps, dead_branches, pruned) = (listing.gaps, listing.dead_branches, listing.pruned);
         gaps.sort_by_key(|gap| (gap.range.timeline, gap.range.start));
         let (heartbeats, records, names, unknown) = (Vec::new(), BTreeMap::new(), BTreeMap::new(), Vec::new());
         let catalog =
@@ -156,9 +156,10 @@ impl Verification<'_> {
         for finding in timelines::contradictions(&catalog.histories, layout) {
             self.findings.add(finding);
         }
-        for hole in timelines::holes(&catalog, &listing.proven, size) {
-            if self.is_still_there(&catalog, &hole).await? {
-                let finding = self.hole(&catalog, hole, size);
+        for hole in timelines::holes(&catalog, &pruned, &listing.proven, size) {
+            let is_pruned = timelines::is_within(&hole, &pruned);
+            if is_pruned || self.is_still_there(&catalog, &hole).await? {
+                let finding = self.hole(&catalog, hole, is_pruned, size);
                 self.findings.add(finding);
             }
         }
@@ -214,7 +215,8 @@ impl Verification<'_> {
         self.add_unknown(strange.into_iter().map(|object| (object.key.as_str(), object.bytes)));
         let known = [layout.base_prefix(), layout.index_root(), layout.open_root(), layout.wal_prefix()];
         for prefix in level.prefixes.iter().filter(|prefix| !known.contains(prefix)) {
-            match [layout.drills_prefix(), layout.audit_root()].contains(prefix) {
+            let reports = [layout.drills_prefix(), layout.audit_root(), layout.prunes_prefix(), layout.keep_prefix()];
+            match reports.contains(prefix) {
                 true => self.look_at_reports(prefix).await?,
                 false => self.list_unknown(prefix).await?,
             }
@@ -222,7 +224,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Nothing depends on what drills found and on who did what: their names are enough.
+    /// No restore depends on what drills found, on who did what, on what prunes did, or on marks: their names are enough.
     async fn look_at_reports(&mut self, prefix: &str) -> Result<()> {
         let mut pages = pin!(pages(self.repository.store.as_ref(), prefix));
         while let Some(page) = pages.try_next().await? {
@@ -295,17 +297,21 @@ impl Verification<'_> {
         Ok(coverage.chain(hole.start, hole.end).is_err())
     }
 
-    fn hole(&self, catalog: &Catalog, hole: MissingWal, size: SegmentSize) -> Finding {
+    fn hole(&self, catalog: &Catalog, hole: MissingWal, is_pruned: bool, size: SegmentSize) -> Finding {
         let MissingWal { timeline, start, end, is_recorded, is_needed } = hole;
         let segment = crate::wal::Segment::holding(timeline, start, size);
         let name = format!("{}{segment}", self.repository.layout.wal_directory(segment));
-        let how = if is_recorded { "was lost, which is recorded" } else { "is missing" };
+        let how = match (is_pruned, is_recorded) {
+            (true, _) => "was deleted by `seawall prune`, as retention says",
+            (false, true) => "was lost, which is recorded",
+            (false, false) => "is missing",
+        };
         let whose = if is_needed { "" } else { ", in front of all base backups: no restore needs it" };
         let message = format!("{name}: WAL from {start} to {end} of timeline {timeline} {how}{whose}");
         let finding = Finding { message, wal: Some(hole), ..Finding::of_object(FindingKind::Hole, &name, "") };
         let is_unanswered = catalog.unanswered_gap().is_some_and(|gap| gap.timeline == timeline && gap.end >= end);
         match (is_recorded, is_unanswered) {
-            _ if !is_needed => finding.into_note(),
+            _ if is_pruned || !is_needed => finding.into_note(),
             (false, _) => finding.hint(
                 "Is there another copy of the bucket (versions, replication)? If the server still has it, `seawall run` stores it \
                  again. If not, run `seawall backup`: no restore passes through the hole.",

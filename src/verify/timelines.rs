@@ -43,8 +43,10 @@ pub(super) type Proven = BTreeMap<TimelineId, Lsn>;
 
 /// Where WAL is missing behind the beginning of any finished backup, on the way to the end of any timeline: what is known to have
 /// been stored, or is known to be lost. Without any backup or a path from one, between what is stored. And between what is stored in
-/// front of all of them, where nobody needs it.
-pub(super) fn holes(catalog: &Catalog, proven: &Proven, size: SegmentSize) -> Vec<MissingWal> {
+/// front of all of them, where nobody needs it. What was `pruned` is recorded as what was lost is.
+pub(super) fn holes(catalog: &Catalog, pruned: &[WalRange], proven: &Proven, size: SegmentSize) -> Vec<MissingWal> {
+    let pruned = pruned.iter().map(|range| Gap { range: *range });
+    let recorded: Vec<Gap> = catalog.gaps.iter().cloned().chain(pruned).collect();
     let mut missing: BTreeMap<TimelineId, Vec<(Lsn, Lsn)>> = BTreeMap::new();
     for (&timeline, coverage) in &catalog.coverage {
         let history = catalog.history(timeline);
@@ -63,7 +65,7 @@ pub(super) fn holes(catalog: &Catalog, proven: &Proven, size: SegmentSize) -> Ve
         };
         for range in ranges {
             let end = match history.switch_from(range.timeline) {
-                Some(switch) => sealed_end(catalog, range.timeline, switch, size),
+                Some(switch) => sealed_end(&recorded, range.timeline, switch, size),
                 None => end_of(catalog, range.timeline, proven),
             };
             let holes = missing.entry(range.timeline).or_default();
@@ -80,23 +82,35 @@ pub(super) fn holes(catalog: &Catalog, proven: &Proven, size: SegmentSize) -> Ve
         for (hole, is_needed) in
             needed.iter().map(|hole| (*hole, true)).chain(others.into_iter().map(|hole| (hole, false)))
         {
-            holes.extend(split(timeline, hole, &catalog.gaps, is_needed));
+            holes.extend(split(timeline, hole, &recorded, is_needed));
         }
     }
     // Timelines of which nothing at all is stored.
     for (timeline, needed) in missing {
-        holes.extend(joined(needed).into_iter().flat_map(|hole| split(timeline, hole, &catalog.gaps, true)));
+        holes.extend(joined(needed).into_iter().flat_map(|hole| split(timeline, hole, &recorded, true)));
     }
     holes.sort();
     holes
 }
 
+/// True if all of a hole lies in these ranges together.
+pub(super) fn is_within(hole: &MissingWal, ranges: &[WalRange]) -> bool {
+    let mut position = hole.start;
+    while position < hole.end {
+        let holds =
+            |range: &&WalRange| range.timeline == hole.timeline && range.start <= position && position < range.end;
+        let Some(end) = ranges.iter().filter(holds).map(|range| range.end).max() else { return false };
+        position = end;
+    }
+    true
+}
+
 /// How far a timeline that was left at `switch` is stored: up to there. If WAL was lost in front of that, only the next timeline's
 /// copy of its last segment may be there.
-fn sealed_end(catalog: &Catalog, timeline: TimelineId, switch: Lsn, size: SegmentSize) -> Lsn {
+fn sealed_end(recorded: &[Gap], timeline: TimelineId, switch: Lsn, size: SegmentSize) -> Lsn {
     let last_segment = size.segment_start(switch);
     let is_lost = |gap: &Gap| gap.range.timeline == timeline && gap.range.end >= last_segment;
-    if catalog.gaps.iter().any(is_lost) { last_segment } else { switch }
+    if recorded.iter().any(is_lost) { last_segment } else { switch }
 }
 
 /// How far the last timeline of a path is known to have been stored.

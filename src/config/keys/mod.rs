@@ -5,6 +5,7 @@ mod document;
 mod drill;
 mod encryption;
 mod general;
+mod retention;
 mod run;
 mod s3;
 mod schedule;
@@ -13,6 +14,7 @@ pub use document::document;
 
 use super::Settings;
 use jiff::fmt::friendly::SpanParser;
+use jiff::{SignedDuration, SpanRelativeTo};
 use std::time::Duration;
 
 /// How a key is written in the file.
@@ -49,7 +51,8 @@ pub struct Key {
 }
 
 /// The sections, in the order of the documentation.
-const SECTIONS: &[&[Key]] = &[general::KEYS, run::KEYS, schedule::KEYS, drill::KEYS, encryption::KEYS, s3::KEYS];
+const SECTIONS: &[&[Key]] =
+    &[general::KEYS, run::KEYS, schedule::KEYS, retention::KEYS, drill::KEYS, encryption::KEYS, s3::KEYS];
 
 /// All settings, in the order of the documentation.
 pub fn keys() -> impl Iterator<Item = &'static Key> {
@@ -67,4 +70,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     SpanParser::new()
         .parse_unsigned_duration(text)
         .map_err(|_| format!("cannot be {text:?}: it is a length of time such as 500ms, 2s or 15m"))
+}
+
+/// Reads `30d`, `13 weeks`, `36h`: days have 24 hours here.
+///
+/// # Errors
+/// The words that complete "`name` …".
+fn parse_days(text: &str) -> Result<SignedDuration, String> {
+    let span = SpanParser::new().parse_span(text).ok().filter(|span| !span.is_negative());
+    let length = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
+    length.ok_or_else(|| format!("cannot be {text:?}: it is a length of time such as 36h, 30d or 13w"))
 }

@@ -32,6 +32,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use storage::Storage;
 use tokio_util::sync::CancellationToken;
 
@@ -189,6 +190,11 @@ impl S3Server {
     /// Makes the bucket what it was: nothing that came since remains, uploads in progress included.
     pub fn restore_from(&self, snapshot: &BTreeMap<String, StoredObject>) {
         self.storage.restore(S3Server::BUCKET, snapshot);
+    }
+
+    /// Everything that is there was stored so much earlier, with other bytes where `rewrite` gives some.
+    pub fn age(&self, by: Duration, rewrite: &dyn Fn(&str, Bytes) -> Option<Bytes>) {
+        self.storage.age(S3Server::BUCKET, by, rewrite);
     }
 
     /// The bytes of one object.

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// How much of a file is read at once for a reply.
 const READ_BYTES: u64 = 256 * 1024;
@@ -341,6 +341,18 @@ impl Storage {
             metadata: object.metadata.clone().into_iter().collect(),
         };
         objects.into_iter().map(|(key, object)| (key, stored(object))).collect()
+    }
+
+    pub(super) fn age(&self, bucket: &str, by: Duration, rewrite: &dyn Fn(&str, Bytes) -> Option<Bytes>) {
+        let mut visible = self.visible();
+        for (key, object) in visible.bucket(bucket).expect("the bucket is there") {
+            let modified = object.modified - by;
+            let same = match rewrite(key, object.read()) {
+                Some(bytes) => Object::from_memory(bytes, object.metadata.clone()),
+                None => (**object).clone(),
+            };
+            *object = Arc::new(Object { modified, ..same });
+        }
     }
 
     pub(super) fn restore(&self, bucket: &str, snapshot: &BTreeMap<String, StoredObject>) {

@@ -1,0 +1,169 @@
+//! Carries out a plan. Whenever it is cut off, everything that stays can be restored, and the next prune goes on.
+
+use super::inventory::read_entry;
+use super::plan::{Doomed, Plan, Step};
+use crate::error::{Error, Kind, Result};
+use crate::repository::{BackupId, Key, Repository, Writer};
+use crate::store::{Store, StoreError, StoreErrorKind, list_all};
+use futures_util::{StreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
+
+/// Deletions at once.
+const AT_ONCE: usize = 8;
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Objects that are gone.
+    pub objects: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Base backups that are gone, or in part.
+    pub backups: Vec<BackupId>,
+    /// What it ended with, if not with success.
+    pub error: Option<Error>,
+}
+
+/// Carries it out. `system_identifier` is the cluster's, `now` what counted as now when it was planned.
+pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u64, now: Timestamp) -> Outcome {
+    let known = plan.selection.finished.keys().chain(&plan.selection.begun).cloned().collect();
+    let doomed = plan.doomed_backups();
+    let mut run = Run { repository, system_identifier, now, known, doomed, outcome: Outcome::default() };
+    for step in &plan.steps {
+        if let Err(error) = Box::pin(run.step(step)).await {
+            run.outcome.error = Some(error);
+            break;
+        }
+    }
+    run.outcome
+}
+
+struct Run<'a> {
+    repository: &'a Repository,
+    system_identifier: u64,
+    now: Timestamp,
+    /// Backups that stay, and what they build on stays.
+    known: BTreeSet<BackupId>,
+    /// Backups that go.
+    doomed: BTreeSet<BackupId>,
+    outcome: Outcome,
+}
+
+impl Run<'_> {
+    fn store(&self) -> &dyn Store {
+        self.repository.store.as_ref()
+    }
+
+    async fn step(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Backup(id) => self.backup(id).await,
+            Step::Orphan(id) => self.orphan(id).await,
+            Step::Note(range) => {
+                let (store, layout) = (self.repository.store.clone(), self.repository.layout.clone());
+                Writer::new(store, layout, self.system_identifier).store_pruned_note(*range).await
+            }
+            Step::Objects(objects) => self.delete(objects.clone()).await,
+        }
+    }
+
+    /// `backup.json` goes first: then it is no backup. Then `begin.json`, so that nobody goes on with it. Then the rest.
+    async fn backup(&mut self, id: &BackupId) -> Result<()> {
+        self.look_again(id).await?;
+        self.outcome.backups.push(id.clone());
+        self.documents_and_parts(id).await
+    }
+
+    /// One that nobody is at, still.
+    async fn orphan(&mut self, id: &BackupId) -> Result<()> {
+        self.look_again(id).await?;
+        let objects = list_all(self.store(), &self.repository.layout.backup_prefix(id)).await?;
+        let end = self.repository.layout.name(&Key::BackupEnd(id.clone()));
+        let young = self.now.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
+        if objects.iter().any(|object| object.key == end || object.modified > young) {
+            return Err(changed(format!("somebody has gone on with base backup {id}")));
+        }
+        self.outcome.backups.push(id.clone());
+        self.documents_and_parts(id).await
+    }
+
+    async fn documents_and_parts(&mut self, id: &BackupId) -> Result<()> {
+        let layout = &self.repository.layout;
+        let objects = list_all(self.store(), &layout.backup_prefix(id)).await?;
+        let (mut end, mut begin, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for object in objects {
+            let list = match layout.parse(&object.key) {
+                Ok(Key::BackupEnd(_)) => &mut end,
+                Ok(Key::BackupBegin(_)) => &mut begin,
+                Ok(Key::BackupPart(..) | Key::BackupManifest(..)) => &mut parts,
+                // None of ours.
+                _ => continue,
+            };
+            list.push(Doomed { name: object.key, bytes: object.bytes });
+        }
+        for list in [end, begin, parts] {
+            self.delete(list).await?;
+        }
+        Ok(())
+    }
+
+    /// What came since the plan was made: a mark, or a backup that builds on one which is about to go.
+    async fn look_again(&mut self, id: &BackupId) -> Result<()> {
+        let marks = self.repository.read_keep_marks().await?;
+        if let Some(mark) = self.doomed.iter().find_map(|id| marks.get(id)).filter(|mark| mark.holds(self.now)) {
+            return Err(changed(format!("base backup {} is to be kept: {}", mark.backup, mark.reason)));
+        }
+        for other in self.repository.backup_ids().await? {
+            if self.known.contains(&other) || self.doomed.contains(&other) {
+                continue;
+            }
+            let entry = read_entry(self.repository, &other, self.system_identifier).await?;
+            let begin = entry.begin.as_ref().and_then(|begin| begin.reference.as_ref());
+            let end = entry.document.as_ref().and_then(|document| document.reference.as_ref());
+            if begin == Some(id) || end == Some(id) {
+                return Err(changed(format!("base backup {other} was begun meanwhile, and builds on {id}")));
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, objects: Vec<Doomed>) -> Result<()> {
+        let store = self.repository.store.clone();
+        let deletions = stream::iter(objects).map(|object| {
+            let store = store.clone();
+            async move { store.delete(&object.name).await.map(|()| object) }
+        });
+        // In order: what is told first is the first that failed.
+        let mut deletions = deletions.buffered(AT_ONCE);
+        let mut failed = None;
+        while let Some(deleted) = deletions.next().await {
+            match deleted {
+                Ok(object) => {
+                    self.outcome.objects += 1;
+                    self.outcome.bytes += object.bytes;
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(refused(error)))
+    }
+}
+
+fn changed(what: String) -> Error {
+    Error::new(Kind::Busy, what).hint("What was planned no longer holds. Run it again: it plans anew.")
+}
+
+fn refused(error: StoreError) -> Error {
+    let is_denied = error.kind == StoreErrorKind::Denied;
+    let error = Error::from(error);
+    match is_denied {
+        true => error.hint(
+            "prune needs the right to delete below the whole cluster's folder, which the archiver does not have: see \"Retention\" in \
+             docs/operations.md. Or does object lock hold it?",
+        ),
+        false => error,
+    }
+}

@@ -1,0 +1,300 @@
+//! A prune that is cut off after each of its deletions, refused, or overtaken.
+
+use crate::planning::{events, policies};
+use crate::promises::{Promise, inventory, planned};
+use crate::world::{Event, World, run};
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use seawall::repository::Repository;
+use seawall::retention::{Outcome, Policy, execute};
+use seawall::runtime::Clock;
+use seawall::store::{
+    Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
+    Upload,
+};
+use seawall::verify::{VerifyOptions, VerifyProgress, verify};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::watch;
+
+/// A store that lets so many deletions pass, and answers every other one with this.
+#[derive(Debug)]
+struct Cut {
+    store: MemoryStore,
+    left: AtomicUsize,
+    kind: StoreErrorKind,
+}
+
+#[async_trait]
+impl Store for Cut {
+    async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
+        self.store.create(key, body, metadata).await
+    }
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
+        self.store.get(key, range).await
+    }
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        self.store.head(key).await
+    }
+    async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError> {
+        self.store.list_page(prefix, token).await
+    }
+    async fn list_level(&self, prefix: &str) -> Result<Level, StoreError> {
+        self.store.list_level(prefix).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => self.store.delete(key).await,
+            Err(_) => Err(StoreError::new(self.kind, "delete", key)),
+        }
+    }
+    async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
+        self.store.begin_upload(key, metadata).await
+    }
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+}
+
+/// Prunes, with so many deletions.
+async fn prune(world: &World, policy: &Policy, deletions: usize, kind: StoreErrorKind) -> Outcome {
+    let (inventory, plan) = planned(world, policy, world.clock.now()).await;
+    let store = Cut { store: world.store.clone(), left: AtomicUsize::new(deletions), kind };
+    let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
+    execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await
+}
+
+async fn problems(world: &World) -> Vec<String> {
+    let cluster = Repository::read_cluster(&world.store, "main").await.unwrap().unwrap();
+    let (progress, _watched) = watch::channel(VerifyProgress::default());
+    let options = VerifyOptions::default();
+    let report = verify(&world.repository, cluster, &options, Clock::system().now(), &progress).await.unwrap();
+    report.findings.iter().filter(|finding| finding.is_problem).map(|finding| finding.message.clone()).collect()
+}
+
+/// A sample of random worlds in which much goes, the same in each run.
+fn samples(count: usize) -> Vec<(Vec<(u8, Event)>, Policy)> {
+    let mut runner = TestRunner::deterministic();
+    let mut found = Vec::new();
+    while found.len() < count {
+        let sample = (events(), policies()).new_tree(&mut runner).unwrap().current();
+        let deletes = run(async {
+            let world = World::of(&sample.0).await;
+            let (_, plan) = planned(&world, &sample.1, world.clock.now()).await;
+            plan.doomed_backups().len() > 1 && plan.doomed_objects().count() > 10
+        });
+        if deletes {
+            found.push(sample);
+        }
+    }
+    found
+}
+
+#[test]
+fn cut_off_after_any_deletion_every_promised_window_restores_and_the_next_prune_finishes() {
+    let mut samples = samples(2);
+    // And one with everything in it.
+    let mut long = vec![(2, Event::Unfinished)];
+    for round in 0..7 {
+        long.extend([(40, Event::Full), (20, Event::Wal(3)), (20, Event::Incremental), (20, Event::Incremental)]);
+        long.push((9, Event::Reports));
+        match round {
+            1 => long.push((9, Event::Failover { dead: true })),
+            2 => long.extend([(9, Event::Keep), (9, Event::Bad { damaged: true })]),
+            3 => long.extend([(9, Event::Gap), (30, Event::Full)]),
+            4 => long.push((9, Event::Failover { dead: false })),
+            _ => {}
+        }
+    }
+    let two_days = SignedDuration::from_hours(48);
+    let short = Policy { full: Some(2), wal: Some(two_days), minimum_window: two_days, ..Policy::default() };
+    samples.push((long, short));
+    let mut cuts = 0;
+    for (events, policy) in samples {
+        let (whole, in_all, promise, problems_before) = run(async {
+            let world = World::of(&events).await;
+            let seen = inventory(&world.repository).await;
+            let promise = Promise::of(&world, &seen, &policy);
+            let before = problems(&world).await;
+            let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+            assert!(outcome.error.is_none(), "{:?}", outcome.error);
+            assert_eq!(promise.broken(&inventory(&world.repository).await.catalog), None);
+            // Nothing is left to do.
+            let (_, again) = planned(&world, &policy, world.clock.now()).await;
+            assert!(again.steps.is_empty(), "{:?}", again.steps);
+            (world.names().await, outcome.objects as usize, promise, before)
+        });
+        for deletions in 0..in_all {
+            run(async {
+                // Given a prune that is cut off there
+                let world = World::of(&events).await;
+                let outcome = prune(&world, &policy, deletions, StoreErrorKind::Denied).await;
+                assert!(outcome.error.is_some(), "it must have been cut off after {deletions}");
+                assert_eq!(outcome.objects as usize, deletions);
+                // Then everything promised restores, and nothing is broken that was not before
+                let left = inventory(&world.repository).await;
+                assert_eq!(promise.broken(&left.catalog), None, "after {deletions} deletions");
+                // Whether a backup lost its document to a prune or to somebody else nobody can tell before the next prune.
+                let is_half_gone = |problem: &String| problem.contains("/backup.json is missing");
+                for problem in problems(&world).await.into_iter().filter(|problem| !is_half_gone(problem)) {
+                    assert!(problems_before.contains(&problem), "after {deletions} deletions: {problem}");
+                }
+                // When it runs again, then the end is as if nothing had been
+                let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+                assert!(outcome.error.is_none(), "{:?}", outcome.error);
+                assert_eq!(world.names().await, whole, "after {deletions} deletions and another prune");
+            });
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 150, "{cuts} cuts only");
+}
+
+#[test]
+fn a_store_that_refuses_to_delete_loses_nothing_and_is_told() {
+    run(async {
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+        }
+        let world = World::of(&events).await;
+        let before = world.names().await;
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let outcome = prune(&world, &policy, 0, StoreErrorKind::Denied).await;
+        let error = outcome.error.expect("an error");
+        assert!(error.hint_text().unwrap_or_default().contains("right to delete"), "{error:?}");
+        assert_eq!((outcome.objects, world.names().await), (0, before));
+    });
+}
+
+#[test]
+fn what_began_or_was_marked_since_the_look_is_found_before_anything_goes() {
+    run(async {
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+        }
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        // Given a plan, and a mark that comes behind it
+        let mut world = World::of(&events).await;
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        world.happen(&Event::Keep).await;
+        let before = world.names().await;
+        let system = inventory.catalog.cluster.system_identifier;
+        let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
+        assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
+        assert_eq!(world.names().await, before);
+    });
+}
+
+#[test]
+fn a_backup_with_more_parts_than_a_page_of_a_listing_goes_whole() {
+    run(async {
+        let mut world = World::of(&[(1, Event::Full)]).await;
+        let doomed = world.backups[0].id.clone();
+        for number in 0..2500 {
+            world.crowd(&doomed, number).await;
+        }
+        for _ in 0..12 {
+            world.wait(24).await;
+            world.happen(&Event::Full).await;
+        }
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(outcome.error.is_none() && outcome.objects > 2500, "{outcome:?}");
+        let prefix = world.repository.layout.backup_prefix(&doomed);
+        assert!(world.names().await.iter().all(|name| !name.starts_with(&prefix)));
+    });
+}
+
+#[test]
+fn an_incremental_backup_that_begins_behind_the_look_keeps_what_it_builds_on() {
+    run(async {
+        // Given a plan in which a backup goes, and an incremental one that begins on it since
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+        }
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let world = World::of(&events).await;
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        let reference = plan.doomed_backups().into_iter().next_back().unwrap();
+        world.begin(Some(reference.clone())).await;
+        let before = world.names().await;
+        // When it is carried out, then it stops there, and the next plan keeps that backup
+        let system = inventory.catalog.cluster.system_identifier;
+        let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
+        assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
+        assert_eq!(world.names().await, before);
+        let (_, again) = planned(&world, &policy, world.clock.now()).await;
+        assert!(!again.doomed_backups().contains(&reference) && !again.doomed_backups().is_empty());
+    });
+}
+
+#[test]
+fn what_cannot_be_read_or_is_of_a_later_format_keeps_anything_from_going() {
+    run(async {
+        for name in [
+            "main/keep/20260101T120000Z.00001.json",
+            "main/base/20260101T120000Z/backup.json",
+            "main/base/20260101T120000Z/begin.json",
+            "main/wal/00000009.history",
+        ] {
+            let world = World::of(&[(20, Event::Full)]).await;
+            let body = bytes::Bytes::from_static(b"{\"format\": 2, and no JSON");
+            world.store.create(name, body.into(), Metadata::default()).await.unwrap();
+            let cluster = Repository::read_cluster(&world.store, "main").await.unwrap().unwrap();
+            assert!(seawall::retention::Inventory::read(&world.repository, cluster).await.is_err(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_backup_that_lacks_a_part_is_not_good_and_pushes_out_none() {
+    run(async {
+        // Given many backups, of which all but the first lack a part since
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+        }
+        let world = World::of(&events).await;
+        for backup in &world.backups[1..] {
+            let part = world.names().await.into_iter().find(|name| name.contains(&format!("{}/base.00002", backup.id)));
+            world.store.delete(&part.unwrap()).await.unwrap();
+        }
+        // Then that one stays
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(outcome.error.is_none() && !outcome.backups.contains(&world.backups[0].id), "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_clock_that_was_years_behind_makes_no_backup_old() {
+    run(async {
+        // Given a month of backups by somebody who takes it for 1970
+        let mut events = Vec::new();
+        for _ in 0..30 {
+            events.extend([(20, Event::Full), (3, Event::Wal(2))]);
+        }
+        let mut world = World::of(&events[..40]).await;
+        world.lag = SignedDuration::from_hours(50 * 365 * 24);
+        for (hours, event) in &events[40..] {
+            world.wait(u64::from(*hours)).await;
+            world.happen(event).await;
+        }
+        // Then those of the last week stay
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let week = world.ago(7 * 24);
+        let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(outcome.error.is_none() && !outcome.backups.is_empty(), "{outcome:?}");
+        let young = world.backups.iter().filter(|backup| backup.taken_at > week);
+        assert!(young.clone().count() > 3);
+        young.for_each(|backup| assert!(!outcome.backups.contains(&backup.id), "{}", backup.id));
+    });
+}

@@ -1,0 +1,187 @@
+//! Plans over random repositories and policies.
+
+use crate::promises::{Promise, inventory, planned};
+use crate::world::{Event, World, run};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use seawall::retention::{Period, Policy, after, plan, prove};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub(crate) fn events() -> impl Strategy<Value = Vec<(u8, Event)>> {
+    let event = prop_oneof![
+        4 => (1u8..6).prop_map(Event::Wal),
+        4 => Just(Event::Full),
+        4 => Just(Event::Incremental),
+        1 => any::<bool>().prop_map(|damaged| Event::Bad { damaged }),
+        1 => Just(Event::Unfinished),
+        2 => any::<bool>().prop_map(|dead| Event::Failover { dead }),
+        1 => Just(Event::Gap),
+        2 => Just(Event::Idle),
+        1 => Just(Event::Keep),
+        1 => Just(Event::Reports),
+    ];
+    prop::collection::vec((1u8..120, event), 3..22)
+}
+
+pub(crate) fn policies() -> impl Strategy<Value = Policy> {
+    let days = |range: std::ops::Range<i64>| range.prop_map(|days| SignedDuration::from_hours(24 * days));
+    let calendar =
+        prop::collection::vec((prop_oneof![Just(Period::Day), Just(Period::Week), Just(Period::Month)], 0u32..5), 0..3);
+    let full = prop::option::of(1u32..4);
+    let age = prop::option::of(days(1..40));
+    let wal = prop::option::of(days(1..30));
+    (full, age, calendar, wal, days(1..9)).prop_map(|(full, age, calendar, wal, minimum_window)| {
+        let mut policy = Policy { full, age, wal, minimum_window, ..Policy::default() };
+        calendar.into_iter().for_each(|(period, count)| policy.set_period(period, count));
+        policy
+    })
+}
+
+#[test]
+fn whatever_is_stored_and_whatever_the_policy_no_promised_window_loses_anything() {
+    static DELETING: AtomicUsize = AtomicUsize::new(0);
+    static OF_BACKUPS: AtomicUsize = AtomicUsize::new(0);
+    // More of them with PROPTEST_CASES.
+    let config = ProptestConfig::default();
+    let cases = config.cases as usize;
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    runner
+        .run(&(events(), policies()), |(events, policy)| {
+            run(async {
+                // Given a repository of weeks, and what the policy promises of it
+                let world = World::of(&events).await;
+                let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+                let promise = Promise::of(&world, &inventory, &policy);
+                // When it is pruned, then everything promised is there, with all that it builds on
+                let left = after(&inventory, &plan);
+                prop_assert_eq!(promise.broken(&left), None);
+                for backup in left.finished_backups() {
+                    prop_assert_eq!(left.chain(backup).is_ok(), inventory.catalog.chain(backup).is_ok());
+                }
+                // And what somebody may be at is as it was
+                for begun in &plan.selection.begun {
+                    prop_assert!(left.backups.iter().any(|entry| entry.id == *begun));
+                }
+                DELETING.fetch_add(usize::from(plan.doomed_objects().next().is_some()), Ordering::Relaxed);
+                OF_BACKUPS.fetch_add(usize::from(!plan.doomed_backups().is_empty()), Ordering::Relaxed);
+                Ok(())
+            })
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    // And plans are not kept safe by being empty.
+    let (deleting, of_backups) = (DELETING.load(Ordering::Relaxed), OF_BACKUPS.load(Ordering::Relaxed));
+    let is_enough = deleting > cases / 3 && of_backups > cases / 8;
+    assert!(is_enough, "of {cases} plans {deleting} delete anything, and {of_backups} a backup");
+}
+
+/// A full backup every day, an incremental one twelve hours later, and WAL between them.
+async fn daily(days: u8) -> World {
+    let mut events = Vec::new();
+    for _ in 0..days {
+        events.extend([(5, Event::Full), (5, Event::Wal(4)), (5, Event::Incremental), (5, Event::Wal(4))]);
+    }
+    World::of(&events).await
+}
+
+#[test]
+fn by_count_exactly_so_many_stay_and_the_wal_from_the_first_of_them_on() {
+    run(async {
+        let world = daily(20).await;
+        let policy = Policy { full: Some(9), minimum_window: SignedDuration::from_hours(24), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        let left = after(&inventory, &plan);
+        let full: Vec<_> = left.finished_backups().filter(|backup| backup.reference.is_none()).collect();
+        assert_eq!((full.len(), left.finished_backups().count()), (9, 18));
+        let first = inventory.size.segment_start(full[0].start_lsn);
+        assert_eq!(left.coverage.values().next().unwrap().objects()[0].range.start, first);
+        // And once that is done there is nothing left to do.
+        assert!(plan.frees().0 > 50, "{:?}", plan.frees());
+    });
+}
+
+#[test]
+fn without_a_rule_nothing_but_garbage_goes() {
+    run(async {
+        let mut world = daily(20).await;
+        world.happen(&Event::Reports).await;
+        let (inventory, plan) = planned(&world, &Policy::default(), world.clock.now()).await;
+        let left = after(&inventory, &plan);
+        assert_eq!(left.backups, inventory.catalog.backups);
+        for (timeline, coverage) in &left.coverage {
+            assert_eq!(coverage.runs(), inventory.catalog.coverage[timeline].runs());
+        }
+        let goes = |object: &str| object.contains("/open/") || object.contains("/base/");
+        assert!(plan.doomed_objects().all(|object| goes(&object.name)), "{:?}", plan.groups);
+        assert!(plan.doomed_objects().any(|object| object.name.contains("/base/")), "leftovers");
+        assert!(plan.doomed_objects().any(|object| object.name.contains("/open/")), "tails");
+    });
+}
+
+#[test]
+fn a_shorter_window_of_wal_leaves_older_backups_what_makes_them_consistent() {
+    run(async {
+        let world = daily(30).await;
+        let wal = Some(SignedDuration::from_hours(5 * 24));
+        let policy =
+            Policy { full: Some(20), wal, minimum_window: SignedDuration::from_hours(48), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        let left = after(&inventory, &plan);
+        let oldest = left.finished_backups().next().unwrap();
+        let runs = left.coverage.values().next().unwrap().runs();
+        assert!(runs.len() > 5, "WAL between old backups is gone: {runs:?}");
+        assert!(crate::promises::is_restorable(&left, oldest), "and each can be restored");
+        let notes = plan.steps.iter().filter(|step| matches!(step, seawall::retention::Step::Note(_))).count();
+        assert_eq!(notes, runs.len() - 1, "each hole is noted, for whoever verifies");
+    });
+}
+
+#[test]
+fn a_clock_that_jumps_ahead_makes_nothing_old() {
+    run(async {
+        let world = daily(20).await;
+        let policy = Policy { full: Some(1), age: Some(SignedDuration::from_hours(10 * 24)), ..Policy::default() };
+        let (inventory, now) = (inventory(&world.repository).await, world.clock.now());
+        let today = plan(&inventory, &policy, &TimeZone::UTC, now);
+        assert!(today.doomed_backups().len() > 10);
+        // When the clock of whoever prunes is years ahead, or behind, then no more goes than before
+        for jumped in ["2031-01-01T00:00:00Z", "2199-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
+            let jumped: Timestamp = jumped.parse().unwrap();
+            let plan = plan(&inventory, &policy, &TimeZone::UTC, jumped);
+            prove(&inventory, &plan).unwrap();
+            assert!(plan.doomed_backups().is_subset(&today.doomed_backups()), "at {jumped}");
+        }
+        // And when the store's clock and everybody's jump, the floor is what was archived in seven days of work.
+        let mut world = world;
+        tokio::time::advance(std::time::Duration::from_secs(5 * 365 * 86_400)).await;
+        world.happen(&Event::Full).await;
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        let left = after(&inventory, &plan);
+        let staying = left.finished_backups().count();
+        assert!((12..20).contains(&staying), "the new one, and those of the last week before the jump: {staying}");
+    });
+}
+
+#[test]
+fn backups_that_do_not_count_never_push_out_a_good_one() {
+    run(async {
+        // Given one good backup, and a month of damaged and suspect ones
+        let mut events = vec![(5, Event::Full)];
+        for _ in 0..30 {
+            events.extend([
+                (12, Event::Bad { damaged: true }),
+                (12, Event::Wal(3)),
+                (6, Event::Bad { damaged: false }),
+            ]);
+        }
+        let world = World::of(&events).await;
+        let policy = Policy { full: Some(1), age: Some(SignedDuration::from_hours(24)), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        // Then it stays, with all WAL since
+        let left = after(&inventory, &plan);
+        assert!(left.finished_backups().any(|backup| backup.id == world.backups[0].id));
+        let good = &world.backups[0].document;
+        let end = inventory.catalog.coverage.values().next().unwrap().end().unwrap();
+        assert!(left.coverage.values().next().unwrap().chain(good.start_lsn, end).is_ok());
+    });
+}
