@@ -289,8 +289,7 @@ impl Stage {
         let restore = format!("seawall restore --config /etc/seawall.toml --into {} {arguments}", into.display());
         self.types(&restore, "");
         let home = ("HOME".to_owned(), self.place("home").display().to_string());
-        let options =
-            ServerOptions { environment: vec![home], own_configuration: true, ..ServerOptions::default() };
+        let options = ServerOptions { environment: vec![home], own_configuration: true, ..ServerOptions::default() };
         let server = Server::open(&programs(DEBIAN), &into, options).await.unwrap();
         let rows = server.sql(EVERYTHING).await.unwrap();
         assert_eq!(row_digests(&server, "postgres").await.len(), 1, "there is one table");
@@ -385,7 +384,7 @@ async fn a_cluster_of_patroni_is_switched_over_and_comes_back_from_the_archive()
     stage.follows(1, 0).await;
     stage.settled(0).await;
     assert!(archiver.is_running(), "the archiver lived through it");
-    assert_eq!(stage.restored("--to-end", "second end").await, stage.value(0, EVERYTHING));
+    assert_eq!(stage.restored("--to-end", "again").await, stage.value(0, EVERYTHING));
     archiver.terminate().await;
     stage.stop_patroni().await;
 }
