@@ -86,7 +86,7 @@ struct Stage {
 }
 
 impl Stage {
-    async fn new() -> Stage {
+    fn new() -> Stage {
         let ports = std::array::from_fn(|_| free_port());
         let mut stage =
             Stage { bucket: S3Server::start(), ports, etcd: None, patroni: [None, None], places: scratch_directory() };
@@ -108,7 +108,7 @@ impl Stage {
             stage.write(&format!("seawall{node}.sh"), &stage.here(node, block("# /etc/patroni/seawall.sh")), 0o700);
             stage.configure(node, block("# /etc/patroni/config.yml"));
         }
-        stage.start_etcd().await;
+        stage.start_etcd();
         stage
     }
 
@@ -186,7 +186,7 @@ impl Stage {
         Process(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}; see tests/run.sh")))
     }
 
-    async fn start_etcd(&mut self) {
+    fn start_etcd(&mut self) {
         let [client, peer, ..] = self.ports;
         let (client, peer) = (format!("http://{ETCD}:{client}"), format!("http://{ETCD}:{peer}"));
         let mut command = self.command(Path::new("/usr/bin/etcd"));
@@ -300,8 +300,8 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for node in 0..HOSTS.len() {
-                eprintln!("--- {}\n{}", HOSTS[node].0, self.log(node));
+            for (node, (name, _)) in HOSTS.iter().enumerate() {
+                eprintln!("--- {name}\n{}", self.log(node));
             }
         }
         // Killed, Patroni leaves its server alone.
@@ -318,7 +318,7 @@ impl Drop for Stage {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_patroni_is_switched_over_and_comes_back_from_the_archive() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     // Given a cluster of one node, archived, with a base backup
     stage.start_patroni(0);
     stage.leads(0).await;
@@ -368,7 +368,7 @@ async fn a_cluster_of_patroni_is_switched_over_and_comes_back_from_the_archive()
     stage.stop_patroni().await;
     let at = |text: &str| text.replace("2026-11-20 14:03 Europe/Berlin", &moment);
     stage.types(&at(block("--dry-run")), "");
-    stage.types(block("remove shop"), "shop\nYes I am aware\n");
+    stage.types(block("remove shop"), "shop\nYes I am aware\ndb1\n");
     for node in 0..HOSTS.len() {
         std::fs::rename(stage.data(node), stage.place(&format!("moved{node}"))).unwrap();
     }
