@@ -3,6 +3,7 @@
 use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
+use super::service::ServiceManager;
 use super::{drills, keys, parts, signals};
 use crate::archive::{
     ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, Synchronous, keep_index,
@@ -76,6 +77,9 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     };
     services.start(names.run());
     services.start(drills::follow(settings.clone(), store.clone(), metrics.clone()));
+    if let Some(manager) = ServiceManager::find(&|name| std::env::var_os(name)) {
+        services.start(manager.follow(archiver.state(), health_of, shutdown.clone()));
+    }
     let backups = Backups { settings, store, metrics: metrics.clone(), state: archiver.state(), clock };
     services.start(Box::pin(backups.run()));
     if let Some(listener) = listener {
