@@ -108,3 +108,74 @@ fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     }
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// How often systemd was told that it lives, since the last look.
+    fn signs_of_life(socket: &UnixDatagram) -> usize {
+        let mut buffer = [0; 4096];
+        let told = std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()));
+        told.filter(|what| what == b"WATCHDOG=1").count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_archiver_that_streams_is_vouched_for_as_long_as_it_makes_turns() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let variables = BTreeMap::from([
+            ("NOTIFY_SOCKET", path.into_os_string()),
+            ("WATCHDOG_USEC", OsString::from("30000000")),
+            ("WATCHDOG_PID", OsString::from(std::process::id().to_string())),
+        ]);
+        let manager = ServiceManager::find(&|name| variables.get(name).cloned()).unwrap();
+        let (state, watched) = watch::channel(ArchiveState::new());
+        let health = |_: &ArchiveState| Health { ready: true, reason: "well".to_owned() };
+        let mut tasks = crate::runtime::Tasks::default();
+        tasks.start(manager.follow(watched, health, Shutdown::default()));
+        // The socket holds a few datagrams only.
+        let lives = async |seconds: u32, makes_turns: bool| {
+            let mut signs = 0;
+            for _ in 0..seconds {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if makes_turns {
+                    state.send_modify(|state| state.flushed = state.flushed + 1);
+                }
+                signs += signs_of_life(&socket);
+            }
+            signs
+        };
+        // Given one that waits for its server for minutes: it lives
+        assert!(lives(300, false).await >= 29);
+        // and one that streams
+        state.send_modify(|state| state.phase = Phase::Streaming);
+        assert!(lives(60, true).await >= 5);
+        // When it makes no turn any more, then nobody says that it lives
+        lives(31, false).await;
+        assert_eq!(lives(300, false).await, 0);
+        // until it does again
+        assert!(lives(15, true).await > 0);
+    }
+
+    #[tokio::test]
+    async fn a_watchdog_of_another_process_is_none_of_ours() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("notify");
+        let _socket = UnixDatagram::bind(&path).unwrap();
+        let find = |pid: &str| {
+            let variables = BTreeMap::from([
+                ("NOTIFY_SOCKET", path.clone().into_os_string()),
+                ("WATCHDOG_USEC", OsString::from("30000000")),
+                ("WATCHDOG_PID", OsString::from(pid)),
+            ]);
+            ServiceManager::find(&|name| variables.get(name).cloned()).unwrap().watchdog
+        };
+        assert_eq!(find("1"), None);
+        assert_eq!(find(&std::process::id().to_string()), Some(Duration::from_secs(30)));
+        assert!(ServiceManager::find(&|_| None).is_none(), "nobody asked");
+    }
+}
