@@ -351,8 +351,8 @@ async fn a_cluster_of_patroni_is_switched_over_and_comes_back_from_the_archive()
     stage.types(&back, "");
     stage.leads(0).await;
     stage.insert(0, "after");
-    stage.follows(1, 0).await;
     drop(held);
+    stage.follows(1, 0).await;
     stage.settled(0).await;
     assert!(archiver.is_running(), "the archiver lived through it");
     // and every row of it comes back
