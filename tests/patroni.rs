@@ -379,10 +379,11 @@ async fn a_cluster_of_patroni_is_switched_over_and_comes_back_from_the_archive()
     // Then the rows are those of that moment, the other node follows, and it is archived where it was
     assert_eq!(stage.value(0, EVERYTHING), then);
     stage.configure(0, block("# /etc/patroni/config.yml"));
-    stage.start_patroni(1);
     stage.insert(0, "in another life");
-    stage.follows(1, 0).await;
+    // A replica is made of the newest timeline that the archive has
     stage.settled(0).await;
+    stage.start_patroni(1);
+    stage.follows(1, 0).await;
     assert!(archiver.is_running(), "the archiver lived through it");
     assert_eq!(stage.restored("--to-end", "again").await, stage.value(0, EVERYTHING));
     archiver.terminate().await;
