@@ -66,6 +66,21 @@ install_postgresql() {
     install "$@"
 }
 
+# Installs packages with services that nobody asked for here: they are neither started now nor with the machine.
+install_without_services() {
+    local policy=/usr/sbin/policy-rc.d services=$1
+    shift
+    if [ -e "$policy" ]; then
+        install "$@"
+    else
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod +x "$policy"
+        install "$@" || { as_root rm "$policy"; fail "cannot install: $*"; }
+        as_root rm "$policy"
+    fi
+    if command -v systemctl >/dev/null; then as_root systemctl --quiet disable "$services" || true; fi
+}
+
 # What building takes beside Rust itself.
 need_compiler() {
     command -v cargo >/dev/null || fail "no cargo in PATH" "Install Rust (https://rustup.rs), then run this again."

@@ -112,6 +112,8 @@ pub enum Command {
     Keygen(KeygenArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Write the manual pages: one of the program, and one of each command
+    Manpages(ManpagesArgs),
 }
 
 /// `seawall run`
@@ -525,6 +527,14 @@ pub struct CompletionsArgs {
     pub shell: clap_complete::Shell,
 }
 
+/// `seawall manpages`
+#[derive(Args, Debug)]
+pub struct ManpagesArgs {
+    /// Where they are written; made if it is not there
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
 impl Command {
     /// True if the result, and an error, are wanted as JSON.
     pub fn json(&self) -> bool {
@@ -546,7 +556,8 @@ impl Command {
             | Command::WalPush(_)
             | Command::Demo(_)
             | Command::Keygen(_)
-            | Command::Completions(_) => false,
+            | Command::Completions(_)
+            | Command::Manpages(_) => false,
         }
     }
 }
@@ -665,6 +676,7 @@ Exit codes, of its own since PostgreSQL takes 1 to 125 for the end of the archiv
         "  seawall completions bash > /etc/bash_completion.d/seawall
   seawall completions zsh > ~/.zfunc/_seawall",
     ),
+    ("manpages", "  seawall manpages /usr/local/share/man/man1"),
 ];
 
 const FIRST_STEPS: &str = "First steps:

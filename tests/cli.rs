@@ -234,6 +234,18 @@ fn completions_are_printed_for_every_shell() {
 }
 
 #[test]
+fn each_command_has_a_manual_page() {
+    let place = tempfile::tempdir().expect("a directory");
+    let directory = place.path().join("man1");
+    let written = output(&["manpages", directory.to_str().expect("UTF-8")]);
+    assert_eq!(written.status.code(), Some(0), "{}", text(&written.stderr));
+    for name in ["seawall", "seawall-run", "seawall-restore", "seawall-wal-fetch"] {
+        let page = std::fs::read_to_string(directory.join(format!("{name}.1"))).expect("the page is there");
+        assert!(page.contains(".TH") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
+    }
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_error() {
     let program = env!("CARGO_BIN_EXE_seawall");
     let line = "{ \"$0\" completions bash; echo \"ended with $?\" >&2; } | head -n 1 > /dev/null";

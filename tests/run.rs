@@ -277,3 +277,50 @@ fn get_metrics(address: &str) -> String {
     connection.read_to_string(&mut text).unwrap();
     text
 }
+
+/// What systemd was told so far.
+fn told(socket: &std::os::unix::net::UnixDatagram) -> Vec<String> {
+    let mut told = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(length) = socket.recv(&mut buffer) {
+        told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_hears_that_it_is_up_how_it_is_doing_that_it_lives_and_that_it_stops() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let scene = Scene::new().await;
+    let place = tempfile::tempdir().unwrap();
+    let name = format!("seawall-test-{}", std::process::id());
+    let path = place.path().join("notify");
+    // Given a manager that listens at a path, and one that does by a name of Linux' own
+    let by_name = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let by_path = UnixDatagram::bind(&path).unwrap();
+    for (socket, address) in [(by_path, path.display().to_string()), (by_name, format!("@{name}"))] {
+        socket.set_nonblocking(true).unwrap();
+        let seawall = scene.seawall(&["run", "--listen", "off"]).env("NOTIFY_SOCKET", address);
+        let mut running = seawall.env("WATCHDOG_USEC", "900000").start();
+        let mut all = Vec::new();
+        // When it streams, then all of that is told, over and over
+        wait_for("the manager to hear of it", PATIENCE, async || {
+            all.extend(told(&socket));
+            let heard = |what: &str| all.iter().filter(|line| line.starts_with(what)).count();
+            let enough =
+                heard("READY=1") == 1 && heard("STATUS=streaming, durable up to") > 0 && heard("WATCHDOG=1") > 2;
+            enough.then_some(())
+        })
+        .await;
+        // And at the end
+        assert!(running.terminate().await.success());
+        all.extend(told(&socket));
+        assert!(all.iter().any(|line| line == "STOPPING=1"), "{all:?}");
+    }
+    // And what cannot be told keeps nobody from archiving
+    let mut running = scene.seawall(&["run", "--listen", "off"]).env("NOTIFY_SOCKET", "/nowhere/notify").start();
+    running.wait_for_text("the service manager cannot be told anything").await;
+    running.wait_for_text("streaming").await;
+    assert!(running.terminate().await.success());
+}

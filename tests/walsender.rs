@@ -234,6 +234,8 @@ async fn a_timeline_ends_and_names_the_next() {
     let server = Walsender::script(while_streaming(vec![
         Send(say::copy_done()),
         Expect(b"c\0\0\0\x04".to_vec()),
+        // The answer to a status message that was on its way.
+        Send(say::keepalive(Lsn(0x300_0200), 1, false)),
         Send(end.clone()),
         Query("TIMELINE_HISTORY 2"),
         Send([say::result(&["filename", "content"], &[Some("00000002.history"), Some("1\t0/3000200\tx\n")])].concat()),

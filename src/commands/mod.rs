@@ -27,6 +27,7 @@ pub mod progress;
 pub mod prune;
 mod restore;
 mod run;
+mod service;
 pub mod signals;
 mod sizes;
 mod steps;
@@ -48,6 +49,7 @@ pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
     match command {
         Command::Keygen(args) => keys::keygen(&args)?,
         Command::Completions(args) => completions::completions(args.shell)?,
+        Command::Manpages(args) => completions::manual_pages(&args.directory)?,
         Command::Run(_) => Box::pin(run::run(settings)).await?,
         Command::Backup(args) => Box::pin(backup::backup(args, settings)).await?,
         Command::List(args) => list::list(args.json.json, settings).await?,

@@ -3,6 +3,7 @@
 use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
+use super::service::ServiceManager;
 use super::taking::Taker;
 use super::{drills, jobs, keys, parts, signals, sizes};
 use crate::archive::{
@@ -82,6 +83,9 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     };
     services.start(names.run());
     services.start(drills::follow(settings.clone(), store.clone(), metrics.clone()));
+    if let Some(manager) = ServiceManager::find(&|name| std::env::var_os(name)) {
+        services.start(manager.follow(archiver.state(), health_of, shutdown.clone()));
+    }
     services.start(sizes::follow(settings.clone(), store.clone(), metrics.clone(), archiver.state()));
     let taker = Taker {
         settings,

@@ -215,6 +215,8 @@ async fn read_next_timeline(
         match client.answer(&mut refusal).await? {
             Message::RowDescription(names) if columns.is_none() => columns = Some(names),
             Message::DataRow(row) if rows.is_empty() => rows.push(row),
+            // An answer to a status message that crossed the server's last word (`walsender.c`, `ProcessStandbyReplyMessage`).
+            Message::CopyData(_) if columns.is_none() => {}
             Message::CommandComplete(_) => {}
             Message::ReadyForQuery => break,
             other => return Err(unexpected("the end of a timeline", &other)),

@@ -7,6 +7,7 @@
 use super::choose::{Candidate, Choice};
 use super::refusal;
 use super::request::{Target, TargetAction};
+use super::route::Route;
 use super::survey::{Found, Goal, NewTablespace, Survey};
 use crate::error::{Error, Kind, Result};
 use crate::history::index::{Span, Transaction};
@@ -231,11 +232,11 @@ fn proven(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, time:
 fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop, end_lsn: Lsn) -> Plan {
     let (document, references) = (candidate.backup, &candidate.references);
     let links = || std::iter::once(document).chain(references.iter().copied());
-    let size = choice.route.size;
-    let files = choice.route.files(size.segment_start(document.start_lsn), end_lsn);
+    let route = route(choice, candidate, stop, end_lsn);
+    let files = route.files(route.size.segment_start(document.start_lsn), end_lsn);
     let wal: Vec<WalNeed> =
         files.iter().map(|range| WalNeed { timeline: range.timeline, start: range.start, end: range.end }).collect();
-    let history = &choice.route.history;
+    let history = &route.history;
     let steps = history.path().into_iter();
     let steps = steps.skip_while(|(timeline, ..)| *timeline != document.timeline);
     let replayed = |tablespace: &&NewTablespace| tablespace.lsn < end_lsn;
@@ -245,7 +246,7 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
         cluster: choice.cluster.to_owned(),
         system_identifier: document.system_identifier,
         postgres_version: document.postgres_version,
-        segment_bytes: size.bytes(),
+        segment_bytes: route.size.bytes(),
         target: choice.request.target.clone(),
         exclusive: choice.request.exclusive,
         backup: PlannedBackup {
@@ -279,6 +280,16 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
             .map(|&link| BackupDocument { files: BackupFiles::default(), ..link.clone() })
             .collect(),
     }
+}
+
+/// The path up to the timeline on which recovery stops, if what is stored of that reaches so far: the segment with a switch
+/// point may be there as the child's alone. A standby goes on to the path's end.
+fn route(choice: &Choice<'_>, candidate: &Candidate<'_>, stop: Stop, end_lsn: Lsn) -> Route {
+    let ended = choice.route.ended_at(end_lsn);
+    let start = ended.size.segment_start(candidate.backup.start_lsn);
+    let is_followed = choice.request.action == TargetAction::Follow;
+    let reaches = || ended.covered(choice.catalog, start).until >= end_lsn;
+    if matches!(stop, Stop::After(_)) && !is_followed && reaches() { ended } else { choice.route.clone() }
 }
 
 /// The settings that a server needs to replay (protocol: `CheckRequiredParameterValues`).

@@ -353,6 +353,22 @@ fn the_path_is_the_line_that_the_archiver_last_followed_or_the_one_asked_for() {
 }
 
 #[test]
+fn a_moment_before_a_switch_is_recovered_to_on_the_timeline_that_has_it() {
+    let catalog = forked();
+    let records: Vec<Record> = (0..20).map(|n| other(2 * MIB + n * (MIB / 4))).collect();
+    let planned = |catalog: &Catalog, lsn| plan(catalog, &request(Target::Lsn(Lsn(lsn))), &records).unwrap();
+    let before = planned(&catalog, 4 * MIB);
+    assert_eq!((before.timeline, before.path.len(), before.path[0].switch), (TimelineId(1), 1, None));
+    assert!(before.wal.iter().all(|range| range.timeline == TimelineId(1)), "{before}");
+    let behind = planned(&catalog, 5 * MIB);
+    assert_eq!((behind.timeline, behind.path.len()), (TimelineId(2), 2));
+    // Where only the child has the segment with the switch point, recovery needs that
+    let built = CatalogBuilder::new().wal(1, MIB, 4 * MIB).wal(2, 4 * MIB, 9 * MIB);
+    let built = built.history(2, "1\t0/480000\tno recovery target specified\n").backup(1, 100, MIB + 40, MIB + 1000);
+    assert_eq!(planned(&built.build().catalog, 4 * MIB).timeline, TimelineId(2));
+}
+
+#[test]
 fn from_its_history_on_a_timeline_is_followed_however_late_its_parents_dead_branch_was_stored() {
     // Given a dead branch whose last bytes came after those of the timeline that is followed
     let mut catalog = CatalogBuilder::new()

@@ -40,6 +40,18 @@ impl Route {
         route
     }
 
+    /// The same path up to the timeline that holds `end`. A server that ends recovery to a later timeline in front of the
+    /// point where that begins writes a history whose switch points fall (`xlogrecovery.c`, `FinishWalRecovery`: the new
+    /// timeline's parent is the target's).
+    pub fn ended_at(&self, end: Lsn) -> Route {
+        let timeline = self.history.timeline_at(end);
+        let mut route = self.clone();
+        route.cap = self.cap.filter(|_| timeline == self.history.timeline);
+        route.history.ancestors.retain(|entry| entry.parent < timeline);
+        route.history.timeline = timeline;
+        route
+    }
+
     /// The files that hold the bytes from `start` to `end`, as ranges of whole path timelines.
     pub fn files(&self, start: Lsn, end: Lsn) -> Vec<WalRange> {
         let end = self.cap.map_or(end, |cap| cap.min(end));

@@ -1,0 +1,181 @@
+//! What the service manager is told while `run` runs, as systemd wants it (`man 3 sd_notify`): that it is up, how it is
+//! doing, that the archiver makes turns, that it stops. Uses `archive`, `http` and `runtime`.
+
+use crate::archive::{ArchiveState, Phase};
+use crate::http::Health;
+use crate::runtime::Shutdown;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// How often it is told how things are, where it watches us less closely.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The service manager that started this process.
+#[derive(Debug)]
+pub(super) struct ServiceManager {
+    socket: UnixDatagram,
+    /// It ends a process that is silent for longer.
+    watchdog: Option<Duration>,
+}
+
+impl ServiceManager {
+    /// From `NOTIFY_SOCKET`, and `WATCHDOG_USEC` if that is meant for this process; `None` where nobody wants to be told.
+    pub(super) fn find(environment: &dyn Fn(&str) -> Option<OsString>) -> Option<ServiceManager> {
+        let address = environment("NOTIFY_SOCKET").filter(|address| !address.is_empty())?;
+        let socket = match connect(&address) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, socket = %address.display(), "the service manager cannot be told anything");
+                return None;
+            }
+        };
+        let number = |name: &str| environment(name)?.to_str()?.parse::<u64>().ok();
+        let is_ours =
+            environment("WATCHDOG_PID").is_none() || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|&micros| is_ours && micros > 0).map(Duration::from_micros);
+        Some(ServiceManager { socket, watchdog })
+    }
+
+    /// Says that it is up, then how it is doing, until `state` ends. An archiver that streams and makes no turn for as long
+    /// as the watchdog is patient is no longer vouched for. While it waits for a server or as a spare it has no turns
+    /// to make, and that this task runs is all that can be said.
+    pub(super) async fn follow(
+        self,
+        mut state: watch::Receiver<ArchiveState>,
+        health: fn(&ArchiveState) -> Health,
+        shutdown: Shutdown,
+    ) {
+        let beat = self.watchdog.map_or(STATUS_INTERVAL, |watchdog| (watchdog / 3).min(STATUS_INTERVAL));
+        let mut beats = interval(beat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut last_turn, mut is_stopping, mut told) = (Instant::now(), false, None);
+        self.tell("READY=1");
+        loop {
+            let is_beat = tokio::select! {
+                _ = beats.tick() => true,
+                changed = state.changed() => match changed {
+                    Ok(()) => { last_turn = Instant::now(); false }
+                    Err(_) => return,
+                },
+                () = shutdown.stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    self.tell("STOPPING=1");
+                    false
+                }
+            };
+            let (now, is_streaming) = {
+                let state = state.borrow_and_update();
+                (health(&state), state.phase == Phase::Streaming)
+            };
+            // Positions change all the time: they are told with the next beat.
+            if is_beat || told != Some(now.ready) {
+                told = Some(now.ready);
+                self.tell(&format!("STATUS={}", now.reason.replace('\n', " ")));
+            }
+            let makes_turns = !is_streaming || self.watchdog.is_none_or(|watchdog| last_turn.elapsed() < watchdog);
+            if is_beat && self.watchdog.is_some() && makes_turns {
+                self.tell("WATCHDOG=1");
+            }
+        }
+    }
+
+    /// A manager that does not read now is told the next time.
+    fn tell(&self, what: &str) {
+        if let Err(error) = self.socket.send(what.as_bytes()) {
+            tracing::debug!(%error, what, "the service manager was not told");
+        }
+    }
+}
+
+/// A path, or with `@` in front a name of Linux' own.
+fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    match address.as_bytes().strip_prefix(b"@") {
+        None => socket.connect(address)?,
+        #[cfg(target_os = "linux")]
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            socket.connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?;
+        }
+        #[cfg(not(target_os = "linux"))]
+        Some(_) => return Err(io::ErrorKind::Unsupported.into()),
+    }
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// How often systemd was told that it lives, since the last look.
+    fn signs_of_life(socket: &UnixDatagram) -> usize {
+        let mut buffer = [0; 4096];
+        let told = std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()));
+        told.filter(|what| what == b"WATCHDOG=1").count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_archiver_that_streams_is_vouched_for_as_long_as_it_makes_turns() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let variables = BTreeMap::from([
+            ("NOTIFY_SOCKET", path.into_os_string()),
+            ("WATCHDOG_USEC", OsString::from("30000000")),
+            ("WATCHDOG_PID", OsString::from(std::process::id().to_string())),
+        ]);
+        let manager = ServiceManager::find(&|name| variables.get(name).cloned()).unwrap();
+        let (state, watched) = watch::channel(ArchiveState::new());
+        let health = |_: &ArchiveState| Health { ready: true, reason: "well".to_owned() };
+        let mut tasks = crate::runtime::Tasks::default();
+        tasks.start(manager.follow(watched, health, Shutdown::default()));
+        // The socket holds a few datagrams only.
+        let lives = async |seconds: u32, makes_turns: bool| {
+            let mut signs = 0;
+            for _ in 0..seconds {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if makes_turns {
+                    state.send_modify(|state| state.flushed = state.flushed + 1);
+                }
+                signs += signs_of_life(&socket);
+            }
+            signs
+        };
+        // Given one that waits for its server for minutes: it lives
+        assert!(lives(300, false).await >= 29);
+        // and one that streams
+        state.send_modify(|state| state.phase = Phase::Streaming);
+        assert!(lives(60, true).await >= 5);
+        // When it makes no turn any more, then nobody says that it lives
+        lives(31, false).await;
+        assert_eq!(lives(300, false).await, 0);
+        // until it does again
+        assert!(lives(15, true).await > 0);
+    }
+
+    #[tokio::test]
+    async fn a_watchdog_of_another_process_is_none_of_ours() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("notify");
+        let _socket = UnixDatagram::bind(&path).unwrap();
+        let find = |pid: &str| {
+            let variables = BTreeMap::from([
+                ("NOTIFY_SOCKET", path.clone().into_os_string()),
+                ("WATCHDOG_USEC", OsString::from("30000000")),
+                ("WATCHDOG_PID", OsString::from(pid)),
+            ]);
+            ServiceManager::find(&|name| variables.get(name).cloned()).unwrap().watchdog
+        };
+        assert_eq!(find("1"), None);
+        assert_eq!(find(&std::process::id().to_string()), Some(Duration::from_secs(30)));
+        assert!(ServiceManager::find(&|_| None).is_none(), "nobody asked");
+    }
+}
