@@ -108,6 +108,8 @@ pub enum Command {
     WalPush(WalPushArgs),
     /// Show it all on a throwaway server: archive, back up, lose a table, restore it
     Demo(DemoArgs),
+    /// Check the configuration, show what holds and why, or print an example of everything
+    Config(ConfigArgs),
     /// Make a private key for encrypted repositories, and print the public one
     Keygen(KeygenArgs),
     /// Print a completion script for a shell
@@ -501,6 +503,25 @@ pub struct AuditArgs {
     pub json: JsonArg,
 }
 
+/// `seawall config`
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub what: ConfigCommand,
+}
+
+/// What `seawall config` does.
+#[derive(Subcommand, Debug)]
+pub enum ConfigCommand {
+    /// Say what is wrong with it, what it lacks, and what happens when; asks no server and no store
+    Check,
+    /// Print every setting that holds, and who said so: flag, variable, file or default
+    Show(ReportArgs),
+    /// Print a file with every setting, its meaning and its default
+    Example,
+}
+
 /// `seawall demo`
 #[derive(Args, Debug)]
 pub struct DemoArgs {
@@ -551,10 +572,12 @@ impl Command {
             Command::Keep(args) => args.json.json,
             Command::Index(args) => args.json.json,
             Command::Audit(args) => args.json.json,
+            Command::Config(ConfigArgs { what: ConfigCommand::Show(args) }) => args.json.json,
             Command::Run(_)
             | Command::WalFetch(_)
             | Command::WalPush(_)
             | Command::Demo(_)
+            | Command::Config(_)
             | Command::Keygen(_)
             | Command::Completions(_)
             | Command::Manpages(_) => false,
@@ -666,6 +689,12 @@ Exit codes, of its own since PostgreSQL takes 1 to 125 for the end of the archiv
     ),
     ("wal-push", "  archive_command = 'seawall --config /etc/seawall.toml wal-push %p'"),
     ("demo", "  seawall demo\n  seawall demo --keep"),
+    (
+        "config",
+        "  seawall config example > /etc/seawall.toml
+  seawall config check --config /etc/seawall.toml
+  seawall config show --config /etc/seawall.toml --json",
+    ),
     (
         "keygen",
         "  seawall keygen --out identity.txt

@@ -8,6 +8,7 @@ mod scene;
 mod support;
 
 use jiff::{SignedDuration, Timestamp};
+use nix::sys::signal::Signal;
 use scene::Scene;
 use seawall::codec::Compression;
 use seawall::repository::{Action, ActionResult, Actor, AuditEntry, AuditKey, FORMAT_VERSION, Key, Layout};
@@ -90,4 +91,35 @@ async fn what_is_due_is_done_one_after_the_other_and_noted_and_not_done_again() 
     assert_eq!(audit(&scene).await.len(), 4);
     // And nothing of it is strange to who verifies
     scene.seawall(&["verify"]).run_ok().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_hangup_what_is_scheduled_changes_and_the_stream_goes_on() {
+    // Given an archiver without a schedule
+    let scene = Scene::new(DEBIAN, &[]).await;
+    let file = scene.places.path().join("seawall.toml");
+    write(&file, "");
+    let mut running = scene.seawall(&["run", "--listen", "off", "--config", file.to_str().unwrap()]).start();
+    scene.settle().await;
+    let walsender = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";
+    let pid = scene.server.value(walsender).await;
+    // When the file is broken, and it is told to read it again
+    write(&file, "[schedule]\nfull = \"sometimes\"\n");
+    running.signal(Signal::SIGHUP);
+    running.wait_for_text("everything stays as it was").await;
+    // And when it is right, with something that has to wait
+    write(&file, "slot = \"another\"\n[schedule]\nfull = \"0 0 1 * *\"\n");
+    running.signal(Signal::SIGHUP);
+    running.wait_for_text("taken up: schedule.full; waits for the next start: slot").await;
+    // Then what is due is done, on the same connection
+    let noted = wait_for("the first backup", PATIENCE, async || {
+        let noted = audit(&scene).await;
+        (noted.len() == 4).then_some(noted)
+    })
+    .await;
+    let has = |wanted: &str| noted.iter().any(|entry| entry.starts_with(wanted));
+    let all = ["reload: failed", "reload: good", "full: good", "verify: good"];
+    assert!(all.into_iter().all(has), "{noted:?}");
+    assert_eq!(scene.server.value(walsender).await, pid);
+    assert!(running.terminate().await.success());
 }

@@ -53,7 +53,7 @@ impl Backups {
                     tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
                 }
                 told = unanswered;
-                if wants_backup && self.is_ours() && self.taker.settings.run.backup_after_gap {
+                if wants_backup && self.is_ours() && self.taker.settings().run.backup_after_gap {
                     tracing::info!("taking a base backup, because WAL was lost");
                     let taken = self.taker.take(BackupType::Full, "seawall, after a gap", &mut unfinished).await;
                     if let Err(error) = taken {
@@ -89,7 +89,7 @@ impl Backups {
 
     /// Sets the metrics, and says which base backup is the newest and which hole waits for one.
     async fn look(&self) -> Result<Loss> {
-        let (repository, _) = parts::repository_in(&self.taker.settings, self.taker.store.clone()).await?;
+        let (repository, _) = parts::repository_in(&self.taker.settings(), self.taker.store.clone()).await?;
         let followed = self.state.borrow().timeline;
         let loss = repository.read_loss(followed).await?;
         if let Some(backup) = &loss.newest_backup {

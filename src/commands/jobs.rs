@@ -5,11 +5,12 @@ use super::taking::Taker;
 use super::{drill, prune, verify};
 use crate::archive::{ArchiveState, Phase};
 use crate::cli::BackupType;
+use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Job;
 use crate::repository::{Action, ActionResult, BackupId};
 use crate::runtime::{Backoff, RetryPolicy};
-use crate::schedule::{Jobs, LastRuns, Lease, Runner};
+use crate::schedule::{Jobs, LastRuns, Lease, Runner, Schedule};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::sync::Arc;
@@ -23,14 +24,9 @@ const PAUSES: RetryPolicy =
 
 /// Does what is scheduled, for ever; may be dropped at any time.
 pub(super) async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
-    let schedule = taker.settings.schedule.clone();
-    if schedule.jobs.is_empty() {
+    let mut settings = taker.settings.clone();
+    if settings.wait_for(|settings| !settings.schedule.jobs.is_empty()).await.is_err() {
         return;
-    }
-    let now = taker.clock.now();
-    for (job, expression) in &schedule.jobs {
-        let next = schedule.next(&taker.settings.cluster, *job, now).map(|next| next.to_string()).unwrap_or_default();
-        tracing::info!(%job, %expression, next, "on schedule");
     }
     let mut backoff = Backoff::new(PAUSES);
     let (repository, writer) = loop {
@@ -40,10 +36,17 @@ pub(super) async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>)
         }
     };
     let lease = Lease::new(repository, writer, actor("run"), taker.clock.clone());
-    let (_kept, schedule) = watch::channel(schedule);
-    let (cluster, clock) = (taker.settings.cluster.clone(), taker.clock.clone());
-    let jobs = RunJobs { taker, started: Instant::now(), state, unfinished: Mutex::default() };
-    Runner { schedule, cluster, lease, clock, jobs }.run().await;
+    let (cluster, clock) = (taker.settings().cluster.clone(), taker.clock.clone());
+    let jobs =
+        RunJobs { taker, started: Instant::now(), told: Default::default(), state, unfinished: Mutex::default() };
+    Runner { cluster, lease, clock, jobs }.run().await;
+}
+
+fn tell(settings: &Settings, now: Timestamp) {
+    for (job, expression) in &settings.schedule.jobs {
+        let next = settings.schedule.next(&settings.cluster, *job, now).map(|next| next.to_string());
+        tracing::info!(%job, %expression, next, "on schedule");
+    }
 }
 
 /// So long a new process has to find its server, or that another archiver has the slot, before it does what needs no server.
@@ -52,12 +55,23 @@ const FIRST_CONNECTION: Duration = Duration::from_secs(5 * 60);
 struct RunJobs {
     taker: Arc<Taker>,
     started: Instant,
+    /// What was said of the schedule last.
+    told: std::sync::Mutex<Option<Schedule>>,
     state: watch::Receiver<ArchiveState>,
     /// A base backup that failed, to be gone on with.
     unfinished: Mutex<Option<BackupId>>,
 }
 
 impl Jobs for RunJobs {
+    fn schedule(&self) -> Schedule {
+        let settings = self.taker.settings();
+        let is_news = self.told.lock().is_ok_and(|mut told| told.replace(settings.schedule.clone()) != *told);
+        if is_news {
+            tell(&settings, self.taker.clock.now());
+        }
+        settings.schedule.clone()
+    }
+
     async fn last_runs(&self) -> Result<LastRuns> {
         let (repository, _) = self.taker.repository().await?;
         let mut last = LastRuns::new();
@@ -95,9 +109,14 @@ impl Jobs for RunJobs {
 
     async fn changed(&self) {
         let look = |state: &ArchiveState| (state.phase, state.is_compared);
-        let mut state = self.state.clone();
+        let (mut state, mut settings) = (self.state.clone(), self.taker.settings.clone());
         let seen = look(&state.borrow());
-        if state.wait_for(|state| look(state) != seen).await.is_err() {
+        settings.mark_unchanged();
+        let is_over = tokio::select! {
+            changed = state.wait_for(|state| look(state) != seen) => changed.is_err(),
+            changed = settings.changed() => changed.is_err(),
+        };
+        if is_over {
             // The archiver is gone, and `run` with it in a moment.
             std::future::pending::<()>().await;
         }
@@ -134,7 +153,7 @@ impl RunJobs {
     async fn back_up(&self, wanted: BackupType) -> Result<()> {
         let mut unfinished = self.unfinished.lock().await;
         self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
-        if self.taker.settings.schedule.verify_after
+        if self.taker.settings().schedule.verify_after
             && let Err(error) = self.verify(Action::Verify).await
         {
             tracing::error!(%error, "the verification after the base backup failed");
@@ -160,9 +179,9 @@ impl RunJobs {
     }
 
     async fn prune(&self) -> Result<()> {
-        let Taker { settings, store, metrics, clock, .. } = self.taker.as_ref();
+        let Taker { store, metrics, clock, .. } = self.taker.as_ref();
         let begun_at = Instant::now();
-        let pruned = Box::pin(prune::prune_once("run", settings, store.clone(), clock)).await;
+        let pruned = Box::pin(prune::prune_once("run", &self.taker.settings(), store.clone(), clock)).await;
         let is_good = pruned.as_ref().is_ok_and(|summary| summary.error.is_none());
         metrics.job_ended(Job::Prune, clock.now(), begun_at.elapsed(), is_good);
         let summary = pruned?;
@@ -174,7 +193,7 @@ impl RunJobs {
 
     async fn drill(&self) -> Result<()> {
         let begun_at = Instant::now();
-        let drilled = drill::by_itself(&self.taker.settings).await;
+        let drilled = drill::by_itself(&self.taker.settings()).await;
         self.taker.metrics.job_ended(Job::Drill, self.taker.clock.now(), begun_at.elapsed(), drilled.is_ok());
         match drilled {
             Err(error) if error.kind() == Kind::Failed => {

@@ -6,6 +6,7 @@ mod backups;
 mod before_drop;
 mod check;
 mod completions;
+mod configuration;
 mod demo;
 mod drill;
 mod drills;
@@ -25,6 +26,7 @@ mod parts;
 pub mod print;
 pub mod progress;
 pub mod prune;
+mod reload;
 mod restore;
 mod run;
 mod service;
@@ -45,12 +47,17 @@ use exit::Ending;
 /// # Errors
 /// Whatever ends the command early.
 pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
+    if matches!(cli.command, Command::Run(_)) {
+        Box::pin(run::run(cli, settings)).await?;
+        return Ok(Ending::Done);
+    }
     let Cli { common, command } = cli;
     match command {
         Command::Keygen(args) => keys::keygen(&args)?,
         Command::Completions(args) => completions::completions(args.shell)?,
         Command::Manpages(args) => completions::manual_pages(&args.directory)?,
-        Command::Run(_) => Box::pin(run::run(settings)).await?,
+        Command::Run(_) => {}
+        Command::Config(args) => configuration::configuration(&args.what, &settings)?,
         Command::Backup(args) => Box::pin(backup::backup(args, settings)).await?,
         Command::List(args) => list::list(args.json.json, settings).await?,
         Command::Status(args) => list::status(args.json.json, settings).await?,

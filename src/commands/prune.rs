@@ -1,4 +1,4 @@
-//! `seawall prune`: what retention keeps stays, the rest goes. And [`prune_once`] for whoever prunes on a schedule.
+//! `seawall prune`: what retention keeps stays, the rest goes. And the same for `run`, on schedule.
 
 use super::audit::{Begun, Ended};
 use super::print::{self, Align, Table};

@@ -5,11 +5,12 @@ use super::names::NameKeeper;
 use super::observer::StoreMetrics;
 use super::service::ServiceManager;
 use super::taking::Taker;
-use super::{drills, jobs, keys, parts, signals, sizes};
+use super::{drills, jobs, keys, parts, reload, signals, sizes};
 use crate::archive::{
     ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, SourceErrorKind, Synchronous,
     keep_index,
 };
+use crate::cli::Cli;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::history::index::Indexer;
@@ -28,7 +29,8 @@ use tokio::time::Instant;
 ///
 /// # Errors
 /// What was wrong at the start, or that later.
-pub(super) async fn run(settings: Settings) -> Result<()> {
+pub(super) async fn run(cli: Cli, settings: Settings) -> Result<()> {
+    let hangups = reload::signals()?;
     let shutdown = Shutdown::default();
     let _signals = signals::watch(shutdown.clone())?;
     let clock = Clock::system();
@@ -87,6 +89,7 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
         services.start(manager.follow(archiver.state(), health_of, shutdown.clone()));
     }
     services.start(sizes::follow(settings.clone(), store.clone(), metrics.clone(), archiver.state()));
+    let (reloaded, settings) = watch::channel(Arc::new(settings));
     let taker = Taker {
         settings,
         form,
@@ -97,7 +100,8 @@ pub(super) async fn run(settings: Settings) -> Result<()> {
     };
     let taker = Arc::new(taker);
     services.start(Box::pin(Backups { taker: taker.clone(), state: archiver.state() }.run()));
-    services.start(Box::pin(jobs::run(taker, archiver.state())));
+    services.start(Box::pin(jobs::run(taker.clone(), archiver.state())));
+    services.start(reload::follow(cli, hangups, reloaded, taker));
     if let Some(listener) = listener {
         let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
         tracing::info!(%address, "metrics at /metrics, health at /healthz and /readyz");

@@ -23,7 +23,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Takes base backups, one at a time.
 pub(super) struct Taker {
-    pub(super) settings: Settings,
+    /// They change on SIGHUP.
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
     /// How things are stored, and what opens them.
     pub(super) form: Form,
     pub(super) store: Arc<dyn Store>,
@@ -33,11 +34,17 @@ pub(super) struct Taker {
 }
 
 impl Taker {
+    /// The settings that hold now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
     /// The cluster's folder, with what opens what is encrypted, if it was named, and what writes there.
     pub(super) async fn repository(&self) -> Result<(Repository, Writer)> {
-        let (repository, cluster) = parts::repository_in(&self.settings, self.store.clone()).await?;
+        let settings = self.settings();
+        let (repository, cluster) = parts::repository_in(&settings, self.store.clone()).await?;
         let size = repository.layout.segment_size();
-        let layout = Layout::new(self.settings.cluster.clone(), size, self.form.clone());
+        let layout = Layout::new(settings.cluster.clone(), size, self.form.clone());
         let writer = Writer::new(self.store.clone(), layout.clone(), cluster.system_identifier);
         Ok((Repository { store: self.store.clone(), layout }, writer))
     }
@@ -95,7 +102,7 @@ impl Taker {
         if let Some(found) = document.findings.in_words() {
             tracing::error!(backup = %document.id, found, "the base backup has pages that are wrong");
         }
-        names::keep(&self.settings, &writer, document.end_timeline, &self.clock).await;
+        names::keep(&self.settings(), &writer, document.end_timeline, &self.clock).await;
         Ok(document)
     }
 
@@ -110,7 +117,8 @@ impl Taker {
     ) -> Result<BackupDocument> {
         let waiter = RepositoryWaiter::new(repository.clone());
         let options = BackupOptions { resume, label: label.to_owned(), ..BackupOptions::default() };
-        let connect = || parts::connect(&self.settings);
+        let settings = self.settings();
+        let connect = || parts::connect(&settings);
         if wanted != BackupType::Full {
             let reader = WalReader::new(repository.clone(), writer.system_identifier());
             let taking = take_incremental(connect, &reader, writer, &options, &self.clock, &waiter, progress.clone());

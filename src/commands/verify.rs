@@ -54,7 +54,7 @@ pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
 /// As [`verify`], but for what it finds.
 pub(super) async fn by_itself(taker: &Taker, deep: bool) -> Result<Report> {
     let (repository, _) = taker.repository().await?;
-    let (_, cluster) = parts::repository_in(&taker.settings, taker.store.clone()).await?;
+    let (_, cluster) = parts::repository_in(&taker.settings(), taker.store.clone()).await?;
     let (progress, _seen) = watch::channel(VerifyProgress::default());
     let options = VerifyOptions { deep, downloads: 1, ..VerifyOptions::default() };
     Box::pin(crate::verify::verify(&repository, cluster, &options, taker.clock.now(), &progress)).await

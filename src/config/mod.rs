@@ -2,8 +2,10 @@
 //! the option structs that the modules define. Uses `cli`, `error` and those structs.
 
 mod keys;
+mod reload;
 
-pub use keys::{Key, Written, document, keys, parse_duration};
+pub use keys::{Key, Written, document, example, keys, parse_duration};
+pub use reload::Reloaded;
 
 use crate::cli::{Cli, Command, LogFormat};
 use crate::codec::{Compression, Recipients};
@@ -27,9 +29,33 @@ use toml::de::{DeTable, DeValue};
 /// No configuration file is longer than this, in bytes: a wrong path to something large is an error, not a wait.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Who said what a setting is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Nobody.
+    Default,
+    /// The configuration file.
+    File,
+    /// This environment variable.
+    Variable(&'static str),
+    /// This flag.
+    Flag(&'static str),
+}
+
+/// A setting, as it was written.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Given {
+    /// As its key reads it; may hold a password.
+    pub text: String,
+    /// Who said so.
+    pub origin: Origin,
+}
+
 /// What a command works with.
 #[derive(Clone)]
 pub struct Settings {
+    /// Every setting that has a value, by its name.
+    pub given: BTreeMap<&'static str, Given>,
     /// The file that was read, as it was named: a `restore_command` needs it again.
     pub file: Option<PathBuf>,
     /// The cluster's name, checked: `[A-Za-z0-9_-]{1,64}`.
@@ -133,14 +159,17 @@ impl Settings {
             };
             let value = value.into_string().map_err(|_| Error::new(Kind::Config, format!("{name} is not UTF-8")))?;
             if !value.is_empty() {
-                (key.set)(&mut settings, &value)
+                settings
+                    .set(key, &value, Origin::Variable(name))
                     .map_err(|problem| Error::new(Kind::Config, format!("{name} {problem}")))?;
             }
         }
         for (name, value) in flags(cli) {
             let key = keys().find(|key| key.flag == Some(name));
             let key = key.ok_or_else(|| Error::new(Kind::Internal, format!("{name} is no setting's flag")))?;
-            (key.set)(&mut settings, value).map_err(|problem| Error::new(Kind::Usage, format!("{name} {problem}")))?;
+            settings
+                .set(key, value, Origin::Flag(name))
+                .map_err(|problem| Error::new(Kind::Usage, format!("{name} {problem}")))?;
         }
         settings.check_together()?;
         Ok(settings)
@@ -157,8 +186,15 @@ impl Settings {
         })
     }
 
+    fn set(&mut self, key: &Key, text: &str, origin: Origin) -> Result<(), String> {
+        (key.set)(self, text)?;
+        self.given.insert(key.name, Given { text: text.to_owned(), origin });
+        Ok(())
+    }
+
     fn defaults() -> Result<Settings> {
         let mut settings = Settings {
+            given: BTreeMap::new(),
             file: None,
             cluster: String::new(),
             pg: String::new(),
@@ -180,7 +216,8 @@ impl Settings {
         };
         for key in keys() {
             if let Some(default) = key.default {
-                (key.set)(&mut settings, default)
+                settings
+                    .set(key, default, Origin::Default)
                     .map_err(|problem| Error::new(Kind::Internal, format!("the default of {} {problem}", key.name)))?;
             }
         }
@@ -217,7 +254,7 @@ impl Settings {
                 }
                 _ => return Err(bad("has the wrong type".to_owned()).hint(form(key))),
             };
-            (key.set)(self, &value).map_err(bad)?;
+            self.set(key, &value, Origin::File).map_err(bad)?;
         }
         if has_password(&self.pg) && others_may_read(&metadata) {
             return Err(Error::new(
@@ -364,7 +401,7 @@ fn form(key: &Key) -> String {
 }
 
 /// True if connection parameters have a password in them, and sometimes if they only look like it.
-fn has_password(conninfo: &str) -> bool {
+pub(crate) fn has_password(conninfo: &str) -> bool {
     let is_uri = conninfo.starts_with("postgres://") || conninfo.starts_with("postgresql://");
     let authority = conninfo.split("://").nth(1).and_then(|rest| rest.split(['/', '?']).next());
     let in_authority = authority.and_then(|text| text.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'));

@@ -293,3 +293,23 @@ fn what_is_kept_is_read_and_a_retention_that_keeps_nothing_is_refused() {
         assert_eq!(load(&format!("[retention]\n{text}\n")).expect_err("it cannot be").kind(), Kind::Config, "{text}");
     }
 }
+
+#[test]
+fn the_example_of_everything_is_a_file_that_can_be_used_and_changes_nothing() {
+    // Given the example as it is printed
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("seawall.toml");
+    std::fs::write(&path, example()).unwrap();
+    let cli = cli::parse(["seawall", "status", "--config", path.to_str().unwrap()].map(OsString::from));
+    let settings = Settings::load(&cli.unwrap(), &|_| None).unwrap();
+    // Then what it says is what holds without it
+    assert!(settings.given == Settings::defaults().unwrap().given, "the example changes what holds");
+    // And every setting in it can be taken in, by taking away the mark of a comment
+    for key in keys() {
+        let (_, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        let written = example()
+            .lines()
+            .any(|line| line.starts_with(&format!("#{name} = ")) || line.contains(&format!("#[[{}]]", key.name)));
+        assert!(written, "{} is not in the example", key.name);
+    }
+}

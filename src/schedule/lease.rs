@@ -159,7 +159,7 @@ pub struct Tenure<'a> {
 }
 
 impl Tenure<'_> {
-    /// Does `work` while the lease is renewed, and gives it back. Dropped, it is somebody else's after [`EXPIRES_AFTER`].
+    /// Does `work` while the lease is renewed, and gives it back. Dropped, it is somebody else's after five minutes.
     ///
     /// # Errors
     /// [`Kind::Busy`] if it was lost, and `work` was dropped; else what came of `work`.

@@ -8,7 +8,6 @@ use crate::runtime::{Backoff, Clock, RetryPolicy};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How often the clock is looked at: it may jump, so nobody sleeps until tomorrow. Costs no request.
@@ -20,6 +19,9 @@ const PAUSES: RetryPolicy =
 
 /// What can be done, and what was.
 pub trait Jobs {
+    /// What is to happen when. It may change: the configuration is read again.
+    fn schedule(&self) -> Schedule;
+
     /// When each job last began that came to its end, whoever did it, as the repository knows.
     fn last_runs(&self) -> impl Future<Output = Result<LastRuns>>;
 
@@ -39,8 +41,6 @@ pub trait Jobs {
 /// Does what is scheduled.
 #[derive(Debug)]
 pub struct Runner<J> {
-    /// What is to happen when. It may change: the configuration is read again.
-    pub schedule: watch::Receiver<Schedule>,
     /// Whose.
     pub cluster: String,
     /// Its lease.
@@ -73,8 +73,10 @@ impl<J: Jobs> Runner<J> {
         let (started, done, pauses) = (self.clock.now(), LastRuns::new(), BTreeMap::new());
         let mut memory = Memory { started, known: None, done, pauses };
         loop {
-            let is_empty = self.schedule.borrow().jobs.is_empty();
-            if !is_empty && self.next(&memory) != Some(Next::Nothing) && self.turn(&mut memory).await {
+            if !self.jobs.schedule().jobs.is_empty()
+                && self.next(&memory) != Some(Next::Nothing)
+                && self.turn(&mut memory).await
+            {
                 continue;
             }
             tokio::select! {
@@ -121,7 +123,7 @@ impl<J: Jobs> Runner<J> {
     /// is due.
     fn next(&self, memory: &Memory) -> Option<Next> {
         let last = together(memory.known.as_ref()?, &memory.done);
-        let due = self.schedule.borrow().due(&self.cluster, &last, memory.started, self.clock.now());
+        let due = self.jobs.schedule().due(&self.cluster, &last, memory.started, self.clock.now());
         let is_paused = |job: &Job| memory.pauses.get(job).is_some_and(|pause| pause.until > Instant::now());
         let job = due.into_iter().find(|job| !is_paused(job) && self.jobs.may(*job));
         Some(job.map_or(Next::Nothing, Next::Do))
@@ -160,6 +162,7 @@ mod tests {
     use jiff::tz::TimeZone;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex};
+    use tokio::sync::watch;
     use tokio::time::sleep;
 
     /// What a repository knows of jobs, for any number of archivers.
@@ -173,6 +176,7 @@ mod tests {
     }
 
     struct Fake {
+        schedule: Schedule,
         noted: Arc<Noted>,
         name: &'static str,
         clock: Clock,
@@ -184,6 +188,10 @@ mod tests {
     }
 
     impl Jobs for Fake {
+        fn schedule(&self) -> Schedule {
+            self.schedule.clone()
+        }
+
         async fn last_runs(&self) -> Result<LastRuns> {
             *self.noted.lookups.lock().unwrap() += 1;
             let done = self.noted.done.lock().unwrap();
@@ -233,13 +241,12 @@ mod tests {
         let _ = tokio::time::timeout(length, archiver.run()).await;
     }
 
-    fn archiver(schedule: &Schedule, store: &Arc<dyn Store>, clock: &Clock, jobs: Fake) -> Runner<Fake> {
+    fn archiver(store: &Arc<dyn Store>, clock: &Clock, jobs: Fake) -> Runner<Fake> {
         let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
         let writer = Writer::new(store.clone(), layout.clone(), 7);
         let by = Actor { user: "postgres".to_owned(), host: jobs.name.to_owned(), command: "run".to_owned() };
         let lease = Lease::new(Repository { store: store.clone(), layout }, writer, by, clock.clone());
-        let (_, schedule) = watch::channel(schedule.clone());
-        Runner { schedule, cluster: "main".to_owned(), lease, clock: clock.clone(), jobs }
+        Runner { cluster: "main".to_owned(), lease, clock: clock.clone(), jobs }
     }
 
     const EVERYTHING: [(Job, &str); 5] = [
@@ -263,6 +270,7 @@ mod tests {
         let noted = Arc::new(Noted::default());
         let (_may, may) = watch::channel(true);
         let fake = |name| Fake {
+            schedule: schedule.clone(),
             noted: noted.clone(),
             name,
             clock: clock.clone(),
@@ -272,8 +280,8 @@ mod tests {
         };
         let week = Duration::from_secs(7 * 24 * 3600);
         tokio::join!(
-            runs(archiver(&schedule, &store, &clock, fake("db1")), week),
-            runs(archiver(&schedule, &store, &clock, fake("db2")), week),
+            runs(archiver(&store, &clock, fake("db1")), week),
+            runs(archiver(&store, &clock, fake("db2")), week),
         );
         // Then each has happened as often as it should: in a week in which clocks change in the night of the full backup
         let done = noted.done.lock().unwrap();
@@ -299,6 +307,7 @@ mod tests {
         let noted = Arc::new(Noted::default());
         let (may, may_be) = watch::channel(false);
         let fake = Fake {
+            schedule,
             noted: noted.clone(),
             name: "db1",
             clock: clock.clone(),
@@ -307,7 +316,7 @@ mod tests {
             fails_every: 0,
         };
         // Given an archiver that is a hot spare for five days
-        let running = runs(archiver(&schedule, &store, &clock, fake), Duration::from_secs(6 * 24 * 3600));
+        let running = runs(archiver(&store, &clock, fake), Duration::from_secs(6 * 24 * 3600));
         let becomes = async {
             sleep(Duration::from_secs(5 * 24 * 3600)).await;
             assert_eq!(noted.done.lock().unwrap().len(), 0);
@@ -331,8 +340,9 @@ mod tests {
         let noted = Arc::new(Noted::default());
         let (_may, may) = watch::channel(true);
         let takes = Duration::from_secs(1);
-        let fake = Fake { noted: noted.clone(), name: "db1", clock: clock.clone(), may, takes, fails_every: 0 };
-        runs(archiver(&schedule, &store, &clock, fake), Duration::from_secs(5 * 24 * 3600)).await;
+        let fake =
+            Fake { schedule, noted: noted.clone(), name: "db1", clock: clock.clone(), may, takes, fails_every: 0 };
+        runs(archiver(&store, &clock, fake), Duration::from_secs(5 * 24 * 3600)).await;
         // What was done was looked up once, and the lease was left alone
         assert_eq!(*noted.lookups.lock().unwrap(), 1);
         assert_eq!(store.list_level("main/").await.unwrap(), Default::default());

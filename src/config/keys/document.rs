@@ -22,6 +22,9 @@ pub fn document() -> String {
                 let _ = writeln!(text, "* in the file: `{name} = {}`", key.example);
             }
         }
+        if key.is_reloadable() {
+            text.push_str("* taken up by a running `run` on SIGHUP\n");
+        }
         if let Some(flag) = key.flag {
             let _ = writeln!(text, "* flag: `{flag}`");
         }
@@ -37,6 +40,48 @@ pub fn document() -> String {
         }
     }
     text
+}
+
+/// A file with every setting, each as a comment with its meaning: its default, or an example where it has none.
+pub fn example() -> String {
+    let mut text =
+        "# Every setting of Seawall. What is not a comment holds; the rest is the default, or an example.\n".to_owned();
+    let mut section = "";
+    for key in keys() {
+        let (place, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        if place != section {
+            section = place;
+            let _ = write!(text, "\n[{place}]\n");
+        }
+        text.push('\n');
+        for line in wrapped(key.about) {
+            let _ = writeln!(text, "# {line}");
+        }
+        match (key.written, key.default) {
+            (Written::Tables, _) => key.example.lines().for_each(|line| _ = writeln!(text, "#{line}")),
+            (Written::Boolean, Some(default)) => _ = writeln!(text, "#{name} = {default}"),
+            (Written::Text, Some(default)) => _ = writeln!(text, "#{name} = {default:?}"),
+            _ => _ = writeln!(text, "#{name} = {}", key.example),
+        }
+    }
+    text
+}
+
+/// Lines that fit a terminal.
+fn wrapped(text: &str) -> Vec<String> {
+    const COLUMNS: usize = 96;
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        let is_full = !lines[last].is_empty() && lines[last].len() + 1 + word.len() > COLUMNS;
+        if is_full {
+            lines.push(word.to_owned());
+        } else {
+            let gap = if lines[last].is_empty() { "" } else { " " };
+            lines[last] += &format!("{gap}{word}");
+        }
+    }
+    lines
 }
 
 const INTRODUCTION: &str = r#"# Configuration

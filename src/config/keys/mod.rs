@@ -10,7 +10,7 @@ mod run;
 mod s3;
 mod schedule;
 
-pub use document::document;
+pub use document::{document, example};
 
 use super::Settings;
 use jiff::fmt::friendly::SpanParser;

@@ -1,0 +1,110 @@
+//! `seawall config`: what the configuration says, what it lacks, and an example of everything.
+
+use super::print;
+use crate::cli::ConfigCommand;
+use crate::config::{Origin, Settings, example, has_password, keys};
+use crate::error::{Error, Kind, Result};
+use crate::metrics::Job;
+use crate::runtime::Clock;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Does what was asked.
+///
+/// # Errors
+/// Of kind `Config`, if `check` finds something that cannot work.
+pub(super) fn configuration(what: &ConfigCommand, settings: &Settings) -> Result<()> {
+    match what {
+        ConfigCommand::Example => print::stdout(&example()),
+        ConfigCommand::Show(args) if args.json.json => print::stdout(&print::json(&shown(settings))?),
+        ConfigCommand::Show(_) => {
+            let line = |(name, setting): (&&str, &Shown)| format!("{name} = {}  # {}\n", setting.value, setting.from);
+            print::stdout(&shown(settings).iter().map(line).collect::<String>())
+        }
+        ConfigCommand::Check => check(settings),
+    }
+}
+
+/// A setting that holds.
+#[derive(Serialize)]
+struct Shown {
+    value: String,
+    from: String,
+}
+
+fn shown(settings: &Settings) -> BTreeMap<&'static str, Shown> {
+    let shown = keys().filter_map(|key| {
+        let given = settings.given.get(key.name)?;
+        let value = match key.name {
+            "pg" if has_password(&given.text) => "(with a password, so it is not shown)".to_owned(),
+            _ => format!("{:?}", given.text),
+        };
+        let from = match given.origin {
+            Origin::Default => "default".to_owned(),
+            Origin::File => settings.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default(),
+            Origin::Variable(name) | Origin::Flag(name) => name.to_owned(),
+        };
+        Some((key.name, Shown { value, from }))
+    });
+    shown.collect()
+}
+
+/// What was read is right by itself, or this would not have begun.
+fn check(settings: &Settings) -> Result<()> {
+    settings.repo()?;
+    impossible(settings)?;
+    let mut text = String::new();
+    for note in notes(settings) {
+        let _ = writeln!(text, "note: {note}");
+    }
+    let now = Clock::system().now();
+    for (job, expression) in &settings.schedule.jobs {
+        let next = settings.schedule.next(&settings.cluster, *job, now);
+        let next = next.map(|next| print::time(next, &settings.schedule.time_zone)).unwrap_or_default();
+        let _ = writeln!(text, "{job}: {expression}, next at {next}");
+    }
+    text.push_str("the configuration can be used; `seawall check` tries server, role, slot and repository\n");
+    print::stdout(&text)
+}
+
+/// What would fail at three in the morning.
+fn impossible(settings: &Settings) -> Result<()> {
+    let (encryption, jobs) = (&settings.encryption, &settings.schedule.jobs);
+    if encryption.recipients.count() > 0 && encryption.identity_file.is_none() && jobs.contains_key(&Job::Drill) {
+        return Err(Error::new(Kind::Config, "schedule.drill cannot open what encryption.recipients closes")
+            .hint("Name the private key as identity_file under [encryption], or drill on another machine."));
+    }
+    if let Some(scratch) = settings.drill.scratch.as_ref().filter(|scratch| !scratch.is_dir()) {
+        return Err(Error::new(Kind::Config, format!("drill.scratch is no directory: {}", scratch.display()))
+            .hint("Make it, with room for the whole cluster."));
+    }
+    Ok(())
+}
+
+/// What works, and may still not be what somebody wants.
+fn notes(settings: &Settings) -> Vec<&'static str> {
+    let has = |job| settings.schedule.jobs.contains_key(&job);
+    let prunes = settings.retention.chooses_backups();
+    let all = [
+        (
+            !has(Job::Full) && !has(Job::Incremental),
+            "`run` takes no base backup by itself: set schedule.full, or have something call `seawall backup`",
+        ),
+        (
+            has(Job::Incremental) && !has(Job::Full),
+            "schedule.incremental without schedule.full: one chain grows for ever, and nothing of it can be pruned",
+        ),
+        (
+            prunes && !has(Job::Prune),
+            "[retention] without schedule.prune: nothing goes until `seawall prune` is called",
+        ),
+        (
+            has(Job::Prune) && !prunes,
+            "schedule.prune without [retention]: only garbage is deleted, and the repository grows",
+        ),
+        (!has(Job::Drill), "no schedule.drill: a restore that was never tried is a hope"),
+        (settings.encryption.recipients.count() == 0, "what is stored is not encrypted by Seawall: see [encryption]"),
+    ];
+    all.into_iter().filter_map(|(holds, note)| holds.then_some(note)).collect()
+}

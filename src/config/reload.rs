@@ -1,0 +1,79 @@
+//! What of the settings can change while `run` streams: the configuration is read again, and what is for the archiver itself stays as
+//! it was until it is started again.
+
+use super::{Key, RunSettings, Settings, keys};
+
+/// What became of reading it again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reloaded {
+    /// Settings that hold from now on.
+    pub applied: Vec<&'static str>,
+    /// Settings that were changed, and hold when `run` is started again.
+    pub at_the_next_start: Vec<&'static str>,
+}
+
+impl Key {
+    /// True if `run` takes it up on SIGHUP.
+    pub fn is_reloadable(&self) -> bool {
+        let section = self.name.split_once('.').map_or("", |(section, _)| section);
+        ["schedule", "retention", "drill"].contains(&section) || self.name == "run.backup_after_gap"
+    }
+}
+
+impl Settings {
+    /// These settings with what of `new` can be taken up.
+    pub fn reload(&self, new: Settings) -> (Settings, Reloaded) {
+        let mut reloaded = Reloaded::default();
+        let mut given = self.given.clone();
+        for key in keys() {
+            let (before, now) = (self.given.get(key.name), new.given.get(key.name));
+            if before.map(|given| &given.text) == now.map(|given| &given.text) {
+                continue;
+            }
+            if !key.is_reloadable() {
+                reloaded.at_the_next_start.push(key.name);
+                continue;
+            }
+            reloaded.applied.push(key.name);
+            match now {
+                Some(now) => _ = given.insert(key.name, now.clone()),
+                None => _ = given.remove(key.name),
+            }
+        }
+        let run = RunSettings { backup_after_gap: new.run.backup_after_gap, ..self.run.clone() };
+        let (schedule, retention, drill) = (new.schedule, new.retention, new.drill);
+        (Settings { given, run, schedule, retention, drill, ..self.clone() }, reloaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli;
+    use std::ffi::OsString;
+    use std::fs;
+
+    #[test]
+    fn what_is_scheduled_changes_and_what_is_streamed_stays() {
+        // Given settings of a file that is changed then
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("seawall.toml");
+        let load = |text: &str| {
+            fs::write(&path, text).unwrap();
+            let cli =
+                cli::parse(["seawall", "run", "--config"].map(OsString::from).into_iter().chain([path.clone().into()]));
+            Settings::load(&cli.unwrap(), &|_| None).unwrap()
+        };
+        let before = load("slot = \"one\"\n[schedule]\nfull = \"0 2 * * *\"\ndrill = \"0 3 * * *\"\n");
+        let after = load("slot = \"two\"\n[schedule]\nfull = \"0 4 * * *\"\n[run]\nbackup_after_gap = false\n");
+        let (settings, reloaded) = before.reload(after.clone());
+        // Then what is scheduled is what the file says now, and the slot is the one that it was
+        assert_eq!(reloaded.applied, ["run.backup_after_gap", "schedule.full", "schedule.drill"]);
+        assert_eq!(reloaded.at_the_next_start, ["slot"]);
+        assert_eq!(settings.schedule, after.schedule);
+        assert!(!settings.run.backup_after_gap);
+        assert_eq!(settings.slot, "one");
+        // And it is said again the next time, as long as it is not taken up
+        assert_eq!(settings.reload(after).1, Reloaded { applied: Vec::new(), at_the_next_start: vec!["slot"] });
+    }
+}
