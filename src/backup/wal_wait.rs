@@ -3,7 +3,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Coverage, GapNote, Repository, WalNeed};
 use crate::runtime::{Backoff, RetryPolicy};
-use crate::wal::{Lsn, TimelineId};
+use crate::wal::{History, Lsn, TimelineId};
 use async_trait::async_trait;
 use std::fmt::Debug;
 use std::time::Duration;
@@ -64,7 +64,26 @@ impl RepositoryWaiter {
                 .hint("Take another base backup, and see that the archiver's slot keeps WAL meanwhile."));
             }
         }
-        Ok(Some(hole))
+        match self.left_before(need.timeline, need.end).await? {
+            None => Ok(Some(hole)),
+            Some((switch, next)) => Err(Error::new(
+                Kind::Damaged,
+                format!(
+                    "the base backup needs WAL up to {} on timeline {}, which was left at {switch} for timeline {next}",
+                    need.end, need.timeline
+                ),
+            )
+            .hint("The server that it was taken of is no longer the one that is followed: take another base backup.")),
+        }
+    }
+
+    /// Where the line that is archived now left `timeline`, if before `end`, and for which: WAL behind that does not come any more.
+    async fn left_before(&self, timeline: TimelineId, end: Lsn) -> Result<Option<(Lsn, TimelineId)>> {
+        let newest = self.repository.read_timelines().await?.into_iter().max();
+        let Some(newest) = newest.filter(|newest| *newest > timeline) else { return Ok(None) };
+        let Some(file) = self.repository.read_history_file(newest).await? else { return Ok(None) };
+        let Ok(history) = History::parse(newest, &file) else { return Ok(None) };
+        Ok(history.switch_from(timeline).filter(|switch| *switch < end).map(|switch| (switch, newest)))
     }
 }
 
@@ -167,6 +186,24 @@ mod tests {
         // When that is there too, then it ends
         store(&writer, 2 * MIB + 99, 2 * MIB + 200).await;
         tokio::time::timeout(Duration::from_secs(300), waiting).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeline_that_was_left_before_the_end_of_the_backup_ends_the_waiting() {
+        // Given a backup of a server that was left behind, at a position that it had passed
+        let (repository, writer) = repository();
+        store(&writer, MIB, 2 * MIB).await;
+        let history = format!("1\t0/{:X}\tno recovery target specified\n", 2 * MIB + 100);
+        writer.store_plain(&Key::History(TimelineId(2)), Bytes::from(history)).await.unwrap();
+        let waiter = RepositoryWaiter::new(repository);
+        // Then it does not wait for WAL that never comes
+        let error = waiter.wait_covered(&[need(MIB, 2 * MIB + 101)]).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        assert!(error.to_string().contains("left at 0/200064 for timeline 2"), "{error}");
+        // And one that ends before that is waited for
+        let before = [need(MIB, 2 * MIB + 100)];
+        let waiting = tokio::time::timeout(Duration::from_secs(300), waiter.wait_covered(&before));
+        assert!(waiting.await.is_err(), "the rest of it still comes");
     }
 
     #[tokio::test(start_paused = true)]
