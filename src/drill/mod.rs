@@ -81,7 +81,9 @@ impl Drill {
         let plan = restore::plan(&reader, &catalog, request, started_at).await?;
         let planned_in = begun.elapsed();
         let size = repository.layout.segment_size();
-        let route = Route::new(catalog.history(plan.timeline), size, &catalog);
+        // How old what is stored is, is a matter of the line that is archived, also where the drill goes to a moment before it.
+        let line = request.timeline.or(catalog.followed_timeline()).unwrap_or(plan.timeline);
+        let route = Route::new(catalog.history(line), size, &catalog);
         let durable_lsn = route.covered(&catalog, size.segment_start(plan.backup.start_lsn)).until;
         let durable_at = newest_moment(&reader, &catalog, &route, (plan.backup.start_lsn, durable_lsn)).await?;
         Ok(Drill { plan, started_at, planned_in, durable_lsn, durable_at })
