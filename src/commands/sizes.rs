@@ -14,6 +14,9 @@ use tokio::sync::watch;
 /// Between two measurements.
 const MEASURE_EVERY: Duration = Duration::from_secs(24 * 3600);
 
+/// After a measurement that failed.
+const AGAIN_AFTER: Duration = Duration::from_secs(600);
+
 /// Keeps the metrics for as long as the archiver is there; may be dropped at any time.
 pub(super) async fn follow(
     settings: Settings,
@@ -30,10 +33,14 @@ pub(super) async fn follow(
     loop {
         let received = state.borrow().received;
         // A store that fails shows in its own metrics; the numbers here stay as they were.
-        if measured_at != Some(received) && measure(&settings, &store, &metrics).await.is_ok() {
-            measured_at = Some(received);
+        let mut pause = MEASURE_EVERY;
+        if measured_at != Some(received) {
+            match measure(&settings, &store, &metrics).await {
+                Ok(()) => measured_at = Some(received),
+                Err(_) => pause = AGAIN_AFTER,
+            }
         }
-        tokio::time::sleep(MEASURE_EVERY).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -42,8 +42,11 @@ impl Schedule {
                 None if job == Job::Full => return true,
                 None => started,
             };
-            let shifted = now.checked_sub(self.delay(cluster, job)).unwrap_or(now);
-            expression.previous(shifted, &self.time_zone).is_some_and(|previous| previous > last)
+            let delay = self.delay(cluster, job);
+            let shifted = now.checked_sub(delay).unwrap_or(now);
+            // Against when it happened, not against when it is written: the delay may be longer than the time between two.
+            let previous = expression.previous(shifted, &self.time_zone);
+            previous.and_then(|previous| previous.checked_add(delay).ok()).is_some_and(|due| due > last)
         };
         let due = self.jobs.iter().filter(|(job, expression)| is_due(**job, expression)).map(|(job, _)| *job);
         let mut due: Vec<Job> = due.collect();
@@ -110,6 +113,25 @@ mod tests {
         let last = LastRuns::from([(Job::Full, started), (Job::Incremental, started)]);
         assert_eq!(schedule.due("main", &last, started, at("2026-11-21T01:59:00Z")), []);
         assert_eq!(schedule.due("main", &last, started, at("2026-11-22T04:00:00Z")), [Job::Full, Job::Verify]);
+    }
+
+    #[test]
+    fn a_delay_that_is_longer_than_the_time_between_two_loses_none() {
+        // Given something hourly that happens up to ten hours later
+        let jobs = [(Job::Verify, Expression::parse("0 * * * *").unwrap())];
+        let schedule = Schedule { jobs: jobs.into(), jitter: Duration::from_secs(10 * 3600), ..Schedule::default() };
+        let (mut now, started) = (at("2026-11-20T00:00:30Z"), at("2026-11-20T00:00:00Z"));
+        let (mut last, mut done) = (LastRuns::new(), 0);
+        // When it is looked at every minute of a day
+        for _ in 0..24 * 60 {
+            if schedule.due("shop", &last, started, now) == [Job::Verify] {
+                last.insert(Job::Verify, now);
+                done += 1;
+            }
+            now = now.checked_add(Duration::from_secs(60)).unwrap();
+        }
+        // Then it has happened every hour
+        assert!((23..=24).contains(&done), "{done} times");
     }
 
     #[test]
