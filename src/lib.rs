@@ -15,6 +15,7 @@ pub mod extract;
 pub mod history;
 pub mod http;
 pub mod metrics;
+pub mod notify;
 pub mod postgres;
 pub mod recovery;
 pub mod repository;

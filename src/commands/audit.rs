@@ -41,6 +41,8 @@ pub(super) struct Begun {
 /// What became of it, in words.
 #[derive(Debug)]
 pub(super) struct Ended {
+    /// What it became, where that is not what it was to be.
+    pub(super) action: Option<Action>,
     pub(super) result: ActionResult,
     pub(super) backup: Option<BackupId>,
     pub(super) about: String,
@@ -50,7 +52,7 @@ impl Ended {
     /// It was done; all is well if it says so.
     pub(super) fn done(is_good: bool, about: impl Into<String>) -> Ended {
         let result = if is_good { ActionResult::Good } else { ActionResult::Bad };
-        Ended { result, backup: None, about: about.into() }
+        Ended { action: None, result, backup: None, about: about.into() }
     }
 
     /// It was about this base backup.
@@ -60,7 +62,7 @@ impl Ended {
 
     /// It could not be done.
     pub(super) fn failed(error: &Error) -> Ended {
-        Ended { result: ActionResult::Failed, backup: None, about: error.to_string() }
+        Ended { action: None, result: ActionResult::Failed, backup: None, about: error.to_string() }
     }
 }
 
@@ -78,7 +80,7 @@ impl Begun {
         let entry = AuditEntry {
             format: FORMAT_VERSION,
             system_identifier: writer.system_identifier(),
-            action: self.action,
+            action: ended.action.unwrap_or(self.action),
             result: ended.result,
             started_at: self.started_at,
             ended_at: clock.now(),
@@ -88,7 +90,10 @@ impl Begun {
         };
         match timeout(PATIENCE, writer.append_audit(&entry)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) if error.kind() == Kind::Store => tracing::debug!(%error, "not noted in the audit trail"),
+            // `run` looks up here what was done.
+            Ok(Err(error)) if error.kind() == Kind::Store && self.command != "run" => {
+                tracing::debug!(%error, "not noted in the audit trail")
+            }
             Ok(Err(error)) => tracing::warn!(%error, "not noted in the audit trail"),
             Err(_) => tracing::warn!("not noted in the audit trail: the store does not answer"),
         }

@@ -11,7 +11,7 @@ use crate::backup::{
 use crate::cli::{BackupArgs, BackupType};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Action, BackupDocument, BackupFiles, BackupVerdict, Layout, Repository, WalReader, Writer};
+use crate::repository::{BackupDocument, BackupFiles, BackupVerdict, Layout, Repository, WalReader, Writer};
 use crate::runtime::{Clock, Shutdown};
 use serde::Serialize;
 use std::sync::Arc;
@@ -58,8 +58,7 @@ pub(super) async fn backup(args: BackupArgs, settings: Settings) -> Result<()> {
         (Some(_), BackupType::Full | BackupType::Auto) => BackupType::Full,
     };
 
-    let action = if backup_type == BackupType::Full { Action::Full } else { Action::Incremental };
-    let begun = Begun::now("backup", action, &clock);
+    let begun = Begun::now("backup", taking::action_of(backup_type != BackupType::Full), &clock);
     // The WAL that the backup needs is archived by whoever has the slot: a running archiver, or this process.
     let source = Arc::new(PostgresSource::new(info, &settings.slot, clock.clone()));
     let options = ArchiveOptions { form, ..ArchiveOptions::default() };

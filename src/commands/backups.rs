@@ -8,6 +8,7 @@ use crate::archive::{ArchiveState, Phase};
 use crate::cli::BackupType;
 use crate::error::Result;
 use crate::metrics::Job;
+use crate::notify::Trouble;
 use crate::repository::Loss;
 use crate::runtime::{Backoff, RetryPolicy};
 use std::sync::Arc;
@@ -49,11 +50,20 @@ impl Backups {
                 if unanswered.is_none() {
                     backoff.reset();
                 }
+                match unanswered {
+                    Some(gap) => self.taker.notifier.raise(Trouble::Gap, format!("WAL was lost: {gap}")),
+                    None => self.taker.notifier.clear(Trouble::Gap),
+                }
                 if let Some(gap) = unanswered.filter(|gap| told != Some(*gap)) {
                     tracing::error!(lost = %gap, "nothing behind this gap can be restored until a base backup is taken");
                 }
                 told = unanswered;
                 if wants_backup && self.is_ours() && self.taker.settings().run.backup_after_gap {
+                    // One that is being taken on schedule may be the answer: it is waited for, and looked at.
+                    if self.taker.one_at_a_time.try_lock().is_err() {
+                        drop(self.taker.one_at_a_time.lock().await);
+                        continue;
+                    }
                     tracing::info!("taking a base backup, because WAL was lost");
                     let taken = self.taker.take(BackupType::Full, "seawall, after a gap", &mut unfinished).await;
                     if let Err(error) = taken {

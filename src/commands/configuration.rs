@@ -38,6 +38,7 @@ fn shown(settings: &Settings) -> BTreeMap<&'static str, Shown> {
         let given = settings.given.get(key.name)?;
         let value = match key.name {
             "pg" if has_password(&given.text) => "(with a password, so it is not shown)".to_owned(),
+            "notify.webhook" | "notify.slack" | "notify.pagerduty" => "(a secret, so it is not shown)".to_owned(),
             _ => format!("{:?}", given.text),
         };
         let from = match given.origin {

@@ -11,7 +11,7 @@ use crate::recovery::RecoveryOptions;
 use crate::repository::{Action, DrillDocument, Objective, Outcome, Writer};
 use crate::restore::{Request, RestoreProgress, Target, TargetAction};
 use crate::runtime::{Clock, Shutdown};
-use crate::scratch::{Directory, Programs, Server};
+use crate::scratch::{Directory, Programs, Server, StopMode};
 use crate::wal::TimelineId;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -73,10 +73,16 @@ pub(super) async fn by_itself(settings: &Settings) -> Result<()> {
     let place = Directory::create(&below, PREFIX)?;
     let args = DrillArgs { json: JsonArg { json: true }, ..DrillArgs::default() };
     let ended = Box::pin(act("run", &args, settings, &place)).await;
-    let ended = ended.map(|(Drilled { document, server }, stored)| {
-        drop(server);
-        (document, stored)
-    });
+    let ended = match ended {
+        Ok((Drilled { document, server }, stored)) => {
+            // Dropping it would wait on the thread that streams.
+            if let Some(mut server) = server {
+                server.stop(StopMode::Immediate).await?;
+            }
+            Ok((document, stored))
+        }
+        Err(error) => Err(error),
+    };
     let left = place.remove().await;
     let (document, stored) = ended?;
     stored.and(left)?;
@@ -125,9 +131,13 @@ async fn act(
         drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => drilled,
         never = progress::show(watched, restore::step) => match never {},
     };
-    let about = match drilled.document.failures.first() {
-        None => format!("to {}: passed", drilled.document.target),
-        Some(first) => format!("to {}: {first}", drilled.document.target),
+    // The report has the words: they may name relations, which an encrypted repository keeps to itself.
+    let failed = drilled.document.checks.iter().filter(|check| check.outcome == Outcome::Failed);
+    let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
+    let about = match (drilled.document.passed, failed.is_empty()) {
+        (true, _) => "passed".to_owned(),
+        (false, true) => "did not pass; the report says why".to_owned(),
+        (false, false) => format!("did not pass: {}; the report says why", failed.join(", ")),
     };
     let ended = Ended::done(drilled.document.passed, about).of(&drilled.document.backup);
     begun.end(&writer, ended, &clock).await;

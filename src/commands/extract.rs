@@ -60,7 +60,7 @@ pub(super) async fn run(args: ExtractArgs, settings: Settings) -> Result<()> {
     };
     // Words would name relations, which an encrypted repository keeps to itself.
     let result = if extracted.is_ok() { ActionResult::Good } else { ActionResult::Failed };
-    let ended = Ended { result, backup: Some(plan.backup.id.clone()), about: result.name().to_owned() };
+    let ended = Ended { action: None, result, backup: Some(plan.backup.id.clone()), about: result.name().to_owned() };
     begun.end(&writer, ended, &clock).await;
     let extracted = extracted?;
     extracted.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -8,12 +8,14 @@ use crate::cli::BackupType;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Job;
+use crate::notify::Trouble;
 use crate::repository::{Action, ActionResult, BackupId};
 use crate::runtime::{Backoff, RetryPolicy};
 use crate::schedule::{Jobs, LastRuns, Lease, Runner, Schedule};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -37,8 +39,14 @@ pub(super) async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>)
     };
     let lease = Lease::new(repository, writer, actor("run"), taker.clock.clone());
     let (cluster, clock) = (taker.settings().cluster.clone(), taker.clock.clone());
-    let jobs =
-        RunJobs { taker, started: Instant::now(), told: Default::default(), state, unfinished: Mutex::default() };
+    let jobs = RunJobs {
+        taker,
+        started: Instant::now(),
+        told: Default::default(),
+        deep_trouble: AtomicBool::new(false),
+        state,
+        unfinished: Mutex::default(),
+    };
     Runner { cluster, lease, clock, jobs }.run().await;
 }
 
@@ -49,6 +57,9 @@ fn tell(settings: &Settings, now: Timestamp) {
     }
 }
 
+/// So much the clocks of two machines may differ.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_hours(1);
+
 /// So long a new process has to find its server, or that another archiver has the slot, before it does what needs no server.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5 * 60);
 
@@ -58,6 +69,8 @@ struct RunJobs {
     /// What was said of the schedule last.
     told: std::sync::Mutex<Option<Schedule>>,
     state: watch::Receiver<ArchiveState>,
+    /// The last verification that read everything has found something.
+    deep_trouble: AtomicBool,
     /// A base backup that failed, to be gone on with.
     unfinished: Mutex<Option<BackupId>>,
 }
@@ -76,10 +89,21 @@ impl Jobs for RunJobs {
         let (repository, _) = self.taker.repository().await?;
         let mut last = LastRuns::new();
         // Whoever took them: the documents are what counts. Damaged ones too: the next would be as damaged.
+        // What a clock that was wrong has dated ahead says nothing about when the next is due.
+        let latest = self.taker.clock.now().checked_add(CLOCKS_DIFFER).unwrap_or(Timestamp::MAX);
         let mut ids = repository.backup_ids().await?;
         ids.sort_unstable();
         for id in ids.into_iter().rev() {
-            let Some(backup) = repository.finished_backup(&id).await? else { continue };
+            let backup = match repository.finished_backup(&id).await {
+                Ok(backup) => backup,
+                // For `verify` to tell, which must not be kept from it.
+                Err(error) if error.kind() == Kind::Damaged => {
+                    tracing::warn!(backup = %id, %error, "passed over");
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(backup) = backup.filter(|backup| backup.started_at <= latest) else { continue };
             last.entry(Job::Incremental).or_insert(backup.started_at);
             if backup.reference.is_none() {
                 last.insert(Job::Full, backup.started_at);
@@ -90,7 +114,8 @@ impl Jobs for RunJobs {
         let this = year(self.taker.clock.now());
         for year in [this - 1, this] {
             for key in repository.audit_of_year(year).await? {
-                if let Some(job) = scheduled(key.action).filter(|_| key.result != ActionResult::Failed) {
+                let counts = key.result != ActionResult::Failed && key.started_at <= latest;
+                if let Some(job) = scheduled(key.action).filter(|_| counts) {
                     last.insert(job, key.started_at);
                 }
             }
@@ -133,9 +158,15 @@ impl Jobs for RunJobs {
         }
     }
 
+    fn unknown(&self, error: &Error) {
+        let hint = error.hint_text().unwrap_or_default();
+        tracing::error!(%error, hint, "what was done cannot be looked up, so nothing is done on schedule");
+    }
+
     fn failed(&self, job: Job, error: &Error, pause: Duration) {
         let hint = error.hint_text().unwrap_or_default();
         tracing::error!(%job, %error, hint, pause_seconds = pause.as_secs(), "what was scheduled failed; trying again");
+        self.taker.notifier.raise(Trouble::Job(job), format!("{job} on schedule failed: {error}"));
     }
 }
 
@@ -153,6 +184,11 @@ impl RunJobs {
     async fn back_up(&self, wanted: BackupType) -> Result<()> {
         let mut unfinished = self.unfinished.lock().await;
         self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
+        // A full one is as good as an incremental one.
+        self.taker.notifier.clear(Trouble::Job(Job::Incremental));
+        if wanted == BackupType::Full {
+            self.taker.notifier.clear(Trouble::Job(Job::Full));
+        }
         if self.taker.settings().schedule.verify_after
             && let Err(error) = self.verify(Action::Verify).await
         {
@@ -173,8 +209,20 @@ impl RunJobs {
             tracing::error!(problems = ended.about, first = first.message, "what is stored is not as it should be");
         }
         let is_good = ended.result == ActionResult::Good;
+        // What reading everything has found, a look that reads nothing does not take back.
+        let is_deep = action == Action::DeepVerify;
+        if is_good {
+            _ = self.deep_trouble.fetch_and(!is_deep, Ordering::Relaxed);
+        } else {
+            self.deep_trouble.fetch_or(is_deep, Ordering::Relaxed);
+            self.taker.notifier.raise(Trouble::Job(Job::Verify), format!("verify: {}", ended.about));
+        }
+        let is_all_good = is_good && !self.deep_trouble.load(Ordering::Relaxed);
+        if is_all_good {
+            self.taker.notifier.clear(Trouble::Job(Job::Verify));
+        }
         begun.end(&writer, ended, &self.taker.clock).await;
-        self.taker.metrics.job_ended(Job::Verify, self.taker.clock.now(), begun_at.elapsed(), is_good);
+        self.taker.metrics.job_ended(Job::Verify, self.taker.clock.now(), begun_at.elapsed(), is_all_good);
         verified.map(|_| ())
     }
 
@@ -188,6 +236,9 @@ impl RunJobs {
         let (objects, bytes) = (summary.document.deleted_objects, summary.document.deleted_bytes);
         metrics.add_pruned(objects, bytes);
         tracing::info!(objects, bytes, "pruned");
+        if summary.error.is_none() {
+            self.taker.notifier.clear(Trouble::Job(Job::Prune));
+        }
         summary.error.map_or(Ok(()), Err)
     }
 
@@ -198,9 +249,14 @@ impl RunJobs {
         match drilled {
             Err(error) if error.kind() == Kind::Failed => {
                 tracing::error!(%error, "the drill did not pass");
+                self.taker.notifier.raise(Trouble::Job(Job::Drill), error.to_string());
                 Ok(())
             }
-            ended => ended,
+            Ok(()) => {
+                self.taker.notifier.clear(Trouble::Job(Job::Drill));
+                Ok(())
+            }
+            failed => failed,
         }
     }
 }

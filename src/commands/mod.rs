@@ -35,6 +35,7 @@ mod sizes;
 mod steps;
 mod taking;
 pub mod time;
+mod troubles;
 mod verify;
 
 use crate::cli::{Cli, Command};

@@ -5,7 +5,7 @@ use super::names::NameKeeper;
 use super::observer::StoreMetrics;
 use super::service::ServiceManager;
 use super::taking::Taker;
-use super::{drills, jobs, keys, parts, reload, signals, sizes};
+use super::{drills, jobs, keys, parts, reload, signals, sizes, troubles};
 use crate::archive::{
     ArchiveOptions, ArchiveState, Archiver, IndexKeeper, Phase, PostgresSource, SourceErrorKind, Synchronous,
     keep_index,
@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::history::index::Indexer;
 use crate::http::{self, Health};
 use crate::metrics::{Metrics, WalObject};
+use crate::notify::{Notifier, Trouble, hooks};
 use crate::postgres::WalStatus;
 use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::Conditional;
@@ -24,6 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
+
+/// How long an archiver that ends because of an error waits until somebody has been told.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long what is done on schedule may take to end when the archiver has.
+const PUT_AWAY: Duration = Duration::from_secs(20);
 
 /// Runs until a signal, or until something happens that waiting cannot mend.
 ///
@@ -89,12 +96,15 @@ pub(super) async fn run(cli: Cli, settings: Settings) -> Result<()> {
         services.start(manager.follow(archiver.state(), health_of, shutdown.clone()));
     }
     services.start(sizes::follow(settings.clone(), store.clone(), metrics.clone(), archiver.state()));
+    let notifier = Notifier::new(&settings.cluster, hooks(&settings.notify.hooks)?, clock.clone(), &mut services);
+    services.start(troubles::follow(archiver.state(), notifier.clone(), settings.notify.stream_after));
     let (reloaded, settings) = watch::channel(Arc::new(settings));
     let taker = Taker {
         settings,
         form,
         store,
         metrics: metrics.clone(),
+        notifier: notifier.clone(),
         clock: clock.clone(),
         one_at_a_time: Mutex::default(),
     };
@@ -124,6 +134,12 @@ pub(super) async fn run(cli: Cli, settings: Settings) -> Result<()> {
     };
     if let Err(error) = &ended {
         metrics.set_stopped(error.kind());
+        notifier.raise(Trouble::Stopped, format!("the archiver has ended: {error}"));
+        notifier.flush(LAST_WORDS).await;
+    }
+    // A drill that is under way has a server and a directory to take away.
+    if tokio::time::timeout(PUT_AWAY, services.stop()).await.is_err() {
+        tracing::warn!("what was being done on schedule does not end, and is left");
     }
     let state = state.borrow().clone();
     tracing::info!(received = %state.received, durable = %state.durable, "stopped");

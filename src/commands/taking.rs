@@ -10,6 +10,7 @@ use crate::codec::Form;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::metrics::{Job, Metrics};
+use crate::notify::Notifier;
 use crate::repository::{Action, BackupDocument, BackupId, Layout, Repository, WalReader, Writer};
 use crate::runtime::Clock;
 use crate::store::Store;
@@ -29,6 +30,7 @@ pub(super) struct Taker {
     pub(super) form: Form,
     pub(super) store: Arc<dyn Store>,
     pub(super) metrics: Metrics,
+    pub(super) notifier: Notifier,
     pub(super) clock: Clock,
     pub(super) one_at_a_time: Mutex<()>,
 }
@@ -64,13 +66,15 @@ impl Taker {
             Some(id) => Unfinished::find(&repository, &id, writer.system_identifier(), &self.clock).await.ok(),
             None => None,
         };
+        // Where a full one is wanted, an incremental one that failed is none.
+        let resume = resume.filter(|unfinished| wanted != BackupType::Full || unfinished.reference().is_none());
         let wanted = match &resume {
             Some(unfinished) if unfinished.reference().is_some() => BackupType::Incremental,
             Some(_) => BackupType::Full,
             None => wanted,
         };
-        let action = if wanted == BackupType::Full { Action::Full } else { Action::Incremental };
-        let begun = Begun::now("run", action, &self.clock);
+        let job = if wanted == BackupType::Full { Job::Full } else { Job::Incremental };
+        let begun = Begun::now("run", action_of(wanted != BackupType::Full), &self.clock);
         let (progress, mut seen) = watch::channel(BackupProgress::default());
         let show = |progress: &BackupProgress| {
             self.metrics.set_backup_progress(progress.received_bytes, progress.total_bytes, progress.stored_bytes);
@@ -93,10 +97,11 @@ impl Taker {
         begun.end(&writer, ended, &self.clock).await;
         if taken.is_err() {
             unfinished.clone_from(&seen.borrow().id);
-            let job = if action == Action::Full { Job::Full } else { Job::Incremental };
             self.metrics.job_ended(job, self.clock.now(), begun_at.elapsed(), false);
         }
         let document = taken?;
+        // A full one that was taken instead of an incremental one is as good as that.
+        self.metrics.job_ended(job, document.ended_at, begun_at.elapsed(), true);
         let seconds = document.ended_at.duration_since(document.started_at).as_secs_f64();
         tracing::info!(backup = %document.id, label, seconds, "the base backup is complete");
         if let Some(found) = document.findings.in_words() {
@@ -134,6 +139,10 @@ impl Taker {
     }
 }
 
+pub(super) fn action_of(is_incremental: bool) -> Action {
+    if is_incremental { Action::Incremental } else { Action::Full }
+}
+
 /// A base backup that exists, in the audit trail.
 pub(super) fn said(document: &BackupDocument) -> Ended {
     let (bytes, files) = (super::print::size(document.stored_bytes), document.files.len());
@@ -141,5 +150,6 @@ pub(super) fn said(document: &BackupDocument) -> Ended {
         Some(found) => format!("{files} files, stored as {bytes}; it is {found}"),
         None => format!("{files} files, stored as {bytes}"),
     };
-    Ended::done(document.findings.is_empty(), about).of(&document.id)
+    let ended = Ended::done(document.findings.is_empty(), about).of(&document.id);
+    Ended { action: Some(action_of(document.reference.is_some())), ..ended }
 }

@@ -11,6 +11,7 @@ use crate::cli::{Cli, Command, LogFormat};
 use crate::codec::{Compression, Recipients};
 use crate::drill::SqlCheck;
 use crate::error::{Error, Kind, Result};
+use crate::notify::Form;
 use crate::retention::Policy;
 use crate::schedule::Schedule;
 use crate::store::{ServerSideEncryption, StoreOptions};
@@ -78,6 +79,8 @@ pub struct Settings {
     pub drill: DrillSettings,
     /// What `run` does by itself, and when.
     pub schedule: Schedule,
+    /// Whom `run` tells what is wrong.
+    pub notify: NotifySettings,
     /// What `prune` keeps.
     pub retention: Policy,
     /// How the repository's store is used.
@@ -104,6 +107,15 @@ pub struct RunSettings {
     pub listen: Option<SocketAddr>,
     /// A hole in the archive is answered with a base backup.
     pub backup_after_gap: bool,
+}
+
+/// Whom `run` tells what is wrong.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct NotifySettings {
+    /// Addresses and keys, which are secrets.
+    pub hooks: BTreeMap<Form, String>,
+    /// So long the stream may be interrupted.
+    pub stream_after: Duration,
 }
 
 /// For `drill` alone.
@@ -212,6 +224,7 @@ impl Settings {
             drill: DrillSettings::default(),
             schedule: Schedule::default(),
             retention: Policy::default(),
+            notify: NotifySettings::default(),
             store: StoreOptions::default(),
         };
         for key in keys() {
@@ -256,12 +269,16 @@ impl Settings {
             };
             self.set(key, &value, Origin::File).map_err(bad)?;
         }
-        if has_password(&self.pg) && others_may_read(&metadata) {
-            return Err(Error::new(
-                Kind::Config,
-                format!("{} holds a password and others may read it", path.display()),
-            )
-            .hint(format!("chmod 600 {}, or move the password into ~/.pgpass.", path.display())));
+        let secret = match (has_password(&self.pg), self.notify.hooks.is_empty()) {
+            (true, _) => Some(("a password", "or move the password into ~/.pgpass")),
+            (false, false) => {
+                Some(("an address or a key for notifications", "or give it as a variable (SEAWALL_NOTIFY_…)"))
+            }
+            (false, true) => None,
+        };
+        if let Some((what, instead)) = secret.filter(|_| others_may_read(&metadata)) {
+            return Err(Error::new(Kind::Config, format!("{} holds {what} and others may read it", path.display()))
+                .hint(format!("chmod 600 {}, {instead}.", path.display())));
         }
         Ok(())
     }

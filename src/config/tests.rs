@@ -94,7 +94,7 @@ fn every_key_can_be_written_as_its_example() {
             _ => format!("{name} = {}\n", key.example),
         });
     }
-    let settings = Place::new().with_file(&text, 0o644).load("seawall --config FILE run").expect(&text);
+    let settings = Place::new().with_file(&text, 0o600).load("seawall --config FILE run").expect(&text);
     assert_eq!(settings.store.s3.sse, Some(ServerSideEncryption::Kms));
     assert_eq!(settings.store.s3.path_style, Some(true));
     assert_eq!(settings.store.s3.conditional_writes, Conditional::Head);
@@ -312,4 +312,20 @@ fn the_example_of_everything_is_a_file_that_can_be_used_and_changes_nothing() {
             .any(|line| line.starts_with(&format!("#{name} = ")) || line.contains(&format!("#[[{}]]", key.name)));
         assert!(written, "{} is not in the example", key.name);
     }
+}
+
+#[test]
+fn an_address_for_notifications_is_a_secret() {
+    let text = "[notify]\nslack = \"https://hooks.example.org/T0/secret\"\n";
+    // Given a file that others may read, it is refused; as a variable the same is taken
+    let refused = Place::new().with_file(text, 0o644).refusal("seawall --config FILE run");
+    assert!(refused.to_string().contains("notifications") && !refused.to_string().contains("secret"), "{refused}");
+    Place::new().with_file(text, 0o600).load("seawall --config FILE run").expect("nobody else may read it");
+    let place = Place::new().with_variable("SEAWALL_NOTIFY_SLACK", "https://hooks.example.org/T0/secret");
+    let settings = place.load("seawall run").expect("a variable");
+    // And nothing shows it
+    assert!(!format!("{settings:?}").contains("secret"));
+    let refused =
+        Place::new().with_file("[notify]\nslack = \"a secret\"\n", 0o600).refusal("seawall --config FILE run");
+    assert!(!refused.to_string().contains("a secret"), "{refused}");
 }

@@ -66,6 +66,11 @@ impl<T: Send + 'static> Tasks<T> {
         self.0.is_empty()
     }
 
+    /// Ends all of them, and waits until they are gone: what they hold is put away then.
+    pub async fn stop(mut self) {
+        self.0.shutdown().await;
+    }
+
     /// The result of the next task that ends, in the order in which they end; `None` when there is none left.
     /// May be dropped at any time without losing a result.
     ///

@@ -2,15 +2,16 @@
 //!
 //! A store never gives a name second bytes, so a lease is a number that counts up: who creates the next one has it, and renews it by
 //! creating the next again. Whoever wants it and sees one number stand still for [`EXPIRES_AFTER`] by its own clock takes the next:
-//! the holder is dead, or its store is, and then it has stopped by itself. No two machines' clocks are compared.
+//! the holder is dead, or its store is. No two machines' clocks are compared.
 //!
 //! Nothing that is stored depends on it. Two backups, verifications or prunings at once do no harm; they only cost twice.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::repository::{Actor, FORMAT_VERSION, Key, Repository, Writer};
 use crate::runtime::Clock;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::pin::pin;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -20,8 +21,8 @@ const RENEWED_EVERY: Duration = Duration::from_secs(60);
 /// Who has not done so for so long has lost it. He knows a minute before.
 const EXPIRES_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// Without a renewal for so long, who has it stops what he does.
-const STOPS_AFTER: Duration = Duration::from_secs(4 * 60);
+/// Without a renewal for so long, who has it no longer has it.
+const LOST_AFTER: Duration = Duration::from_secs(4 * 60);
 
 /// Who has the lease, for whom it may concern.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -78,7 +79,8 @@ impl Lease {
         let newest = numbers.iter().copied().max();
         if let Some(newest) = newest {
             let holder = self.holder(newest).await?;
-            let is_free = holder.as_ref().is_some_and(|holder| holder.released);
+            // Our own that was not given back, because the store did not answer: one process does one thing at a time.
+            let is_free = holder.as_ref().is_some_and(|holder| holder.released || holder.process == self.process);
             let since = match self.seen {
                 Some((number, since)) if number == newest => since,
                 _ => Instant::now(),
@@ -159,34 +161,39 @@ pub struct Tenure<'a> {
 }
 
 impl Tenure<'_> {
-    /// Does `work` while the lease is renewed, and gives it back. Dropped, it is somebody else's after five minutes.
+    /// Does `work` while the lease is renewed, and gives it back. If it is lost, the work is done nevertheless: nothing that is stored
+    /// depends on it, and half a base backup is worth nothing. Dropped, it is somebody else's after five minutes.
     ///
     /// # Errors
-    /// [`Kind::Busy`] if it was lost, and `work` was dropped; else what came of `work`.
+    /// What came of `work`.
     pub async fn hold<T>(mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let ended = {
+        let mut work = pin!(work);
+        let why = {
             let lost = self.renew();
             tokio::select! {
                 biased;
-                ended = work => Ok(ended),
+                ended = &mut work => Ok(ended),
                 why = lost => Err(why),
             }
         };
-        match ended {
+        match why {
             Ok(ended) => {
                 self.release().await;
                 ended
             }
-            Err(why) => Err(why),
+            Err(why) => {
+                tracing::warn!(job = self.job, why, "the lease is lost: another archiver may do the same now");
+                work.await
+            }
         }
     }
 
     /// Renews until that is no longer possible, and says why.
-    async fn renew(&mut self) -> Error {
+    async fn renew(&mut self) -> String {
         loop {
             tokio::time::sleep(RENEWED_EVERY).await;
             let next = self.number.saturating_add(1);
-            let left = STOPS_AFTER.saturating_sub(self.renewed.elapsed());
+            let left = LOST_AFTER.saturating_sub(self.renewed.elapsed());
             // From here on it counts: the reply may take its time.
             let asked = Instant::now();
             let created = tokio::time::timeout(left, self.lease.renew(next, &self.job)).await;
@@ -195,10 +202,10 @@ impl Tenure<'_> {
                     self.lease.delete(self.number).await;
                     (self.number, self.renewed) = (next, asked);
                 }
-                Ok(Ok(false)) => return lost("another process took it, because this one was silent"),
-                Ok(Err(_)) if self.renewed.elapsed() < STOPS_AFTER => {}
-                Ok(Err(error)) => return lost(&format!("it could not be renewed: {error}")),
-                Err(_) => return lost("the store did not answer in time"),
+                Ok(Ok(false)) => return "another process took it, because this one was silent".to_owned(),
+                Ok(Err(_)) if self.renewed.elapsed() < LOST_AFTER => {}
+                Ok(Err(error)) => return format!("it could not be renewed: {error}"),
+                Err(_) => return "the store did not answer in time".to_owned(),
             }
         }
     }
@@ -212,11 +219,6 @@ impl Tenure<'_> {
     }
 }
 
-fn lost(why: &str) -> Error {
-    Error::new(Kind::Busy, format!("the lease on what is scheduled was lost: {why}"))
-        .hint("Whoever has it now does the job; if nobody has, it is tried again.")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,8 +227,7 @@ mod tests {
     use crate::store::{MemoryStore, Store};
     use crate::wal::SegmentSize;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use tokio::time::{sleep, timeout};
+    use tokio::time::sleep;
 
     fn lease(store: &Arc<dyn Store>, host: &str) -> Lease {
         let layout = Layout::new("main", SegmentSize::DEFAULT, Compression::Lz4);
@@ -293,17 +294,15 @@ mod tests {
             wait_for(&mut second, "verify").await;
         }
         assert!(!store.list_level("main/open/").await.unwrap().objects.iter().any(|object| object.key.ends_with("2")));
-        // Then it does nothing more when it wakes
-        let worked = AtomicU32::new(0);
+        // Then it does not take that number when it wakes, and ends its work without the lease
         let work = async {
-            loop {
-                worked.fetch_add(1, Ordering::Relaxed);
-                sleep(Duration::from_secs(30)).await;
-            }
+            sleep(Duration::from_secs(3600)).await;
+            Ok("done")
         };
-        let lost = timeout(Duration::from_secs(3600), tenure.hold::<()>(work)).await.unwrap().unwrap_err();
-        assert_eq!(lost.kind(), Kind::Busy);
-        assert!(worked.load(Ordering::Relaxed) <= 3, "it stopped when it first asked");
+        assert_eq!(tenure.hold(work).await.unwrap(), "done");
+        let objects = store.list_level("main/open/").await.unwrap().objects;
+        let left: Vec<&str> = objects.iter().map(|object| object.key.rsplit('/').next().unwrap()).collect();
+        assert_eq!(left, ["lease-0000000000000005"], "what others had last");
     }
 
     #[tokio::test(start_paused = true)]

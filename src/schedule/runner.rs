@@ -34,6 +34,9 @@ pub trait Jobs {
     /// Does it, and notes what became of it. That something was found which is wrong is no error: it was done.
     fn run(&self, job: Job) -> impl Future<Output = Result<()>>;
 
+    /// What was done could not be looked up. Said once, until something else is wrong with it.
+    fn unknown(&self, error: &Error);
+
     /// It failed, and is tried again after the pause.
     fn failed(&self, job: Job, error: &Error, pause: Duration);
 }
@@ -65,13 +68,15 @@ struct Memory {
     /// What this process did: it counts also where it could not be noted.
     done: LastRuns,
     pauses: BTreeMap<Job, Pause>,
+    /// Why what was done could not be looked up, if it could not.
+    trouble: Option<String>,
 }
 
 impl<J: Jobs> Runner<J> {
     /// Runs for ever; may be dropped at any time.
     pub async fn run(mut self) {
         let (started, done, pauses) = (self.clock.now(), LastRuns::new(), BTreeMap::new());
-        let mut memory = Memory { started, known: None, done, pauses };
+        let mut memory = Memory { started, known: None, done, pauses, trouble: None };
         loop {
             if !self.jobs.schedule().jobs.is_empty()
                 && self.next(&memory) != Some(Next::Nothing)
@@ -88,12 +93,29 @@ impl<J: Jobs> Runner<J> {
 
     /// Looks up what was done, and does what is due first, if it can be done now. False if there was nothing to do.
     async fn turn(&mut self, memory: &mut Memory) -> bool {
-        // A store that fails shows in its own metrics.
-        memory.known = self.jobs.last_runs().await.ok();
+        self.look_up(memory).await;
         let Some(Next::Do(job)) = self.next(memory) else { return false };
         let began = self.clock.now();
-        let ended = match self.lease.take(job.name()).await {
-            Ok(Held::ByUs(tenure)) => Box::pin(tenure.hold(self.jobs.run(job))).await,
+        let Runner { cluster, lease, clock, jobs } = self;
+        let ended = match lease.take(job.name()).await {
+            Ok(Held::ByUs(tenure)) => {
+                let work = async {
+                    // Whoever had it before may have done it just now.
+                    let known = jobs.last_runs().await?;
+                    match next(jobs, cluster, clock, memory, &known) {
+                        Next::Do(job) => Box::pin(jobs.run(job)).await.map(|()| Some(job)),
+                        Next::Nothing => Ok(None),
+                    }
+                };
+                match Box::pin(tenure.hold(work)).await {
+                    Ok(Some(_)) => Ok(()),
+                    Ok(None) => {
+                        memory.known = None;
+                        return false;
+                    }
+                    Err(error) => Err(error),
+                }
+            }
             Ok(Held::ByOther(holder)) => {
                 let (host, does) = holder.map(|holder| (holder.by.host, holder.job)).unwrap_or_default();
                 tracing::debug!(%job, host, does, "somebody else is at it");
@@ -122,12 +144,30 @@ impl<J: Jobs> Runner<J> {
     /// What to do now; `None`: what was done must be looked up first. What was known a while ago is enough to see that nothing
     /// is due.
     fn next(&self, memory: &Memory) -> Option<Next> {
-        let last = together(memory.known.as_ref()?, &memory.done);
-        let due = self.jobs.schedule().due(&self.cluster, &last, memory.started, self.clock.now());
-        let is_paused = |job: &Job| memory.pauses.get(job).is_some_and(|pause| pause.until > Instant::now());
-        let job = due.into_iter().find(|job| !is_paused(job) && self.jobs.may(*job));
-        Some(job.map_or(Next::Nothing, Next::Do))
+        Some(next(&self.jobs, &self.cluster, &self.clock, memory, memory.known.as_ref()?))
     }
+
+    async fn look_up(&self, memory: &mut Memory) {
+        match self.jobs.last_runs().await {
+            Ok(known) => (memory.known, memory.trouble) = (Some(known), None),
+            Err(error) => {
+                let trouble = error.to_string();
+                if memory.trouble.as_ref() != Some(&trouble) {
+                    self.jobs.unknown(&error);
+                }
+                (memory.known, memory.trouble) = (None, Some(trouble));
+            }
+        }
+    }
+}
+
+fn next<J: Jobs>(jobs: &J, cluster: &str, clock: &Clock, memory: &Memory, known: &LastRuns) -> Next {
+    let now = clock.now();
+    // What this process did while its clock was wrong is as if it had not been.
+    let done = memory.done.iter().filter(|(_, began)| **began <= now).map(|(job, began)| (*job, *began)).collect();
+    let due = jobs.schedule().due(cluster, &together(known, &done), memory.started.min(now), now);
+    let is_paused = |job: &Job| memory.pauses.get(job).is_some_and(|pause| pause.until > Instant::now());
+    due.into_iter().find(|job| !is_paused(job) && jobs.may(*job)).map_or(Next::Nothing, Next::Do)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -224,6 +264,10 @@ mod tests {
             }
             self.noted.done.lock().unwrap().push((job, began, self.name));
             Ok(())
+        }
+
+        fn unknown(&self, error: &Error) {
+            panic!("{error}");
         }
 
         fn failed(&self, _: Job, _: &Error, _: Duration) {

@@ -5,6 +5,7 @@ mod document;
 mod drill;
 mod encryption;
 mod general;
+mod notify;
 mod retention;
 mod run;
 mod s3;
@@ -52,7 +53,7 @@ pub struct Key {
 
 /// The sections, in the order of the documentation.
 const SECTIONS: &[&[Key]] =
-    &[general::KEYS, run::KEYS, schedule::KEYS, retention::KEYS, drill::KEYS, encryption::KEYS, s3::KEYS];
+    &[general::KEYS, run::KEYS, schedule::KEYS, retention::KEYS, drill::KEYS, notify::KEYS, encryption::KEYS, s3::KEYS];
 
 /// All settings, in the order of the documentation.
 pub fn keys() -> impl Iterator<Item = &'static Key> {

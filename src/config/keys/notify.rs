@@ -1,0 +1,64 @@
+//! `[notify]`: who is told when something is wrong.
+
+use super::{Key, Written, parse_duration};
+use crate::config::Settings;
+use crate::notify::Form;
+
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "notify.webhook",
+        flag: None,
+        variable: Some("SEAWALL_NOTIFY_WEBHOOK"),
+        written: Written::Text,
+        default: None,
+        example: "\"https://alerts.example.org/seawall\"",
+        about: "`run` posts a small JSON document to this address when something is wrong, and when it is right again: no WAL comes, \
+                the slot is in danger, WAL was lost, the archiver has ended because of an error, what is scheduled failed or found \
+                something. Each is told once. It is tried for ten minutes, and nothing waits for it. A file with an address or a key \
+                for notifications is refused if others may read it.",
+        set: |settings, text| set(settings, Form::Json, text),
+    },
+    Key {
+        name: "notify.slack",
+        flag: None,
+        variable: Some("SEAWALL_NOTIFY_SLACK"),
+        written: Written::Text,
+        default: None,
+        example: "\"https://hooks.slack.com/services/…\"",
+        about: "The same for an incoming web hook of Slack, or of what takes `{\"text\": …}` as Slack does (Mattermost).",
+        set: |settings, text| set(settings, Form::Slack, text),
+    },
+    Key {
+        name: "notify.pagerduty",
+        flag: None,
+        variable: Some("SEAWALL_NOTIFY_PAGERDUTY"),
+        written: Written::Text,
+        default: None,
+        example: "\"0123456789abcdef0123456789abcdef\"",
+        about: "The same as events of PagerDuty (Events API, version 2): the routing key of an integration. What is right again \
+                resolves its incident.",
+        set: |settings, text| set(settings, Form::PagerDuty, text),
+    },
+    Key {
+        name: "notify.stream_after",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("2m"),
+        example: "\"30s\"",
+        about: "So long the stream may be interrupted before anybody is told: a restart of the server is no news.",
+        set: |settings, text| {
+            settings.notify.stream_after = parse_duration(text)?;
+            Ok(())
+        },
+    },
+];
+
+/// The text is a secret: no message quotes it.
+fn set(settings: &mut Settings, form: Form, text: &str) -> Result<(), String> {
+    if text.is_empty() || text.chars().any(|sign| sign.is_whitespace() || sign.is_control()) {
+        return Err("is empty, or has blanks in it".to_owned());
+    }
+    settings.notify.hooks.insert(form, text.to_owned());
+    Ok(())
+}
