@@ -89,6 +89,8 @@ pub struct Counts {
     pub heartbeats: u64,
     /// Holes recorded.
     pub gaps: u64,
+    /// Times that the stream told the server where it is, which it does every few seconds as long as it is not stuck.
+    pub turns: u64,
     /// Objects that the store did not take at the first try.
     pub store_failures: u64,
 }

@@ -605,7 +605,10 @@ impl<'a> Stream<'a> {
             self.echo.ask(Instant::now());
         }
         feed.send_status(written, flushed, ask).await?;
-        self.state.send_modify(|state| state.flushed = flushed);
+        self.state.send_modify(|state| {
+            state.flushed = flushed;
+            state.counts.turns += 1;
+        });
         Ok(())
     }
 

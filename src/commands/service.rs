@@ -53,13 +53,13 @@ impl ServiceManager {
         let beat = self.watchdog.map_or(STATUS_INTERVAL, |watchdog| (watchdog / 3).min(STATUS_INTERVAL));
         let mut beats = interval(beat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut last_turn, mut is_stopping, mut told) = (Instant::now(), false, None);
+        let (mut last_turn, mut turns, mut is_stopping, mut told) = (Instant::now(), 0, false, None);
         self.tell("READY=1");
         loop {
             let is_beat = tokio::select! {
                 _ = beats.tick() => true,
                 changed = state.changed() => match changed {
-                    Ok(()) => { last_turn = Instant::now(); false }
+                    Ok(()) => false,
                     Err(_) => return,
                 },
                 () = shutdown.stop.cancelled(), if !is_stopping => {
@@ -70,6 +70,10 @@ impl ServiceManager {
             };
             let (now, is_streaming) = {
                 let state = state.borrow_and_update();
+                // What else changes in there is others' work: that the second connection lives says nothing of the stream.
+                if state.phase != Phase::Streaming || state.counts.turns != turns {
+                    (last_turn, turns) = (Instant::now(), state.counts.turns);
+                }
                 (health(&state), state.phase == Phase::Streaming)
             };
             // Positions change all the time: they are told with the next beat.
@@ -143,7 +147,10 @@ mod tests {
             for _ in 0..seconds {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 if makes_turns {
-                    state.send_modify(|state| state.flushed = state.flushed + 1);
+                    state.send_modify(|state| state.counts.turns += 1);
+                } else {
+                    // The second connection goes on looking.
+                    state.send_modify(|state| state.live_tails += 1);
                 }
                 signs += signs_of_life(&socket);
             }
