@@ -24,9 +24,8 @@ pub(super) async fn follow(
     metrics: Metrics,
     mut state: watch::Receiver<ArchiveState>,
 ) {
-    // Before that there may be no folder to be measured.
-    let is_begun = |state: &ArchiveState| matches!(state.phase, Phase::Streaming | Phase::HotSpare);
-    if state.wait_for(is_begun).await.is_err() {
+    // Before that there may be no folder to be measured; and a spare, which sees nothing pass, costs no request.
+    if state.wait_for(|state| state.phase == Phase::Streaming).await.is_err() {
         return;
     }
     let mut measured_at = None;
