@@ -13,6 +13,7 @@ pub(crate) fn events() -> impl Strategy<Value = Vec<(u8, Event)>> {
         4 => (1u8..6).prop_map(Event::Wal),
         4 => Just(Event::Full),
         4 => Just(Event::Incremental),
+        1 => Just(Event::IncrementalOnLast),
         1 => any::<bool>().prop_map(|damaged| Event::Bad { damaged }),
         1 => Just(Event::Unfinished),
         2 => any::<bool>().prop_map(|dead| Event::Failover { dead }),
@@ -183,5 +184,51 @@ fn backups_that_do_not_count_never_push_out_a_good_one() {
         let good = &world.backups[0].document;
         let end = inventory.catalog.coverage.values().next().unwrap().end().unwrap();
         assert!(left.coverage.values().next().unwrap().chain(good.start_lsn, end).is_ok());
+    });
+}
+
+#[test]
+fn the_first_good_backup_behind_suspect_ones_takes_no_window_with_it() {
+    run(async {
+        // Given two months of suspect backups, which restores take unasked, and then a good one
+        let mut events = Vec::new();
+        for _ in 0..55 {
+            events.extend([(17, Event::Bad { damaged: false }), (5, Event::Wal(3))]);
+        }
+        events.extend([(17, Event::Full), (5, Event::Wal(3))]);
+        for _ in 0..4 {
+            events.extend([(17, Event::Bad { damaged: true }), (5, Event::Wal(3))]);
+        }
+        let world = World::of(&events).await;
+        let age = Some(SignedDuration::from_hours(30 * 24));
+        for policy in [
+            Policy { full: Some(4), ..Policy::default() },
+            Policy { full: Some(4), age, ..Policy::default() },
+            Policy { full: Some(1), wal: Some(SignedDuration::from_hours(48)), ..Policy::default() },
+        ] {
+            // When it is pruned, then something goes, and the window and the floor are there
+            let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+            assert!(!plan.doomed_backups().is_empty(), "{policy:?}");
+            let promise = Promise::of(&world, &inventory, &policy);
+            assert_eq!(promise.broken(&after(&inventory, &plan)), None, "{policy:?}");
+        }
+    });
+}
+
+#[test]
+fn a_good_incremental_backup_on_a_suspect_one_takes_no_window_with_it() {
+    run(async {
+        // Given suspect backups, and in the end incremental ones on a suspect one and a good full one
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(17, Event::Bad { damaged: false }), (5, Event::Wal(3)), (1, Event::IncrementalOnLast)]);
+        }
+        events.extend([(17, Event::Full), (5, Event::Wal(3))]);
+        let world = World::of(&events).await;
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(!plan.doomed_backups().is_empty());
+        let promise = Promise::of(&world, &inventory, &policy);
+        assert_eq!(promise.broken(&after(&inventory, &plan)), None);
     });
 }

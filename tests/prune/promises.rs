@@ -110,6 +110,15 @@ impl Promise {
                 moments.extend(known.filter(|_| is_theirs).map(|lsn| (*timeline, lsn)));
             }
         }
+        // And what the server says of its life since then tells which positions are of the time that is promised, whichever backups
+        // lead there.
+        for (timeline, coverage) in catalog.coverage.iter().filter(|(timeline, _)| followed.passes(**timeline)) {
+            let lived = catalog.heartbeats.iter().filter(|(time, on, _)| *time >= floor && on == timeline);
+            let Some(from) = lived.map(|(_, _, flush)| *flush).min() else { continue };
+            let positions = (from.0..coverage.end().unwrap().0).step_by((MIB / 2) as usize).map(Lsn);
+            let known = positions.filter(|lsn| check(catalog, Target::Lsn(*lsn), None, Some(*timeline)));
+            moments.extend(known.map(|lsn| (*timeline, lsn)));
+        }
         let ends = check(catalog, Target::End, None, None);
         Promise { backups, moments, ends }
     }

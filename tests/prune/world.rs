@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Full,
     /// One on the newest, if there is any.
     Incremental,
+    /// One on the last, whatever was found in that.
+    IncrementalOnLast,
     /// A full backup with damaged pages, or with suspect ones.
     Bad { damaged: bool },
     /// A backup that is never finished.
@@ -126,6 +128,10 @@ impl World {
                     .iter()
                     .rfind(|it| it.document.findings.is_empty() && it.document.timeline.0 == self.timeline);
                 let reference = good.map(|backup| backup.id.clone());
+                self.backup(reference, Findings::default()).await;
+            }
+            Event::IncrementalOnLast => {
+                let reference = self.backups.last().map(|backup| backup.id.clone());
                 self.backup(reference, Findings::default()).await;
             }
             Event::Bad { damaged: true } => {
