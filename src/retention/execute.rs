@@ -110,7 +110,8 @@ impl Run<'_> {
     /// What came since the plan was made: a mark, or a backup that builds on one which is about to go.
     async fn look_again(&mut self, id: &BackupId) -> Result<()> {
         let marks = self.repository.read_keep_marks().await?;
-        if let Some(mark) = self.doomed.iter().find_map(|id| marks.get(id)).filter(|mark| mark.holds(self.now)) {
+        let mut of_doomed = self.doomed.iter().filter_map(|id| marks.get(id));
+        if let Some(mark) = of_doomed.find(|mark| mark.holds(self.now)) {
             return Err(changed(format!("base backup {} is to be kept: {}", mark.backup, mark.reason)));
         }
         for other in self.repository.backup_ids().await? {

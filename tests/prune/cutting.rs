@@ -180,10 +180,12 @@ fn what_began_or_was_marked_since_the_look_is_found_before_anything_goes() {
             events.extend([(20, Event::Full), (5, Event::Wal(2))]);
         }
         let policy = Policy { full: Some(1), ..Policy::default() };
-        // Given a plan, and a mark that comes behind it
-        let mut world = World::of(&events).await;
+        // Given a plan, and a mark that comes behind it, beside one that has run out
+        let world = World::of(&events).await;
+        world.mark(0, Some(world.ago(24))).await;
         let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
-        world.happen(&Event::Keep).await;
+        assert!(plan.doomed_backups().is_superset(&[0, 1].map(|at: usize| world.backups[at].id.clone()).into()));
+        world.mark(1, None).await;
         let before = world.names().await;
         let system = inventory.catalog.cluster.system_identifier;
         let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;

@@ -283,14 +283,20 @@ impl World {
     }
 
     async fn keep(&mut self) {
-        let Some(backup) = self.backups.get(self.marked) else { return };
-        self.marked += 2;
+        if self.marked < self.backups.len() {
+            self.mark(self.marked, None).await;
+            self.marked += 2;
+        }
+    }
+
+    /// Marks one of the backups.
+    pub(crate) async fn mark(&self, backup: usize, until: Option<Timestamp>) {
         let mark = KeepMark {
             format: FORMAT_VERSION,
-            backup: backup.id.clone(),
+            backup: self.backups[backup].id.clone(),
             keep: true,
             reason: "a test's".to_owned(),
-            until: None,
+            until,
             set_at: self.clock.now(),
         };
         self.writer.store_keep_mark(&self.repository, &mark).await.unwrap();
