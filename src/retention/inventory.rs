@@ -55,7 +55,7 @@ pub struct Inventory {
     pub others: Vec<Object>,
     /// Which backups are kept whatever the policy says.
     pub marks: BTreeMap<BackupId, KeepMark>,
-    /// When anything was stored, to the hour, by the store's clock.
+    /// When WAL, proofs of life and base backups were stored, to the hour, by the store's clock.
     pub hours: BTreeSet<Timestamp>,
     /// Names that are none of ours.
     pub unknown: Vec<String>,
@@ -154,7 +154,10 @@ impl<'a> Look<'a> {
             self.unknown.push(object.key);
             return;
         };
-        self.hours.insert(to_the_hour(object.modified));
+        // What others than the archiver store, prune's own reports before all, is no sign that anything was archived.
+        if matches!(key, Key::Block(_) | Key::Tail(_) | Key::Heartbeat { .. }) {
+            self.hours.insert(to_the_hour(object.modified));
+        }
         let ending = Ending::split(&object.key).map(|(_, ending)| ending);
         match (&key, ending) {
             (Key::Block(range) | Key::Tail(range), Some(ending)) => {

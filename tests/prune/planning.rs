@@ -164,6 +164,23 @@ fn a_clock_that_jumps_ahead_makes_nothing_old() {
 }
 
 #[test]
+fn a_server_that_is_dead_loses_nothing_to_the_prunes_that_go_on() {
+    run(async {
+        // Given a server that has been dead for a month, and somebody who prunes, drills and marks every day
+        let mut world = daily(20).await;
+        let policy = Policy { full: Some(1), age: Some(SignedDuration::from_hours(10 * 24)), ..Policy::default() };
+        let (_, before) = planned(&world, &policy, world.clock.now()).await;
+        for _ in 0..30 {
+            tokio::time::advance(std::time::Duration::from_secs(86_400)).await;
+            world.report().await;
+        }
+        // Then no more goes than on the day on which it died
+        let (_, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert_eq!(plan.doomed_backups(), before.doomed_backups());
+    });
+}
+
+#[test]
 fn backups_that_do_not_count_never_push_out_a_good_one() {
     run(async {
         // Given one good backup, and a month of damaged and suspect ones

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use seawall::codec::{Compression, Ending};
 use seawall::repository::{
-    Archive, BackupBegin, BackupDocument, BackupFiles, BackupId, BackupPart, Cluster, ContentDigest, DeadBranchNote,
-    FORMAT_VERSION, Findings, GapNote, Heartbeat, KeepMark, Key, Layout, NamesAt, PartName, Repository, WalNeed,
-    Writer,
+    Action, ActionResult, Archive, AuditKey, BackupBegin, BackupDocument, BackupFiles, BackupId, BackupPart, Cluster,
+    ContentDigest, DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, KeepMark, Key, Layout, NamesAt,
+    PartName, Repository, WalNeed, Writer,
 };
 use seawall::runtime::Clock;
 use seawall::store::{MemoryStore, Store};
@@ -306,6 +306,15 @@ impl World {
         let (time, timeline, flush) = (self.clock.now(), TimelineId(self.timeline), Lsn(self.position));
         let heartbeat = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn: flush };
         self.writer.store_document(&Key::Heartbeat { timeline, time, flush }, &heartbeat).await.unwrap();
+    }
+
+    /// What whoever prunes, drills and marks leaves, while the server does nothing.
+    pub(crate) async fn report(&mut self) {
+        let seconds = Timestamp::from_second(self.clock.now().as_second()).unwrap();
+        self.put(&Key::Prune(seconds)).await;
+        self.put(&Key::Drill(seconds)).await;
+        self.put(&Key::Audit(AuditKey { started_at: seconds, action: Action::Prune, result: ActionResult::Good }))
+            .await;
     }
 
     async fn reports(&self) {
