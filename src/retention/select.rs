@@ -208,9 +208,10 @@ impl Selection {
             Some(wal) => staying.before(inventory, ages.ago(wal)),
             None => staying.usable.first().copied(),
         };
-        // The floor may need an older one.
+        // The age and the floor may need an older one.
+        let by_age = policy.age.filter(|age| !age.is_zero()).and_then(|age| line.before(inventory, ages.ago(age)));
         let by_floor = line.before(inventory, ages.floor);
-        by_wal.into_iter().chain(by_floor).min_by_key(|backup| order(backup))
+        by_wal.into_iter().chain(by_age).chain(by_floor).min_by_key(|backup| order(backup))
     }
 
     /// Every moment from the floor on, on every timeline. Returns those with which it begins on lines that were left.

@@ -249,3 +249,16 @@ fn a_good_incremental_backup_on_a_suspect_one_takes_no_window_with_it() {
         assert_eq!(promise.broken(&after(&inventory, &plan)), None);
     });
 }
+
+#[test]
+fn a_shorter_window_of_wal_takes_nothing_of_what_age_promises() {
+    run(async {
+        let world = daily(40).await;
+        let days = |days: i64| Some(SignedDuration::from_hours(24 * days));
+        let policy = Policy { age: days(30), wal: days(7), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(!plan.doomed_backups().is_empty());
+        let promise = Promise::of(&world, &inventory, &policy);
+        assert_eq!(promise.broken(&after(&inventory, &plan)), None);
+    });
+}

@@ -112,8 +112,10 @@ impl Promise {
         }
         // And what the server says of its life since then tells which positions are of the time that is promised, whichever backups
         // lead there.
+        let ages = policy.age.filter(|_| policy.chooses_backups()).into_iter();
+        let cut = ages.map(|age| world.ago(age.as_hours())).fold(floor, Timestamp::min);
         for (timeline, coverage) in catalog.coverage.iter().filter(|(timeline, _)| followed.passes(**timeline)) {
-            let lived = catalog.heartbeats.iter().filter(|(time, on, _)| *time >= floor && on == timeline);
+            let lived = catalog.heartbeats.iter().filter(|(time, on, _)| *time >= cut && on == timeline);
             let Some(from) = lived.map(|(_, _, flush)| *flush).min() else { continue };
             let positions = (from.0..coverage.end().unwrap().0).step_by((MIB / 2) as usize).map(Lsn);
             let known = positions.filter(|lsn| check(catalog, Target::Lsn(*lsn), None, Some(*timeline)));
