@@ -12,8 +12,8 @@ use super::policy::Policy;
 use crate::repository::{BackupDocument, BackupId, BackupVerdict, Coverage};
 use crate::restore::{self, Request, Route, Target, TargetAction};
 use crate::wal::{History, Lsn, TimelineId};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why a backup stays, and with how much WAL.
@@ -53,6 +53,9 @@ pub(super) fn select(inventory: &Inventory, policy: &Policy, zone: &TimeZone, ag
     match everything {
         Some(why) => inventory.catalog.finished_backups().for_each(|backup| chosen.stay(backup, why)),
         None => chosen.by_rules(inventory, policy, zone, ages, (&judged, &line)),
+    }
+    if let Some(wal) = policy.wal {
+        chosen.by_wal(inventory, wal, ages, &line);
     }
     // Whatever the rules say: what somebody may build on next, the floor, marks, and what all those build on.
     let from = chosen.window_start(inventory, policy, ages, &line).cloned();
@@ -193,6 +196,22 @@ impl Selection {
         }
     }
 
+    /// Every moment since then: with the last before it, and behind each hole that WAL from there does not pass with the next.
+    fn by_wal(&mut self, inventory: &Inventory, wal: SignedDuration, ages: &Ages, line: &Line<'_>) {
+        let Some(before) = line.before(inventory, ages.ago(wal)) else { return };
+        let Some(followed) = inventory.catalog.followed_timeline() else { return };
+        let path = inventory.catalog.history(followed);
+        let end = |backup: &BackupDocument| reach(&inventory.catalog, inventory.size, &path, backup.start_lsn);
+        self.stay(before, "for the beginning of retention.wal");
+        let mut reached = end(before);
+        for backup in line.usable.iter().filter(|backup| order(backup) > order(before)) {
+            if backup.end_lsn > reached {
+                self.stay(backup, "behind a hole in what retention.wal keeps");
+                reached = end(backup);
+            }
+        }
+    }
+
     /// Where the WAL begins that is kept without a hole: with the last backup before the window, or the first that stays.
     fn window_start<'a>(
         &self,
@@ -201,12 +220,9 @@ impl Selection {
         ages: &Ages,
         line: &Line<'a>,
     ) -> Option<&'a BackupDocument> {
-        let stays = |backup: &&&BackupDocument| self.finished.contains_key(&backup.id);
-        let of = |line: &[&'a BackupDocument]| line.iter().filter(stays).copied().collect();
-        let staying = Line { good: of(&line.good), usable: of(&line.usable) };
         let by_wal = match policy.wal {
-            Some(wal) => staying.before(inventory, ages.ago(wal)),
-            None => staying.usable.first().copied(),
+            Some(wal) => line.before(inventory, ages.ago(wal)),
+            None => line.usable.iter().copied().find(|backup| self.finished.contains_key(&backup.id)),
         };
         // The age and the floor may need an older one.
         let by_age = policy.age.filter(|age| !age.is_zero()).and_then(|age| line.before(inventory, ages.ago(age)));

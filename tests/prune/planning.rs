@@ -262,3 +262,24 @@ fn a_shorter_window_of_wal_takes_nothing_of_what_age_promises() {
         assert_eq!(promise.broken(&after(&inventory, &plan)), None);
     });
 }
+
+#[test]
+fn a_window_of_wal_alone_has_a_backup_at_its_beginning_and_one_behind_each_hole() {
+    run(async {
+        // Given WAL that was lost ten days ago
+        let mut world = daily(20).await;
+        world.happen(&Event::Gap).await;
+        for _ in 0..20 {
+            for event in [Event::Full, Event::Wal(4)] {
+                world.wait(12).await;
+                world.happen(&event).await;
+            }
+        }
+        let (wal, minimum_window) = (Some(SignedDuration::from_hours(15 * 24)), SignedDuration::from_hours(48));
+        let policy = Policy { full: Some(1), wal, minimum_window, ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(plan.doomed_backups().len() > 10, "not every backup of that time is needed");
+        let promise = Promise::of(&world, &inventory, &policy);
+        assert_eq!(promise.broken(&after(&inventory, &plan)), None);
+    });
+}

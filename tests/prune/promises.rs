@@ -112,7 +112,7 @@ impl Promise {
         }
         // And what the server says of its life since then tells which positions are of the time that is promised, whichever backups
         // lead there.
-        let ages = policy.age.filter(|_| policy.chooses_backups()).into_iter();
+        let ages = policy.age.into_iter().chain(policy.wal);
         let cut = ages.map(|age| world.ago(age.as_hours())).fold(floor, Timestamp::min);
         for (timeline, coverage) in catalog.coverage.iter().filter(|(timeline, _)| followed.passes(**timeline)) {
             let lived = catalog.heartbeats.iter().filter(|(time, on, _)| *time >= cut && on == timeline);
