@@ -249,7 +249,7 @@ impl<'a> Look<'a> {
     /// Reports and marks, and what else lies in the cluster's folder.
     async fn elsewhere(&mut self) -> Result<()> {
         let layout = &self.repository.layout;
-        let ours = [layout.drills_prefix(), layout.prunes_prefix(), layout.keep_prefix()];
+        let ours = [layout.drills_prefix(), layout.prunes_prefix(), layout.keep_prefix(), layout.audit_root()];
         let seen = [layout.base_prefix(), layout.open_root(), layout.wal_prefix(), layout.index_root()];
         let level = self.store().list_level(&layout.root()).await?;
         for object in level.objects {

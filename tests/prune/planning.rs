@@ -175,8 +175,9 @@ fn a_server_that_is_dead_loses_nothing_to_the_prunes_that_go_on() {
             world.report().await;
         }
         // Then no more goes than on the day on which it died
-        let (_, plan) = planned(&world, &policy, world.clock.now()).await;
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
         assert_eq!(plan.doomed_backups(), before.doomed_backups());
+        assert_eq!(inventory.unknown, Vec::<String>::new(), "and every name is known, those of the audit trail too");
     });
 }
 
