@@ -248,9 +248,11 @@ impl Selection {
         let young = inventory.catalog.coverage.iter().filter(|(_, coverage)| is_young(coverage));
         let mut firsts = BTreeSet::new();
         for (&timeline, _) in young {
-            if let Some(before) = Line::of(inventory, judged, timeline).before(inventory, ages.floor) {
-                self.stay(before, WHY);
-                firsts.insert(before.id.clone());
+            let line = Line::of(inventory, judged, timeline);
+            let Some(before) = line.before(inventory, ages.floor) else { continue };
+            for backup in line.usable.iter().filter(|backup| order(backup) >= order(before)) {
+                self.stay(backup, WHY);
+                firsts.insert(backup.id.clone());
             }
         }
         firsts

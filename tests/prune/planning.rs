@@ -5,7 +5,8 @@ use crate::world::{Event, World, run};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use seawall::retention::{Period, Policy, after, plan, prove};
+use seawall::retention::{Doomed, Inventory, Period, Plan, Policy, Step, after, plan, prove};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) fn events() -> impl Strategy<Value = Vec<(u8, Event)>> {
@@ -132,7 +133,7 @@ fn a_shorter_window_of_wal_leaves_older_backups_what_makes_them_consistent() {
         let runs = left.coverage.values().next().unwrap().runs();
         assert!(runs.len() > 5, "WAL between old backups is gone: {runs:?}");
         assert!(crate::promises::is_restorable(&left, oldest), "and each can be restored");
-        let notes = plan.steps.iter().filter(|step| matches!(step, seawall::retention::Step::Note(_))).count();
+        let notes = plan.steps.iter().filter(|step| matches!(step, Step::Note(_))).count();
         assert_eq!(notes, runs.len() - 1, "each hole is noted, for whoever verifies");
     });
 }
@@ -149,7 +150,7 @@ fn a_clock_that_jumps_ahead_makes_nothing_old() {
         for jumped in ["2031-01-01T00:00:00Z", "2199-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
             let jumped: Timestamp = jumped.parse().unwrap();
             let plan = plan(&inventory, &policy, &TimeZone::UTC, jumped);
-            prove(&inventory, &plan).unwrap();
+            prove(&world.repository.layout, &inventory, &plan, &policy, jumped).unwrap();
             assert!(plan.doomed_backups().is_subset(&today.doomed_backups()), "at {jumped}");
         }
         // And when the store's clock and everybody's jump, the floor is what was archived in seven days of work.
@@ -282,5 +283,48 @@ fn a_window_of_wal_alone_has_a_backup_at_its_beginning_and_one_behind_each_hole(
         assert!(plan.doomed_backups().len() > 10, "not every backup of that time is needed");
         let promise = Promise::of(&world, &inventory, &policy);
         assert_eq!(promise.broken(&after(&inventory, &plan)), None);
+    });
+}
+
+#[test]
+fn a_plan_that_forgets_a_window_a_mark_or_a_part_is_found_out() {
+    run(async {
+        let world = daily(40).await;
+        world.mark(3, None).await;
+        let (inventory, now, layout) =
+            (inventory(&world.repository).await, world.clock.now(), &world.repository.layout);
+        let days = |days: i64| SignedDuration::from_hours(24 * days);
+        let short = Policy { full: Some(1), minimum_window: days(1), ..Policy::default() };
+        let good = plan(&inventory, &short, &TimeZone::UTC, now);
+        prove(layout, &inventory, &good, &short, now).unwrap();
+        let found = |plan: &Plan, policy: &Policy| {
+            let error = prove(layout, &inventory, plan, policy, now).expect_err("it must be found");
+            error.to_string()
+        };
+        // One that forgets the floor, the age, or the window of WAL
+        for policy in [
+            Policy { minimum_window: days(9), ..short.clone() },
+            Policy { age: Some(days(20)), ..short.clone() },
+            Policy { wal: Some(days(20)), ..short.clone() },
+        ] {
+            let error = found(&good, &policy);
+            assert!(error.contains("could be restored"), "{error}");
+        }
+        // One that forgets a mark
+        let unmarked = Inventory { marks: BTreeMap::new(), ..inventory.clone() };
+        let error = found(&plan(&unmarked, &short, &TimeZone::UTC, now), &short);
+        assert!(error.contains("marked to be kept"), "{error}");
+        // One that takes parts of a backup that stays for left over
+        let staying = layout.backup_prefix(good.selection.finished.keys().next().unwrap());
+        for name in world.names().await.into_iter().filter(|name| name.starts_with(&staying)) {
+            let is_leftover = name.contains("base.00009");
+            let mut plan = good.clone();
+            plan.steps.push(Step::Objects(vec![Doomed { name, bytes: 3 }]));
+            if is_leftover {
+                prove(layout, &inventory, &plan, &short, now).unwrap();
+            } else {
+                assert!(found(&plan, &short).contains("is of a base backup that was to stay"));
+            }
+        }
     });
 }

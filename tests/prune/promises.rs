@@ -18,7 +18,7 @@ pub(crate) async fn inventory(repository: &Repository) -> Inventory {
 pub(crate) async fn planned(world: &World, policy: &Policy, now: Timestamp) -> (Inventory, Plan) {
     let inventory = inventory(&world.repository).await;
     let plan = plan(&inventory, policy, &TimeZone::UTC, now);
-    prove(&inventory, &plan).unwrap();
+    prove(&world.repository.layout, &inventory, &plan, policy, now).unwrap();
     (inventory, plan)
 }
 
