@@ -169,11 +169,10 @@ fn broken_mark(inventory: &Inventory, after: &Catalog, ages: &Ages) -> Option<St
 fn taken_object(layout: &Layout, inventory: &Inventory, after: &Catalog, plan: &Plan) -> Option<String> {
     let mut doomed: BTreeMap<BackupId, Vec<&str>> = BTreeMap::new();
     for object in plan.doomed_objects() {
-        match layout.parse(&object.name) {
-            Ok(Key::BackupPart(id, _) | Key::BackupManifest(id, _) | Key::BackupBegin(id) | Key::BackupEnd(id)) => {
-                doomed.entry(id).or_default().push(&object.name)
-            }
-            _ => {}
+        let key = layout.parse(&object.name);
+        if let Ok(Key::BackupPart(id, _) | Key::BackupManifest(id, _) | Key::BackupBegin(id) | Key::BackupEnd(id)) = key
+        {
+            doomed.entry(id).or_default().push(&object.name);
         }
     }
     for (id, names) in doomed.into_iter().filter(|(id, _)| inventory.folders.contains_key(id)) {
