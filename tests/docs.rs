@@ -177,11 +177,12 @@ fn the_policies_on_the_page_are_json_and_the_archivers_lets_nothing_but_tails_be
     let [policy, pruner] = policies.as_slice() else {
         panic!("docs/operations.md has the archiver's and the pruner's")
     };
-    // Who prunes deletes, and stores reports and notes alone.
+    // Who prunes deletes, and stores reports, notes and its entries in the audit trail alone.
     for statement in pruner["Statement"].as_array().unwrap() {
         let puts = statement["Action"].to_string().contains("Put");
-        let of_its_own =
-            |it: &serde_json::Value| ["/prunes/*", "/index/*"].iter().any(|end| it.as_str().unwrap().ends_with(end));
+        let of_its_own = |it: &serde_json::Value| {
+            ["/prunes/*", "/index/*", "/audit/*"].iter().any(|end| it.as_str().unwrap().ends_with(end))
+        };
         assert_eq!(puts, statement["Resource"].as_array().is_some_and(|all| all.iter().all(of_its_own)), "{statement}");
     }
     for statement in policy["Statement"].as_array().unwrap() {

@@ -256,6 +256,24 @@ async fn only_our_own_objects_are_listed() {
 }
 
 #[tokio::test]
+async fn half_a_listing_never_passes_for_a_whole_one() {
+    // Given a listing of several pages, and a server that does not say how to ask for the second
+    let server = S3Server::start();
+    server.set_page_keys(2);
+    let store = store(once(&server)).await;
+    for name in ["a/1", "a/2", "a/3", "b/1", "c/1"] {
+        create(&*store, name, "x").await;
+    }
+    assert_eq!(list_all(&*store, "").await.unwrap().len(), 5);
+    // Then what is there of it is none
+    server.fault(Op::List, Fault::TokenLost);
+    assert_eq!(list_all(&*store, "").await.unwrap_err().kind, StoreErrorKind::Transient);
+    server.fault(Op::List, Fault::TokenLost);
+    let error = Error::from(store.list_level("").await.unwrap_err());
+    assert!(error.to_string().contains("no token"), "{error}");
+}
+
+#[tokio::test]
 async fn a_server_that_ignores_conditions_is_recognised() {
     let server = S3Server::start();
     server.always(Op::Put, Fault::IgnoreIfNoneMatch);

@@ -471,6 +471,8 @@ impl Run<'_> {
                 .hint("That backup is good, whoever took it: `seawall list` shows it."),
             _ => error,
         })?;
+        // A prune that takes it for left over deletes `begin.json`, and then looks for `backup.json`: one of the two sees the other.
+        self.check_begun(id).await?;
         self.progress.send_modify(|progress| progress.phase = BackupPhase::Done);
         if !earlier.is_empty() {
             let reused_bytes = self.progress.borrow().reused_bytes;
@@ -488,7 +490,10 @@ impl Run<'_> {
                 Kind::Damaged,
                 format!("{name} was deleted while this backup was taken, and perhaps more of it"),
             )
-            .hint("A prune takes it for left over once nothing was stored of it for a day. Take another backup.")),
+            .hint(
+                "A prune takes it for left over once nothing was stored of it for a day. Take another backup; `seawall verify` says \
+                 whether this one is listed and lacks anything.",
+            )),
             found => found.map(|_| ()).map_err(Error::from),
         }
     }

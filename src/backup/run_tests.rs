@@ -456,6 +456,49 @@ async fn a_backup_that_was_pruned_while_it_waited_does_not_come_to_be() {
     assert_eq!(names(store.as_ref()).await, Vec::<String>::new());
 }
 
+/// A store in which a prune begins to take the backup for left over in the moment in which `backup.json` is stored.
+#[derive(Debug)]
+struct PrunedInTheEnd(MemoryStore);
+
+#[async_trait]
+impl Store for PrunedInTheEnd {
+    async fn create(&self, key: &str, body: Body, metadata: Metadata) -> Result<Created, StoreError> {
+        if key.ends_with("/backup.json") {
+            self.0.delete(&format!("{FOLDER}begin.json")).await?;
+        }
+        self.0.create(key, body, metadata).await
+    }
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<ObjectStream, StoreError> {
+        self.0.get(key, range).await
+    }
+    async fn head(&self, key: &str) -> Result<ObjectHead, StoreError> {
+        self.0.head(key).await
+    }
+    async fn list_page(&self, prefix: &str, token: Option<String>) -> Result<ListPage, StoreError> {
+        self.0.list_page(prefix, token).await
+    }
+    async fn list_level(&self, prefix: &str) -> Result<Level, StoreError> {
+        self.0.list_level(prefix).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.0.delete(key).await
+    }
+    async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
+        self.0.begin_upload(key, metadata).await
+    }
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+#[tokio::test]
+async fn a_backup_that_a_prune_takes_in_its_last_moment_is_not_reported_as_done() {
+    let store = Arc::new(PrunedInTheEnd(MemoryStore::new()));
+    let error = store_from(Sample::new().script(), store.clone(), Answer(Ok(()))).await.unwrap_err();
+    assert!(error.to_string().contains("begin.json was deleted"), "{error}");
+    assert!(names(store.as_ref()).await.contains(&format!("{FOLDER}backup.json")), "it was stored just before");
+}
+
 #[tokio::test]
 async fn two_backups_of_one_second_have_two_names() {
     // Given a backup that began in this second, by somebody else

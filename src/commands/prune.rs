@@ -85,9 +85,10 @@ async fn look(settings: &Settings, store: Arc<dyn Store>, clock: &Clock) -> Resu
     let zone = time::local_now(clock).time_zone().clone();
     let (policy, now) = (settings.retention.clone(), clock.now());
     // Of years of WAL, that takes seconds.
+    let layout = repository.layout.clone();
     let planned = move || {
         let plan = plan(&inventory, &policy, &zone, now);
-        prove(&inventory, &plan).map(|()| (inventory, plan))
+        prove(&layout, &inventory, &plan, &policy, now).map(|()| (inventory, plan))
     };
     let (inventory, plan) = runtime::blocking(planned).await??;
     Ok((repository, inventory, plan))

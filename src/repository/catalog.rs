@@ -135,6 +135,8 @@ pub struct Catalog {
     pub coverage: BTreeMap<TimelineId, Coverage>,
     /// Recorded holes.
     pub gaps: Vec<Gap>,
+    /// WAL that retention deleted behind a base backup that it kept.
+    pub pruned: Vec<WalRange>,
     /// WAL behind the point where its timeline was left; by timeline and start.
     pub dead_branches: Vec<WalRange>,
     /// Proofs of life: time, timeline, flush position; by time.
@@ -182,6 +184,7 @@ impl Catalog {
             histories,
             coverage: found.wal.into_iter().map(|(timeline, objects)| (timeline, Coverage::new(objects))).collect(),
             gaps: found.gaps,
+            pruned: found.pruned,
             dead_branches: longest(found.dead_branches),
             heartbeats: found.heartbeats,
             records: found.records,
@@ -235,6 +238,7 @@ struct Found {
     wal: BTreeMap<TimelineId, Vec<Stored>>,
     histories: Vec<TimelineId>,
     gaps: Vec<Gap>,
+    pruned: Vec<WalRange>,
     dead_branches: Vec<WalRange>,
     heartbeats: Vec<(Timestamp, TimelineId, Lsn)>,
     records: BTreeMap<WalRange, Ending>,
@@ -247,9 +251,10 @@ impl Found {
         match layout.parse(&object.key) {
             Ok(Key::History(timeline)) => self.histories.push(timeline),
             Ok(Key::Gap(range)) => self.gaps.push(Gap { range }),
+            Ok(Key::Pruned(range)) => self.pruned.push(range),
             Ok(Key::DeadBranch(range)) => self.dead_branches.push(range),
             Ok(Key::Heartbeat { timeline, time, flush }) => self.heartbeats.push((time, timeline, flush)),
-            Ok(Key::Probe(_) | Key::Lease(_) | Key::Pruned(_)) => {}
+            Ok(Key::Probe(_) | Key::Lease(_)) => {}
             Ok(Key::Records(range)) => {
                 self.records.extend(Ending::split(&object.key).map(|(_, ending)| (range, ending)));
             }

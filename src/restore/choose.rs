@@ -5,7 +5,7 @@ use super::request::{Request, Target, TargetAction};
 use super::route::{Covered, Route};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BrokenChain, Catalog};
-use crate::wal::{History, Lsn, SegmentSize, TimelineId};
+use crate::wal::{History, Lsn, SegmentSize, TimelineId, WalRange};
 use jiff::Timestamp;
 
 /// What was chosen so far: the path, and what it was chosen from.
@@ -183,13 +183,27 @@ impl<'a> Choice<'a> {
             Target::End if covered.next.is_some() && self.is_lost(covered.timeline, covered.until) => {
                 Err(refusal::hole(self, first))
             }
+            // Whoever asks for an old backup is told in the plan how far that leads. Nobody else shall take a hole for the end.
+            Target::End
+                if covered.next.is_some()
+                    && self.request.backup.is_none()
+                    && self.is_pruned(covered.timeline, covered.until) =>
+            {
+                Err(refusal::hole(self, first))
+            }
             _ => Ok(()),
         }
     }
 
+    /// True if retention deleted the byte at `lsn`.
+    pub(super) fn is_pruned(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        let holds = |range: &WalRange| range.timeline == timeline && range.start <= lsn && lsn < range.end;
+        self.catalog.pruned.iter().any(holds)
+    }
+
     /// True if the byte at `lsn` was recorded as lost.
     pub(super) fn is_lost(&self, timeline: TimelineId, lsn: Lsn) -> bool {
-        let lost = |range: crate::wal::WalRange| range.timeline == timeline && range.start <= lsn && lsn < range.end;
+        let lost = |range: WalRange| range.timeline == timeline && range.start <= lsn && lsn < range.end;
         self.catalog.gaps.iter().any(|gap| lost(gap.range))
     }
 

@@ -321,10 +321,16 @@ fn notes(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
     }
     let until = candidate.covered.until;
     if let (Target::End, Some(next)) = (&choice.request.target, candidate.covered.next) {
-        notes.push(format!(
+        notes.push(match choice.is_pruned(candidate.covered.timeline, until) {
+            true => format!(
+                "this is not the end of the archive: WAL from {until} to {next} was deleted by retention, and this backup leads no \
+                 farther. Leave --backup out for everything that is stored"
+            ),
+            false => format!(
             "the archive is whole up to {until}; something is stored from {next} on, but not what lies between: the \
              archiver was ended while it stored that, and never acknowledged it"
-        ));
+            ),
+        });
     }
     if let (Stop::EndOfWal, Some(why)) = (stop, &survey.unreadable) {
         notes.push(format!(

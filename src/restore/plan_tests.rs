@@ -248,6 +248,29 @@ fn the_future_is_refused() {
 }
 
 #[test]
+fn a_hole_that_retention_made_is_not_passed_off_as_the_end() {
+    // Given an old backup that keeps its own WAL, and a damaged one behind what was deleted
+    let catalog = CatalogBuilder::new()
+        .wal(1, MIB, 5 * MIB)
+        .wal(1, 6 * MIB, 12 * MIB)
+        .backup(1, 100, MIB + 40, MIB + 1000)
+        .backup(1, 400, 8 * MIB + 40, 8 * MIB + 1000)
+        .build();
+    let mut catalog = catalog.catalog;
+    catalog.pruned.push(WalRange { timeline: TimelineId(1), start: Lsn(5 * MIB), end: Lsn(6 * MIB) });
+    let newest = catalog.backups.last_mut().and_then(|entry| entry.document.as_mut()).unwrap();
+    newest.findings.damaged = true;
+    let old = catalog.backups[0].id.clone();
+    let (_, records) = simple(12 * MIB);
+    // Then the end is refused, and whoever asks for that backup is told how far it leads
+    let text = refused(&catalog, &request(Target::End), &records);
+    assert!(text.contains("deleted by retention"), "{text}");
+    let asked = Request { backup: Some(old), ..request(Target::End) };
+    let notes = plan(&catalog, &asked, &records).unwrap().notes.join("; ");
+    assert!(notes.contains("deleted by retention") && !notes.contains("never acknowledged"), "{notes}");
+}
+
+#[test]
 fn a_moment_in_a_hole_is_refused_with_both_its_sides() {
     // Given WAL lost from 5 to 6 MiB, and a backup behind it
     let catalog = CatalogBuilder::new()

@@ -148,7 +148,12 @@ fn behind_hole(choice: &Choice<'_>, from: Lsn) -> String {
 fn hole_words(choice: &Choice<'_>, candidate: &Candidate<'_>) -> Option<String> {
     let covered = candidate.covered;
     let next = covered.next?;
-    let lost = if choice.is_lost(covered.timeline, covered.until) { "recorded as lost" } else { "missing" };
+    let lost =
+        match (choice.is_lost(covered.timeline, covered.until), choice.is_pruned(covered.timeline, covered.until)) {
+            (true, _) => "recorded as lost",
+            (false, true) => "deleted by retention",
+            (false, false) => "missing",
+        };
     Some(format!("WAL from {} to {next} of timeline {} is {lost}", covered.until, covered.timeline))
 }
 

@@ -59,6 +59,7 @@ impl CatalogBuilder {
             histories: BTreeMap::new(),
             coverage: BTreeMap::new(),
             gaps: Vec::new(),
+            pruned: Vec::new(),
             dead_branches: Vec::new(),
             heartbeats: Vec::new(),
             records: BTreeMap::new(),

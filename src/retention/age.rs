@@ -1,7 +1,7 @@
 //! How old things are, when no clock is to be trusted alone. Pure.
 //!
-//! A clock that jumps ahead by years must not make everything old. So *now* is never later than the newest thing that is stored, by
-//! the store's clock; and the floor counts the time in which something was archived: a silence of more than a day counts as one day,
+//! A clock that jumps ahead by years must not make everything old. So *now* is never later than the newest thing that was archived (WAL,
+//! proofs of life, base backups), by the store's clock; and the floor counts the time in which something was archived: a silence of more than a day counts as one day,
 //! be it that nothing ran, or that clocks jumped over it.
 
 use super::inventory::Inventory;

@@ -50,6 +50,14 @@ struct Run<'a> {
     outcome: Outcome,
 }
 
+/// A base backup's.
+#[derive(Default)]
+struct Objects {
+    end: Vec<Doomed>,
+    begin: Vec<Doomed>,
+    parts: Vec<Doomed>,
+}
+
 impl Run<'_> {
     fn store(&self) -> &dyn Store {
         self.repository.store.as_ref()
@@ -71,10 +79,15 @@ impl Run<'_> {
     async fn backup(&mut self, id: &BackupId) -> Result<()> {
         self.look_again(id).await?;
         self.outcome.backups.push(id.clone());
-        self.documents_and_parts(id).await
+        let Objects { end, begin, parts } = self.folder(id).await?;
+        for list in [end, begin, parts] {
+            self.delete(list).await?;
+        }
+        Ok(())
     }
 
-    /// One that nobody is at, still.
+    /// One that nobody is at, still. `begin.json` goes first, and then it is looked whether there is a `backup.json`: a backup looks for
+    /// `begin.json` once it has stored that. So one of the two sees the other, and no backup is taken for a good one whose parts go.
     async fn orphan(&mut self, id: &BackupId) -> Result<()> {
         self.look_again(id).await?;
         let objects = list_all(self.store(), &self.repository.layout.backup_prefix(id)).await?;
@@ -83,34 +96,44 @@ impl Run<'_> {
         if objects.iter().any(|object| object.key == end || object.modified > young) {
             return Err(changed(format!("somebody has gone on with base backup {id}")));
         }
+        let Objects { begin, parts, .. } = self.folder(id).await?;
+        self.delete(begin).await?;
+        self.check_unfinished(id).await?;
         self.outcome.backups.push(id.clone());
-        self.documents_and_parts(id).await
+        self.delete(parts).await
     }
 
-    async fn documents_and_parts(&mut self, id: &BackupId) -> Result<()> {
+    /// What is there of a backup.
+    async fn folder(&self, id: &BackupId) -> Result<Objects> {
         let layout = &self.repository.layout;
-        let objects = list_all(self.store(), &layout.backup_prefix(id)).await?;
-        let (mut end, mut begin, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        for object in objects {
+        let mut found = Objects::default();
+        for object in list_all(self.store(), &layout.backup_prefix(id)).await? {
             let list = match layout.parse(&object.key) {
-                Ok(Key::BackupEnd(_)) => &mut end,
-                Ok(Key::BackupBegin(_)) => &mut begin,
-                Ok(Key::BackupPart(..) | Key::BackupManifest(..)) => &mut parts,
+                Ok(Key::BackupEnd(_)) => &mut found.end,
+                Ok(Key::BackupBegin(_)) => &mut found.begin,
+                Ok(Key::BackupPart(..) | Key::BackupManifest(..)) => &mut found.parts,
                 // None of ours.
                 _ => continue,
             };
             list.push(Doomed { name: object.key, bytes: object.bytes });
         }
-        for list in [end, begin, parts] {
-            self.delete(list).await?;
+        Ok(found)
+    }
+
+    /// Fails for a backup that is finished.
+    async fn check_unfinished(&self, id: &BackupId) -> Result<()> {
+        match self.store().head(&self.repository.layout.name(&Key::BackupEnd(id.clone()))).await {
+            Ok(_) => Err(changed(format!("base backup {id} was finished meanwhile"))),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     /// What came since the plan was made: a mark, or a backup that builds on one which is about to go.
     async fn look_again(&mut self, id: &BackupId) -> Result<()> {
         let marks = self.repository.read_keep_marks().await?;
-        if let Some(mark) = self.doomed.iter().find_map(|id| marks.get(id)).filter(|mark| mark.holds(self.now)) {
+        let mut of_doomed = self.doomed.iter().filter_map(|id| marks.get(id));
+        if let Some(mark) = of_doomed.find(|mark| mark.holds(self.now)) {
             return Err(changed(format!("base backup {} is to be kept: {}", mark.backup, mark.reason)));
         }
         for other in self.repository.backup_ids().await? {

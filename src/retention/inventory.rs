@@ -55,7 +55,7 @@ pub struct Inventory {
     pub others: Vec<Object>,
     /// Which backups are kept whatever the policy says.
     pub marks: BTreeMap<BackupId, KeepMark>,
-    /// When anything was stored, to the hour, by the store's clock.
+    /// When WAL, proofs of life and base backups were stored, to the hour, by the store's clock.
     pub hours: BTreeSet<Timestamp>,
     /// Names that are none of ours.
     pub unknown: Vec<String>,
@@ -75,7 +75,8 @@ impl Inventory {
         let (backups, folders) = look.backups(cluster.system_identifier).await?;
         let marks = repository.read_keep_marks().await?;
         look.elsewhere().await?;
-        let Look { wal, gaps, mut dead_branches, heartbeats, records, names, others, hours, unknown, .. } = look;
+        let Look { wal, gaps, pruned, mut dead_branches, heartbeats, records, names, others, hours, unknown, .. } =
+            look;
         dead_branches.sort_by_key(|range| (range.timeline, range.start, std::cmp::Reverse(range.end)));
         dead_branches.dedup_by_key(|range| (range.timeline, range.start));
         let catalog = Catalog {
@@ -83,6 +84,7 @@ impl Inventory {
             histories,
             coverage: wal.into_iter().map(|(timeline, found)| (timeline, Coverage::new(found))).collect(),
             gaps,
+            pruned,
             dead_branches,
             heartbeats,
             records,
@@ -105,6 +107,7 @@ struct Look<'a> {
     wal: BTreeMap<TimelineId, Vec<Stored>>,
     timelines: Vec<TimelineId>,
     gaps: Vec<Gap>,
+    pruned: Vec<crate::wal::WalRange>,
     dead_branches: Vec<crate::wal::WalRange>,
     heartbeats: Vec<(Timestamp, TimelineId, crate::wal::Lsn)>,
     records: BTreeMap<crate::wal::WalRange, Ending>,
@@ -121,6 +124,7 @@ impl<'a> Look<'a> {
             wal: BTreeMap::new(),
             timelines: Vec::new(),
             gaps: Vec::new(),
+            pruned: Vec::new(),
             dead_branches: Vec::new(),
             heartbeats: Vec::new(),
             records: BTreeMap::new(),
@@ -154,7 +158,10 @@ impl<'a> Look<'a> {
             self.unknown.push(object.key);
             return;
         };
-        self.hours.insert(to_the_hour(object.modified));
+        // What others than the archiver store, prune's own reports before all, is no sign that anything was archived.
+        if matches!(key, Key::Block(_) | Key::Tail(_) | Key::Heartbeat { .. }) {
+            self.hours.insert(to_the_hour(object.modified));
+        }
         let ending = Ending::split(&object.key).map(|(_, ending)| ending);
         match (&key, ending) {
             (Key::Block(range) | Key::Tail(range), Some(ending)) => {
@@ -171,6 +178,7 @@ impl<'a> Look<'a> {
             }
             (Key::Cluster, _) => return,
             (Key::Gap(range), _) => self.gaps.push(Gap { range: *range }),
+            (Key::Pruned(range), _) => self.pruned.push(*range),
             (Key::DeadBranch(range), _) => self.dead_branches.push(*range),
             (Key::Heartbeat { timeline, time, flush }, _) => self.heartbeats.push((*time, *timeline, *flush)),
             (Key::Records(range), Some(ending)) => _ = self.records.insert(*range, ending),
@@ -246,7 +254,7 @@ impl<'a> Look<'a> {
     /// Reports and marks, and what else lies in the cluster's folder.
     async fn elsewhere(&mut self) -> Result<()> {
         let layout = &self.repository.layout;
-        let ours = [layout.drills_prefix(), layout.prunes_prefix(), layout.keep_prefix()];
+        let ours = [layout.drills_prefix(), layout.prunes_prefix(), layout.keep_prefix(), layout.audit_root()];
         let seen = [layout.base_prefix(), layout.open_root(), layout.wal_prefix(), layout.index_root()];
         let level = self.store().list_level(&layout.root()).await?;
         for object in level.objects {

@@ -147,8 +147,19 @@ impl Verification<'_> {
         let (mut gaps, dead_branches, pruned) = (listing.gaps, listing.dead_branches, listing.pruned);
         gaps.sort_by_key(|gap| (gap.range.timeline, gap.range.start));
         let (heartbeats, records, names, unknown) = (Vec::new(), BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let catalog =
-            Catalog { cluster, histories, coverage, gaps, dead_branches, heartbeats, records, names, backups, unknown };
+        let catalog = Catalog {
+            cluster,
+            histories,
+            coverage,
+            gaps,
+            pruned,
+            dead_branches,
+            heartbeats,
+            records,
+            names,
+            backups,
+            unknown,
+        };
         let layout = &self.repository.layout;
         for finding in timelines::missing_histories(&catalog, &listing.histories, layout) {
             self.findings.add(finding);
@@ -156,8 +167,8 @@ impl Verification<'_> {
         for finding in timelines::contradictions(&catalog.histories, layout) {
             self.findings.add(finding);
         }
-        for hole in timelines::holes(&catalog, &pruned, &listing.proven, size) {
-            let is_pruned = timelines::is_within(&hole, &pruned);
+        for hole in timelines::holes(&catalog, &catalog.pruned, &listing.proven, size) {
+            let is_pruned = timelines::is_within(&hole, &catalog.pruned);
             if is_pruned || self.is_still_there(&catalog, &hole).await? {
                 let finding = self.hole(&catalog, hole, is_pruned, size);
                 self.findings.add(finding);

@@ -27,6 +27,8 @@ struct Cut {
     store: MemoryStore,
     left: AtomicUsize,
     kind: StoreErrorKind,
+    /// Once the first is deleted, the second is stored: by a backup that finishes in this moment.
+    lands: Option<(String, String)>,
 }
 
 #[async_trait]
@@ -49,7 +51,14 @@ impl Store for Cut {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match left {
-            Ok(_) => self.store.delete(key).await,
+            Ok(_) => {
+                self.store.delete(key).await?;
+                if let Some((_, name)) = self.lands.as_ref().filter(|(deleted, _)| deleted == key) {
+                    let body = bytes::Bytes::from_static(b"{}");
+                    self.store.create(name, body.into(), Metadata::default()).await?;
+                }
+                Ok(())
+            }
             Err(_) => Err(StoreError::new(self.kind, "delete", key)),
         }
     }
@@ -64,7 +73,7 @@ impl Store for Cut {
 /// Prunes, with so many deletions.
 async fn prune(world: &World, policy: &Policy, deletions: usize, kind: StoreErrorKind) -> Outcome {
     let (inventory, plan) = planned(world, policy, world.clock.now()).await;
-    let store = Cut { store: world.store.clone(), left: AtomicUsize::new(deletions), kind };
+    let store = Cut { store: world.store.clone(), left: AtomicUsize::new(deletions), kind, lands: None };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
     execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await
 }
@@ -180,15 +189,46 @@ fn what_began_or_was_marked_since_the_look_is_found_before_anything_goes() {
             events.extend([(20, Event::Full), (5, Event::Wal(2))]);
         }
         let policy = Policy { full: Some(1), ..Policy::default() };
-        // Given a plan, and a mark that comes behind it
-        let mut world = World::of(&events).await;
+        // Given a plan, and a mark that comes behind it, beside one that has run out
+        let world = World::of(&events).await;
+        world.mark(0, Some(world.ago(24))).await;
         let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
-        world.happen(&Event::Keep).await;
+        assert!(plan.doomed_backups().is_superset(&[0, 1].map(|at: usize| world.backups[at].id.clone()).into()));
+        world.mark(1, None).await;
         let before = world.names().await;
         let system = inventory.catalog.cluster.system_identifier;
         let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
         assert_eq!(world.names().await, before);
+    });
+}
+
+#[test]
+fn a_backup_that_finishes_while_it_goes_as_left_over_keeps_its_parts() {
+    run(async {
+        // Given a backup that was begun, and that nothing was stored of for days
+        let mut events = vec![(1, Event::Unfinished)];
+        for _ in 0..4 {
+            events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+        }
+        let world = World::of(&events).await;
+        let (inventory, plan) = planned(&world, &Policy::default(), world.clock.now()).await;
+        let id = plan.selection.orphans.first().expect("one that is left over").clone();
+        let folder = world.repository.layout.backup_prefix(&id);
+        let parts: Vec<String> =
+            world.names().await.into_iter().filter(|name| name.starts_with(&format!("{folder}base."))).collect();
+        assert!(!parts.is_empty());
+        // When it is finished as its deletion begins
+        let lands = Some((format!("{folder}begin.json"), format!("{folder}backup.json")));
+        let left = AtomicUsize::new(usize::MAX);
+        let store = Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands };
+        let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
+        let system = inventory.catalog.cluster.system_identifier;
+        let outcome = execute(&repository, &plan, system, world.clock.now()).await;
+        // Then it stops there, and nothing else of it is gone
+        assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
+        let left = world.names().await;
+        assert!(parts.iter().all(|part| left.contains(part)) && left.contains(&format!("{folder}backup.json")));
     });
 }
 

@@ -5,7 +5,8 @@ use crate::world::{Event, World, run};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use seawall::retention::{Period, Policy, after, plan, prove};
+use seawall::retention::{Doomed, Inventory, Period, Plan, Policy, Step, after, plan, prove};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) fn events() -> impl Strategy<Value = Vec<(u8, Event)>> {
@@ -13,6 +14,7 @@ pub(crate) fn events() -> impl Strategy<Value = Vec<(u8, Event)>> {
         4 => (1u8..6).prop_map(Event::Wal),
         4 => Just(Event::Full),
         4 => Just(Event::Incremental),
+        1 => Just(Event::IncrementalOnLast),
         1 => any::<bool>().prop_map(|damaged| Event::Bad { damaged }),
         1 => Just(Event::Unfinished),
         2 => any::<bool>().prop_map(|dead| Event::Failover { dead }),
@@ -131,7 +133,7 @@ fn a_shorter_window_of_wal_leaves_older_backups_what_makes_them_consistent() {
         let runs = left.coverage.values().next().unwrap().runs();
         assert!(runs.len() > 5, "WAL between old backups is gone: {runs:?}");
         assert!(crate::promises::is_restorable(&left, oldest), "and each can be restored");
-        let notes = plan.steps.iter().filter(|step| matches!(step, seawall::retention::Step::Note(_))).count();
+        let notes = plan.steps.iter().filter(|step| matches!(step, Step::Note(_))).count();
         assert_eq!(notes, runs.len() - 1, "each hole is noted, for whoever verifies");
     });
 }
@@ -148,7 +150,7 @@ fn a_clock_that_jumps_ahead_makes_nothing_old() {
         for jumped in ["2031-01-01T00:00:00Z", "2199-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
             let jumped: Timestamp = jumped.parse().unwrap();
             let plan = plan(&inventory, &policy, &TimeZone::UTC, jumped);
-            prove(&inventory, &plan).unwrap();
+            prove(&world.repository.layout, &inventory, &plan, &policy, jumped).unwrap();
             assert!(plan.doomed_backups().is_subset(&today.doomed_backups()), "at {jumped}");
         }
         // And when the store's clock and everybody's jump, the floor is what was archived in seven days of work.
@@ -159,6 +161,24 @@ fn a_clock_that_jumps_ahead_makes_nothing_old() {
         let left = after(&inventory, &plan);
         let staying = left.finished_backups().count();
         assert!((12..20).contains(&staying), "the new one, and those of the last week before the jump: {staying}");
+    });
+}
+
+#[test]
+fn a_server_that_is_dead_loses_nothing_to_the_prunes_that_go_on() {
+    run(async {
+        // Given a server that has been dead for a month, and somebody who prunes, drills and marks every day
+        let mut world = daily(20).await;
+        let policy = Policy { full: Some(1), age: Some(SignedDuration::from_hours(10 * 24)), ..Policy::default() };
+        let (_, before) = planned(&world, &policy, world.clock.now()).await;
+        for _ in 0..30 {
+            tokio::time::advance(std::time::Duration::from_secs(86_400)).await;
+            world.report().await;
+        }
+        // Then no more goes than on the day on which it died
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert_eq!(plan.doomed_backups(), before.doomed_backups());
+        assert_eq!(inventory.unknown, Vec::<String>::new(), "and every name is known, those of the audit trail too");
     });
 }
 
@@ -183,5 +203,128 @@ fn backups_that_do_not_count_never_push_out_a_good_one() {
         let good = &world.backups[0].document;
         let end = inventory.catalog.coverage.values().next().unwrap().end().unwrap();
         assert!(left.coverage.values().next().unwrap().chain(good.start_lsn, end).is_ok());
+    });
+}
+
+#[test]
+fn the_first_good_backup_behind_suspect_ones_takes_no_window_with_it() {
+    run(async {
+        // Given two months of suspect backups, which restores take unasked, and then a good one
+        let mut events = Vec::new();
+        for _ in 0..55 {
+            events.extend([(17, Event::Bad { damaged: false }), (5, Event::Wal(3))]);
+        }
+        events.extend([(17, Event::Full), (5, Event::Wal(3))]);
+        for _ in 0..4 {
+            events.extend([(17, Event::Bad { damaged: true }), (5, Event::Wal(3))]);
+        }
+        let world = World::of(&events).await;
+        let age = Some(SignedDuration::from_hours(30 * 24));
+        for policy in [
+            Policy { full: Some(4), ..Policy::default() },
+            Policy { full: Some(4), age, ..Policy::default() },
+            Policy { full: Some(1), wal: Some(SignedDuration::from_hours(48)), ..Policy::default() },
+        ] {
+            // When it is pruned, then something goes, and the window and the floor are there
+            let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+            assert!(!plan.doomed_backups().is_empty(), "{policy:?}");
+            let promise = Promise::of(&world, &inventory, &policy);
+            assert_eq!(promise.broken(&after(&inventory, &plan)), None, "{policy:?}");
+        }
+    });
+}
+
+#[test]
+fn a_good_incremental_backup_on_a_suspect_one_takes_no_window_with_it() {
+    run(async {
+        // Given suspect backups, and in the end incremental ones on a suspect one and a good full one
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(17, Event::Bad { damaged: false }), (5, Event::Wal(3)), (1, Event::IncrementalOnLast)]);
+        }
+        events.extend([(17, Event::Full), (5, Event::Wal(3))]);
+        let world = World::of(&events).await;
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(!plan.doomed_backups().is_empty());
+        let promise = Promise::of(&world, &inventory, &policy);
+        assert_eq!(promise.broken(&after(&inventory, &plan)), None);
+    });
+}
+
+#[test]
+fn a_shorter_window_of_wal_takes_nothing_of_what_age_promises() {
+    run(async {
+        let world = daily(40).await;
+        let days = |days: i64| Some(SignedDuration::from_hours(24 * days));
+        let policy = Policy { age: days(30), wal: days(7), ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(!plan.doomed_backups().is_empty());
+        let promise = Promise::of(&world, &inventory, &policy);
+        assert_eq!(promise.broken(&after(&inventory, &plan)), None);
+    });
+}
+
+#[test]
+fn a_window_of_wal_alone_has_a_backup_at_its_beginning_and_one_behind_each_hole() {
+    run(async {
+        // Given WAL that was lost ten days ago
+        let mut world = daily(20).await;
+        world.happen(&Event::Gap).await;
+        for _ in 0..20 {
+            for event in [Event::Full, Event::Wal(4)] {
+                world.wait(12).await;
+                world.happen(&event).await;
+            }
+        }
+        let (wal, minimum_window) = (Some(SignedDuration::from_hours(15 * 24)), SignedDuration::from_hours(48));
+        let policy = Policy { full: Some(1), wal, minimum_window, ..Policy::default() };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(plan.doomed_backups().len() > 10, "not every backup of that time is needed");
+        let promise = Promise::of(&world, &inventory, &policy);
+        assert_eq!(promise.broken(&after(&inventory, &plan)), None);
+    });
+}
+
+#[test]
+fn a_plan_that_forgets_a_window_a_mark_or_a_part_is_found_out() {
+    run(async {
+        let world = daily(40).await;
+        world.mark(3, None).await;
+        let (inventory, now, layout) =
+            (inventory(&world.repository).await, world.clock.now(), &world.repository.layout);
+        let days = |days: i64| SignedDuration::from_hours(24 * days);
+        let short = Policy { full: Some(1), minimum_window: days(1), ..Policy::default() };
+        let good = plan(&inventory, &short, &TimeZone::UTC, now);
+        prove(layout, &inventory, &good, &short, now).unwrap();
+        let found = |plan: &Plan, policy: &Policy| {
+            let error = prove(layout, &inventory, plan, policy, now).expect_err("it must be found");
+            error.to_string()
+        };
+        // One that forgets the floor, the age, or the window of WAL
+        for policy in [
+            Policy { minimum_window: days(9), ..short.clone() },
+            Policy { age: Some(days(20)), ..short.clone() },
+            Policy { wal: Some(days(20)), ..short.clone() },
+        ] {
+            let error = found(&good, &policy);
+            assert!(error.contains("could be restored"), "{error}");
+        }
+        // One that forgets a mark
+        let unmarked = Inventory { marks: BTreeMap::new(), ..inventory.clone() };
+        let error = found(&plan(&unmarked, &short, &TimeZone::UTC, now), &short);
+        assert!(error.contains("marked to be kept"), "{error}");
+        // One that takes parts of a backup that stays for left over
+        let staying = layout.backup_prefix(good.selection.finished.keys().next().unwrap());
+        for name in world.names().await.into_iter().filter(|name| name.starts_with(&staying)) {
+            let is_leftover = name.contains("base.00009");
+            let mut plan = good.clone();
+            plan.steps.push(Step::Objects(vec![Doomed { name, bytes: 3 }]));
+            if is_leftover {
+                prove(layout, &inventory, &plan, &short, now).unwrap();
+            } else {
+                assert!(found(&plan, &short).contains("is of a base backup that was to stay"));
+            }
+        }
     });
 }

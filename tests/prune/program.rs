@@ -110,4 +110,10 @@ async fn what_stays_of_a_real_cluster_restores_at_both_ends_of_its_window() {
     assert_eq!(rows(&scene, "end", &["--to-end"]).await, all);
     assert_eq!(rows(&scene, "beginning", &["--to-lsn", &behind[2], "--to-exclusive"]).await, "10 11 20 21 30 31");
     assert!(rows(&scene, "marked", &["--backup", &ids[0], "--to-end"]).await.starts_with("10"));
+    // That is not the end of the archive, and is not passed off as it
+    let into = scene.places.path().join("planned");
+    let plan = ["restore", "--into", into.to_str().unwrap(), "--backup", &ids[0], "--to-end", "--dry-run"];
+    let said = scene.seawall(&plan).run_ok().await;
+    let said = said.stdout + &said.stderr;
+    assert!(said.contains("deleted by retention") && !said.contains("never acknowledged"), "{said}");
 }

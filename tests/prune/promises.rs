@@ -18,7 +18,7 @@ pub(crate) async fn inventory(repository: &Repository) -> Inventory {
 pub(crate) async fn planned(world: &World, policy: &Policy, now: Timestamp) -> (Inventory, Plan) {
     let inventory = inventory(&world.repository).await;
     let plan = plan(&inventory, policy, &TimeZone::UTC, now);
-    prove(&inventory, &plan).unwrap();
+    prove(&world.repository.layout, &inventory, &plan, policy, now).unwrap();
     (inventory, plan)
 }
 
@@ -109,6 +109,17 @@ impl Promise {
                 let is_theirs = catalog.history(*timeline).timeline_at(from.start_lsn) == from.timeline;
                 moments.extend(known.filter(|_| is_theirs).map(|lsn| (*timeline, lsn)));
             }
+        }
+        // And what the server says of its life since then tells which positions are of the time that is promised, whichever backups
+        // lead there.
+        let ages = policy.age.into_iter().chain(policy.wal);
+        let cut = ages.map(|age| world.ago(age.as_hours())).fold(floor, Timestamp::min);
+        for (timeline, coverage) in catalog.coverage.iter().filter(|(timeline, _)| followed.passes(**timeline)) {
+            let lived = catalog.heartbeats.iter().filter(|(time, on, _)| *time >= cut && on == timeline);
+            let Some(from) = lived.map(|(_, _, flush)| *flush).min() else { continue };
+            let positions = (from.0..coverage.end().unwrap().0).step_by((MIB / 2) as usize).map(Lsn);
+            let known = positions.filter(|lsn| check(catalog, Target::Lsn(*lsn), None, Some(*timeline)));
+            moments.extend(known.map(|lsn| (*timeline, lsn)));
         }
         let ends = check(catalog, Target::End, None, None);
         Promise { backups, moments, ends }

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use seawall::codec::{Compression, Ending};
 use seawall::repository::{
-    Archive, BackupBegin, BackupDocument, BackupFiles, BackupId, BackupPart, Cluster, ContentDigest, DeadBranchNote,
-    FORMAT_VERSION, Findings, GapNote, Heartbeat, KeepMark, Key, Layout, NamesAt, PartName, Repository, WalNeed,
-    Writer,
+    Action, ActionResult, Archive, AuditKey, BackupBegin, BackupDocument, BackupFiles, BackupId, BackupPart, Cluster,
+    ContentDigest, DeadBranchNote, FORMAT_VERSION, Findings, GapNote, Heartbeat, KeepMark, Key, Layout, NamesAt,
+    PartName, Repository, WalNeed, Writer,
 };
 use seawall::runtime::Clock;
 use seawall::store::{MemoryStore, Store};
@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Full,
     /// One on the newest, if there is any.
     Incremental,
+    /// One on the last, whatever was found in that.
+    IncrementalOnLast,
     /// A full backup with damaged pages, or with suspect ones.
     Bad { damaged: bool },
     /// A backup that is never finished.
@@ -126,6 +128,10 @@ impl World {
                     .iter()
                     .rfind(|it| it.document.findings.is_empty() && it.document.timeline.0 == self.timeline);
                 let reference = good.map(|backup| backup.id.clone());
+                self.backup(reference, Findings::default()).await;
+            }
+            Event::IncrementalOnLast => {
+                let reference = self.backups.last().map(|backup| backup.id.clone());
                 self.backup(reference, Findings::default()).await;
             }
             Event::Bad { damaged: true } => {
@@ -277,14 +283,20 @@ impl World {
     }
 
     async fn keep(&mut self) {
-        let Some(backup) = self.backups.get(self.marked) else { return };
-        self.marked += 2;
+        if self.marked < self.backups.len() {
+            self.mark(self.marked, None).await;
+            self.marked += 2;
+        }
+    }
+
+    /// Marks one of the backups.
+    pub(crate) async fn mark(&self, backup: usize, until: Option<Timestamp>) {
         let mark = KeepMark {
             format: FORMAT_VERSION,
-            backup: backup.id.clone(),
+            backup: self.backups[backup].id.clone(),
             keep: true,
             reason: "a test's".to_owned(),
-            until: None,
+            until,
             set_at: self.clock.now(),
         };
         self.writer.store_keep_mark(&self.repository, &mark).await.unwrap();
@@ -294,6 +306,15 @@ impl World {
         let (time, timeline, flush) = (self.clock.now(), TimelineId(self.timeline), Lsn(self.position));
         let heartbeat = Heartbeat { format: FORMAT_VERSION, time, timeline, flush_lsn: flush };
         self.writer.store_document(&Key::Heartbeat { timeline, time, flush }, &heartbeat).await.unwrap();
+    }
+
+    /// What whoever prunes, drills and marks leaves, while the server does nothing.
+    pub(crate) async fn report(&mut self) {
+        let seconds = Timestamp::from_second(self.clock.now().as_second()).unwrap();
+        self.put(&Key::Prune(seconds)).await;
+        self.put(&Key::Drill(seconds)).await;
+        self.put(&Key::Audit(AuditKey { started_at: seconds, action: Action::Prune, result: ActionResult::Good }))
+            .await;
     }
 
     async fn reports(&self) {

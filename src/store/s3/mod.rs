@@ -276,7 +276,7 @@ impl Store for S3Store {
             .set_continuation_token(token);
         match errors::within(REQUEST_TIMEOUT, request.send()).await {
             Ok(output) => {
-                let next = if output.is_truncated == Some(true) { output.next_continuation_token } else { None };
+                let next = next_page(&subject, output.is_truncated, output.next_continuation_token)?;
                 let objects = self.infos(&subject, output.contents.unwrap_or_default())?;
                 Ok(ListPage { objects, next })
             }
@@ -307,8 +307,8 @@ impl Store for S3Store {
                 let below = below.strip_prefix(&self.shared.prefix)?;
                 key::is_legal(below.strip_suffix('/')?).then(|| below.to_string())
             }));
-            token = output.next_continuation_token;
-            if output.is_truncated != Some(true) || token.is_none() {
+            token = next_page(&subject, output.is_truncated, output.next_continuation_token)?;
+            if token.is_none() {
                 return Ok(level);
             }
         }
@@ -382,6 +382,21 @@ impl S3Store {
             infos.push(info.map_err(|why| subject.unusable(why))?);
         }
         Ok(infos)
+    }
+}
+
+/// The token of the next page; `None` behind the last. Half a listing must never pass for a whole one.
+fn next_page(
+    subject: &Subject<'_>,
+    is_truncated: Option<bool>,
+    token: Option<String>,
+) -> Result<Option<String>, StoreError> {
+    match (is_truncated, token) {
+        (Some(true), None) => {
+            Err(subject.unusable("a page of a listing that is not the last, and no token for the next"))
+        }
+        (Some(true), token) => Ok(token),
+        _ => Ok(None),
     }
 }
 

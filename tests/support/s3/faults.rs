@@ -83,6 +83,8 @@ pub enum Fault {
     IgnoreIfNoneMatch,
     /// User metadata is missing from the reply, as after a copy by a tool that keeps none.
     MetadataLost,
+    /// A page of a listing that is not the last says so, and not how to ask for the next.
+    TokenLost,
     /// The connection breaks after this many bytes of the reply's body.
     CutAt(u64),
     /// The lowest bit of the byte at this offset of the reply's body is flipped.

@@ -3,7 +3,7 @@
 use super::S3Server;
 use super::faults::{Fate, Fault, Op, Script};
 use super::storage::Storage;
-use super::wire::{IgnoresIfNoneMatch, Wire};
+use super::wire::{IgnoresIfNoneMatch, LosesToken, Wire};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -99,6 +99,7 @@ impl Service {
                 Fault::CutAt(offset) => shape.cut_at = Some(offset),
                 Fault::FlipBit(offset) => shape.flip_at = Some(offset),
                 Fault::IgnoreIfNoneMatch => drop(parts.extensions.insert(IgnoresIfNoneMatch)),
+                Fault::TokenLost => drop(parts.extensions.insert(LosesToken)),
                 Fault::ReplyLost => reply_lost = true,
                 Fault::RequestLost => return Err(HttpError::new("the request is lost, by script".into())),
                 Fault::Answer(..) | Fault::MetadataLost | Fault::WrongChecksum => {}

@@ -23,6 +23,10 @@ const KEPT_IN_URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remov
 #[derive(Clone)]
 pub(super) struct IgnoresIfNoneMatch;
 
+/// Set on a request whose answer does not say how the listing goes on.
+#[derive(Clone, Copy)]
+pub(super) struct LosesToken;
+
 pub(super) struct Wire {
     storage: Arc<Storage>,
 }
@@ -177,6 +181,7 @@ impl S3 for Wire {
         &self,
         request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let loses_token = request.extensions.get::<LosesToken>().is_some();
         let input = request.input;
         let page_keys = self.storage.page_keys(input.max_keys);
         let page = {
@@ -206,7 +211,7 @@ impl S3 for Wire {
             max_keys: Some(page_keys as i32),
             key_count: Some((objects.len() + prefixes.len()) as i32),
             is_truncated: Some(page.next.is_some()),
-            next_continuation_token: page.next.map(|next| next.token()),
+            next_continuation_token: page.next.filter(|_| !loses_token).map(|next| next.token()),
             contents: Some(objects),
             common_prefixes: Some(prefixes),
             prefix: input.prefix.map(name),
