@@ -418,7 +418,7 @@ async fn a_gap_is_shown_everywhere_and_answered_with_a_base_backup() {
 
     // When `run` comes back and finds the gap, then it takes a base backup by itself
     let (mut running, address) = scene.run(&[]).await;
-    running.wait_for_text("the base backup after the gap is complete").await;
+    running.wait_for_text("the base backup is complete").await;
     wait_metric(&address, "seawall_backup_needed", Some(0.0)).await;
     // which its metrics have followed
     wait_metric(&address, "seawall_backup_running", Some(0.0)).await;
@@ -472,7 +472,7 @@ async fn a_base_backup_that_fails_is_tried_again() {
         let outcome = wait_for("a base backup to end", PATIENCE, async || {
             let said = running.stderr();
             let failed = said.contains("the base backup after the gap failed; trying again");
-            (failed || said.contains("the base backup after the gap is complete")).then_some(failed)
+            (failed || said.contains("the base backup is complete")).then_some(failed)
         });
         if outcome.await {
             break (running, address);
@@ -485,7 +485,7 @@ async fn a_base_backup_that_fails_is_tried_again() {
     wait_metric(&address, "seawall_backup_needed", Some(1.0)).await;
     // When there is one again, then the next attempt ends well
     occupant.close().await;
-    running.wait_for_text("the base backup after the gap is complete").await;
+    running.wait_for_text("the base backup is complete").await;
     wait_metric(&address, "seawall_backup_needed", Some(0.0)).await;
     assert!(running.terminate().await.success());
 }
