@@ -3,10 +3,10 @@
 use super::documents::decimal;
 use super::layout::{BackupId, Key};
 use super::{Repository, Writer};
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::store::list_all;
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -162,27 +162,14 @@ pub struct AuditEntry {
     pub about: String,
 }
 
-/// What begins within one second has names of its own: a later second each.
-const NAMES_TRIED: i64 = 60;
-
 impl Writer {
     /// Appends an entry; says under which key.
     ///
     /// # Errors
     /// What the store says.
     pub async fn append_audit(&self, entry: &AuditEntry) -> Result<Key> {
-        let mut started_at = entry.started_at;
-        let last = started_at.saturating_add(SignedDuration::from_secs(NAMES_TRIED)).unwrap_or(started_at);
-        loop {
-            let key = Key::Audit(AuditKey { started_at, action: entry.action, result: entry.result });
-            match self.store_document(&key, entry).await {
-                Ok(_) => return Ok(key),
-                Err(error) if error.kind() == Kind::Diverged && started_at < last => {
-                    started_at = started_at.saturating_add(SignedDuration::from_secs(1)).unwrap_or(last);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let key = |started_at| Key::Audit(AuditKey { started_at, action: entry.action, result: entry.result });
+        self.store_dated(entry.started_at, key, entry).await
     }
 }
 

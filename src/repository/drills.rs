@@ -3,10 +3,10 @@
 use super::documents::decimal;
 use super::layout::{BackupId, Key};
 use super::{Repository, Writer};
-use crate::error::{Kind, Result};
-use crate::store::{Created, list_all};
+use crate::error::Result;
+use crate::store::list_all;
 use crate::wal::{Lsn, TimelineId};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What a drill found: a restore for real, onto a throwaway server, and checks on that. Lengths are in seconds.
@@ -104,27 +104,13 @@ pub enum Outcome {
     Skipped,
 }
 
-/// Drills that end within one second have names of their own: a later second each.
-const NAMES_TRIED: i64 = 60;
-
 impl Writer {
     /// Stores what a drill found; says under which key.
     ///
     /// # Errors
     /// What the store says.
     pub async fn store_drill(&self, document: &DrillDocument) -> Result<Key> {
-        let mut time = document.ended_at;
-        let last = time.saturating_add(SignedDuration::from_secs(NAMES_TRIED)).unwrap_or(time);
-        loop {
-            let key = Key::Drill(time);
-            match self.store_document(&key, document).await {
-                Ok(Created::New | Created::Exists) => return Ok(key),
-                Err(error) if error.kind() == Kind::Diverged && time < last => {
-                    time = time.saturating_add(SignedDuration::from_secs(1)).unwrap_or(last);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.store_dated(document.ended_at, Key::Drill, document).await
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::layout::{BackupId, Key};
 use super::{FORMAT_VERSION, Repository, Writer};
-use crate::error::{Kind, Result};
-use crate::store::{Created, list_all};
+use crate::error::Result;
+use crate::store::list_all;
 use crate::wal::{Lsn, TimelineId, WalRange};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// `prunes/….json`: what a prune did.
@@ -43,27 +43,13 @@ pub struct PrunedNote {
     pub end: Lsn,
 }
 
-/// Prunes that end within one second have names of their own: a later second each.
-const NAMES_TRIED: i64 = 60;
-
 impl Writer {
     /// Stores what a prune did; says under which key.
     ///
     /// # Errors
     /// What the store says.
     pub async fn store_prune(&self, document: &PruneDocument) -> Result<Key> {
-        let mut time = document.ended_at;
-        let last = time.saturating_add(SignedDuration::from_secs(NAMES_TRIED)).unwrap_or(time);
-        loop {
-            let key = Key::Prune(time);
-            match self.store_document(&key, document).await {
-                Ok(Created::New | Created::Exists) => return Ok(key),
-                Err(error) if error.kind() == Kind::Diverged && time < last => {
-                    time = time.saturating_add(SignedDuration::from_secs(1)).unwrap_or(last);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.store_dated(document.ended_at, Key::Prune, document).await
     }
 
     /// Notes that this WAL is about to be deleted on purpose.

@@ -11,9 +11,13 @@ use crate::store::{Body, Created, Metadata, ObjectStream, Store, StoreErrorKind}
 use crate::wal::{Lsn, WalRange};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex};
+
+/// What ends within one second has names of its own: a later second each, of so many.
+const DATES_TRIED: i64 = 60;
 
 /// What is known of a stored stretch of WAL: enough to compare other bytes with it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -366,6 +370,29 @@ impl Writer {
         let json = documents::write(document)
             .map_err(|error| Error::new(Kind::Internal, "cannot write a document").because(error))?;
         self.store_body(key, Body::from(json)).await
+    }
+
+    /// Stores a document whose name has the second `time`, or a later one where another document has that name; says under which key.
+    ///
+    /// # Errors
+    /// As [`Writer::store_document`].
+    pub(super) async fn store_dated(
+        &self,
+        mut time: Timestamp,
+        key: impl Fn(Timestamp) -> Key,
+        document: &impl Serialize,
+    ) -> Result<Key> {
+        let last = time.saturating_add(SignedDuration::from_secs(DATES_TRIED)).unwrap_or(time);
+        loop {
+            let key = key(time);
+            match self.store_document(&key, document).await {
+                Ok(_) => return Ok(key),
+                Err(error) if error.kind() == Kind::Diverged && time < last => {
+                    time = time.saturating_add(SignedDuration::from_secs(1)).unwrap_or(last);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Stores bytes as they are under `key`: documents and history files. The same bytes again are fine.
