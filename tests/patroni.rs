@@ -202,8 +202,9 @@ impl Stage {
         self.patroni[node] = Some(self.spawn(command, &format!("patroni{node}.log")));
     }
 
+    /// The leader, which is the first, last: the other one would be quick to take its place.
     async fn stop_patroni(&mut self) {
-        for node in 0..HOSTS.len() {
+        for node in (0..HOSTS.len()).rev() {
             if let Some(patroni) = self.patroni[node].take() {
                 patroni.stop().await;
             }
