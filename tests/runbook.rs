@@ -36,6 +36,7 @@ fn sections(page: &str) -> Vec<(String, Vec<Block>)> {
                 match *language {
                     "sh" => blocks.push(Block { script: std::mem::take(text), printed: None }),
                     "text" => blocks.last_mut().expect("commands come first").printed = Some(std::mem::take(text)),
+                    "toml" => text.clear(), // read, and not typed
                     other => panic!("a block of {other:?}"),
                 }
                 open = None;
