@@ -30,6 +30,13 @@ impl Buffers {
 
     /// An empty buffer: the one that was given back last, for most of it may be in the processor's cache.
     pub fn take(&self) -> Buffer {
+        let mut buffer = self.take_written();
+        buffer.clear();
+        buffer
+    }
+
+    /// As [`Buffers::take`], with whatever was in it: memory to write over, which nobody has to clear first.
+    pub fn take_written(&self) -> Buffer {
         let spare = self.0.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
         Buffer { bytes: spare.unwrap_or_default(), home: self.0.clone() }
     }
@@ -64,8 +71,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
+        let bytes = std::mem::take(&mut self.bytes);
         // Whole after each step: a panic elsewhere changes nothing.
         let mut spares = self.home.spares.lock().unwrap_or_else(PoisonError::into_inner);
         if spares.len() < self.home.spares_max {
@@ -95,6 +101,14 @@ mod tests {
         drop(slice);
         let third = buffers.take();
         assert_eq!((third.as_ptr(), third.len()), (place, 0));
+    }
+
+    #[test]
+    fn what_was_written_is_there_for_whoever_writes_over_it() {
+        let buffers = Buffers::new(1);
+        buffers.take().extend_from_slice(b"before");
+        assert_eq!(**buffers.take_written(), *b"before");
+        assert_eq!(**buffers.take(), *b"");
     }
 
     #[test]

@@ -87,6 +87,15 @@ impl FrameEncoder {
     }
 }
 
+/// Where a frame ends, and its plain bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decoded {
+    /// Length of the frame.
+    pub(super) frame_bytes: usize,
+    /// End of the plain bytes in what they were written to.
+    pub(super) plain_end: usize,
+}
+
 /// Decompresses frames of every codec.
 #[derive(Default)]
 pub struct FrameDecoder {
@@ -111,6 +120,24 @@ impl FrameDecoder {
         }
     }
 
+    /// As [`FrameDecoder::decode`], but over what `out` has from `start` on, or at its end if that is before; returns where the
+    /// plain bytes end. Behind them is what was there, or anything: memory that is as long already need not be cleared for them.
+    ///
+    /// # Errors
+    /// As [`FrameDecoder::decode`], but that there is anything in `out` from `start` on.
+    pub fn decode_over(
+        &mut self,
+        raw: &[u8],
+        out: &mut Vec<u8>,
+        start: usize,
+        limit_bytes: usize,
+    ) -> Result<usize, CodecError> {
+        match self.decode_at(raw, out, start.min(out.len()), limit_bytes)? {
+            Decoded { frame_bytes, plain_end } if frame_bytes == raw.len() => Ok(plain_end),
+            _ => Err(CodecError::Malformed("is followed by other bytes")),
+        }
+    }
+
     /// As [`FrameDecoder::decode`], for the data frame that `raw` begins with; returns that frame's length.
     pub(super) fn decode_first(
         &mut self,
@@ -119,13 +146,23 @@ impl FrameDecoder {
         limit_bytes: usize,
     ) -> Result<usize, CodecError> {
         let start = out.len();
-        let result = match Magic::of(raw) {
-            Ok(Magic::Zstd) => self.zstd.get_or_insert_with(zstd::Decoder::new).decode_frame(raw, out, limit_bytes),
-            _ => lz4::decode_frame(raw, out, limit_bytes),
-        };
-        if result.is_err() {
-            out.truncate(start);
+        let result = self.decode_at(raw, out, start, limit_bytes);
+        out.truncate(result.as_ref().map_or(start, |decoded| decoded.plain_end));
+        result.map(|decoded| decoded.frame_bytes)
+    }
+
+    fn decode_at(
+        &mut self,
+        raw: &[u8],
+        out: &mut Vec<u8>,
+        start: usize,
+        limit_bytes: usize,
+    ) -> Result<Decoded, CodecError> {
+        match Magic::of(raw) {
+            Ok(Magic::Zstd) => {
+                self.zstd.get_or_insert_with(zstd::Decoder::new).decode_frame(raw, out, start, limit_bytes)
+            }
+            _ => lz4::decode_frame(raw, out, start, limit_bytes),
         }
-        result
     }
 }

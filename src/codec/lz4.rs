@@ -1,9 +1,11 @@
 //! LZ4 frames: one compressed and decompressed as a whole, with its checksums.
 
 use super::CodecError;
+use super::frame::Decoded;
 use super::lz4_header::{self, BLOCK_BYTES, BlockHeader, FIELD_BYTES, FrameHeader};
 use super::magic::u32_at;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, decompress_into_with_dict};
+use std::ops::Range;
 
 /// How far back a match may reach, over block borders too if blocks are linked (`LZ4_Block_format.md`, offset).
 const WINDOW_BYTES: usize = 64 << 10;
@@ -68,17 +70,21 @@ fn make_room(frame: &mut Vec<u8>, more: usize, bytes_max: usize) {
     }
 }
 
-/// Appends the plain bytes of the data frame that `raw` begins with, and returns the frame's length.
-pub(super) fn decode_frame(raw: &[u8], out: &mut Vec<u8>, limit_bytes: usize) -> Result<usize, CodecError> {
+/// Writes the plain bytes of the data frame that `raw` begins with to `out`, over what it has from `start` on.
+pub(super) fn decode_frame(
+    raw: &[u8],
+    out: &mut Vec<u8>,
+    start: usize,
+    limit_bytes: usize,
+) -> Result<Decoded, CodecError> {
     let frame = FrameHeader::read(raw)?;
-    let start = out.len();
     if let Some(bytes) = frame.content_bytes {
         if bytes > limit_bytes as u64 {
             return Err(CodecError::TooLarge { limit_bytes });
         }
-        out.reserve_exact(bytes as usize);
+        out.reserve_exact((start + bytes as usize).saturating_sub(out.len()));
     }
-    let mut position = frame.bytes;
+    let (mut position, mut end) = (frame.bytes, start);
     loop {
         let header = BlockHeader::read(raw, position, &frame)?;
         position += FIELD_BYTES;
@@ -93,14 +99,14 @@ pub(super) fn decode_frame(raw: &[u8], out: &mut Vec<u8>, limit_bytes: usize) ->
             }
             position += FIELD_BYTES;
         }
-        let left = limit_bytes - (out.len() - start);
-        match compressed {
-            true => decode_block(&frame, block, out, start, left)?,
-            false if bytes <= left => out.extend_from_slice(block),
+        let left = limit_bytes - (end - start);
+        end = match compressed {
+            true => decode_block(&frame, block, out, start..end, left)?,
+            false if bytes <= left => write_over(out, end, block),
             false => return Err(CodecError::TooLarge { limit_bytes }),
-        }
+        };
     }
-    let plain = out.get(start..).unwrap_or_default();
+    let plain = out.get(start..end).unwrap_or_default();
     if frame.content_bytes.is_some_and(|bytes| bytes != plain.len() as u64) {
         return Err(CodecError::Malformed("does not have the length that its header says"));
     }
@@ -110,26 +116,36 @@ pub(super) fn decode_frame(raw: &[u8], out: &mut Vec<u8>, limit_bytes: usize) ->
         }
         position += FIELD_BYTES;
     }
-    Ok(position)
+    Ok(Decoded { frame_bytes: position, plain_end: end })
 }
 
-/// Appends a compressed block of a frame whose plain bytes begin at `start`; `left` bytes are allowed in all.
+/// Writes bytes at `start`, over what is there, and returns their end.
+fn write_over(out: &mut Vec<u8>, start: usize, bytes: &[u8]) -> usize {
+    let (over, further) = bytes.split_at(bytes.len().min(out.len() - start));
+    out[start..start + over.len()].copy_from_slice(over);
+    out.extend_from_slice(further);
+    start + bytes.len()
+}
+
+/// Writes a compressed block of a frame behind the frame's plain bytes so far, and returns its end; `left` bytes are allowed in
+/// all.
 fn decode_block(
     frame: &FrameHeader,
     block: &[u8],
     out: &mut Vec<u8>,
-    start: usize,
+    Range { start, end: before }: Range<usize>,
     left: usize,
-) -> Result<(), CodecError> {
-    let before = out.len();
+) -> Result<usize, CodecError> {
     // What is still to come, if the header says it: no need to clear more than that.
     let expected =
         frame.content_bytes.map_or(usize::MAX, |bytes| bytes as usize - (before - start).min(bytes as usize));
     // Nor more than a block can become: of many small ones each would clear megabytes.
     let grown = block.len().saturating_mul(EXPANSION_MAX);
     let room = frame.block_bytes_max.min(left).min(expected).min(grown);
-    out.resize(before + room, 0);
-    let (done, space) = out.split_at_mut(before);
+    if out.len() < before + room {
+        out.resize(before + room, 0);
+    }
+    let (done, space) = out[..before + room].split_at_mut(before);
     let history = done.get(start..).unwrap_or_default();
     let decompressed = match frame.independent || history.is_empty() {
         true => decompress_into(block, space),
@@ -141,8 +157,7 @@ fn decode_block(
         }
         error => CodecError::Block(error),
     })?;
-    out.truncate(before + bytes);
-    Ok(())
+    Ok(before + bytes)
 }
 
 fn slice(raw: &[u8], position: usize, bytes: usize) -> Result<&[u8], CodecError> {

@@ -106,6 +106,39 @@ proptest! {
     }
 
     #[test]
+    fn what_was_there_before_does_not_matter_to_what_is_written_over_it(
+        plain_bytes in 0usize..300_000,
+        before in proptest::collection::vec(any::<u8>(), 0..400),
+        longer in 0usize..400_000,
+        start in 0usize..500,
+        compression in prop::sample::select(&EVERY[..]),
+        hashed: bool,
+        seed: u64,
+    ) {
+        // Given memory of any length with anything in it, and a frame
+        let plain = sample(plain_bytes, seed);
+        let mut encoder = FrameEncoder::new(compression);
+        let frame = if hashed { encoder.encode_hashed(&plain, |_| ()) } else { encoder.encode(&plain) };
+        let mut out = before.clone();
+        out.resize(before.len() + longer, 0xA5);
+        let start = start.min(out.len());
+        let kept = out[..start].to_vec();
+        // When the frame is written over it from some place on, twice
+        let mut decoder = FrameDecoder::new();
+        for _ in 0..2 {
+            let end = decoder.decode_over(&frame, &mut out, start, FRAME_BYTES).unwrap();
+            // Then its bytes are there, and what lay in front of them as well.
+            prop_assert!(out[start..end] == plain, "the plain bytes came back different");
+            prop_assert!(out[..start] == kept, "what lay in front is gone");
+        }
+        // And what does not fit is refused.
+        if plain_bytes > 0 {
+            let refused = decoder.decode_over(&frame, &mut out, start, plain_bytes - 1);
+            prop_assert!(matches!(refused, Err(CodecError::TooLarge { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
     fn bytes_of_any_kind_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..400), magic in 0usize..7) {
         let magics: [&[u8]; 7] = [
             b"", b"\x04\x22\x4D\x18", b"\x57\x2A\x4D\x18", b"\x04\x22\x4D\x18\x60\x40\x82",

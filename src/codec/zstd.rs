@@ -3,6 +3,7 @@
 //! Format: RFC 8878, section 3.1.1.
 
 use super::CodecError;
+use super::frame::Decoded;
 use super::magic::{MAGIC_BYTES, ZSTD_MAGIC, cut};
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
 
@@ -84,14 +85,14 @@ impl Decoder {
         Decoder { context: DCtx::try_create() }
     }
 
-    /// Appends the plain bytes of the frame that `raw` begins with, and returns the frame's length. May leave anything behind
-    /// the end of `out` as it was, if it fails.
+    /// Writes the plain bytes of the frame that `raw` begins with to `out`, over what it has from `start` on.
     pub(super) fn decode_frame(
         &mut self,
         raw: &[u8],
         out: &mut Vec<u8>,
+        start: usize,
         limit_bytes: usize,
-    ) -> Result<usize, CodecError> {
+    ) -> Result<Decoded, CodecError> {
         let header = FrameHeader::read(raw)?;
         let (bytes, blocks) = measure(raw, &header)?;
         let frame = raw.get(..bytes).ok_or(cut(bytes))?;
@@ -103,8 +104,9 @@ impl Decoder {
                 DESTINATION_TOO_SMALL => CodecError::TooLarge { limit_bytes },
                 name => CodecError::Zstd(name),
             })?;
+            out.truncate(start);
             out.extend_from_slice(&plain);
-            return Ok(bytes);
+            return Ok(Decoded { frame_bytes: bytes, plain_end: out.len() });
         };
         if content_bytes > limit_bytes as u64 {
             return Err(CodecError::TooLarge { limit_bytes });
@@ -112,14 +114,15 @@ impl Decoder {
         if content_bytes > (blocks * BLOCK_BYTES_MAX) as u64 {
             return Err(CodecError::Zstd("it is shorter than its header says"));
         }
-        let (start, room) = (out.len(), content_bytes as usize);
-        out.reserve_exact(room);
-        out.resize(start + room, 0);
-        let space = out.get_mut(start..).unwrap_or_default();
+        let end = start + content_bytes as usize;
+        if out.len() < end {
+            out.reserve_exact(end - out.len());
+            out.resize(end, 0);
+        }
+        let space = out.get_mut(start..end).unwrap_or_default();
         let written =
             context.decompress(space, frame).map_err(|code| CodecError::Zstd(zstd_safe::get_error_name(code)))?;
-        out.truncate(start + written);
-        Ok(bytes)
+        Ok(Decoded { frame_bytes: bytes, plain_end: start + written })
     }
 }
 
@@ -217,8 +220,8 @@ mod tests {
             let (mut frame, mut decoded) = (Vec::new(), Vec::new());
             encoder.encode_frame(&plain, true, &mut frame);
             assert!(frame.len() <= stored_bytes_max(bytes));
-            let read = Decoder::new().decode_frame(&frame, &mut decoded, bytes).unwrap();
-            assert_eq!((read, decoded), (frame.len(), plain));
+            let read = Decoder::new().decode_frame(&frame, &mut decoded, 0, bytes).unwrap();
+            assert_eq!((read.frame_bytes, read.plain_end, decoded), (frame.len(), bytes, plain));
         }
     }
 

@@ -18,14 +18,15 @@ const MEMORY_ALIGNMENT: usize = 512;
 /// Fewer bytes at once are for the cache: each write around it waits for the disk.
 const DIRECT_BYTES_MIN: usize = 1 << 20;
 
-/// Makes room in `buffer` for `bytes` at a place in memory from which a disk can be written, and for nothing else.
-/// Returns that place in the buffer, which is its end.
+/// Makes `buffer` long enough for `bytes` at a place in memory from which a disk can be written, whatever is in them.
+/// Returns that place in the buffer.
 pub(super) fn align(buffer: &mut Vec<u8>, bytes: usize) -> usize {
-    buffer.clear();
-    buffer.reserve(bytes + BLOCK_BYTES);
-    let start = buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
-    buffer.resize(start, 0);
-    start
+    let needed = bytes + BLOCK_BYTES;
+    if buffer.len() < needed {
+        buffer.reserve_exact(needed - buffer.len());
+        buffer.resize(needed, 0);
+    }
+    buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES)
 }
 
 /// A file that is being written.
@@ -181,6 +182,7 @@ mod tests {
         const MIB: usize = 1 << 20;
         let mut buffer = Vec::new();
         let start = align(&mut buffer, 2 * MIB);
+        buffer.truncate(start);
         buffer.extend_from_slice(&noise(2 * MIB));
         let frame = &buffer[start..];
         assert_eq!(blocks_in(&frame[512..], 0), Some((0, 2 * MIB - 4096)), "behind a header");
@@ -200,6 +202,7 @@ mod tests {
         let mut writer = writer(&path, 3 * 4096);
         let mut buffer = Vec::new();
         let start = align(&mut buffer, 8192);
+        buffer.truncate(start);
         buffer.extend_from_slice(&noise(8192));
         // When it is tried, then either all was written, or nothing, and it is not tried again.
         let done = writer.write_direct(&buffer[start..], 1);
@@ -220,6 +223,7 @@ mod tests {
         // When ours is written, then theirs stays as it is.
         let mut buffer = Vec::new();
         let start = align(&mut buffer, 2 << 20);
+        buffer.truncate(start);
         buffer.extend_from_slice(&noise(2 << 20));
         writer.write_all_at(&buffer[start..], 0).unwrap();
         assert!(std::fs::read(&path).unwrap() == theirs);

@@ -118,10 +118,10 @@ pub(super) fn extract(
             match frame {
                 RawFrame::Identity(bytes) => identity = Some(bytes),
                 RawFrame::Data(raw) => {
-                    let mut plain = buffers.take();
+                    let mut plain = buffers.take_written();
                     let start = file_writer::align(&mut plain, FRAME_BYTES);
-                    decoder.decode(&raw, &mut plain, FRAME_BYTES).map_err(unreadable)?;
-                    let plain = plain.freeze().slice(start..);
+                    let end = decoder.decode_over(&raw, &mut plain, start, FRAME_BYTES).map_err(unreadable)?;
+                    let plain = plain.freeze().slice(start..end);
                     plain_bytes += plain.len() as u64;
                     tar.feed(plain);
                     while let Some(event) =
