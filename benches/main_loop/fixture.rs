@@ -78,6 +78,25 @@ impl Fixture {
         fixture
     }
 
+    /// The waiting WAL is that of an `UPDATE` of every row, without images of pages: records of some hundred bytes.
+    pub async fn with_updates(pgbench_scale: u32) -> Fixture {
+        let settings = [("full_page_writes".to_owned(), "off".to_owned())].into();
+        let options = ServerOptions { wal_segment_mib: Some(16), settings, ..ServerOptions::default() };
+        let mut fixture = Fixture::of(pgbench_scale, options, DISK).await;
+        let (start, segment_bytes) = (fixture.waiting.1, fixture.segment_bytes);
+        for slot in [
+            format!("pg_drop_replication_slot('{HELD}')"),
+            format!("pg_create_physical_replication_slot('{HELD}', true)"),
+        ] {
+            fixture.server.sql(&format!("SELECT {slot}")).await.unwrap();
+        }
+        fixture.server.sql("UPDATE pgbench_accounts SET abalance = abalance + 1").await.unwrap();
+        fixture.server.sql("SELECT pg_switch_wal()").await.unwrap();
+        let end: Lsn = fixture.server.value("SELECT pg_current_wal_lsn()").await.parse().unwrap();
+        fixture.waiting = (start, Lsn(end.0 / segment_bytes * segment_bytes));
+        fixture
+    }
+
     async fn of(pgbench_scale: u32, options: ServerOptions, server_files: &str) -> Fixture {
         Fixture::of_version(DEBIAN, pgbench_scale, options, server_files).await
     }

@@ -19,6 +19,7 @@
 
 mod fixture;
 mod incremental;
+mod index;
 mod latency;
 mod process;
 mod recovery;
@@ -87,6 +88,9 @@ fn main() {
     if arguments.first().is_some_and(|first| first == s3_process::SERVE) {
         return s3_process::serve(&arguments[1..]);
     }
+    if arguments.first().is_some_and(|first| first == index::ARCHIVE) {
+        return index::archive(&arguments[1..]);
+    }
     let is_bench = has("--bench");
     if has("--list") {
         // What test runners ask first.
@@ -107,9 +111,10 @@ fn main() {
 
 /// Measures what is named, or everything.
 async fn measure(scale: &Scale, names: &[&str]) {
-    const ALL: [&str; 9] = [
+    const ALL: [&str; 10] = [
         "catch-up",
         "catch-up-large",
+        "index",
         "commits",
         "synchronous",
         "backup",
@@ -126,6 +131,9 @@ async fn measure(scale: &Scale, names: &[&str]) {
     }
     if wanted("catch-up-large") {
         throughput::catch_up(scale, scale.large_segment_mib).await;
+    }
+    if wanted("index") {
+        index::index(scale).await;
     }
     if wanted("commits") || wanted("synchronous") {
         // In memory: a store elsewhere does not wait for the database server's disk when it syncs.

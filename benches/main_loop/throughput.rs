@@ -167,7 +167,7 @@ fn mib(bytes: u64) -> String {
 }
 
 /// Prints medians; the first column of `rounds` is ours, and the ratios are of it and another in the same round.
-fn report<const N: usize>(title: &str, bytes: u64, names: &[&str; N], rounds: &[[Cost; N]]) {
+pub fn report<const N: usize>(title: &str, bytes: u64, names: &[&str; N], rounds: &[[Cost; N]]) {
     println!("\n## {title}\n");
     println!(
         "| what | MB/s | CPU s per GB | peak memory | S3 server's CPU s per GB | our speed by its | our CPU by its |"
