@@ -135,9 +135,13 @@ async fn act(
         drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => drilled,
         never = progress::show(watched, restore::step) => match never {},
     };
-    // The report has the words: they may name relations, which an encrypted repository keeps to itself.
+    // The report has the words: they may name relations, which an encrypted repository keeps to itself, as what the operator's checks
+    // are called.
+    let names_all = writer.drills_are_for().is_empty();
     let failed = drilled.document.checks.iter().filter(|check| check.outcome == Outcome::Failed);
-    let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
+    let failed: Vec<&str> = failed
+        .map(|check| if names_all || check.is_own() { check.name.as_str() } else { "a check of yours" })
+        .collect();
     let about = match (drilled.document.passed, failed.is_empty()) {
         (true, _) => "passed".to_owned(),
         (false, true) => "did not pass; the report says why".to_owned(),

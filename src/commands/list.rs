@@ -373,7 +373,8 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
             let result = if drill.passed {
                 "passed".to_owned()
             } else {
-                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or_default())
+                let encrypted = "what failed is encrypted in its report".to_owned();
+                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or(encrypted))
             };
             format!("{}, {result}", print::age(drill.ended_at, clock.now()))
         }
