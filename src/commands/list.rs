@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::repository::{
     BackupDocument, BackupId, BackupVerdict, Catalog, CoverageRun, Findings, Repository, WalReader,
 };
-use crate::restore::{Route, newest_moment};
+use crate::restore::{Route, askable, newest_moment};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -78,7 +78,8 @@ impl RecoveryWindow {
         for backup in backups.iter().filter(|backup| !backup.findings.damaged) {
             let Some(to) = backup.restorable_to else { continue };
             // Of a server at rest nothing is dated later than the checkpoint with which the backup began.
-            let from_time = backup.restorable_to_time.map_or(backup.ended_at, |to| to.min(backup.ended_at));
+            let ended_at = askable(backup.ended_at);
+            let from_time = backup.restorable_to_time.map_or(ended_at, |to| to.min(ended_at));
             let own = RecoveryWindow {
                 timeline: backup.onto,
                 from: backup.consistent_from,

@@ -64,7 +64,7 @@ pub use newest::newest_moment;
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
 pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
 pub use preparation::{Preview, preview};
-pub use request::{Request, Target, TargetAction};
+pub use request::{Request, Target, TargetAction, askable};
 pub use route::{Covered, Route};
 pub use scan::{Stretch, survey};
 pub use spool::SPOOL_DIRECTORY;

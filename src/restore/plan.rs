@@ -6,7 +6,7 @@
 
 use super::choose::{Candidate, Choice};
 use super::refusal;
-use super::request::{Target, TargetAction};
+use super::request::{Target, TargetAction, askable};
 use super::route::Route;
 use super::survey::{Found, Goal, NewTablespace, Survey};
 use crate::error::{Error, Kind, Result};
@@ -217,7 +217,7 @@ fn began_before(survey: &Survey) -> Option<Timestamp> {
 
 /// From then on, a moment is one that a restore from this backup can certainly reach, if the WAL does.
 pub(super) fn certain_from(candidate: &Candidate<'_>, survey: &Survey) -> Timestamp {
-    began_before(survey).unwrap_or(Timestamp::MIN).max(candidate.backup.ended_at)
+    askable(began_before(survey).unwrap_or(Timestamp::MIN).max(candidate.backup.ended_at))
 }
 
 /// Nothing later than `time` was seen: then something must show that the server did nothing between.
