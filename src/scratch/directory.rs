@@ -3,7 +3,6 @@
 use super::Unprivileged;
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::fs::File;
 use std::io::ErrorKind;
@@ -41,14 +40,12 @@ impl Directory {
             let path =
                 nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX"))).map_err(|error| cannot(error.into()))?;
             let held = match hold(&path) {
-                Ok(held) if path.is_dir() => Some(held),
-                Err(error)
-                    if error.raw_os_error().map(Errno::from_raw) != Some(Errno::EWOULDBLOCK) && path.is_dir() =>
-                {
-                    None
-                }
-                _ => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                held => held.ok(),
             };
+            if !path.is_dir() {
+                continue;
+            }
             let directory = Directory { path, keep: false, _held: held };
             Unprivileged::find()?.create_directory(&directory.path)?;
             return Ok(directory);
@@ -56,10 +53,10 @@ impl Directory {
         Err(Error::new(Kind::Local, format!("every new directory in {} was taken away", below.display())))
     }
 
-    /// One that another process left, which is now ours to remove; `None` if somebody holds it.
+    /// One that another process left, which stays unless it is removed; `None` if somebody holds it.
     pub(super) fn left(path: PathBuf) -> Option<Directory> {
         let held = hold(&path).ok()?;
-        path.is_dir().then_some(Directory { path, keep: false, _held: Some(held) })
+        path.is_dir().then_some(Directory { path, keep: true, _held: Some(held) })
     }
 
     /// Where it is.

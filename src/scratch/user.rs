@@ -145,9 +145,8 @@ impl Unprivileged {
         let copy = directory.join(program.file_name().unwrap_or_default());
         // The directory is this user's, and what has the name there may lead anywhere: it is replaced, and never opened.
         let cannot = |error| Error::local("write", &copy, error);
-        let (new, path) =
-            nix::unistd::mkstemp(&directory.join("program-XXXXXX")).map_err(|error| cannot(error.into()))?;
-        let mut new = File::from(new);
+        let path = directory.join(format!("program-{}", std::process::id()));
+        let mut new = File::options().write(true).create_new(true).open(&path).map_err(cannot)?;
         let written = File::open(program)
             .and_then(|mut program| std::io::copy(&mut program, &mut new))
             .and_then(|_| new.set_permissions(std::fs::Permissions::from_mode(0o700)))
