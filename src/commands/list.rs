@@ -498,3 +498,50 @@ fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>)
         unknown_objects: catalog.unknown.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::Gap;
+    use crate::restore::testing::{CatalogBuilder, MIB};
+
+    fn windows(report: &Report) -> Vec<(u32, u64, u64, usize)> {
+        let windows = report.recovery_windows.iter();
+        windows.map(|it| (it.timeline.0, it.from.0, it.to.0, it.base_backups)).collect()
+    }
+
+    fn reported(catalog: &Catalog) -> (Report, String) {
+        let report = report("main", &Paths::of(catalog), &BTreeMap::new());
+        let text = recovery_windows(&report.recovery_windows, &report.lost_wal, &TimeZone::UTC);
+        (report, text)
+    }
+
+    #[test]
+    fn a_dead_branch_has_a_window_of_its_own_and_is_no_gap() {
+        // Given a timeline that was left, and went on with a backup of its own
+        let catalog = CatalogBuilder::new()
+            .wal(1, MIB, 8 * MIB)
+            .wal(2, 4 * MIB, 9 * MIB)
+            .history(2, "1\t0/480000\tx\n")
+            .backup(1, 100, MIB + 40, MIB + 1000)
+            .backup(1, 300, 6 * MIB + 40, 6 * MIB + 1000)
+            .build();
+        // Then what is followed is one window across the switch, and the branch is another
+        let (report, text) = reported(&catalog.catalog);
+        assert_eq!(windows(&report), [(1, 6 * MIB + 1000, 8 * MIB, 1), (2, MIB + 1000, 9 * MIB, 1)]);
+        assert!(!text.contains("GAP"), "{text}");
+    }
+
+    #[test]
+    fn a_gap_stands_between_the_windows_that_it_parts() {
+        let built = CatalogBuilder::new().wal(1, MIB, 5 * MIB).wal(1, 6 * MIB, 12 * MIB);
+        let built = built.backup(1, 100, MIB + 40, MIB + 1000).backup(1, 200, 2 * MIB + 40, 2 * MIB + 1000);
+        let mut catalog = built.backup(1, 400, 8 * MIB + 40, 8 * MIB + 1000).build().catalog;
+        let lost = WalRange { timeline: TimelineId(1), start: Lsn(5 * MIB), end: Lsn(6 * MIB) };
+        catalog.gaps.push(Gap { range: lost });
+        let (report, text) = reported(&catalog);
+        assert_eq!(windows(&report), [(1, MIB + 1000, 5 * MIB, 2), (1, 8 * MIB + 1000, 12 * MIB, 1)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[2].contains("GAP: no moment") && lines[2].contains("0/500000"), "{text}");
+    }
+}
