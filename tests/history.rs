@@ -17,7 +17,7 @@ use jiff::tz::TimeZone;
 use s3::Op;
 use scene::Scene;
 use seawall::codec::encryption::generate_identity;
-use seawall::scratch::{Server, ServerOptions};
+use seawall::scratch::{Server, ServerOptions, StopMode};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use support::postgres::programs;
@@ -213,17 +213,23 @@ async fn before_drop(version: u32) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_moment_is_what_was_meant_in_any_zone_or_is_refused_before_anything_is_fetched() {
     // Given two drops with a moment between them, which is said in many ways
-    let scene = Scene::new(support::postgres::DEBIAN, &[("autovacuum", "off")]).await;
-    let sql = async |text: &str| scene.server.sql(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+    let mut scene = Scene::new(support::postgres::DEBIAN, &[("autovacuum", "off")]).await;
     let micros = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     let early = micros(Timestamp::now());
-    sql("CREATE TABLE one (id int); CREATE TABLE two (id int)").await;
+    scene.server.sql("CREATE TABLE one (id int); CREATE TABLE two (id int)").await.unwrap();
     let _archiver = scene.archived().await;
-    sql("DROP TABLE one").await;
+    scene.server.sql("DROP TABLE one").await.unwrap();
     let between = scene.server.value(NOW).await;
     let between: Timestamp = between.parse().unwrap();
-    sql("DROP TABLE two").await;
+    scene.server.sql("DROP TABLE two").await.unwrap();
+    // (and a restart, which is told as well)
+    scene.server.stop(StopMode::Fast).await.unwrap();
+    scene.server.start().await.unwrap();
     scene.settle().await;
+    // Its record has whole seconds, and so perhaps an earlier time than the drop in front of it.
+    let told = history(&scene, &["--from", "10 minutes ago"]).await;
+    let last = told.iter().rev().take(2).map(word).collect::<Vec<_>>();
+    assert_eq!(last, ["restart", "drops 1"], "{told:#?}");
     let said = |zone: &str, form: &str| {
         let zoned = between.to_zoned(TimeZone::get(zone).unwrap());
         zoned.strftime(form).to_string().replace("ZONE", zone)
@@ -260,7 +266,11 @@ async fn a_moment_is_what_was_meant_in_any_zone_or_is_refused_before_anything_is
     let told = history(&scene, &["--drops", "--from", &length]).await;
     assert_eq!(told.len(), 2, "{length}: {told:#?}");
 
-    // When a moment is asked for that is not archived, or before the first backup, in words or as JSON,
+    // When a moment is asked for that is not archived, or before the first backup, in words or as JSON, more than the two seconds behind
+    // the backup that its checkpoint does not tell,
+    scene.server.sql("SELECT pg_sleep(2)").await.unwrap();
+    scene.server.sql("CREATE TABLE three (id int)").await.unwrap();
+    scene.settle().await;
     scene.bucket.clear_log();
     let late = micros(Timestamp::now());
     for (moment, why, nearest) in [

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::repository::{
     BackupDocument, BackupId, BackupVerdict, Catalog, CoverageRun, Findings, Repository, WalReader,
 };
-use crate::restore::{Route, askable, newest_moment};
+use crate::restore::{Route, certainly_from, newest_moment};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -37,6 +37,9 @@ struct Window {
     plain_bytes: u64,
     stored_bytes: u64,
     consistent_from: Lsn,
+    /// Every moment from then on can be had, if its WAL is there.
+    #[serde(skip)]
+    certainly_from: Timestamp,
     /// Where it leads to.
     #[serde(skip)]
     onto: TimelineId,
@@ -78,8 +81,8 @@ impl RecoveryWindow {
         for backup in backups.iter().filter(|backup| !backup.findings.damaged) {
             let Some(to) = backup.restorable_to else { continue };
             // Of a server at rest nothing is dated later than the checkpoint with which the backup began.
-            let ended_at = askable(backup.ended_at);
-            let from_time = backup.restorable_to_time.map_or(ended_at, |to| to.min(ended_at));
+            let certain = backup.certainly_from;
+            let from_time = backup.restorable_to_time.map_or(certain, |to| to.min(certain));
             let own = RecoveryWindow {
                 timeline: backup.onto,
                 from: backup.consistent_from,
@@ -466,6 +469,7 @@ fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>)
             plain_bytes: backup.plain_bytes,
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
+            certainly_from: certainly_from(backup),
             onto,
             restorable_to: is_restorable.then_some(covered),
             restorable_to_time: newest.get(&backup.id).copied().filter(|_| is_restorable),

@@ -220,6 +220,11 @@ pub(super) fn certain_from(candidate: &Candidate<'_>, survey: &Survey) -> Timest
     askable(began_before(survey).unwrap_or(Timestamp::MIN).max(candidate.backup.ended_at))
 }
 
+/// The same of a backup whose WAL was not looked at: its checkpoint was made before it was complete.
+pub fn certainly_from(backup: &BackupDocument) -> Timestamp {
+    askable(backup.ended_at.checked_add(CHECKPOINT_SLACK).unwrap_or(Timestamp::MAX))
+}
+
 /// Nothing later than `time` was seen: then something must show that the server did nothing between.
 fn proven(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, time: Timestamp) -> Result<Found> {
     let newest = newest(choice, candidate, survey);

@@ -311,7 +311,7 @@ fn a_moment_in_a_hole_is_refused_with_both_its_sides() {
     let (_, records) = simple(12 * MIB);
     let text = refused(&catalog, &request(Target::Time(at(300))), &records);
     assert!(text.contains("0/500000 to 0/600000") && text.contains("recorded as lost"), "{text}");
-    assert!(text.contains(&at(260).to_string()) && text.contains(&at(410).to_string()), "both sides: {text}");
+    assert!(text.contains(&at(260).to_string()) && text.contains(&at(412).to_string()), "both sides: {text}");
     let text = refused(&catalog, &request(Target::Lsn(Lsn(7 * MIB))), &records);
     assert!(text.contains("recorded as lost") && text.contains("0/500000 --to-exclusive"), "{text}");
     // Both sides can be had.

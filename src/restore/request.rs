@@ -41,7 +41,7 @@ pub enum Target {
 }
 
 /// The first moment from `time` on that can be asked for: PostgreSQL's have whole microseconds, and our clock has more digits.
-pub fn askable(time: Timestamp) -> Timestamp {
+pub(super) fn askable(time: Timestamp) -> Timestamp {
     let up = TimestampRound::new().smallest(Unit::Microsecond).mode(RoundMode::Ceil);
     time.round(up).unwrap_or(time)
 }
