@@ -138,6 +138,54 @@ fn with_json_an_error_is_one_line_of_it() {
 }
 
 #[test]
+fn a_time_that_never_was_or_was_twice_is_refused_by_every_command_before_anything_is_opened() {
+    let skipped = (
+        "2026-03-29 02:30 Europe/Berlin",
+        "never was",
+        [
+            "\"2026-03-29 01:30:00+01:00\" (2026-03-29 00:30:00 UTC)",
+            "\"2026-03-29 03:30:00+02:00\" (2026-03-29 01:30:00 UTC)",
+        ],
+    );
+    let twice = (
+        "2026-10-25 02:30 Europe/Berlin",
+        "was twice",
+        [
+            "\"2026-10-25 02:30:00+02:00\" (2026-10-25 00:30:00 UTC)",
+            "\"2026-10-25 02:30:00+01:00\" (2026-10-25 01:30:00 UTC)",
+        ],
+    );
+    for command in [
+        &["restore", "--into", "/nowhere/x", "--to"][..],
+        &["restore", "--into", "/nowhere/x", "--dry-run", "--to"],
+        &["history", "--from"],
+        &["history", "--to"],
+        &["extract", "--database", "shop", "--out", "/nowhere/x.sql", "--to"],
+    ] {
+        for (time, why, readings) in [&skipped, &twice] {
+            // There is no such repository: who looks for it first says so.
+            let arguments = [&["--repo", "file:///nowhere/repository"], command, &[*time]].concat();
+            let plain = output(&arguments);
+            let said = text(&plain.stderr);
+            assert_eq!(plain.status.code(), Some(2), "{arguments:?}: {said}");
+            assert!(
+                said.contains(why) && readings.iter().all(|reading| said.contains(reading)),
+                "{arguments:?}: {said}"
+            );
+            let json = output(&[&arguments[..], &["--json"]].concat());
+            let document: serde_json::Value = serde_json::from_str(&text(&json.stderr)).expect("JSON");
+            assert_eq!((json.status.code(), &document["error"]["kind"]), (Some(2), &"usage".into()), "{document}");
+            let hint = document["error"]["hint"].as_str().expect("a hint");
+            assert!(readings.iter().all(|reading| hint.contains(reading)), "{arguments:?}: {hint}");
+            // And what is proposed is understood: then it is the repository that is not there.
+            let proposed = readings[0].split('"').nth(1).expect("quoted");
+            let again = output(&[&arguments[..arguments.len() - 1], &[proposed]].concat());
+            assert_ne!(again.status.code(), Some(2), "{proposed}: {}", text(&again.stderr));
+        }
+    }
+}
+
+#[test]
 fn wal_fetch_ends_with_255_whatever_is_wrong_before_it_starts() {
     for arguments in [
         &["wal-fetch"][..],

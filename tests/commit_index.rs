@@ -12,6 +12,7 @@ mod versions;
 use s3::{Fault, Op, S3Server};
 use seawall::scratch::ServerOptions;
 use serde_json::Value;
+use support::metrics::Endpoint;
 use support::postgres::{DEBIAN, Postgres};
 use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
@@ -276,12 +277,19 @@ async fn a_store_that_takes_no_index_keeps_nothing_from_being_archived() {
     let scene = Scene::new(DEBIAN).await;
     scene.bucket.always(Op::Put.at("backups/main/index/"), Fault::ACCESS_DENIED);
     // When more than a slot of WAL is written
-    let _archiver = scene.run();
+    let mut archiver = scene.seawall(&["run", "--listen", "127.0.0.1:0"]).start();
+    let metrics = Endpoint::of(&mut archiver).await;
     scene.settle().await;
     scene.work("one").await;
-    // Then it is archived, and no index is there
+    // Then it is archived, and no index is there, which is counted and told
     scene.settle().await;
     assert!(scene.indexes().is_empty());
+    wait_for("the failure to be counted", PATIENCE, async || {
+        (metrics.scrape().await?.labelled("seawall_index_failures_total", "reason=\"store\"")? > 0.0).then_some(())
+    })
+    .await;
+    archiver.wait_for_text("the index of records was not stored; archiving goes on without it").await;
+    assert!(archiver.is_running());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

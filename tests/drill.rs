@@ -16,7 +16,7 @@ use scene::Scene;
 use seawall::error::Kind;
 use seawall::scratch::{Server, ServerOptions, StopMode};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -302,6 +302,56 @@ async fn a_drill_that_is_told_to_stop_leaves_nothing() {
         assert!(running.stderr().contains("interrupted"), "{}", running.stderr());
         drill.assert_nothing_is_left();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_drill_leaves_goes_with_the_next_and_what_is_in_use_or_kept_stays() {
+    let scene = Scene::new(15, &[]).await;
+    let _archiver = scene.archived().await;
+    scene.settle().await;
+    let drill = Drill::of(&scene);
+    let long = "[[drill.check]]\nname = \"long\"\nsql = \"SELECT pg_sleep(3600)\"\n";
+    // A process that a server has just begun has its command line for a moment.
+    let servers = || servers_below(drill.scratch.path()).into_iter().collect::<BTreeSet<String>>();
+    let asked = async |count: usize| {
+        wait_for("the server of a drill to be there", PATIENCE, async || (servers().len() == count).then_some(()))
+            .await;
+    };
+    // Given a server that was kept, a drill that is at work, and one that was killed at the same, whose server goes on
+    let kept = drill.command("", &["--keep"]).run_ok().await.stdout;
+    asked(1).await;
+    let mut busy = drill.command(long, &[]).start();
+    asked(2).await;
+    let mut killed = drill.command(long, &[]).start();
+    asked(3).await;
+    killed.kill();
+    let before = servers();
+    assert_eq!(before.len(), 3, "it is not the kernel that ends it: {before:?}");
+    // When the next one drills
+    drill.command("", &[]).run_ok().await;
+    // Then the server that nobody waits for is gone, with its directories, and neither of the others is
+    let after = servers();
+    let gone: Vec<&String> = before.difference(&after).collect();
+    assert_eq!((after.len(), gone.len()), (2, 1), "{before:#?}\n{after:#?}");
+    for directory in ["unix_socket_directories=", "-D "] {
+        let (_, rest) = gone[0].split_once(directory).unwrap();
+        let path = rest.split(' ').next().unwrap();
+        assert!(!Path::new(path).exists(), "{path} is there: {}", gone[0]);
+    }
+    assert_eq!(std::fs::read_dir(drill.scratch.path()).unwrap().count(), 2);
+    assert!(busy.is_running(), "{}", busy.stderr());
+    // and both go as they would have
+    busy.signal(Signal::SIGTERM);
+    assert_eq!(busy.wait(PATIENCE).await.code(), Some(Kind::Local.exit_code().into()));
+    for label in ["to stop it ", "to remove it all "] {
+        let line = kept.lines().find_map(|line| line.trim_start().strip_prefix(label)).unwrap();
+        assert!(Command::new("sh").args(["-ec", line]).status().unwrap().success(), "`{line}` failed");
+        wait_for("the kept server to stop", PATIENCE, async || {
+            servers_below(drill.scratch.path()).is_empty().then_some(())
+        })
+        .await;
+    }
+    drill.assert_nothing_is_left();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -326,6 +326,59 @@ async fn directories_and_what_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_in_tablespaces_comes_out_of_an_encrypted_chain() {
+    // Given a server with a tablespace, archived into an encrypted repository by somebody who cannot read it,
+    let mut scene = Scene::new(18, &[("autovacuum", "off"), ("summarize_wal", "on")]).await;
+    let key = scene.places.path().join("key");
+    let made = Seawall::new(["keygen", "--out"]).arg(&key).run_ok().await;
+    scene.server.user().give_all(&key).unwrap();
+    scene.environment.push(("SEAWALL_RECIPIENTS", made.stdout.trim().to_owned()));
+    let (early, late) = (scene.server.side_directory("early"), scene.server.side_directory("late"));
+    scene.server.sql(&format!("CREATE TABLESPACE early LOCATION '{}'", early.display())).await.unwrap();
+    scene.server.sql("CREATE DATABASE shop").await.unwrap();
+    let session = scene.server.connect("shop").await.unwrap();
+    let fill = |table: &str, from: u32| {
+        format!("INSERT INTO {table} SELECT n, md5(n::text) FROM generate_series({from}, {from} + 2999) n")
+    };
+    session.sql("CREATE TABLE orders (id int PRIMARY KEY, note text) TABLESPACE early").await.unwrap();
+    session.sql(&fill("orders", 1)).await.unwrap();
+    let archiver = scene.archived().await;
+    // with an incremental backup behind more rows, and a tablespace that was made behind that
+    session.sql(&fill("orders", 3001)).await.unwrap();
+    scene.settle().await;
+    let taken = scene.seawall(&["backup", "--fast", "--json", "--type", "incremental"]).run_ok().await.stdout;
+    let taken: serde_json::Value = serde_json::from_str(&taken).unwrap();
+    assert_eq!(taken["type"], "incremental", "{taken}");
+    scene.server.sql(&format!("CREATE TABLESPACE late LOCATION '{}'", late.display())).await.unwrap();
+    session.sql("CREATE TABLE notes (id int, note text) TABLESPACE late").await.unwrap();
+    session.sql(&fill("notes", 1)).await.unwrap();
+    session.sql("UPDATE orders SET note = 'changed' WHERE id % 7 = 0").await.unwrap();
+    let before = row_digests(&scene.server, "shop").await;
+    session.sql("SELECT pg_create_restore_point('then')").await.unwrap();
+    session.sql("DROP TABLE orders, notes").await.unwrap();
+    scene.settle().await;
+    let story = Story { scene, archiver, before, scratch: scratch_directory(), out: scratch_directory() };
+    let out = story.out("both.dump");
+    let tables = ["--to-name", "then", "--table", "orders", "--table", "notes", "--out", out.to_str().unwrap()];
+    // When it is wanted back without the private key, then nothing comes of it
+    let refused = story.extract_from("shop", &tables).run_err(3).await.stderr;
+    assert!(refused.contains("encrypted"), "{refused}");
+    story.assert_nothing_is_left(&[]);
+    // and with it, all of both tables does, out of the chain,
+    let said = story.extract_from("shop", &[&tables[..], &["--identity", key.to_str().unwrap(), "--json"]].concat());
+    let said: serde_json::Value = serde_json::from_str(&said.run_ok().await.stdout).unwrap();
+    assert_eq!(said["backup"], taken["id"], "{said:#}");
+    let loaded = story.loaded("pg_restore", "again", &out).await;
+    assert_eq!(loaded, story.expected(&["public.orders", "public.notes"], "public"));
+    assert_eq!(loaded["public.orders"].0, 6000);
+    // while the source's tablespaces stay where they are, and nothing else.
+    for place in [&early, &late] {
+        assert!(std::fs::read_dir(place).unwrap().next().is_some(), "{} was emptied", place.display());
+    }
+    story.assert_nothing_is_left(&["both.dump"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interruption_leaves_nothing_and_no_password_is_to_be_seen() {
     let story = Story::new(DEBIAN).await;
     // Given a role that needs a password, and somebody who is making a schema of the same name

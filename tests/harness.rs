@@ -55,6 +55,24 @@ async fn a_dropped_server_is_gone_and_leaves_nothing_in_tmp() {
 }
 
 #[tokio::test]
+async fn what_is_put_in_the_place_of_a_servers_log_is_neither_read_nor_written() {
+    let mut server = Postgres::create(DEBIAN, ServerOptions::default()).await;
+    // Given somebody who is that server's user, and puts a link to a file of ours under the name of its log
+    let ours = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ours.path(), "a secret of ours").unwrap();
+    let log = server.socket_directory().join("log");
+    std::fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink(ours.path(), &log).unwrap();
+    // When the server starts again and its log is asked for
+    server.stop(StopMode::Fast).await.unwrap();
+    server.start().await.unwrap();
+    // Then it is the log that is told, and our file is as it was
+    assert!(!server.log().contains("secret"), "{}", server.log());
+    assert_eq!(server.log().matches("database system is ready to accept connections").count(), 2, "{}", server.log());
+    assert_eq!(std::fs::read_to_string(ours.path()).unwrap(), "a secret of ours");
+}
+
+#[tokio::test]
 async fn a_stopped_process_is_dropped_like_any_other() {
     let server = Postgres::create(DEBIAN, ServerOptions::default()).await;
     let pid = server.pid().unwrap();

@@ -12,9 +12,12 @@ mod versions;
 
 use age::secrecy::ExposeSecret;
 use futures_util::future::join_all;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use s3::Op;
 use scene::Scene;
 use seawall::codec::encryption::generate_identity;
-use seawall::scratch::{Server, ServerOptions};
+use seawall::scratch::{Server, ServerOptions, StopMode};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use support::postgres::programs;
@@ -23,6 +26,9 @@ use support::waiting::{PATIENCE, wait_for};
 
 for_every_version!(what_was_done_is_told_and_can_be_undone:
     postgres_13 = 13, postgres_14 = 14, postgres_15 = 15, postgres_16 = 16, postgres_17 = 17, postgres_18 = 18);
+
+/// The server's clock.
+const NOW: &str = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
 
 async fn history(scene: &Scene, arguments: &[&str]) -> Vec<Value> {
     let arguments = [&["history", "--json"], arguments].concat();
@@ -202,6 +208,91 @@ async fn before_drop(version: u32) {
         let rows = restored.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM accounts, seen").await.unwrap();
         assert_eq!(rows[0][0].as_deref(), Some("1 2"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_moment_is_what_was_meant_in_any_zone_or_is_refused_before_anything_is_fetched() {
+    // Given two drops with a moment between them, which is said in many ways
+    let mut scene = Scene::new(support::postgres::DEBIAN, &[("autovacuum", "off")]).await;
+    let micros = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let early = micros(Timestamp::now());
+    scene.server.sql("CREATE TABLE one (id int); CREATE TABLE two (id int)").await.unwrap();
+    let _archiver = scene.archived().await;
+    scene.server.sql("DROP TABLE one").await.unwrap();
+    let between = scene.server.value(NOW).await;
+    let between: Timestamp = between.parse().unwrap();
+    scene.server.sql("DROP TABLE two").await.unwrap();
+    // (and a restart, which is told as well)
+    scene.server.stop(StopMode::Fast).await.unwrap();
+    scene.server.start().await.unwrap();
+    scene.settle().await;
+    // Its record has whole seconds, and so perhaps an earlier time than the drop in front of it.
+    let told = history(&scene, &["--from", "10 minutes ago"]).await;
+    let last = told.iter().rev().take(2).map(word).collect::<Vec<_>>();
+    assert_eq!(last, ["restart", "drops 1"], "{told:#?}");
+    let said = |zone: &str, form: &str| {
+        let zoned = between.to_zoned(TimeZone::get(zone).unwrap());
+        zoned.strftime(form).to_string().replace("ZONE", zone)
+    };
+    let into = scene.places.path().join("into");
+    let restore = |target: &[&str]| {
+        let arguments = [&["restore", "--into", into.to_str().unwrap()], target].concat();
+        scene.seawall(&arguments)
+    };
+    let mut plans = Vec::new();
+    for moment in [
+        said("UTC", "%Y-%m-%dT%H:%M:%S%.fZ"),
+        said("Asia/Kathmandu", "%Y-%m-%d %H:%M:%S%.f%:z"),
+        said("America/St_Johns", "%Y-%m-%d %H:%M:%S%.f ZONE"),
+        said("Pacific/Kiritimati", "%Y-%m-%dT%H:%M:%S%.f%:z[ZONE]"),
+        said("Europe/Berlin", "%Y-%m-%d %H:%M:%S%.f"),
+    ] {
+        let here = |seawall: support::program::Seawall| seawall.env("TZ", "Europe/Berlin");
+        // Then the history begins with what came behind it,
+        let told = here(scene.seawall(&["history", "--json", "--drops", "--from", &moment])).run_ok().await.stdout;
+        assert_eq!(told.lines().count(), 1, "{moment}: {told}");
+        let told = here(scene.seawall(&["history", "--json", "--drops", "--to", &moment, "--from", "2 hours ago"]));
+        let told = told.run_ok().await.stdout;
+        assert_eq!(told.lines().count(), 1, "{moment}: {told}");
+        // and a restore ends in front of that.
+        let plan = here(restore(&["--dry-run", "--json", "--to", &moment])).run_ok().await.stdout;
+        let plan: Value = serde_json::from_str(&plan).unwrap();
+        assert_eq!(plan["target"]["time"], between.to_string(), "{moment}");
+        plans.push(plan["stop"].clone());
+    }
+    assert!(plans.windows(2).all(|pair| pair[0] == pair[1]), "{plans:#?}");
+    // A length of time counts from now.
+    let length = format!("{} ms ago", Timestamp::now().duration_since(between).as_millis() + 60_000);
+    let told = history(&scene, &["--drops", "--from", &length]).await;
+    assert_eq!(told.len(), 2, "{length}: {told:#?}");
+
+    // When a moment is asked for that is not archived, or before the first backup, in words or as JSON, more than the two seconds behind
+    // the backup that its checkpoint does not tell,
+    scene.server.sql("SELECT pg_sleep(2)").await.unwrap();
+    scene.server.sql("CREATE TABLE three (id int)").await.unwrap();
+    scene.settle().await;
+    scene.bucket.clear_log();
+    let late = micros(Timestamp::now());
+    for (moment, why, nearest) in [
+        (early, "lies before the first backup", "The earliest moment that can certainly be reached is "),
+        (late, "is not archived", "The newest moment that can be reached is "),
+    ] {
+        let refused = restore(&["--to", &moment]).run_err(6).await.stderr;
+        assert!(refused.contains(why) && refused.contains(nearest), "{moment}: {refused}");
+        let json = restore(&["--json", "--to", &moment]).run_err(6).await.stderr;
+        let document: Value = serde_json::from_str(&json).unwrap();
+        let [message, hint] = ["message", "hint"].map(|field| document["error"][field].as_str().unwrap().to_owned());
+        assert!(document["error"]["kind"] == "refused" && message.contains(why), "{json}");
+        // then the nearest one is named, which can be had,
+        let named = hint.split_once(nearest).unwrap_or_else(|| panic!("{json}")).1;
+        let named = named.split([' ', ';']).next().unwrap();
+        let plan = restore(&["--dry-run", "--json", "--to", named]).run_ok().await.stdout;
+        assert_eq!(serde_json::from_str::<Value>(&plan).unwrap()["target"]["time"], named, "{plan}");
+    }
+    // and nothing of a base backup was fetched, or written.
+    let parts = scene.bucket.log().into_iter().filter(|(op, name)| *op == Op::Get && name.contains("/base/"));
+    let parts: Vec<String> = parts.map(|(_, name)| name).filter(|name| !name.ends_with(".json")).collect();
+    assert!(parts.is_empty() && !into.exists(), "{parts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -452,6 +452,19 @@ async fn a_gap_is_shown_everywhere_and_answered_with_a_base_backup() {
     let first = backups[1]["consistent_from"].as_str().unwrap();
     assert!(refused.contains("Behind the hole, the first that can be reached is"), "{refused}");
     assert!(refused.contains(&format!("LSN {first}")), "{refused}");
+    // nor by a time between the two windows: both its sides are named, in words and as JSON, and nothing is written
+    let length = time(1, "from_time").duration_since(time(0, "to_time"));
+    let between = (time(0, "to_time") + length / 2).to_string();
+    let asked = ["restore", "--into", into.to_str().unwrap(), "--to", &between];
+    let refused = scene.seawall(&asked).run_err(6).await.stderr;
+    let json = scene.seawall(&[&asked[..], &["--json"]].concat()).run_err(6).await.stderr;
+    let document: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let hint = document["error"]["hint"].as_str().unwrap();
+    for said in [refused.as_str(), hint] {
+        assert!(said.contains(&format!("The newest moment that can be reached is {}", time(0, "to_time"))), "{said}");
+        assert!(said.contains("Behind the hole, the first that can be reached is") && said.contains(first), "{said}");
+    }
+    assert!(!into.exists());
     assert!(running.terminate().await.success());
 }
 

@@ -11,14 +11,16 @@ use crate::recovery::RecoveryOptions;
 use crate::repository::{Action, DrillDocument, Objective, Outcome, Writer};
 use crate::restore::{Request, RestoreProgress, Target, TargetAction};
 use crate::runtime::{Clock, Shutdown};
-use crate::scratch::{Directory, Programs, Server, StopMode};
+use crate::scratch::{Directory, Programs, Server, StopMode, sweep};
 use crate::wal::TimelineId;
 use std::fmt::Write as _;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// What the directory of a drill is called, with a few letters behind it.
+/// What the directory of a drill is called, with a few letters behind it,
 const PREFIX: &str = "seawall-drill";
+/// and one that is to stay: no later drill takes it for what a killed one left.
+const KEPT_PREFIX: &str = "seawall-drill-kept";
 
 /// Drills, and prints what was found.
 ///
@@ -29,7 +31,8 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
     let shutdown = Shutdown::default();
     let _watch = signals::watch(shutdown.clone())?;
     let below = settings.drill.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let mut place = Directory::create(&below, PREFIX)?;
+    sweep(&below, PREFIX).await;
+    let mut place = Directory::create(&below, if args.keep { KEPT_PREFIX } else { PREFIX })?;
     if args.keep {
         place.keep();
     }
@@ -70,6 +73,7 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
 /// As [`drill`].
 pub(super) async fn by_itself(settings: &Settings) -> Result<()> {
     let below = settings.drill.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    sweep(&below, PREFIX).await;
     let place = Directory::create(&below, PREFIX)?;
     let args = DrillArgs { json: JsonArg { json: true }, ..DrillArgs::default() };
     let ended = Box::pin(act("run", &args, settings, &place)).await;
@@ -131,9 +135,13 @@ async fn act(
         drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => drilled,
         never = progress::show(watched, restore::step) => match never {},
     };
-    // The report has the words: they may name relations, which an encrypted repository keeps to itself.
+    // The report has the words: they may name relations, which an encrypted repository keeps to itself, as what the operator's checks
+    // are called.
+    let names_all = writer.drills_are_for().is_empty();
     let failed = drilled.document.checks.iter().filter(|check| check.outcome == Outcome::Failed);
-    let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
+    let failed: Vec<&str> = failed
+        .map(|check| if names_all || check.is_own() { check.name.as_str() } else { "a check of yours" })
+        .collect();
     let about = match (drilled.document.passed, failed.is_empty()) {
         (true, _) => "passed".to_owned(),
         (false, true) => "did not pass; the report says why".to_owned(),

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::repository::{
     BackupDocument, BackupId, BackupVerdict, Catalog, CoverageRun, Findings, Repository, WalReader,
 };
-use crate::restore::{Route, newest_moment};
+use crate::restore::{Route, certainly_from, newest_moment};
 use crate::runtime::Clock;
 use crate::wal::{History, Lsn, TimelineId, WalRange};
 use jiff::Timestamp;
@@ -37,6 +37,9 @@ struct Window {
     plain_bytes: u64,
     stored_bytes: u64,
     consistent_from: Lsn,
+    /// Every moment from then on can be had, if its WAL is there.
+    #[serde(skip)]
+    certainly_from: Timestamp,
     /// Where it leads to.
     #[serde(skip)]
     onto: TimelineId,
@@ -78,7 +81,8 @@ impl RecoveryWindow {
         for backup in backups.iter().filter(|backup| !backup.findings.damaged) {
             let Some(to) = backup.restorable_to else { continue };
             // Of a server at rest nothing is dated later than the checkpoint with which the backup began.
-            let from_time = backup.restorable_to_time.map_or(backup.ended_at, |to| to.min(backup.ended_at));
+            let certain = backup.certainly_from;
+            let from_time = backup.restorable_to_time.map_or(certain, |to| to.min(certain));
             let own = RecoveryWindow {
                 timeline: backup.onto,
                 from: backup.consistent_from,
@@ -373,7 +377,8 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
             let result = if drill.passed {
                 "passed".to_owned()
             } else {
-                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or_default())
+                let encrypted = "what failed is encrypted in its report".to_owned();
+                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or(encrypted))
             };
             format!("{}, {result}", print::age(drill.ended_at, clock.now()))
         }
@@ -464,6 +469,7 @@ fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>)
             plain_bytes: backup.plain_bytes,
             stored_bytes: backup.stored_bytes,
             consistent_from: backup.end_lsn,
+            certainly_from: certainly_from(backup),
             onto,
             restorable_to: is_restorable.then_some(covered),
             restorable_to_time: newest.get(&backup.id).copied().filter(|_| is_restorable),
@@ -494,5 +500,52 @@ fn report(name: &str, paths: &Paths<'_>, newest: &BTreeMap<BackupId, Timestamp>)
         backup_needed: catalog.unanswered_gap().is_some(),
         dead_branches: catalog.dead_branches.iter().copied().map(RangeReport::of).collect(),
         unknown_objects: catalog.unknown.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::Gap;
+    use crate::restore::testing::{CatalogBuilder, MIB};
+
+    fn windows(report: &Report) -> Vec<(u32, u64, u64, usize)> {
+        let windows = report.recovery_windows.iter();
+        windows.map(|it| (it.timeline.0, it.from.0, it.to.0, it.base_backups)).collect()
+    }
+
+    fn reported(catalog: &Catalog) -> (Report, String) {
+        let report = report("main", &Paths::of(catalog), &BTreeMap::new());
+        let text = recovery_windows(&report.recovery_windows, &report.lost_wal, &TimeZone::UTC);
+        (report, text)
+    }
+
+    #[test]
+    fn a_dead_branch_has_a_window_of_its_own_and_is_no_gap() {
+        // Given a timeline that was left, and went on with a backup of its own
+        let catalog = CatalogBuilder::new()
+            .wal(1, MIB, 8 * MIB)
+            .wal(2, 4 * MIB, 9 * MIB)
+            .history(2, "1\t0/480000\tx\n")
+            .backup(1, 100, MIB + 40, MIB + 1000)
+            .backup(1, 300, 6 * MIB + 40, 6 * MIB + 1000)
+            .build();
+        // Then what is followed is one window across the switch, and the branch is another
+        let (report, text) = reported(&catalog.catalog);
+        assert_eq!(windows(&report), [(1, 6 * MIB + 1000, 8 * MIB, 1), (2, MIB + 1000, 9 * MIB, 1)]);
+        assert!(!text.contains("GAP"), "{text}");
+    }
+
+    #[test]
+    fn a_gap_stands_between_the_windows_that_it_parts() {
+        let built = CatalogBuilder::new().wal(1, MIB, 5 * MIB).wal(1, 6 * MIB, 12 * MIB);
+        let built = built.backup(1, 100, MIB + 40, MIB + 1000).backup(1, 200, 2 * MIB + 40, 2 * MIB + 1000);
+        let mut catalog = built.backup(1, 400, 8 * MIB + 40, 8 * MIB + 1000).build().catalog;
+        let lost = WalRange { timeline: TimelineId(1), start: Lsn(5 * MIB), end: Lsn(6 * MIB) };
+        catalog.gaps.push(Gap { range: lost });
+        let (report, text) = reported(&catalog);
+        assert_eq!(windows(&report), [(1, MIB + 1000, 5 * MIB, 2), (1, 8 * MIB + 1000, 12 * MIB, 1)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[2].contains("GAP: no moment") && lines[2].contains("0/500000"), "{text}");
     }
 }

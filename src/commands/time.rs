@@ -140,18 +140,21 @@ fn moment(at: Timestamp, zone: TimeZone, zone_assumed: bool, text: &str) -> Resu
 /// The one moment at which clocks in `zone` showed `local`.
 fn resolve(text: &str, local: DateTime, zone: &TimeZone) -> Result<Timestamp> {
     let at = |offset: Offset| offset.to_timestamp(local).map_err(|error| out_of_range(text).because(error));
-    let shown = |at: Timestamp| at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%:z").to_string();
+    let shown = |at: Timestamp| {
+        let local = at.to_zoned(zone.clone());
+        format!("\"{}\" ({} UTC)", local.strftime("%Y-%m-%d %H:%M:%S%.f%:z"), at.strftime("%Y-%m-%d %H:%M:%S%.f"))
+    };
     match zone.to_ambiguous_timestamp(local).offset() {
         AmbiguousOffset::Unambiguous { offset } => at(offset),
         AmbiguousOffset::Gap { before, after } => {
             let (later, earlier) = (shown(at(before)?), shown(at(after)?));
             Err(Error::new(Kind::Usage, format!("{text:?} never was: clocks were put forward over it"))
-                .hint(format!("Did you mean {earlier:?} or {later:?}?")))
+                .hint(format!("Did you mean {earlier} or {later}?")))
         }
         AmbiguousOffset::Fold { before, after } => {
             let (first, second) = (shown(at(before)?), shown(at(after)?));
             Err(Error::new(Kind::Usage, format!("{text:?} was twice: clocks were put back over it"))
-                .hint(format!("Did you mean the first, {first:?}, or the second, {second:?}?")))
+                .hint(format!("Did you mean the first, {first}, or the second, {second}?")))
         }
     }
 }
@@ -423,7 +426,10 @@ mod tests {
         assert!(error.to_string().contains("never was"), "{error:?}");
         assert_eq!(
             error.hint_text(),
-            Some("Did you mean \"2026-03-29 01:30:00+01:00\" or \"2026-03-29 03:30:00+02:00\"?")
+            Some(
+                "Did you mean \"2026-03-29 01:30:00+01:00\" (2026-03-29 00:30:00 UTC) or \"2026-03-29 03:30:00+02:00\" \
+                 (2026-03-29 01:30:00 UTC)?"
+            )
         );
     }
 
@@ -431,8 +437,16 @@ mod tests {
     fn a_time_that_clocks_passed_twice_is_refused_with_both() {
         let error = refusal("2026-10-25 02:30 Europe/Berlin");
         assert!(error.to_string().contains("was twice"), "{error:?}");
-        let hint = error.hint_text().expect("a hint");
-        assert!(hint.contains("2026-10-25 02:30:00+02:00") && hint.contains("2026-10-25 02:30:00+01:00"), "{hint}");
+        assert_eq!(
+            error.hint_text(),
+            Some(
+                "Did you mean the first, \"2026-10-25 02:30:00+02:00\" (2026-10-25 00:30:00 UTC), or the second, \
+                 \"2026-10-25 02:30:00+01:00\" (2026-10-25 01:30:00 UTC)?"
+            )
+        );
+        // and a fraction of a second is not lost on the way.
+        let hint = refusal("2026-10-25 02:30:00.25 Europe/Berlin").hint_text().expect("a hint").to_owned();
+        assert!(hint.contains("02:30:00.25+02:00") && hint.contains("01:30:00.25 UTC"), "{hint}");
         // With its offset either one is plain.
         assert_eq!(utc("2026-10-25 02:30+02:00[Europe/Berlin]"), "2026-10-25T00:30:00Z");
         assert_eq!(utc("2026-10-25 02:30+01:00[Europe/Berlin]"), "2026-10-25T01:30:00Z");

@@ -171,6 +171,7 @@ impl Drill {
             rto: None,
             rpo: None,
             checks: Vec::new(),
+            sealed: None,
         }
     }
 

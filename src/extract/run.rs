@@ -13,13 +13,16 @@ use crate::recovery::{self, RecoveryOptions};
 use crate::repository::{BackupId, Repository};
 use crate::restore::{self, LocalWal, Phase, Plan, RestoreProgress};
 use crate::runtime::Shutdown;
-use crate::scratch::{Directory, Server, Session};
+use crate::scratch::{Directory, Server, Session, sweep};
 use crate::wal::{Lsn, TimelineId};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+/// What the directory of an extraction is called, with a few letters behind it.
+const PREFIX: &str = "seawall-extract";
 
 /// What an extraction is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -143,7 +146,8 @@ pub async fn extract(
             Ready::Load(Box::new(Box::pin(Target::check(&conninfo, &schema)).await?))
         }
     };
-    let scratch = Directory::create(&options.scratch, "seawall-extract")?;
+    sweep(&options.scratch, PREFIX).await;
+    let scratch = Directory::create(&options.scratch, PREFIX)?;
     let extraction = Extraction { repository, plan, options: &options, clients: &clients, progress: &progress };
     let ended = tokio::select! {
         biased;

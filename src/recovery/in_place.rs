@@ -9,8 +9,9 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::WalNeed;
 use crate::restore::{NewTablespacePath, Plan};
 use crate::wal::{Lsn, PAGE_BYTES, Segment, SegmentSize};
+use nix::fcntl::OFlag;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes of the header of a page, and of the first one of a segment (`xlog_internal.h`).
@@ -21,6 +22,8 @@ const RECORD_HEADER: usize = 24;
 const CHECKSUM_AT: usize = 20;
 /// `RM_TBLSPC_ID` (`rmgrlist.h`); to create one is its operation 0 (`XLOG_TBLSPC_CREATE` in `tablespace.h`).
 const TABLESPACE: u8 = 5;
+/// We may be root, and the directory is the server's user's.
+const NO_LINK: i32 = OFlag::O_NOFOLLOW.bits();
 /// No record of this kind is longer: a path has 1024 bytes at most (`MAXPGPATH`).
 const RECORD_BYTES_MAX: usize = 2048;
 
@@ -73,7 +76,7 @@ impl LocalCopy<'_> {
                 at = at + if is_first { SEGMENT_HEADER } else { PAGE_HEADER };
             }
             let mut byte = [0];
-            let (file, path) = self.open(at, OpenOptions::new().read(true))?;
+            let (file, path) = self.open(at, OpenOptions::new().read(true).custom_flags(NO_LINK))?;
             let offset = u64::from(self.size.offset(at));
             file.read_exact_at(&mut byte, offset).map_err(|error| Error::local("read", &path, error))?;
             bytes.push((at, byte[0]));
@@ -83,7 +86,7 @@ impl LocalCopy<'_> {
     }
 
     fn write(&self, at: Lsn, byte: u8) -> Result<()> {
-        let (file, path) = self.open(at, OpenOptions::new().write(true))?;
+        let (file, path) = self.open(at, OpenOptions::new().write(true).custom_flags(NO_LINK))?;
         let written = file.write_all_at(&[byte], u64::from(self.size.offset(at)));
         written.map_err(|error| Error::local("write", &path, error))
     }

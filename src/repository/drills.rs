@@ -1,13 +1,25 @@
-//! Drills: what became of each is a document of its own. Uses `store`.
+//! Drills: what became of each is a document of its own. Uses `codec` and `store`.
+//!
+//! Result, times and figures are for everybody who may list the bucket: the metrics of `run`, and `status`, have no private key. What
+//! failed is told in words that may have names of tables and rows in them, and so is what an operator calls his checks: where a
+//! repository is encrypted, so are those.
 
 use super::documents::decimal;
 use super::layout::{BackupId, Key};
 use super::{Repository, Writer};
-use crate::error::Result;
+use crate::codec::{Buffers, Recipients, encryption};
+use crate::error::{Error, Kind, Result};
+use crate::runtime;
 use crate::store::list_all;
 use crate::wal::{Lsn, TimelineId};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+/// The checks that every drill makes. Operators call theirs otherwise.
+pub const OWN_CHECKS: [&str; 3] = ["recovery", "amcheck", "checksums"];
 
 /// What a drill found: a restore for real, onto a throwaway server, and checks on that. Lengths are in seconds.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -59,6 +71,30 @@ pub struct DrillDocument {
     pub rpo: Option<Objective>,
     /// The checks, in the order in which they were made.
     pub checks: Vec<DrillCheck>,
+    /// Base64 of an age file with the JSON of `failures` and `checks`, whose words are left out above; `None`: they are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
+}
+
+impl DrillDocument {
+    /// The same, with all that may tell of what is in the databases encrypted for `recipients`. CPU work.
+    fn sealed_for(mut self, recipients: &Recipients) -> Result<DrillDocument> {
+        let words = serde_json::json!({ "failures": self.failures, "checks": self.checks });
+        let words = Bytes::from(words.to_string());
+        let sealed = encryption::encrypt(recipients, b"", None, [words], &Buffers::new(0));
+        let sealed = sealed
+            .map_err(|error| Error::new(Kind::Internal, "cannot encrypt what a drill found").because(error))?
+            .concat();
+        self.sealed = Some(STANDARD.encode(sealed));
+        self.failures.clear();
+        for (index, check) in self.checks.iter_mut().enumerate() {
+            check.message.clear();
+            if !check.is_own() {
+                check.name = format!("check {}", index + 1);
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// A target, and what was measured.
@@ -92,6 +128,13 @@ pub struct DrillCheck {
     pub seconds: f64,
 }
 
+impl DrillCheck {
+    /// True for one that every drill makes: its name tells nothing.
+    pub fn is_own(&self) -> bool {
+        OWN_CHECKS.contains(&self.name.as_str())
+    }
+}
+
 /// What became of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,7 +153,18 @@ impl Writer {
     /// # Errors
     /// What the store says.
     pub async fn store_drill(&self, document: &DrillDocument) -> Result<Key> {
-        self.store_dated(document.ended_at, Key::Drill, document).await
+        let (recipients, mut document) = (self.drills_are_for(), document.clone());
+        if !recipients.is_empty() {
+            document = runtime::blocking(move || document.sealed_for(&recipients)).await??;
+        }
+        self.store_dated(document.ended_at, Key::Drill, &document).await
+    }
+
+    /// Who may read the words of a drill; if nobody is named, everybody. Where drills are made nothing else is written, and only the
+    /// private key may be configured.
+    pub fn drills_are_for(&self) -> Recipients {
+        let form = self.layout().form();
+        if form.recipients.is_empty() { form.identities.recipients() } else { form.recipients.clone() }
     }
 }
 
@@ -145,7 +199,7 @@ impl Repository {
 mod tests {
     use super::super::Layout;
     use super::*;
-    use crate::codec::Compression;
+    use crate::codec::{Compression, Form};
     use crate::store::{MemoryStore, Store};
     use crate::wal::SegmentSize;
     use std::sync::Arc;
@@ -176,7 +230,70 @@ mod tests {
             rto: Some(Objective::new(10.0, Some(12.25))),
             rpo: Some(Objective::new(10.0, None)),
             checks: Vec::new(),
+            sealed: None,
         }
+    }
+
+    #[tokio::test]
+    async fn of_an_encrypted_repository_words_are_encrypted_and_figures_are_not() {
+        // Given a drill that named a table, a row and the operator's check
+        let check = |name: &str, outcome: Outcome, message: &str| DrillCheck {
+            name: name.to_owned(),
+            outcome,
+            message: message.to_owned(),
+            seconds: 0.75,
+        };
+        let found = DrillDocument {
+            checks: vec![
+                check("recovery", Outcome::Passed, "all of it"),
+                check("salaries add up", Outcome::Failed, "Key (name)=(O'Neil) is wrong"),
+                check("amcheck", Outcome::Failed, "database shop, index public.customers_pkey: broken"),
+            ],
+            ..document(
+                "2026-11-20T14:03:00Z",
+                &["salaries add up: Key (name)=(O'Neil) is wrong", "amcheck: customers_pkey"],
+            )
+        };
+        let (secret, public) = encryption::generate_identity();
+        let identities = crate::codec::Identities::parse(age::secrecy::ExposeSecret::expose_secret(&secret).as_bytes());
+        let identities = identities.unwrap();
+        // When it is stored by whoever has the public key, or the private one alone
+        let writer =
+            |recipients: Recipients, identities| Form { compression: Compression::Lz4, recipients, identities };
+        let public = Recipients::parse([public.as_str()]).unwrap();
+        for form in [writer(public, Default::default()), writer(Recipients::default(), identities.clone())] {
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+            let layout = Layout::new("main", SegmentSize::DEFAULT, form);
+            let key = Writer::new(store.clone(), layout.clone(), 7).store_drill(&found).await.unwrap();
+            // Then the words are nowhere in it,
+            let stored = store.get(&layout.name(&key), None).await.unwrap().collect().await.unwrap();
+            let text = String::from_utf8(stored.to_vec()).unwrap();
+            for word in ["salaries", "O'Neil", "customers", "shop"] {
+                assert!(!text.contains(word), "{word} is in {text}");
+            }
+            // whoever has no key still reads what became of it, and how long it took,
+            let read = Repository { store, layout }.last_drill().await.unwrap().unwrap();
+            let outcomes: Vec<_> = read.checks.iter().map(|it| (it.name.as_str(), it.outcome, it.seconds)).collect();
+            let expected = ["recovery", "check 2", "amcheck"].into_iter().zip(&found.checks);
+            assert_eq!(outcomes, expected.map(|(name, it)| (name, it.outcome, 0.75)).collect::<Vec<_>>());
+            assert_eq!(
+                (read.passed, read.recovery_seconds, read.rto, read.rpo),
+                (false, Some(12.25), found.rto, found.rpo)
+            );
+            // and whoever has it, all of it.
+            let sealed = STANDARD.decode(read.sealed.unwrap()).unwrap();
+            let opened = encryption::open_whole(&identities, sealed.into()).unwrap();
+            let words: serde_json::Value = serde_json::from_slice(&opened).unwrap();
+            assert_eq!(words, serde_json::json!({ "failures": found.failures, "checks": found.checks }));
+        }
+    }
+
+    #[test]
+    fn a_document_from_before_words_were_encrypted_is_read() {
+        let document = document("2026-11-20T14:03:00Z", &["orders: gave f, and not true"]);
+        let text = serde_json::to_string(&document).unwrap();
+        assert!(!text.contains("sealed"), "{text}");
+        assert_eq!(serde_json::from_str::<DrillDocument>(&text).unwrap(), document);
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ pub use documents::{
     BackupBegin, BackupDocument, BackupPart, BackupTablespace, BackupVerdict, Cluster, Continuation, DeadBranchNote,
     FORMAT_VERSION, Findings, GapNote, Heartbeat, PART_BYTES_MAX, RejectedPage, WalNeed,
 };
-pub use drills::{DrillCheck, DrillDocument, Objective, Outcome};
+pub use drills::{DrillCheck, DrillDocument, OWN_CHECKS, Objective, Outcome};
 pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
 pub use keeps::KeepMark;

@@ -94,6 +94,7 @@ mod tests {
             rto: None,
             rpo: None,
             checks: Vec::new(),
+            sealed: None,
         }
     }
 

@@ -62,7 +62,7 @@ pub use ground::Ground;
 pub use local_wal::{FIRST_BYTES, LocalWal, is_local};
 pub use newest::newest_moment;
 pub use pin::{PIN_FILE, Pin, PinnedTimeline};
-pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop};
+pub use plan::{NewTablespacePath, PathStep, Plan, PlannedBackup, Stop, certainly_from};
 pub use preparation::{Preview, preview};
 pub use request::{Request, Target, TargetAction};
 pub use route::{Covered, Route};

@@ -6,7 +6,7 @@
 
 use super::choose::{Candidate, Choice};
 use super::refusal;
-use super::request::{Target, TargetAction};
+use super::request::{Target, TargetAction, askable};
 use super::route::Route;
 use super::survey::{Found, Goal, NewTablespace, Survey};
 use crate::error::{Error, Kind, Result};
@@ -217,16 +217,26 @@ fn began_before(survey: &Survey) -> Option<Timestamp> {
 
 /// From then on, a moment is one that a restore from this backup can certainly reach, if the WAL does.
 pub(super) fn certain_from(candidate: &Candidate<'_>, survey: &Survey) -> Timestamp {
-    began_before(survey).unwrap_or(Timestamp::MIN).max(candidate.backup.ended_at)
+    askable(began_before(survey).unwrap_or(Timestamp::MIN).max(candidate.backup.ended_at))
+}
+
+/// The same of a backup whose WAL was not looked at: its checkpoint was made before it was complete.
+pub fn certainly_from(backup: &BackupDocument) -> Timestamp {
+    askable(backup.ended_at.checked_add(CHECKPOINT_SLACK).unwrap_or(Timestamp::MAX))
 }
 
 /// Nothing later than `time` was seen: then something must show that the server did nothing between.
 fn proven(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, time: Timestamp) -> Result<Found> {
-    let newest = survey.latest.max(choice.last_heartbeat(candidate));
+    let newest = newest(choice, candidate, survey);
     if newest.is_some_and(|newest| time <= newest) {
         return Ok(Found { last: survey.last_transaction.map(|transaction| transaction.record), next: None });
     }
     Err(refusal::time_behind(choice, candidate, survey, time, newest))
+}
+
+/// The last moment at which the server is known to have lived, and to have had no other WAL than what is stored.
+fn newest(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey) -> Option<Timestamp> {
+    survey.latest.max(choice.last_heartbeat(candidate))
 }
 
 fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop, end_lsn: Lsn) -> Plan {
@@ -314,8 +324,21 @@ fn requirements(document: &BackupDocument, survey: &Survey) -> BTreeMap<String, 
     least
 }
 
+/// A transaction gets its date, and then its record: it may wait that long for room in memory, and the record for its way to the disk
+/// (`xact.c`, `RecordTransactionCommit`; `wal_writer_delay`). Less than that in front of the last sign of life, another one with an
+/// earlier date may still come.
+const UNSETTLED: SignedDuration = SignedDuration::from_secs(10);
+
 fn notes(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: Stop) -> Vec<String> {
     let mut notes: Vec<String> = candidate.backup.findings.in_words().into_iter().collect();
+    if let (Target::Time(time), None) = (&choice.request.target, survey.found)
+        && newest(choice, candidate, survey).is_some_and(|newest| newest.duration_since(*time) < UNSETTLED)
+    {
+        notes.push(format!(
+            "no transaction that ended after {time} is archived yet: one that ended just then, or a moment before, may still be on its \
+             way from the server, and is not in this restore"
+        ));
+    }
     if let Some(chain) = choice.broken_chain().filter(|_| choice.request.backup.is_none()) {
         notes.push(format!("a newer backup cannot be used, so that more WAL is replayed: {chain}"));
     }

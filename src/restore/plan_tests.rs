@@ -226,6 +226,33 @@ fn a_time_behind_the_last_commit_needs_a_proof_that_nothing_more_was_done() {
 }
 
 #[test]
+fn the_newest_moment_is_reached_and_said_to_be_one_of_which_more_may_come() {
+    let (mut catalog, mut records) = simple(12 * MIB);
+    let is_warned = |plan: &Plan| plan.notes.iter().any(|note| note.contains("may still be on its way"));
+    let planned = |catalog: &Catalog, records: &[Record], seconds| {
+        plan(catalog, &request(Target::Time(at(seconds))), records).unwrap()
+    };
+    // Given commits up to 500 seconds, when that very moment is asked for, then the last one is kept: it is not later
+    let last = Lsn(MIB + 2000 + 39 * (MIB / 4));
+    let newest = planned(&catalog, &records, 500);
+    assert_eq!((newest.last_transaction.map(|it| it.xid), newest.end_lsn), (Some(739), last + 1));
+    // and that of the same microsecond another may come is said,
+    assert!(is_warned(&newest), "{:?}", newest.notes);
+    // which PostgreSQL would keep as well, had it been archived: one that is dated the same, or before
+    records.extend([commit(last.0 + 10, 740, 500), commit(last.0 + 20, 741, 499)]);
+    let more = planned(&catalog, &records, 500);
+    assert_eq!(more.last_transaction.map(|it| it.xid), Some(741));
+    assert!(is_warned(&more), "{:?}", more.notes);
+    // When a later one is archived, then that moment is settled
+    records.push(commit(last.0 + 30, 742, 501));
+    let settled = planned(&catalog, &records, 500);
+    assert_eq!((settled.stop, is_warned(&settled)), (more.stop, false));
+    // And so is an idle one well before the last sign of life, but not the moment of that
+    catalog.heartbeats.push((at(900), TimelineId(1), last + 31));
+    assert!(!is_warned(&planned(&catalog, &records, 890)) && is_warned(&planned(&catalog, &records, 900)));
+}
+
+#[test]
 fn what_lies_before_the_first_backup_is_refused_with_the_first_moment_that_can_be_had() {
     let (catalog, records) = simple(12 * MIB);
     for target in [Target::Time(at(50)), Target::Lsn(Lsn(MIB + 500))] {
@@ -284,7 +311,7 @@ fn a_moment_in_a_hole_is_refused_with_both_its_sides() {
     let (_, records) = simple(12 * MIB);
     let text = refused(&catalog, &request(Target::Time(at(300))), &records);
     assert!(text.contains("0/500000 to 0/600000") && text.contains("recorded as lost"), "{text}");
-    assert!(text.contains(&at(260).to_string()) && text.contains(&at(410).to_string()), "both sides: {text}");
+    assert!(text.contains(&at(260).to_string()) && text.contains(&at(412).to_string()), "both sides: {text}");
     let text = refused(&catalog, &request(Target::Lsn(Lsn(7 * MIB))), &records);
     assert!(text.contains("recorded as lost") && text.contains("0/500000 --to-exclusive"), "{text}");
     // Both sides can be had.

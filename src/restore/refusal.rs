@@ -1,6 +1,7 @@
 //! Why a target cannot be reached, and what can be instead. Pure: the words of a planner, in one place.
 
 use super::choose::{Candidate, Choice};
+use super::plan::certainly_from;
 use super::request::Target;
 use super::survey::Survey;
 use crate::error::{Error, Kind};
@@ -56,7 +57,7 @@ pub(super) fn leads_elsewhere(followed: TimelineId, latest: TimelineId) -> Error
 pub(super) fn before_first(choice: &Choice<'_>, on_path: &[&BackupDocument]) -> Error {
     let timeline = choice.route.history.timeline;
     match (on_path.last(), choice.passed_over()) {
-        (Some(first), _) => or_damaged(choice, earliest(&choice.request.target, first, first.ended_at)),
+        (Some(first), _) => or_damaged(choice, earliest(&choice.request.target, first, certainly_from(first))),
         (None, Some(damaged)) => refused(format!(
             "there is no sound backup on the path to timeline {timeline}: {} has pages that were damaged on the server's disk",
             damaged.id
@@ -126,7 +127,7 @@ pub(super) fn none_reaches(choice: &Choice<'_>, tried: &[Candidate<'_>], certain
             refused(format!("{target} lies before backup {id} is consistent, which it is from {lsn} on"))
                 .hint("Leave --backup out: an older one may reach it.")
         }
-        _ => earliest(target, oldest.backup, certain_from.unwrap_or(oldest.backup.ended_at)),
+        _ => earliest(target, oldest.backup, certain_from.unwrap_or(certainly_from(oldest.backup))),
     };
     or_damaged(choice, error)
 }
@@ -139,7 +140,8 @@ fn behind_hole(choice: &Choice<'_>, from: Lsn) -> String {
             format!("Behind the hole there is only a damaged backup: --backup {} restores it.", backup.id)
         }
         Some(backup) => {
-            format!("Behind the hole, the first that can be reached is {} (LSN {}).", backup.ended_at, backup.end_lsn)
+            let first = certainly_from(backup);
+            format!("Behind the hole, the first that can be reached is {first} (LSN {}).", backup.end_lsn)
         }
         None => "No backup was taken behind the hole yet: nothing behind it can be reached.".to_owned(),
     }

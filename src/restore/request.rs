@@ -2,7 +2,7 @@
 
 use crate::repository::BackupId;
 use crate::wal::{Lsn, TimelineId};
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde::Serialize;
 use std::fmt;
 
@@ -38,6 +38,12 @@ pub enum Target {
     Xid(u32),
     /// At the first restore point of this name that lies behind a backup.
     Name(String),
+}
+
+/// The first moment from `time` on that can be asked for: PostgreSQL's have whole microseconds, and our clock has more digits.
+pub(super) fn askable(time: Timestamp) -> Timestamp {
+    let up = TimestampRound::new().smallest(Unit::Microsecond).mode(RoundMode::Ceil);
+    time.round(up).unwrap_or(time)
 }
 
 impl fmt::Display for Target {
@@ -79,6 +85,23 @@ impl TargetAction {
             TargetAction::Pause => Some("pause"),
             TargetAction::Shutdown => Some("shutdown"),
             TargetAction::Follow => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_proposed_has_no_digits_that_cannot_be_typed_and_is_no_earlier() {
+        for (time, expected) in [
+            ("2026-11-20T14:03:00.123456Z", "2026-11-20T14:03:00.123456Z"),
+            ("2026-11-20T14:03:00.123456001Z", "2026-11-20T14:03:00.123457Z"),
+            ("2026-11-20T14:03:59.999999999Z", "2026-11-20T14:04:00Z"),
+            ("1969-12-31T23:59:59.999999001Z", "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(askable(time.parse().unwrap()).to_string(), expected);
         }
     }
 }

@@ -285,6 +285,49 @@ async fn names_are_not_in_the_index_of_encrypted_wal_and_are_found_nevertheless(
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_pushed_without_the_private_key_is_planned_with_it_and_indexed_afterwards() {
+    // Given WAL that somebody without the private key pushed, block by block
+    let (secret, public) = encryption::generate_identity();
+    let recipients = Recipients::parse([public.as_str()]).unwrap();
+    let identities = Identities::parse(age::secrecy::ExposeSecret::expose_secret(&secret).as_bytes()).unwrap();
+    let wal = stream(3, 40 << 20);
+    let theirs = Form { compression: Compression::Lz4, recipients, identities: Identities::default() };
+    let ours = Form { identities, ..theirs.clone() };
+    let mut scene = Scene::new(&WalWriter::new(START), theirs).await;
+    for (number, block) in wal.bytes.chunks(size().block_bytes() as usize).enumerate() {
+        let start = START + (number * size().block_bytes() as usize) as u64;
+        let range = WalRange { timeline: TIMELINE, start, end: start + block.len() as u64 };
+        let key = if range.is_whole_block(size()) { Key::Block(range) } else { Key::Tail(range) };
+        scene.writer.store_wal(&key, range, Bytes::copy_from_slice(block)).await.unwrap();
+        // Then that does not fail, and makes no index
+        assert_eq!(scene.index.fill_behind(range).await.unwrap().stored, 0);
+        scene.end = range.end;
+    }
+    let none = Indexes::read(scene.reader().repository(), TIMELINE).await.unwrap();
+    assert_eq!(none, Indexes::default());
+    // When somebody with the key looks for moments, then they are found by reading the WAL
+    let layout = Layout::new("main", size(), ours);
+    let writer = Writer::new(scene.store.clone(), layout.clone(), SYSTEM);
+    let keyed = Scene { index: IndexWriter::new(writer.clone()), layout, writer, ..scene };
+    let from = records(&wal)[0].start;
+    let goals =
+        [Goal::End, Goal::Time { time: at(1500), exclusive: false }, Goal::Xid { xid: 20_000, exclusive: true }];
+    let mut expected = Vec::new();
+    for goal in &goals {
+        expected.push(keyed.survey(&none, from, from, goal.clone()).await);
+    }
+    assert!(expected.iter().any(|survey| survey.found.is_some_and(|found| found.next.is_some())), "{expected:?}");
+    // When `seawall index` runs with the key, then all has an index, and says the same
+    let run = WalRange { timeline: TIMELINE, start: START, end: keyed.end };
+    let filled = keyed.index.fill(run, true, |_| ()).await.unwrap();
+    let indexes = Indexes::read(keyed.reader().repository(), TIMELINE).await.unwrap();
+    assert!(filled.stored > 0 && indexes.at(TIMELINE, FIRST + size().bytes()).is_some(), "{filled:?}");
+    for (goal, expected) in goals.into_iter().zip(expected) {
+        assert_eq!(keyed.survey(&indexes, from, from, goal.clone()).await, expected, "{goal:?}");
+    }
+}
+
 /// The indexes that `blocks` get, stored one by one by processes that know nothing of one another.
 async fn pushed(wal: &WalWriter, blocks: &[WalRange]) -> Indexes {
     let nothing = WalWriter::new(START);

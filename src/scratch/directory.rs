@@ -1,9 +1,12 @@
 //! A temporary directory that a throwaway server can reach, and that goes at the end. May use `error` and `runtime`.
 
 use super::Unprivileged;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::runtime;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -11,11 +14,17 @@ use tokio::time::{Instant, sleep};
 /// How long work that cannot be interrupted may go on writing into a directory that is being removed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Somebody who looks for what was left may take a new one for that, before we hold it.
+const ATTEMPTS: usize = 8;
+
 /// A directory of our own. Dropped, it is removed as far as that is possible at once.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
     keep: bool,
+    /// Held for as long as we live, so that a later process knows what we left if we were killed; `None` where the file system has no
+    /// locks: nobody takes it there.
+    _held: Option<Flock<File>>,
 }
 
 impl Directory {
@@ -27,11 +36,27 @@ impl Directory {
         let cannot = |error| Error::local("create a directory in", below, error);
         // A server and its programs look at it from working directories of their own.
         let below = std::path::absolute(below).map_err(cannot)?;
-        let path =
-            nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX"))).map_err(|error| cannot(error.into()))?;
-        let directory = Directory { path, keep: false };
-        Unprivileged::find()?.create_directory(&directory.path)?;
-        Ok(directory)
+        for _ in 0..ATTEMPTS {
+            let path =
+                nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX"))).map_err(|error| cannot(error.into()))?;
+            let held = match hold(&path) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                held => held.ok(),
+            };
+            if !path.is_dir() {
+                continue;
+            }
+            let directory = Directory { path, keep: false, _held: held };
+            Unprivileged::find()?.create_directory(&directory.path)?;
+            return Ok(directory);
+        }
+        Err(Error::new(Kind::Local, format!("every new directory in {} was taken away", below.display())))
+    }
+
+    /// One that another process left, which stays unless it is removed; `None` if somebody holds it.
+    pub(super) fn left(path: PathBuf) -> Option<Directory> {
+        let held = hold(&path).ok()?;
+        path.is_dir().then_some(Directory { path, keep: true, _held: Some(held) })
     }
 
     /// Where it is.
@@ -68,6 +93,13 @@ impl Drop for Directory {
             let _ = std::fs::remove_dir_all(&self.path);
         }
     }
+}
+
+/// Locks a directory, if nobody else does. The lock goes with the process.
+fn hold(path: &Path) -> std::io::Result<Flock<File>> {
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+    let directory = File::options().read(true).custom_flags(flags).open(path)?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! listens on a Unix socket in a directory of its own, so any number of them run side by side.
 
 mod directory;
+mod leftovers;
 mod process;
 mod programs;
 mod server;
@@ -12,6 +13,7 @@ mod session;
 mod user;
 
 pub use directory::Directory;
+pub use leftovers::sweep;
 pub use programs::Programs;
 pub use server::{Server, ServerOptions, StopMode};
 pub use session::Session;

@@ -1,8 +1,10 @@
 //! Processes that are not our children but our servers': found in `/proc` (`man 5 proc_pid_stat`), ended by number.
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::collections::BTreeSet;
+use nix::unistd::{Pid, Uid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Sends a signal. Errors say that the process is gone or not ours: neither needs it.
 pub(super) fn send(pid: u32, signal: Signal) {
@@ -13,9 +15,7 @@ pub(super) fn send(pid: u32, signal: Signal) {
 
 /// The processes below `pid`: its children, theirs (such as a `restore_command`), and so on.
 pub(super) fn below(pid: u32) -> BTreeSet<u32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return BTreeSet::new() };
-    let numbers = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let parents: Vec<(u32, u32)> = numbers.filter_map(|number| Some((number, state_and_parent(number)?.1))).collect();
+    let parents: Vec<(u32, u32)> = numbers().filter_map(|number| Some((number, state_and_parent(number)?.1))).collect();
     let mut found = BTreeSet::new();
     let mut above = vec![pid];
     while let Some(parent) = above.pop() {
@@ -26,6 +26,26 @@ pub(super) fn below(pid: u32) -> BTreeSet<u32> {
         }
     }
     found
+}
+
+/// The servers of this user that work within `place`, which has no symbolic link in it: each postmaster with its command line.
+pub(super) fn postmasters_in(place: &Path, uid: Uid) -> Vec<(u32, Vec<u8>)> {
+    let is_server = |number: &u32| {
+        let link = |name: &str| std::fs::read_link(format!("/proc/{number}/{name}"));
+        std::fs::metadata(format!("/proc/{number}")).is_ok_and(|it| it.uid() == uid.as_raw())
+            && link("cwd").is_ok_and(|cwd| cwd.starts_with(place))
+            && link("exe").is_ok_and(|exe| exe.file_name().is_some_and(|name| name == "postgres"))
+    };
+    let servers: BTreeMap<u32, u32> =
+        numbers().filter(is_server).filter_map(|number| Some((number, state_and_parent(number)?.1))).collect();
+    let tops = servers.iter().filter(|(_, parent)| !servers.contains_key(parent));
+    tops.map(|(number, _)| (*number, std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default())).collect()
+}
+
+/// The numbers of all processes.
+fn numbers() -> impl Iterator<Item = u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// True if the process has not ended; one that nobody has waited for yet has.

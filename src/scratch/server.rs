@@ -7,6 +7,7 @@ use crate::runtime;
 use nix::sys::signal::Signal;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
 /// Where sockets go: a Unix socket's path has at most 107 bytes (`man 7 unix`), and every user can enter this directory.
-const SOCKETS_BELOW: &str = "/tmp";
+pub(super) const SOCKETS_BELOW: &str = "/tmp";
 /// The port of a server that listens on its socket alone: part of the socket's name and of nothing else.
 const SOCKET_PORT: u16 = 5432;
 /// How often a port that somebody took between our look and the server's start is replaced.
@@ -28,6 +29,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 const HBA_FILE: &str = "pg_hba.conf";
 const IDENT_FILE: &str = "pg_ident.conf";
 const CONFIGURATION_FILE: &str = "postgresql.conf";
+const LOG_FILE: &str = "log";
 /// The lines of the server's log that an error shows.
 const LOG_LINES: usize = 20;
 
@@ -79,8 +81,10 @@ pub struct Server {
     standby: bool,
     superuser: String,
     own_configuration: bool,
-    /// Holds the socket, the log and files of the configuration; ours alone, removed at the end.
+    /// Holds the socket, the log and files of the configuration; the server's user alone can enter it, removed at the end.
     own: PathBuf,
+    /// The log. Opened once, before the directory was given away: under its name may be something else by now, and we may be root.
+    log: File,
     port: u16,
     listen_tcp: bool,
     child: Option<Child>,
@@ -140,6 +144,12 @@ impl Server {
         let below = Path::new(SOCKETS_BELOW);
         let own = nix::unistd::mkdtemp(&below.join("seawall-XXXXXX"))
             .map_err(|error| Error::local("create a directory in", below, error.into()))?;
+        let path = own.join(LOG_FILE);
+        let log = File::options().create_new(true).read(true).append(true).open(&path);
+        let log = log.map_err(|error| {
+            let _ = std::fs::remove_dir(&own);
+            Error::local("write", &path, error)
+        })?;
         let server = Server {
             programs: programs.clone(),
             data,
@@ -150,11 +160,12 @@ impl Server {
             superuser: options.superuser.unwrap_or_else(|| "postgres".to_owned()),
             own_configuration: options.own_configuration,
             own,
+            log,
             port: SOCKET_PORT,
             listen_tcp: options.listen_tcp,
             child: None,
         };
-        server.user.give(&server.own)?;
+        server.user.give(&path)?;
         let superuser = server.superuser.replace('"', "\"\"");
         let mut rules = format!("local all \"{superuser}\" trust\nlocal replication \"{superuser}\" trust\n");
         for line in &options.hba {
@@ -172,10 +183,12 @@ impl Server {
             server.put(CONFIGURATION_FILE, "# What counts is on the command line.\n")?;
             server.put(IDENT_FILE, "")?;
         }
+        // Last: from here on its names are the user's, and nothing is opened by them any more.
+        server.user.give(&server.own)?;
         Ok(server)
     }
 
-    /// Puts a file of the server's configuration into our directory.
+    /// Puts a file of the server's configuration into the directory, while that is ours.
     fn put(&self, name: &str, text: &str) -> Result<()> {
         let path = self.own.join(name);
         std::fs::write(&path, text).map_err(|error| Error::local("write", &path, error))?;
@@ -209,10 +222,8 @@ impl Server {
     }
 
     fn spawn(&self) -> Result<Child> {
-        let log = self.log_path();
-        let file = File::options().create(true).append(true).open(&log);
-        let file = file.map_err(|error| Error::local("write", &log, error))?;
-        let errors = file.try_clone().map_err(|error| Error::local("write", &log, error))?;
+        let log = || self.log.try_clone().map_err(|error| Error::local("write", &self.own.join(LOG_FILE), error));
+        let (file, errors) = (log()?, log()?);
         let program = self.programs.path("postgres");
         let mut command = self.user.command(&program);
         for name in ["PGDATA", "PGHOST", "PGPORT", "PGOPTIONS", "PGDATABASE", "PGUSER"] {
@@ -438,17 +449,16 @@ impl Server {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    fn log_from(&self, start: usize) -> String {
-        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
-        String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
+    fn log_from(&self, start: u64) -> String {
+        let mut bytes = vec![0; usize::try_from(self.log_length().saturating_sub(start)).unwrap_or(0)];
+        match self.log.read_exact_at(&mut bytes, start) {
+            Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(_) => String::new(),
+        }
     }
 
-    fn log_length(&self) -> usize {
-        std::fs::metadata(self.log_path()).map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(0))
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.own.join("log")
+    fn log_length(&self) -> u64 {
+        self.log.metadata().map_or(0, |metadata| metadata.len())
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Kind, Result};
 use nix::unistd::{Gid, Uid, User};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -142,11 +143,22 @@ impl Unprivileged {
             return Ok(program.to_owned());
         }
         let copy = directory.join(program.file_name().unwrap_or_default());
-        std::fs::copy(program, &copy).map_err(|error| Error::local("write", &copy, error))?;
-        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o700))
-            .map_err(|error| Error::local("change the mode of", &copy, error))?;
-        self.give(&copy)?;
+        // The directory is this user's, and what has the name there may lead anywhere: it is replaced, and never opened.
+        let cannot = |error| Error::local("write", &copy, error);
+        let path = directory.join(format!("program-{}", std::process::id()));
+        let mut new = File::options().write(true).create_new(true).open(&path).map_err(cannot)?;
+        let written = File::open(program)
+            .and_then(|mut program| std::io::copy(&mut program, &mut new))
+            .and_then(|_| new.set_permissions(std::fs::Permissions::from_mode(0o700)))
+            .and_then(|()| fchown(&new, Some(self.uid.as_raw()), Some(self.gid.as_raw())))
+            .and_then(|()| std::fs::rename(&path, &copy));
+        written.map_err(cannot)?;
         Ok(copy)
+    }
+
+    /// Its number.
+    pub(super) fn uid(&self) -> Uid {
+        self.uid
     }
 
     /// What the mode bits say (execute a file, pass a directory); this user has no further groups.
@@ -211,6 +223,15 @@ mod tests {
         assert_eq!(ran.starts_with(near.path()), Uid::effective().is_root(), "{}", ran.display());
         assert!(user.command(&ran).current_dir("/").status().unwrap().success());
         assert_eq!(user.runnable(&ran, root.path()).unwrap(), ran);
+        // Again, it is replaced, and so is what somebody has put in its place; what a link leads to is not.
+        let ours = root.path().join("ours");
+        std::fs::write(&ours, "ours").unwrap();
+        let copy = near.path().join("program");
+        let _ = std::fs::remove_file(&copy);
+        std::os::unix::fs::symlink(&ours, &copy).unwrap();
+        let ran = user.runnable(&program, near.path()).unwrap();
+        assert!(user.command(&ran).current_dir("/").status().unwrap().success());
+        assert_eq!(std::fs::read_to_string(&ours).unwrap(), "ours");
     }
 
     #[test]

@@ -71,6 +71,16 @@ async fn failover(version: u32) {
     assert_eq!(stage.catalog().await.dead_branches, []);
     archiver.stop().await;
     stage.assert_sound().await;
+    // and the history tells of the promotion, and the list of one window of moments across it
+    let told = stage.seawall(&["history", "--json", "--from", "0/0"]).run_ok().await.stdout;
+    let entries: Vec<serde_json::Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let promotions: Vec<_> = entries.iter().filter(|entry| entry["event"] == "promotion").collect();
+    assert_eq!(promotions.len(), 1, "PostgreSQL {version}: {told}");
+    assert_eq!((&promotions[0]["timeline"], &promotions[0]["previous_timeline"]), (&2.into(), &1.into()), "{told}");
+    let listed = stage.seawall(&["list", "--json"]).run_ok().await.stdout;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let windows = listed["recovery_windows"].as_array().unwrap();
+    assert_eq!((windows.len(), &windows[0]["timeline"]), (1, &2.into()), "{listed:#}");
     // and every moment comes back as it was
     let restored = stage.restored("end", &["--to-end"]).await;
     assert_eq!(restored.digests().await, new.digests().await, "PostgreSQL {version}");

@@ -23,6 +23,14 @@ async fn assert_found(scene: &Scene, arguments: &[&str], kind: &str, object: &st
     let named = finding["object"].as_str().unwrap();
     assert!(object.starts_with(named), "{named} is named, and {object} was damaged");
     assert!(finished.stderr.contains("\"kind\":\"damaged\""), "{}", finished.stderr);
+    // And in words, named and counted
+    let text = scene.seawall(&[&["verify"], arguments].concat()).run_err(7).await.stdout;
+    let words = kind.replace('_', " ");
+    assert!(
+        text.contains(&format!("{words}: 1"))
+            && text.contains(&format!("{words}: {}", finding["message"].as_str().unwrap())),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,11 +92,26 @@ async fn what_is_done_to_a_real_repository_is_found_named_and_counted() {
         assert_found(&scene, &["--deep"], "wrong_contents", object).await;
         scene.bucket.restore_from(&copy);
     }
+    // and a timeline whose history is not there,
+    let orphan = second.replace("/00000001", "/00000002");
+    scene.bucket.put(&orphan, scene.bucket.get(&second).unwrap());
+    let json = scene.seawall(&["verify", "--json"]).run_err(7).await.stdout;
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["counts"]["missing_history"], 1, "{json}");
+    let text = scene.seawall(&["verify"]).run_err(7).await.stdout;
+    assert!(
+        text.contains("missing history: 1") && text.contains("missing history: main/wal/00000002.history"),
+        "{text}"
+    );
+    scene.bucket.restore_from(&copy);
+    // and two that are swapped
     let (one, other) = (scene.bucket.get(&second).unwrap(), scene.bucket.get(&third).unwrap());
     scene.bucket.put(&second, other);
     scene.bucket.put(&third, one);
     let report = scene.seawall(&["verify", "--deep"]).run_err(7).await;
     assert!(report.stdout.contains("swapped object: 2"), "{}", report.stdout);
+    let json = scene.seawall(&["verify", "--deep", "--json"]).run_err(7).await.stdout;
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["counts"]["swapped_object"], 2, "{json}");
     for object in [&second, &third] {
         assert!(report.stdout.contains(object.strip_prefix("backups/").unwrap()), "{}", report.stdout);
     }
@@ -113,9 +136,10 @@ async fn killed_in_the_middle_it_goes_on_and_asks_for_nothing_twice() {
     scene.bucket.clear_log();
     let held = scene.bucket.hold(Op::Get.at("backups/main/wal/"));
     let mut first = scene.seawall(&arguments).start();
+    // Several at once wait there.
     let what = "every part to be read";
     crate::support::waiting::wait_for(what, crate::support::waiting::PATIENCE, async || {
-        (held.count() > 0).then_some(())
+        (held.count() > 1).then_some(())
     })
     .await;
     first.kill();

@@ -3,6 +3,7 @@
 use super::{Key, Written, parse_duration};
 use crate::drill::SqlCheck;
 use crate::recovery;
+use crate::repository::OWN_CHECKS;
 
 pub(super) const KEYS: &[Key] = &[
     Key {
@@ -114,8 +115,8 @@ fn parse_checks(json: &str) -> Result<Vec<SqlCheck>, String> {
     })?;
     let mut checks: Vec<SqlCheck> = Vec::new();
     for Table { name, database, sql } in tables {
-        if ["recovery", "amcheck", "checksums", ""].contains(&name.as_str()) || checks.iter().any(|it| it.name == name)
-        {
+        let is_taken = OWN_CHECKS.contains(&name.as_str()) || checks.iter().any(|it| it.name == name);
+        if name.is_empty() || is_taken {
             return Err(format!("has the name {name:?}, which is empty, taken, or one of the drill's own"));
         }
         checks.push(SqlCheck { name, database, sql });

@@ -132,3 +132,28 @@ impl Records {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn years_of_wal_are_a_handful_of_documents() {
+        // Given ten years of a cluster that writes 3 GiB a day, or a year of one that writes 30, each slot with its document
+        let size = SegmentSize::DEFAULT;
+        let levels: Vec<Level> = std::iter::successors(Some(Level::FIRST), |level| level.next()).collect();
+        for archive in [3_650 * (3_u64 << 30) + (7 << 20), 365 * (30_u64 << 30) + (7 << 20)] {
+            let (mut read, mut position) = (0, Lsn(0));
+            // When somebody reads all of it, each time what reaches farthest
+            let fits = |level: &&Level, position: Lsn| {
+                level.slot_start(size, position) == position && level.slot_end(size, position).0 <= archive
+            };
+            while let Some(level) = levels.iter().rev().find(|level| fits(level, position)) {
+                (read, position) = (read + 1, level.slot_end(size, position));
+            }
+            // Then that is some dozens of requests, up to the last slot, which is not full
+            assert!(archive - position.0 < Level::FIRST.bytes(size), "{position}");
+            assert!(read <= 60, "{read} documents");
+        }
+    }
+}
