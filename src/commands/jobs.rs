@@ -4,6 +4,7 @@ use super::audit::{Begun, Ended, actor};
 use super::taking::Taker;
 use super::{drill, print, prune, verify};
 use crate::archive::{ArchiveState, Phase};
+use crate::backup::Unfinished;
 use crate::cli::BackupType;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
@@ -11,7 +12,7 @@ use crate::metrics::Job;
 use crate::notify::Trouble;
 use crate::repository::{Action, ActionResult, BackupId};
 use crate::runtime::{Backoff, RetryPolicy};
-use crate::schedule::{Jobs, LastRuns, Lease, Runner, Schedule};
+use crate::schedule::{Holder, Jobs, LastRuns, Lease, Runner, Schedule};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
         deep_trouble: AtomicBool::new(false),
         state,
         unfinished: Mutex::default(),
+        has_heritage: AtomicBool::new(false),
     };
     Runner { cluster, lease, clock, jobs }.run().await;
 }
@@ -76,6 +78,8 @@ struct RunJobs {
     deep_trouble: AtomicBool,
     /// A base backup that failed, to be gone on with.
     unfinished: Mutex<Option<BackupId>>,
+    /// Somebody died who took a base backup on schedule.
+    has_heritage: AtomicBool,
 }
 
 impl Jobs for RunJobs {
@@ -150,6 +154,14 @@ impl Jobs for RunJobs {
         }
     }
 
+    fn succeeds(&self, dead: &Holder) {
+        let (host, does) = (&dead.by.host, &dead.job);
+        tracing::info!(host, does, "whoever was at it says nothing any more");
+        if [Job::Full, Job::Incremental].iter().any(|job| job.name() == does) {
+            self.has_heritage.store(true, Ordering::Relaxed);
+        }
+    }
+
     async fn run(&self, job: Job) -> Result<()> {
         tracing::info!(%job, "begins, as scheduled");
         match job {
@@ -186,6 +198,11 @@ fn scheduled(action: Action) -> Option<Job> {
 impl RunJobs {
     async fn back_up(&self, wanted: BackupType) -> Result<()> {
         let mut unfinished = self.unfinished.lock().await;
+        if self.has_heritage.load(Ordering::Relaxed) {
+            let (repository, ..) = self.taker.repository().await?;
+            *unfinished = Unfinished::left_over(&repository, &self.taker.clock).await?;
+            self.has_heritage.store(false, Ordering::Relaxed);
+        }
         self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
         // A full one is as good as an incremental one.
         self.taker.notifier.clear(Trouble::Job(Job::Incremental));
@@ -215,6 +232,7 @@ impl RunJobs {
             begun.end(&writer, Ended::failed(&error), clock).await;
         }
         metrics.job_ended(job, clock.now(), begun_at.elapsed(), false);
+        self.taker.notifier.raise(Trouble::Job(job), error.to_string());
         Err(error)
     }
 

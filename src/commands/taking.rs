@@ -61,7 +61,7 @@ impl Taker {
     }
 
     /// Takes one, as `seawall backup` does while `run` has the slot, and notes what became of it. One that failed before is gone on
-    /// with: `unfinished` is its name, then and now; or the one that was under way when the process ended that took it.
+    /// with: `unfinished` is its name, then and now.
     pub(super) async fn take(
         &self,
         wanted: BackupType,
@@ -70,12 +70,8 @@ impl Taker {
     ) -> Result<BackupDocument> {
         let _one = self.one_at_a_time.lock().await;
         let (repository, writer, _) = self.repository().await?;
-        // Where that cannot be, another one is begun.
-        let left_over = match unfinished.take() {
-            Some(id) => Some(id),
-            None => Unfinished::left_over(&repository, &self.clock).await.unwrap_or_default(),
-        };
-        let resume = match left_over {
+        let resume = match unfinished.take() {
+            // Where that cannot be, another one is begun.
             Some(id) => Unfinished::find(&repository, &id, writer.system_identifier(), &self.clock).await.ok(),
             None => None,
         };
