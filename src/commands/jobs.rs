@@ -200,7 +200,7 @@ impl RunJobs {
         let mut unfinished = self.unfinished.lock().await;
         if self.has_heritage.load(Ordering::Relaxed) {
             let (repository, ..) = self.taker.repository().await?;
-            *unfinished = Unfinished::left_over(&repository, &self.taker.clock).await?;
+            *unfinished = Unfinished::left_over(&repository, &self.taker.clock).await?.or(unfinished.take());
             self.has_heritage.store(false, Ordering::Relaxed);
         }
         self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
