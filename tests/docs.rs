@@ -1,6 +1,8 @@
 //! The pages in `docs/` against what they describe.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+use seawall::cli;
+use seawall::config::Settings;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -121,7 +123,7 @@ fn every_command_line_on_the_pages_is_one_that_the_program_takes() {
     let mut seen = 0;
     for path in pages() {
         for line in command_lines(&std::fs::read_to_string(&path).unwrap()) {
-            let parsed = seawall::cli::parse(words(&line).into_iter().map(OsString::from));
+            let parsed = cli::parse(words(&line).into_iter().map(OsString::from));
             assert!(parsed.is_ok(), "{}: `{line}`: {}", path.display(), parsed.unwrap_err());
             seen += 1;
         }
@@ -135,7 +137,7 @@ fn a_command_line_is_read_as_a_shell_does() {
     assert_eq!(words(r#"seawall x "" y > /tmp/z"#), ["seawall", "x", "", "y"]);
     let page = "text\n```sh\nseawall a \\\n  --b\n```\n```text\nseawall c\n```\n";
     assert_eq!(command_lines(page), ["seawall a    --b"]);
-    assert!(seawall::cli::parse(["seawall", "no-such-command"].map(OsString::from)).is_err());
+    assert!(cli::parse(["seawall", "no-such-command"].map(OsString::from)).is_err());
 }
 
 /// The part of a link behind `#` that leads to a heading.
@@ -216,4 +218,33 @@ fn every_clause_of_the_contract_names_tests_that_exist() {
         assert!(count >= 2, "docs/durability.md, {heading}: only {count} tests are named");
     }
     assert!(clauses.len() >= 5, "{clauses:?}");
+}
+
+/// The blocks of a page in a language.
+fn fenced(page: &str, language: &str) -> Vec<String> {
+    let opening = format!("\n```{language}\n");
+    let blocks = page.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    blocks.map(str::to_owned).collect()
+}
+
+#[test]
+fn what_pages_show_of_the_configuration_is_one_that_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("seawall.toml");
+    let mut blocks = 0;
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for block in fenced(&text, "toml") {
+            // A key that somebody could take for his own would close what he stores for ever.
+            let (_, recipient) = seawall::codec::encryption::generate_identity();
+            let keys = ["age1… of a second key, which lies in a safe", "age1…"];
+            let block = keys.iter().fold(block, |block, key| block.replace(key, &recipient));
+            std::fs::write(&file, &block).unwrap();
+            let arguments = ["seawall", "run", "--config", file.to_str().unwrap()].map(OsString::from);
+            let read = Settings::load(&cli::parse(arguments).unwrap(), &|_| None);
+            read.unwrap_or_else(|error| panic!("{}: {error}\n{block}", page.display()));
+            blocks += 1;
+        }
+    }
+    assert!(blocks > 8, "only {blocks} blocks were found");
 }

@@ -425,6 +425,32 @@ async fn the_report_is_stored_if_nobody_can_read_what_is_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_is_a_finding_and_archiving_goes_on() {
+    let scene = Scene::new(15, &[]).await;
+    let _archiver = scene.archived().await;
+    scene.settle().await;
+    // Given a place in which no file gets longer than half a mebibyte, as where the disk is full
+    let script = scene.places.path().join("on_a_full_disk");
+    let program = support::program::path_for_server(scene.places.path());
+    let limits = "trap '' XFSZ\nulimit -f 1024";
+    std::fs::write(&script, format!("#!/bin/sh\n{limits}\nexec '{}' \"$@\"\n", program.display())).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // When a drill needs more
+    let drill = Drill::of(&scene);
+    let failed = Kind::Failed.exit_code().into();
+    let finished = drill.command("", &["--json"]).program(&script).run_err(failed).await;
+    // Then the report says so, nothing is left, and status has it
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert!(failures(&report).contains("File too large"), "{report:#}");
+    drill.assert_nothing_is_left();
+    let status = scene.seawall(&["status"]).run_ok().await.stdout;
+    assert!(status.contains("to be done     the last drill failed"), "{status}");
+    // and what is written meanwhile is archived
+    scene.server.sql("CREATE TABLE meanwhile ()").await.unwrap();
+    scene.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keep_leaves_a_server_to_look_at_and_says_how_to_be_rid_of_it() {
     let scene = Scene::with(15, ServerOptions { data_checksums: true, ..Scene::options(&[]) }).await;
     let _archiver = scene.archived().await;

@@ -1,9 +1,20 @@
-//! What `docker/` has to install Seawall with: the package is built and looked into, and what needs a machine of its own goes
-//! through the tool that knows its rules. `docs/install.md` says which of it has never run.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+//! What `docker/` has to install Seawall with: the package is built, looked into, and followed to a first base backup by the README's
+//! lines; what needs a machine of its own goes through the tool that knows its rules. `docs/install.md` says which of it has never run.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+#[path = "support/s3/mod.rs"]
+mod s3;
+mod support;
+
+use s3::S3Server;
+use seawall::scratch::{ServerOptions, Unprivileged};
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use support::postgres::{DEBIAN, Postgres, programs, scratch_directory};
+use support::program::{Running, Seawall};
+use support::waiting::{PATIENCE, wait_for};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -30,12 +41,11 @@ fn yaml(path: &Path) -> Vec<serde_json::Value> {
     serde_json::from_str(&parsed).unwrap()
 }
 
-#[test]
-fn a_package_is_built_that_holds_the_program_its_pages_its_unit_and_a_configuration_that_is_one() {
-    let place = tempfile::tempdir().unwrap();
-    let (built, tree) = (place.path().join("built"), place.path().join("tree"));
+/// Builds the package, and unpacks it.
+fn unpacked(place: &Path) -> PathBuf {
+    let (built, tree) = (place.join("built"), place.join("tree"));
     run(Command::new("bash").arg(root().join("docker/debian/build.sh")).arg(env!("CARGO_BIN_EXE_seawall")).arg(&built));
-    let package = std::fs::read_dir(&built).unwrap().next().expect("a package").unwrap().path();
+    let package = fs::read_dir(&built).unwrap().next().expect("a package").unwrap().path();
     let listed = run(Command::new("dpkg-deb").arg("--contents").arg(&package));
     for (mode, path) in [
         ("-rwxr-xr-x root/root", "./usr/bin/seawall"),
@@ -61,17 +71,137 @@ fn a_package_is_built_that_holds_the_program_its_pages_its_unit_and_a_configurat
     let mut command = Command::new(tree.join("usr/bin/seawall"));
     let config = tree.join("etc/seawall/seawall.toml");
     run(command.args(["completions", "bash", "--config"]).arg(config).env_remove("SEAWALL_CONFIG"));
+    tree
+}
+
+/// The blocks of a section of the README, by their language, in order.
+fn blocks(heading: &str) -> Vec<(String, String)> {
+    let page = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect("the README has that section");
+    let section = section.split("\n## ").next().unwrap();
+    let fenced = section.split("\n```").skip(1).step_by(2);
+    let parted = fenced.map(|block| block.split_once('\n').expect("a block has lines"));
+    parted.map(|(language, text)| (language.to_owned(), format!("{text}\n"))).collect()
+}
+
+/// A machine on which nothing but the package is, and a server and a bucket elsewhere.
+struct NewUser {
+    server: Postgres,
+    bucket: S3Server,
+    root: PathBuf,
+    port: String,
+}
+
+impl NewUser {
+    /// What the README says, with this machine's names.
+    fn told(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        let root = self.root.to_str().unwrap();
+        let there_and_here = [
+            // No TLS, and over loopback.
+            ("hostssl replication seawall 192.0.2.10/32", "host replication seawall 127.0.0.1/32"),
+            ("port=5432 user=seawall sslmode=verify-full", &format!("port={} user=seawall sslmode=disable", self.port)),
+            ("db.example.org:5432", &format!("127.0.0.1:{}", self.port)),
+            ("db.example.org", "127.0.0.1"),
+            ("s3://backups/", &format!("s3://{}/", S3Server::BUCKET)),
+            ("region = ", &format!("endpoint = \"{}\"\npath_style = true\nregion = ", self.bucket.endpoint())),
+            ("aws_access_key_id = AKIA...", &format!("aws_access_key_id = {}", S3Server::ACCESS_KEY)),
+            ("aws_secret_access_key = ...", &format!("aws_secret_access_key = {}", S3Server::SECRET_KEY)),
+            // The user is one that this machine has.
+            ("-o seawall -g seawall ", ""),
+            ("runuser seawall -s /bin/sh -c", "sh -c"),
+            ("/etc/seawall/", &format!("{root}/etc/seawall/")),
+            ("/var/lib/seawall/", &format!("{root}/var/lib/seawall/")),
+        ];
+        for (there, here) in there_and_here {
+            text = text.replace(there, here);
+        }
+        text
+    }
+
+    /// Types it. Gives what it printed, or what went wrong.
+    fn types(&self, script: &str) -> Result<String, String> {
+        let mut command: Command = Unprivileged::find().unwrap().command(Path::new("/bin/sh"));
+        let path = format!("{}/usr/bin:{}:/usr/bin:/bin", self.root.display(), programs(DEBIAN).bin.display());
+        command.arg("-euc").arg(script).current_dir(&self.root).env_clear().env("PATH", path).stdin(Stdio::null());
+        command
+            .env("HOME", self.root.join("var/lib/seawall"))
+            .env("LC_ALL", "C")
+            .env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env("PGHOST", self.server.socket_directory()).env("PGPORT", &self.port).env("PGUSER", "postgres");
+        command.env("PGDATABASE", "postgres");
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        if output.status.success() { Ok(text) } else { Err(format!("{}: {script}\n{text}", output.status)) }
+    }
+
+    /// What `systemctl enable --now seawall` makes of the unit.
+    fn starts_the_unit(&self) -> Running {
+        let unit = fs::read_to_string(self.root.join("lib/systemd/system/seawall.service")).unwrap();
+        let settings = |name: &str| {
+            let name = format!("{name}=");
+            unit.lines().filter_map(|line| Some(line.strip_prefix(&name)?.to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(settings("User"), ["seawall"]);
+        let [command] = &settings("ExecStart")[..] else { panic!("one ExecStart") };
+        let mut words = command.split_whitespace();
+        let program = self.root.join(words.next().unwrap().trim_start_matches('/'));
+        let arguments: Vec<String> = words.map(|word| self.told(word)).collect();
+        let mut seawall =
+            Seawall::new(arguments).program(&program).by_server_user().env("AWS_EC2_METADATA_DISABLED", "true");
+        for variable in settings("Environment") {
+            let (name, value) = variable.split_once('=').unwrap();
+            seawall = seawall.env(name, self.told(&format!("{value}/")));
+        }
+        seawall.start()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_the_package_to_a_green_status_with_the_lines_of_the_readme_alone() {
+    // Given a server that lets nobody in over the network, an empty bucket, and the package, unpacked
+    let place = scratch_directory();
+    let user = Unprivileged::find().unwrap();
+    let root = unpacked(place.path());
+    fs::create_dir_all(root.join("var/lib/seawall")).unwrap();
+    user.give_all(place.path()).unwrap();
+    let server = Postgres::create(DEBIAN, ServerOptions { listen_tcp: true, ..ServerOptions::default() }).await;
+    fs::write(server.value("SHOW hba_file").await, "local all all trust\nlocal replication all trust\n").unwrap();
+    let port = server.value("SHOW port").await;
+    let new_user = NewUser { server, bucket: S3Server::start(), root, port };
+    // When somebody types what the README says
+    let blocks: BTreeMap<usize, (String, String)> = blocks("First run").into_iter().enumerate().collect();
+    let languages: Vec<&str> = blocks.values().map(|(language, _)| language.as_str()).collect();
+    assert_eq!(languages, ["sh", "toml", "sh"], "on the server, the file, where Seawall runs");
+    new_user.types(&new_user.told(&blocks[&0].1)).unwrap();
+    let config = new_user.root.join("etc/seawall/seawall.toml");
+    // Metrics have no port of their own on a machine with other tests.
+    fs::write(&config, format!("{}[run]\nlisten = \"off\"\n", new_user.told(&blocks[&1].1))).unwrap();
+    let lines = new_user.told(&blocks[&2].1);
+    let (before, behind) = lines.split_once("systemctl enable --now seawall\n").expect("it is started");
+    let checked = new_user.types(before).unwrap();
+    assert!(checked.contains("the configuration can be used"), "{checked}");
+    let mut running = new_user.starts_the_unit();
+    // Then in a moment there is a base backup, and nothing to be done
+    let status = wait_for("a green status", PATIENCE * 3, async || {
+        assert!(running.is_running(), "the unit's program has ended");
+        // At first not even the cluster's folder is there.
+        new_user.types(behind).ok().filter(|status| status.contains("all is well"))
+    })
+    .await;
+    println!("{checked}{status}");
+    assert!(running.terminate().await.success());
 }
 
 #[test]
 fn the_unit_is_one_that_systemd_takes_and_lets_it_do_no_more_than_it_must() {
     let place = tempfile::tempdir().unwrap();
     let unit = place.path().join("seawall.service");
-    let text = std::fs::read_to_string(root().join("docker/systemd/seawall.service")).unwrap();
+    let text = fs::read_to_string(root().join("docker/systemd/seawall.service")).unwrap();
     // systemd looks whether the program and the page are there
     let text =
         text.replace("/usr/bin/seawall", env!("CARGO_BIN_EXE_seawall")).replace("Documentation=man:seawall(1)", "");
-    std::fs::write(&unit, text).unwrap();
+    fs::write(&unit, text).unwrap();
     run(Command::new("systemd-analyze").arg("verify").arg(&unit));
     // 0 is nothing that it could do, 100 everything
     run(Command::new("systemd-analyze").args(["security", "--offline=true", "--threshold=20"]).arg(&unit));

@@ -24,8 +24,9 @@ share=$tree/usr/share
 
 install -D -m 0755 --strip "$program" "$tree/usr/bin/seawall"
 install -D -m 0644 docker/systemd/seawall.service "$tree/lib/systemd/system/seawall.service"
-install -D -m 0640 docker/debian/seawall.toml "$tree/etc/seawall/seawall.toml"
-install -D -m 0644 docker/debian/seawall.toml "$share/doc/seawall/examples/seawall.toml"
+mkdir -p "$tree/etc/seawall" "$share/doc/seawall/examples"
+"$program" config example | tee "$share/doc/seawall/examples/seawall.toml" >"$tree/etc/seawall/seawall.toml"
+chmod 0640 "$tree/etc/seawall/seawall.toml"
 install -D -m 0644 LICENSE "$share/doc/seawall/copyright"
 install -D -m 0644 README.md "$share/doc/seawall/README.md"
 gzip -9n <CHANGELOG.md >"$share/doc/seawall/changelog.gz"

@@ -52,6 +52,8 @@ pub struct ArchiveOptions {
     /// So much memory is taken by what is encoded, from before it is on its way until it is stored. One block, whatever it
     /// takes, is always stored.
     pub encoded_bytes_max: u64,
+    /// So often PostgreSQL hears from us, and is asked to answer.
+    pub status_interval: Duration,
     /// While idle, one heartbeat in so long.
     pub heartbeat_interval: Duration,
     /// A tail that something larger has replaced is deleted after so long.
@@ -71,6 +73,7 @@ impl Default for ArchiveOptions {
             uploads_max: 4,
             in_flight_bytes_max: 32 << 20,
             encoded_bytes_max: 18 << 20,
+            status_interval: Duration::from_millis(500),
             heartbeat_interval: Duration::from_secs(15 * 60),
             garbage_age: Duration::from_secs(5 * 60),
             form: Form::default(),

@@ -25,9 +25,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How often PostgreSQL hears from us, and is asked to answer.
-const STATUS_INTERVAL: Duration = Duration::from_millis(500);
-
 /// A connection that says nothing for so long, though asked again and again, is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -227,7 +224,7 @@ impl<'a> Stream<'a> {
                     }
                     // Whoever asks is there, and need not be asked.
                     let ask = self.asked.is_none();
-                    self.next_status = Instant::now() + if ask { STATUS_INTERVAL } else { REPLY_PAUSE };
+                    self.next_status = Instant::now() + if ask { options.status_interval } else { REPLY_PAUSE };
                     if let Err(error) = self.send_status(&mut feed, ask).await {
                         return Ok(Ended::Lost(error));
                     }

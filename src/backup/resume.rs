@@ -9,12 +9,15 @@ use crate::repository::{BackupBegin, BackupId, EarlierParts, FORMAT_VERSION, Key
 use crate::runtime::Clock;
 use crate::store::{ObjectInfo, list_all};
 use crate::wal::{Lsn, TimelineId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use tokio::time::sleep;
 
 /// Nothing was stored for so long, and nobody is at it: a server that is not slowed down fills several parts in that time.
 const QUIET: Duration = Duration::from_secs(30);
+
+/// One that nobody has stored to for so long is not gone on with unasked: half of the time after which a prune takes it for left over.
+const LEFT_OVER_MAX: SignedDuration = SignedDuration::from_hours(12);
 
 /// See the head of the file.
 #[derive(Clone, Debug)]
@@ -24,6 +27,20 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
+    /// The newest backup, if it is not finished and something was stored of it today: one that its process left when it ended.
+    ///
+    /// # Errors
+    /// What the store says, or if what is stored cannot be read.
+    pub async fn left_over(repository: &Repository, clock: &Clock) -> Result<Option<BackupId>> {
+        let Some(newest) = repository.backup_ids().await?.into_iter().max() else { return Ok(None) };
+        if repository.finished_backup(&newest).await?.is_some() {
+            return Ok(None);
+        }
+        let last = list(repository, &newest).await?.into_iter().map(|object| object.modified).max();
+        let is_young = last.is_some_and(|last| clock.now().duration_since(last) < LEFT_OVER_MAX);
+        Ok(is_young.then_some(newest))
+    }
+
     /// Looks for the one called `id`. Waits for up to half a minute if something was stored of it just now.
     ///
     /// # Errors

@@ -24,14 +24,17 @@ const PAUSES: RetryPolicy =
     RetryPolicy { first_pause: Duration::from_secs(10), longest_pause: Duration::from_secs(30 * 60), budget: None };
 
 /// Looks after base backups for as long as `run` does.
-pub(super) struct Backups {
-    pub(super) taker: Arc<Taker>,
-    pub(super) state: watch::Receiver<ArchiveState>,
+#[derive(Debug)]
+pub struct Backups {
+    /// What takes them.
+    pub taker: Arc<Taker>,
+    /// What the archiver shows of itself.
+    pub state: watch::Receiver<ArchiveState>,
 }
 
 impl Backups {
     /// Runs for ever; may be dropped at any time, and what an unfinished backup has stored is then never used.
-    pub(super) async fn run(self) {
+    pub async fn run(self) {
         let mut looks = Looks::new(self.state.clone());
         let mut backoff = Backoff::new(PAUSES);
         let (mut told, mut newest, mut unfinished) = (None, None, None);

@@ -2,23 +2,24 @@
 
 use super::audit::{Begun, Ended};
 use super::fetch_command::fetch_command;
+use super::taking::Taker;
 use super::{parts, print, progress, restore, signals};
-use crate::cli::{DrillArgs, JsonArg};
+use crate::cli::DrillArgs;
 use crate::config::Settings;
 use crate::drill::{Drill, DrillOptions, Drilled};
 use crate::error::{Error, Kind, Result};
 use crate::recovery::RecoveryOptions;
-use crate::repository::{Action, DrillDocument, Objective, Outcome, Writer};
-use crate::restore::{Request, RestoreProgress, Target, TargetAction};
+use crate::repository::{Action, Cluster, DrillDocument, Objective, Outcome, Repository, Writer};
+use crate::restore::{LocalWal, Request, RestoreProgress, Target, TargetAction};
 use crate::runtime::{Clock, Shutdown};
-use crate::scratch::{Directory, Programs, Server, StopMode, sweep};
+use crate::scratch::{Directory, Programs, Server, sweep};
 use crate::wal::TimelineId;
 use std::fmt::Write as _;
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// What the directory of a drill is called, with a few letters behind it,
-const PREFIX: &str = "seawall-drill";
+pub(super) const PREFIX: &str = "seawall-drill";
 /// and one that is to stay: no later drill takes it for what a killed one left.
 const KEPT_PREFIX: &str = "seawall-drill-kept";
 
@@ -39,7 +40,7 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
     let ended = tokio::select! {
         biased;
         () = shutdown.stop.cancelled() => Err(interrupted()),
-        ended = Box::pin(act("drill", &args, &settings, &place)) => ended,
+        ended = Box::pin(act(&args, &settings, &place)) => ended,
     };
     let document = match ended {
         Ok((Drilled { document, server }, stored)) => {
@@ -71,26 +72,22 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
 ///
 /// # Errors
 /// As [`drill`].
-pub(super) async fn by_itself(settings: &Settings) -> Result<()> {
-    let below = settings.drill.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    sweep(&below, PREFIX).await;
-    let place = Directory::create(&below, PREFIX)?;
-    let args = DrillArgs { json: JsonArg { json: true }, ..DrillArgs::default() };
-    let ended = Box::pin(act("run", &args, settings, &place)).await;
-    let ended = match ended {
-        Ok((Drilled { document, server }, stored)) => {
-            // Dropping it would wait on the thread that streams.
-            if let Some(mut server) = server {
-                server.stop(StopMode::Immediate).await?;
-            }
-            Ok((document, stored))
-        }
-        Err(error) => Err(error),
-    };
-    let left = place.remove().await;
-    let (document, stored) = ended?;
-    stored.and(left)?;
+pub(super) async fn by_itself(taker: &Taker) -> Result<()> {
+    let begun = Begun::now("run", Action::Drill, &taker.clock);
+    let (repository, writer, cluster) = taker.repository().await?;
+    let drilled = Box::pin(plan_and_drill(taker, &repository, cluster)).await;
+    begun.end(&writer, said(&drilled, &writer), &taker.clock).await;
+    let document = drilled?;
+    store(&writer, &document).await?;
     verdict(&document)
+}
+
+async fn plan_and_drill(taker: &Taker, repository: &Repository, cluster: Cluster) -> Result<DrillDocument> {
+    // A major upgrade makes another cluster, so that this is the version of all that is stored; the plan takes a while.
+    taker.outside.check_drill(cluster.postgres_version / 10_000).await?;
+    let request = request(&DrillArgs::default(), &taker.clock)?;
+    let drill = Box::pin(Drill::plan(repository, cluster, &request, &taker.clock)).await?;
+    taker.outside.drill(&taker.settings(), repository, drill, &taker.clock).await
 }
 
 /// An error, if anything failed.
@@ -106,52 +103,75 @@ fn interrupted() -> Error {
 }
 
 /// Drills, and says whether the report could be stored: before anything is printed, for nobody may be reading.
-async fn act(
-    command: &'static str,
-    args: &DrillArgs,
-    settings: &Settings,
-    place: &Directory,
-) -> Result<(Drilled, Result<()>)> {
+async fn act(args: &DrillArgs, settings: &Settings, place: &Directory) -> Result<(Drilled, Result<()>)> {
     let clock = Clock::system();
-    let begun = Begun::now(command, Action::Drill, &clock);
+    let begun = Begun::now("drill", Action::Drill, &clock);
     let request = request(args, &clock)?;
     let (repository, cluster) = parts::readable_repository(settings).await?;
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
-    let drill = Box::pin(Drill::plan(&repository, cluster, &request, &clock)).await?;
+    let drilled = async {
+        Programs::find(Some(cluster.postgres_version / 10_000))?;
+        let drill = Box::pin(Drill::plan(&repository, cluster, &request, &clock)).await?;
+        let options = options(settings, drill.version(), restore::local_wal(args.wal))?;
+        if !args.json.json {
+            print::stdout(&format!("{}\n", drill.planned()))?;
+        }
+        let (progress, watched) = watch::channel(RestoreProgress::default());
+        tokio::select! {
+            drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => Ok(drilled),
+            never = progress::show(watched, restore::step) => match never {},
+        }
+    };
+    let (document, server) = match drilled.await {
+        Ok(Drilled { document, server }) => (Ok(document), server),
+        Err(error) => (Err(error), None),
+    };
+    begun.end(&writer, said(&document, &writer), &clock).await;
+    let document = document?;
+    let stored = store(&writer, &document).await;
+    Ok((Drilled { document, server }, stored))
+}
+
+/// How a drill with PostgreSQL `version` is carried out here.
+///
+/// # Errors
+/// If it cannot be.
+pub(super) fn options(settings: &Settings, version: u32, wal: LocalWal) -> Result<DrillOptions> {
     let recovery = RecoveryOptions {
-        programs: Programs::find(Some(drill.version()))?,
+        programs: Programs::find(Some(version))?,
         command: fetch_command(settings)?,
         databases: Vec::new(),
-        wal: restore::local_wal(args.wal),
+        wal,
         settings: settings.drill.settings.clone(),
     };
     let (checks, rto, rpo) = (settings.drill.checks.clone(), settings.drill.rto, settings.drill.rpo);
-    let options = DrillOptions { recovery, checks, rto, rpo };
-    if !args.json.json {
-        print::stdout(&format!("{}\n", drill.planned()))?;
-    }
-    let (progress, watched) = watch::channel(RestoreProgress::default());
-    let drilled = tokio::select! {
-        drilled = Box::pin(drill.run(place.path(), &repository, options, progress, &clock)) => drilled,
-        never = progress::show(watched, restore::step) => match never {},
+    Ok(DrillOptions { recovery, checks, rto, rpo })
+}
+
+/// What became of it, in the audit trail of `writer`. The report has the words: they may name relations, which an encrypted repository
+/// keeps to itself, as what the operator's checks are called.
+fn said(drilled: &Result<DrillDocument>, writer: &Writer) -> Ended {
+    let document = match drilled {
+        Ok(document) => document,
+        Err(error) => return Ended::failed(error),
     };
-    // The report has the words: they may name relations, which an encrypted repository keeps to itself, as what the operator's checks
-    // are called.
     let names_all = writer.drills_are_for().is_empty();
-    let failed = drilled.document.checks.iter().filter(|check| check.outcome == Outcome::Failed);
+    let failed = document.checks.iter().filter(|check| check.outcome == Outcome::Failed);
     let failed: Vec<&str> = failed
         .map(|check| if names_all || check.is_own() { check.name.as_str() } else { "a check of yours" })
         .collect();
-    let about = match (drilled.document.passed, failed.is_empty()) {
+    let about = match (document.passed, failed.is_empty()) {
         (true, _) => "passed".to_owned(),
         (false, true) => "did not pass; the report says why".to_owned(),
         (false, false) => format!("did not pass: {}; the report says why", failed.join(", ")),
     };
-    let ended = Ended::done(drilled.document.passed, about).of(&drilled.document.backup);
-    begun.end(&writer, ended, &clock).await;
-    let stored = writer.store_drill(&drilled.document).await;
-    let stored = stored.map(|key| tracing::info!(report = writer.layout().name(&key), "the report is stored"));
-    Ok((drilled, stored))
+    Ended::done(document.passed, about).of(&document.backup)
+}
+
+async fn store(writer: &Writer, document: &DrillDocument) -> Result<()> {
+    let key = writer.store_drill(document).await?;
+    tracing::info!(report = writer.layout().name(&key), "the report is stored");
+    Ok(())
 }
 
 fn request(args: &DrillArgs, clock: &Clock) -> Result<Request> {

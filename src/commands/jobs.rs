@@ -2,8 +2,9 @@
 
 use super::audit::{Begun, Ended, actor};
 use super::taking::Taker;
-use super::{drill, prune, verify};
+use super::{drill, print, prune, verify};
 use crate::archive::{ArchiveState, Phase};
+use crate::backup::Unfinished;
 use crate::cli::BackupType;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
@@ -11,7 +12,7 @@ use crate::metrics::Job;
 use crate::notify::Trouble;
 use crate::repository::{Action, ActionResult, BackupId};
 use crate::runtime::{Backoff, RetryPolicy};
-use crate::schedule::{Jobs, LastRuns, Lease, Runner, Schedule};
+use crate::schedule::{Holder, Jobs, LastRuns, Lease, Runner, Schedule};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
@@ -25,13 +26,13 @@ const PAUSES: RetryPolicy =
     RetryPolicy { first_pause: Duration::from_secs(1), longest_pause: Duration::from_secs(60), budget: None };
 
 /// Does what is scheduled, for ever; may be dropped at any time.
-pub(super) async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
+pub async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
     let mut settings = taker.settings.clone();
     if settings.wait_for(|settings| !settings.schedule.jobs.is_empty()).await.is_err() {
         return;
     }
     let mut backoff = Backoff::new(PAUSES);
-    let (repository, writer) = loop {
+    let (repository, writer, _) = loop {
         match taker.repository().await {
             Ok(found) => break found,
             Err(_) => tokio::time::sleep(backoff.next_pause()).await,
@@ -46,6 +47,7 @@ pub(super) async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>)
         deep_trouble: AtomicBool::new(false),
         state,
         unfinished: Mutex::default(),
+        has_heritage: AtomicBool::new(false),
     };
     Runner { cluster, lease, clock, jobs }.run().await;
 }
@@ -63,6 +65,9 @@ const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_hours(1);
 /// So long a new process has to find its server, or that another archiver has the slot, before it does what needs no server.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5 * 60);
 
+/// A store that lets a job hang may let its note hang, too.
+const NOTE_PATIENCE: Duration = Duration::from_secs(60);
+
 struct RunJobs {
     taker: Arc<Taker>,
     started: Instant,
@@ -73,6 +78,8 @@ struct RunJobs {
     deep_trouble: AtomicBool,
     /// A base backup that failed, to be gone on with.
     unfinished: Mutex<Option<BackupId>>,
+    /// Somebody died who took a base backup on schedule.
+    has_heritage: AtomicBool,
 }
 
 impl Jobs for RunJobs {
@@ -86,7 +93,7 @@ impl Jobs for RunJobs {
     }
 
     async fn last_runs(&self) -> Result<LastRuns> {
-        let (repository, _) = self.taker.repository().await?;
+        let (repository, ..) = self.taker.repository().await?;
         let mut last = LastRuns::new();
         // Whoever took them: the documents are what counts. Damaged ones too: the next would be as damaged.
         // What a clock that was wrong has dated ahead says nothing about when the next is due.
@@ -147,14 +154,22 @@ impl Jobs for RunJobs {
         }
     }
 
+    fn succeeds(&self, dead: &Holder) {
+        let (host, does) = (&dead.by.host, &dead.job);
+        tracing::info!(host, does, "whoever was at it says nothing any more");
+        if [Job::Full, Job::Incremental].iter().any(|job| job.name() == does) {
+            self.has_heritage.store(true, Ordering::Relaxed);
+        }
+    }
+
     async fn run(&self, job: Job) -> Result<()> {
         tracing::info!(%job, "begins, as scheduled");
         match job {
             Job::Full => self.back_up(BackupType::Full).await,
             Job::Incremental => self.back_up(BackupType::Auto).await,
-            Job::Verify => self.verify(Action::DeepVerify).await,
-            Job::Drill => self.drill().await,
-            Job::Prune => self.prune().await,
+            Job::Verify => self.in_time(job, Action::DeepVerify, self.verify(Action::DeepVerify)).await,
+            Job::Drill => self.in_time(job, Action::Drill, self.drill()).await,
+            Job::Prune => self.in_time(job, Action::Prune, self.prune()).await,
         }
     }
 
@@ -183,6 +198,11 @@ fn scheduled(action: Action) -> Option<Job> {
 impl RunJobs {
     async fn back_up(&self, wanted: BackupType) -> Result<()> {
         let mut unfinished = self.unfinished.lock().await;
+        if self.has_heritage.load(Ordering::Relaxed) {
+            let (repository, ..) = self.taker.repository().await?;
+            *unfinished = Unfinished::left_over(&repository, &self.taker.clock).await?.or(unfinished.take());
+            self.has_heritage.store(false, Ordering::Relaxed);
+        }
         self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
         // A full one is as good as an incremental one.
         self.taker.notifier.clear(Trouble::Job(Job::Incremental));
@@ -190,21 +210,37 @@ impl RunJobs {
             self.taker.notifier.clear(Trouble::Job(Job::Full));
         }
         if self.taker.settings().schedule.verify_after
-            && let Err(error) = self.verify(Action::Verify).await
+            && let Err(error) = self.in_time(Job::Verify, Action::Verify, self.verify(Action::Verify)).await
         {
             tracing::error!(%error, "the verification after the base backup failed");
         }
         Ok(())
     }
 
+    /// What does not end keeps everything else from happening.
+    async fn in_time(&self, job: Job, action: Action, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let Taker { metrics, clock, .. } = self.taker.as_ref();
+        let (begun, begun_at) = (Begun::now("run", action, clock), Instant::now());
+        let limit = self.taker.settings().schedule.time_limit;
+        if let Ok(ended) = tokio::time::timeout(limit, Box::pin(work)).await {
+            return ended;
+        }
+        let error = Error::new(Kind::Local, format!("{action} did not end within {}", print::duration(limit))).hint(
+            "schedule.time_limit says how long is too long. Does the store answer, does the server of the drill?",
+        );
+        if let Ok(Ok((_, writer, _))) = tokio::time::timeout(NOTE_PATIENCE, self.taker.repository()).await {
+            begun.end(&writer, Ended::failed(&error), clock).await;
+        }
+        metrics.job_ended(job, clock.now(), begun_at.elapsed(), false);
+        self.taker.notifier.raise(Trouble::Job(job), error.to_string());
+        Err(error)
+    }
+
     async fn verify(&self, action: Action) -> Result<()> {
         let (begun, begun_at) = (Begun::now("run", action, &self.taker.clock), Instant::now());
-        let (_, writer) = self.taker.repository().await?;
+        let (_, writer, _) = self.taker.repository().await?;
         let verified = verify::by_itself(&self.taker, action == Action::DeepVerify).await;
-        let ended = match &verified {
-            Ok(report) => verify::said(report),
-            Err(error) => Ended::failed(error),
-        };
+        let ended = verify::said(&verified);
         if let Some(first) = verified.as_ref().ok().and_then(|report| report.findings.iter().find(|it| it.is_problem)) {
             tracing::error!(problems = ended.about, first = first.message, "what is stored is not as it should be");
         }
@@ -244,7 +280,7 @@ impl RunJobs {
 
     async fn drill(&self) -> Result<()> {
         let begun_at = Instant::now();
-        let drilled = drill::by_itself(&self.taker.settings()).await;
+        let drilled = drill::by_itself(&self.taker).await;
         self.taker.metrics.job_ended(Job::Drill, self.taker.clock.now(), begun_at.elapsed(), drilled.is_ok());
         match drilled {
             Err(error) if error.kind() == Kind::Failed => {

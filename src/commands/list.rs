@@ -302,6 +302,22 @@ struct Status {
     last_drill_passed: Option<bool>,
     last_prune_at: Option<Timestamp>,
     last_prune_passed: Option<bool>,
+    /// What somebody has to do something about.
+    problems: Vec<&'static str>,
+}
+
+impl Status {
+    fn find_problems(&mut self) {
+        let all = [
+            (self.newest_backup.is_none(), "no base backup can be restored"),
+            (self.server_error.is_some(), "the server cannot be asked"),
+            (self.backup_needed, "WAL was lost, and no base backup was taken behind it"),
+            (self.damaged_backups > 0, "a base backup is damaged"),
+            (self.last_drill_passed == Some(false), "the last drill failed"),
+            (self.last_prune_passed == Some(false), "the last prune failed"),
+        ];
+        self.problems = all.into_iter().filter_map(|(is_so, problem)| is_so.then_some(problem)).collect();
+    }
 }
 
 /// Prints how the archive stands against the server.
@@ -321,7 +337,7 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
     };
     let stored_to = report.wal.last().and_then(|timeline| timeline.stored.last()).map(|run| run.end);
     let server_lsn = server.as_ref().ok().copied();
-    let status = Status {
+    let mut status = Status {
         cluster: report.cluster.clone(),
         newest_backup: newest.map(|window| window.backup.clone()),
         newest_backup_type: newest.map(|window| window.backup_type),
@@ -340,7 +356,9 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
         last_drill_passed: drill.as_ref().map(|drill| drill.passed),
         last_prune_at: prune.as_ref().map(|prune| prune.ended_at),
         last_prune_passed: prune.as_ref().map(|prune| prune.passed),
+        problems: Vec::new(),
     };
+    status.find_problems();
     if as_json {
         return print::stdout(&print::json(&status)?);
     }
@@ -393,8 +411,12 @@ pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
             }
         }
     };
+    let verdict = match &status.problems[..] {
+        [] => "all is well".to_owned(),
+        problems => format!("to be done     {}", problems.join("; ")),
+    };
     print::stdout(&format!(
-        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}",
+        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}{verdict}\n",
         status.cluster,
         restorable_to,
         match (status.holes, status.backup_needed) {

@@ -6,8 +6,8 @@ use super::{parts, time};
 use crate::cli::PruneArgs;
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::repository::{Action, FORMAT_VERSION, PruneDocument, Repository, Writer};
-use crate::retention::{Ages, Group, Inventory, Plan, execute, plan, prove};
+use crate::repository::{Action, Cluster, FORMAT_VERSION, PruneDocument, Repository, Writer};
+use crate::retention::{Ages, Group, Inventory, Outcome, Plan, execute, plan, prove};
 use crate::runtime::{self, Clock};
 use crate::store::Store;
 use serde::Serialize;
@@ -41,20 +41,25 @@ pub(super) struct PruneSummary {
 /// Looks, plans, has the plan proved, and deletes. The report is stored whatever became of it.
 ///
 /// # Errors
-/// If it could not begin: what is stored cannot be read, or not be judged. What fails while it deletes is in the summary.
+/// If nothing was deleted: what is stored cannot be read, or not be judged. What fails while it deletes is in the summary.
 pub(super) async fn prune_once(
     command: &'static str,
     settings: &Settings,
     store: Arc<dyn Store>,
     clock: &Clock,
 ) -> Result<PruneSummary> {
-    let begun = Begun::now(command, Action::Prune, clock);
-    let (repository, inventory, plan) = look(settings, store, clock).await?;
-    let started_at = clock.now();
-    let system_identifier = inventory.catalog.cluster.system_identifier;
-    let now = Ages::of(&inventory, settings.retention.minimum_window, started_at).now;
-    drop(inventory);
-    let outcome = execute(&repository, &plan, system_identifier, now).await;
+    let (begun, started_at) = (Begun::now(command, Action::Prune, clock), clock.now());
+    let (repository, cluster) = parts::repository_in(settings, store).await?;
+    let system_identifier = cluster.system_identifier;
+    let (plan, outcome) = match look(settings, &repository, cluster, clock).await {
+        Ok((inventory, plan)) => {
+            let now = Ages::of(&inventory, settings.retention.minimum_window, clock.now()).now;
+            drop(inventory);
+            let outcome = execute(&repository, &plan, system_identifier, now).await;
+            (Some(plan), outcome)
+        }
+        Err(error) => (None, Outcome { error: Some(error), ..Outcome::default() }),
+    };
     let document = PruneDocument {
         format: FORMAT_VERSION,
         started_at,
@@ -75,13 +80,20 @@ pub(super) async fn prune_once(
     if let Err(error) = writer.store_prune(&document).await {
         tracing::warn!(%error, "the report of this prune cannot be stored, so that `seawall status` does not know of it");
     }
-    Ok(PruneSummary { document, plan, error: outcome.error })
+    match (plan, outcome.error) {
+        (None, Some(error)) => Err(error),
+        (plan, error) => Ok(PruneSummary { document, plan: plan.unwrap_or_default(), error }),
+    }
 }
 
 /// One look, the plan, and the proof of it.
-async fn look(settings: &Settings, store: Arc<dyn Store>, clock: &Clock) -> Result<(Repository, Inventory, Plan)> {
-    let (repository, cluster) = parts::repository_in(settings, store).await?;
-    let inventory = Inventory::read(&repository, cluster).await?;
+async fn look(
+    settings: &Settings,
+    repository: &Repository,
+    cluster: Cluster,
+    clock: &Clock,
+) -> Result<(Inventory, Plan)> {
+    let inventory = Inventory::read(repository, cluster).await?;
     let zone = time::local_now(clock).time_zone().clone();
     let (policy, now) = (settings.retention.clone(), clock.now());
     // Of years of WAL, that takes seconds.
@@ -90,8 +102,7 @@ async fn look(settings: &Settings, store: Arc<dyn Store>, clock: &Clock) -> Resu
         let plan = plan(&inventory, &policy, &zone, now);
         prove(&layout, &inventory, &plan, &policy, now).map(|()| (inventory, plan))
     };
-    let (inventory, plan) = runtime::blocking(planned).await??;
-    Ok((repository, inventory, plan))
+    runtime::blocking(planned).await?
 }
 
 /// Prunes, or says what that would do.
@@ -101,7 +112,8 @@ async fn look(settings: &Settings, store: Arc<dyn Store>, clock: &Clock) -> Resu
 pub(super) async fn prune(args: PruneArgs, settings: Settings) -> Result<()> {
     let (store, clock) = (parts::store(&settings).await?, Clock::system());
     let (plan, deleted, error) = if args.dry_run {
-        let (_, _, plan) = look(&settings, store, &clock).await?;
+        let (repository, cluster) = parts::repository_in(&settings, store).await?;
+        let (_, plan) = look(&settings, &repository, cluster, &clock).await?;
         (plan, (0, 0), None)
     } else {
         let summary = prune_once("prune", &settings, store, &clock).await?;

@@ -38,7 +38,7 @@ pub(super) async fn follow(cli: Cli, mut hangups: Signal, settings: watch::Sende
             }
         };
         // The folder of a cluster that was never reached is not there yet.
-        if let Ok((_, writer)) = taker.repository().await {
+        if let Ok((_, writer, _)) = taker.repository().await {
             begun.end(&writer, ended, &taker.clock).await;
         }
     }

@@ -3,6 +3,7 @@
 use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
+use super::outside::Configured;
 use super::service::ServiceManager;
 use super::taking::Taker;
 use super::{drills, jobs, keys, parts, reload, signals, sizes, troubles};
@@ -103,6 +104,7 @@ pub(super) async fn run(cli: Cli, settings: Settings) -> Result<()> {
         settings,
         form,
         store,
+        outside: Arc::new(Configured),
         metrics: metrics.clone(),
         notifier: notifier.clone(),
         clock: clock.clone(),

@@ -1,17 +1,18 @@
 //! Base backups that `seawall run` takes by itself, beside its own stream: after a gap, and on schedule.
 
 use super::audit::{Begun, Ended};
-use super::{names, parts};
+use super::outside::Outside;
+use super::{names, parts, print};
 use crate::backup::{
     BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
 };
 use crate::cli::BackupType;
 use crate::codec::Form;
 use crate::config::Settings;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::metrics::{Job, Metrics};
 use crate::notify::Notifier;
-use crate::repository::{Action, BackupDocument, BackupId, Layout, Repository, WalReader, Writer};
+use crate::repository::{Action, BackupDocument, BackupId, Cluster, Layout, Repository, WalReader, Writer};
 use crate::runtime::Clock;
 use crate::store::Store;
 use std::sync::Arc;
@@ -23,16 +24,24 @@ use tokio::time::Instant;
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Takes base backups, one at a time.
-pub(super) struct Taker {
+#[derive(Debug)]
+pub struct Taker {
     /// They change on SIGHUP.
-    pub(super) settings: watch::Receiver<Arc<Settings>>,
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// How things are stored, and what opens them.
-    pub(super) form: Form,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) metrics: Metrics,
-    pub(super) notifier: Notifier,
-    pub(super) clock: Clock,
-    pub(super) one_at_a_time: Mutex<()>,
+    pub form: Form,
+    /// The repository's.
+    pub store: Arc<dyn Store>,
+    /// What else there is.
+    pub outside: Arc<dyn Outside>,
+    /// What becomes of it, for who watches.
+    pub metrics: Metrics,
+    /// The same, for who is called.
+    pub notifier: Notifier,
+    /// What time it is.
+    pub clock: Clock,
+    /// Held while one is taken.
+    pub one_at_a_time: Mutex<()>,
 }
 
 impl Taker {
@@ -41,14 +50,14 @@ impl Taker {
         self.settings.borrow().clone()
     }
 
-    /// The cluster's folder, with what opens what is encrypted, if it was named, and what writes there.
-    pub(super) async fn repository(&self) -> Result<(Repository, Writer)> {
+    /// The cluster's folder, with what opens what is encrypted, if it was named, what writes there, and whose it is.
+    pub(super) async fn repository(&self) -> Result<(Repository, Writer, Cluster)> {
         let settings = self.settings();
         let (repository, cluster) = parts::repository_in(&settings, self.store.clone()).await?;
         let size = repository.layout.segment_size();
         let layout = Layout::new(settings.cluster.clone(), size, self.form.clone());
         let writer = Writer::new(self.store.clone(), layout.clone(), cluster.system_identifier);
-        Ok((Repository { store: self.store.clone(), layout }, writer))
+        Ok((Repository { store: self.store.clone(), layout }, writer, cluster))
     }
 
     /// Takes one, as `seawall backup` does while `run` has the slot, and notes what became of it. One that failed before is gone on
@@ -60,7 +69,7 @@ impl Taker {
         unfinished: &mut Option<BackupId>,
     ) -> Result<BackupDocument> {
         let _one = self.one_at_a_time.lock().await;
-        let (repository, writer) = self.repository().await?;
+        let (repository, writer, _) = self.repository().await?;
         let resume = match unfinished.take() {
             // Where that cannot be, another one is begun.
             Some(id) => Unfinished::find(&repository, &id, writer.system_identifier(), &self.clock).await.ok(),
@@ -82,12 +91,22 @@ impl Taker {
         let begun_at = Instant::now();
         self.metrics.set_backup_running(true);
         let mut taking = Box::pin(self.receive(&repository, &writer, wanted, label, resume, progress));
+        let (mut farthest, mut moved) = (BackupProgress::default(), Instant::now());
         let taken = loop {
             tokio::select! {
                 taken = &mut taking => break taken,
-                () = tokio::time::sleep(LOOK_PAUSE) => show(&seen.borrow_and_update()),
+                () = tokio::time::sleep(LOOK_PAUSE) => {}
+            }
+            let progress = seen.borrow_and_update().clone();
+            show(&progress);
+            let limit = self.settings().schedule.time_limit;
+            if progress != farthest {
+                (farthest, moved) = (progress, Instant::now());
+            } else if moved.elapsed() >= limit {
+                break Err(stuck(limit));
             }
         };
+        drop(taking);
         self.metrics.set_backup_running(false);
         show(&seen.borrow_and_update());
         let ended = match &taken {
@@ -123,7 +142,7 @@ impl Taker {
         let waiter = RepositoryWaiter::new(repository.clone());
         let options = BackupOptions { resume, label: label.to_owned(), ..BackupOptions::default() };
         let settings = self.settings();
-        let connect = || parts::connect(&settings);
+        let connect = || self.outside.connect(&settings);
         if wanted != BackupType::Full {
             let reader = WalReader::new(repository.clone(), writer.system_identifier());
             let taking = take_incremental(connect, &reader, writer, &options, &self.clock, &waiter, progress.clone());
@@ -139,13 +158,20 @@ impl Taker {
     }
 }
 
+/// Whatever it waits for, others wait for it.
+fn stuck(limit: Duration) -> Error {
+    Error::new(Kind::Local, format!("the base backup has got no farther for {}", print::duration(limit))).hint(
+        "schedule.time_limit says how long is too long. Does the server send, and the store take, anything at all?",
+    )
+}
+
 pub(super) fn action_of(is_incremental: bool) -> Action {
     if is_incremental { Action::Incremental } else { Action::Full }
 }
 
 /// A base backup that exists, in the audit trail.
 pub(super) fn said(document: &BackupDocument) -> Ended {
-    let (bytes, files) = (super::print::size(document.stored_bytes), document.files.len());
+    let (bytes, files) = (print::size(document.stored_bytes), document.files.len());
     let about = match document.findings.in_words() {
         Some(found) => format!("{files} files, stored as {bytes}; it is {found}"),
         None => format!("{files} files, stored as {bytes}"),

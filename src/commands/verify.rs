@@ -31,11 +31,12 @@ pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
     };
     let (progress, watched) = watch::channel(VerifyProgress::default());
     let now = clock.now();
-    let report = tokio::select! {
-        report = Box::pin(crate::verify::verify(&repository, cluster, &options, now, &progress)) => report?,
+    let verified = tokio::select! {
+        verified = Box::pin(crate::verify::verify(&repository, cluster, &options, now, &progress)) => verified,
         never = progress::show(watched, step) => match never {},
     };
-    begun.end(&writer, said(&report), &clock).await;
+    begun.end(&writer, said(&verified), &clock).await;
+    let report = verified?;
     let text = match args.json.json {
         true => print::json(&report)?,
         false => in_words(&report, std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()),
@@ -53,15 +54,18 @@ pub(super) async fn verify(args: VerifyArgs, settings: Settings) -> Result<()> {
 /// # Errors
 /// As [`verify`], but for what it finds.
 pub(super) async fn by_itself(taker: &Taker, deep: bool) -> Result<Report> {
-    let (repository, _) = taker.repository().await?;
-    let (_, cluster) = parts::repository_in(&taker.settings(), taker.store.clone()).await?;
+    let (repository, _, cluster) = taker.repository().await?;
     let (progress, _seen) = watch::channel(VerifyProgress::default());
-    let options = VerifyOptions { deep, downloads: 1, ..VerifyOptions::default() };
+    let options = VerifyOptions { deep, ..VerifyOptions::default() };
     Box::pin(crate::verify::verify(&repository, cluster, &options, taker.clock.now(), &progress)).await
 }
 
 /// What was found, in the audit trail.
-pub(super) fn said(report: &Report) -> Ended {
+pub(super) fn said(verified: &Result<Report>) -> Ended {
+    let report = match verified {
+        Ok(report) => report,
+        Err(error) => return Ended::failed(error),
+    };
     let objects = counted(report.checked.objects, "object");
     let about = match report.findings.iter().find(|finding| finding.is_problem) {
         None => format!("{objects} looked at, nothing is wrong"),

@@ -120,3 +120,32 @@ pub fn hooks(wanted: &BTreeMap<Form, String>) -> Result<Vec<Hook>> {
     let tls = webhook::trust()?;
     wanted.iter().map(|(form, address)| Hook::new(*form, address, tls.clone())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Job;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_hook_that_hangs_is_waited_for_by_nobody() {
+        // Given a hook that takes connections and never answers
+        let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/", deaf.local_addr().unwrap());
+        let mut tasks = Tasks::default();
+        let hooks = hooks(&BTreeMap::from([(Form::Json, address)])).unwrap();
+        let notifier = Notifier::new("main", hooks, Clock::system(), &mut tasks);
+        // When more goes wrong than waits for it, then nobody who tells it waits
+        let telling = async {
+            for _ in 0..2 * QUEUE {
+                notifier.raise(Trouble::Job(Job::Drill), "no");
+                notifier.clear(Trouble::Job(Job::Drill));
+            }
+        };
+        timeout(Duration::from_secs(5), telling).await.expect("nobody waits for a hook");
+        // And whoever ends waits for his last words no longer than he wants
+        let flushed = timeout(Duration::from_secs(60), notifier.flush(Duration::from_millis(50))).await;
+        flushed.expect("last words have their time");
+        assert!(*notifier.waiting.borrow() > 0, "what waits for the hook is still there");
+    }
+}

@@ -15,6 +15,7 @@ use postgres_protocol::message::frontend;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,6 +128,18 @@ impl Client {
     /// [`PgError::Hosts`] with what each server said.
     pub async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
         Box::pin(connect::connect(info, mode, settings)).await
+    }
+
+    /// Speaks to a server through a socket that is open, in the clear: for simulations, whose network is memory.
+    ///
+    /// # Errors
+    /// What the server says.
+    #[doc(hidden)]
+    pub async fn over<S>(socket: S, info: &ConnInfo, mode: Mode) -> Result<Client, PgError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static,
+    {
+        Box::pin(connect::over(Box::new(socket), info, mode)).await
     }
 
     pub(super) fn new(connection: Connection, host: String, mode: Mode) -> Client {

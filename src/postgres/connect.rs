@@ -77,6 +77,13 @@ pub(super) async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str
     Err(PgError::Hosts(failures))
 }
 
+/// Speaks to a server through what is open already, in the clear, as if it were the first host of `info`.
+pub(super) async fn over(socket: Box<dyn Duplex>, info: &ConnInfo, mode: Mode) -> Result<Client, PgError> {
+    let attempt = Attempt { info, mode, settings: &[], tls: None };
+    let host = info.hosts.first().ok_or_else(|| PgError::protocol("no host"))?;
+    attempt.log_in(socket, host, &Security::Plain, Attrs::Any).await
+}
+
 /// A refusal that another host of the same cluster would repeat; libpq stops there, too.
 fn is_final(error: &PgError) -> bool {
     match error {
@@ -157,6 +164,16 @@ impl Attempt<'_> {
         wanted: Attrs,
     ) -> Result<Client, PgError> {
         let (socket, security) = self.open_socket(host, address, encryption).await?;
+        self.log_in(socket, host, &security, wanted).await
+    }
+
+    async fn log_in(
+        &self,
+        socket: Box<dyn Duplex>,
+        host: &Host,
+        security: &Security,
+        wanted: Attrs,
+    ) -> Result<Client, PgError> {
         let mut connection = Connection::new(socket);
         self.send_startup(&mut connection).await?;
         let (password, passfile_problem) = match &self.info.password {
@@ -169,7 +186,7 @@ impl Attempt<'_> {
             passfile_problem: passfile_problem.as_deref(),
             channel_binding: self.info.channel_binding,
         };
-        auth::authenticate(&mut connection, &credentials, &security).await?;
+        auth::authenticate(&mut connection, &credentials, security).await?;
         let mut client =
             Client::new(connection, host.to_string(), self.mode).with_certificate_end(security.certificate_end());
         check_session(&mut client, wanted).await?;

@@ -1,4 +1,5 @@
-//! Carries out a plan. Whenever it is cut off, everything that stays can be restored, and the next prune goes on.
+//! Carries out a plan. Whenever it is cut off, everything that stays can be restored, and the next prune goes on. An object that
+//! cannot be deleted keeps no others from going, but for those that only go once it is gone.
 
 use super::inventory::read_entry;
 use super::plan::{Doomed, Plan, Step};
@@ -12,6 +13,9 @@ use std::collections::BTreeSet;
 /// Deletions at once.
 const AT_ONCE: usize = 8;
 
+/// Where so many fail, it is no matter of single objects: nothing more is tried.
+const UNDELETED_MAX: u64 = 20;
+
 /// What became of it.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -21,7 +25,9 @@ pub struct Outcome {
     pub bytes: u64,
     /// Base backups that are gone, or in part.
     pub backups: Vec<BackupId>,
-    /// What it ended with, if not with success.
+    /// Objects that could not be deleted.
+    pub undeleted: u64,
+    /// What it ended with, if not with success: the first failure.
     pub error: Option<Error>,
 }
 
@@ -32,9 +38,13 @@ pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u6
     let mut run = Run { repository, system_identifier, now, known, doomed, outcome: Outcome::default() };
     for step in &plan.steps {
         if let Err(error) = Box::pin(run.step(step)).await {
-            run.outcome.error = Some(error);
+            run.outcome.error.get_or_insert(error);
             break;
         }
+    }
+    let Outcome { undeleted, error, .. } = &mut run.outcome;
+    if *undeleted > 1 {
+        *error = error.take().map(|error| error.context(format!("{undeleted} objects cannot be deleted; the first")));
     }
     run.outcome
 }
@@ -71,19 +81,29 @@ impl Run<'_> {
                 let (store, layout) = (self.repository.store.clone(), self.repository.layout.clone());
                 Writer::new(store, layout, self.system_identifier).store_pruned_note(*range).await
             }
-            Step::Objects(objects) => self.delete(objects.clone()).await,
+            // What says why WAL is missing goes once nothing is in front of it.
+            Step::Objects(objects) if self.outcome.undeleted > 0 && self.are_notes(objects) => Ok(()),
+            Step::Objects(objects) => self.try_to_delete(objects.clone()).await,
         }
     }
 
-    /// `backup.json` goes first: then it is no backup. Then `begin.json`, so that nobody goes on with it. Then the rest.
+    fn are_notes(&self, objects: &[Doomed]) -> bool {
+        let is_note = |object: &Doomed| {
+            let key = self.repository.layout.parse(&object.name);
+            matches!(key, Ok(Key::Gap(_) | Key::Pruned(_) | Key::DeadBranch(_)))
+        };
+        objects.iter().any(is_note)
+    }
+
+    /// `backup.json` goes first: then it is no backup. Then `begin.json`, so that nobody goes on with it. Then the rest. Where one of the
+    /// two stays, so does the rest, and what this one builds on.
     async fn backup(&mut self, id: &BackupId) -> Result<()> {
+        let Objects { end, begin, parts } = self.folder(id).await?;
         self.look_again(id).await?;
         self.outcome.backups.push(id.clone());
-        let Objects { end, begin, parts } = self.folder(id).await?;
-        for list in [end, begin, parts] {
-            self.delete(list).await?;
-        }
-        Ok(())
+        self.delete(end).await?;
+        self.delete(begin).await?;
+        self.try_to_delete(parts).await
     }
 
     /// One that nobody is at, still. `begin.json` goes first, and then it is looked whether there is a `backup.json`: a backup looks for
@@ -100,7 +120,7 @@ impl Run<'_> {
         self.delete(begin).await?;
         self.check_unfinished(id).await?;
         self.outcome.backups.push(id.clone());
-        self.delete(parts).await
+        self.try_to_delete(parts).await
     }
 
     /// What is there of a backup.
@@ -129,13 +149,9 @@ impl Run<'_> {
         }
     }
 
-    /// What came since the plan was made: a mark, or a backup that builds on one which is about to go.
+    /// What came since the plan was made: a backup that builds on one which is about to go, or a mark. Those last: whoever marks one looks
+    /// afterwards whether it is still there.
     async fn look_again(&mut self, id: &BackupId) -> Result<()> {
-        let marks = self.repository.read_keep_marks().await?;
-        let mut of_doomed = self.doomed.iter().filter_map(|id| marks.get(id));
-        if let Some(mark) = of_doomed.find(|mark| mark.holds(self.now)) {
-            return Err(changed(format!("base backup {} is to be kept: {}", mark.backup, mark.reason)));
-        }
         for other in self.repository.backup_ids().await? {
             if self.known.contains(&other) || self.doomed.contains(&other) {
                 continue;
@@ -147,18 +163,35 @@ impl Run<'_> {
                 return Err(changed(format!("base backup {other} was begun meanwhile, and builds on {id}")));
             }
         }
-        Ok(())
+        let marks = self.repository.read_keep_marks().await?;
+        let mut of_doomed = self.doomed.iter().filter_map(|id| marks.get(id));
+        match of_doomed.find(|mark| mark.holds(self.now)) {
+            Some(mark) => Err(changed(format!("base backup {} is to be kept: {}", mark.backup, mark.reason))),
+            None => Ok(()),
+        }
     }
 
+    /// As [`Run::delete`], of objects that nothing else waits for. Fails only if many cannot be deleted.
+    async fn try_to_delete(&mut self, objects: Vec<Doomed>) -> Result<()> {
+        match self.delete(objects).await {
+            Err(error) if self.outcome.undeleted < UNDELETED_MAX => {
+                self.outcome.error.get_or_insert(error);
+                Ok(())
+            }
+            ended => ended,
+        }
+    }
+
+    /// Tries each of them. Fails with what the first said that cannot be deleted.
     async fn delete(&mut self, objects: Vec<Doomed>) -> Result<()> {
         let store = self.repository.store.clone();
         let deletions = stream::iter(objects).map(|object| {
             let store = store.clone();
             async move { store.delete(&object.name).await.map(|()| object) }
         });
-        // In order: what is told first is the first that failed.
+        // In order: what is told is the first that failed.
         let mut deletions = deletions.buffered(AT_ONCE);
-        let mut failed = None;
+        let mut first = None;
         while let Some(deleted) = deletions.next().await {
             match deleted {
                 Ok(object) => {
@@ -166,12 +199,15 @@ impl Run<'_> {
                     self.outcome.bytes += object.bytes;
                 }
                 Err(error) => {
-                    failed = Some(error);
-                    break;
+                    self.outcome.undeleted += 1;
+                    first.get_or_insert(error);
+                    if self.outcome.undeleted >= UNDELETED_MAX {
+                        break;
+                    }
                 }
             }
         }
-        failed.map_or(Ok(()), |error| Err(refused(error)))
+        first.map_or(Ok(()), |error| Err(refused(error)))
     }
 }
 

@@ -158,10 +158,11 @@ impl Planner<'_> {
             let left = leftovers.map_or((0, 0), |left| (left.len() as u64, left.iter().map(|it| it.bytes).sum()));
             self.group(format!("{what} backup {}", entry.id), goes, reason, objects - left.0, bytes - left.1);
         }
+        // Before what they build on: somebody may have gone on with one since.
+        self.steps.extend(self.selection.orphans.iter().cloned().map(Step::Orphan));
         // What builds on another begins behind it.
         doomed.sort_by(|one, other| other.cmp(one));
         self.steps.extend(doomed.into_iter().map(|(_, id)| Step::Backup(id)));
-        self.steps.extend(self.selection.orphans.iter().cloned().map(Step::Orphan));
     }
 
     fn leftovers(&mut self) {

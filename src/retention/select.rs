@@ -176,7 +176,7 @@ impl Selection {
             }
         }
         let newest_first: Vec<&BackupDocument> = good.iter().rev().copied().collect();
-        let times: Vec<Timestamp> = newest_first.iter().map(|backup| backup.ended_at).collect();
+        let times: Vec<Timestamp> = newest_first.iter().map(|backup| inventory.time_of(backup)).collect();
         for (period, count) in &policy.calendar {
             let keeps = period.newest_of_each(&times, *count, zone);
             for (backup, _) in newest_first.iter().zip(keeps).filter(|(_, keeps)| *keeps) {

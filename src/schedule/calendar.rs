@@ -23,11 +23,22 @@ pub struct Schedule {
     pub jitter: Duration,
     /// Every base backup is followed by a look at what is stored.
     pub verify_after: bool,
+    /// What takes longer is given up; and a base backup that gets no farther for so long.
+    pub time_limit: Duration,
 }
+
+/// A day.
+const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Schedule {
     fn default() -> Schedule {
-        Schedule { jobs: BTreeMap::new(), time_zone: TimeZone::system(), jitter: Duration::ZERO, verify_after: true }
+        Schedule {
+            jobs: BTreeMap::new(),
+            time_zone: TimeZone::system(),
+            jitter: Duration::ZERO,
+            verify_after: true,
+            time_limit: TIME_LIMIT,
+        }
     }
 }
 

@@ -77,6 +77,7 @@ impl Lease {
     pub async fn take(&mut self, job: &str) -> Result<Held<'_>> {
         let numbers = self.numbers().await?;
         let newest = numbers.iter().copied().max();
+        let mut after = None;
         if let Some(newest) = newest {
             let holder = self.holder(newest).await?;
             // Our own that was not given back, because the store did not answer: one process does one thing at a time.
@@ -89,6 +90,7 @@ impl Lease {
             if !is_free && since.elapsed() < EXPIRES_AFTER {
                 return Ok(Held::ByOther(holder));
             }
+            after = holder.filter(|_| !is_free);
         }
         let number = newest.map_or(1, |newest| newest.saturating_add(1));
         if !self.create(number, job, false).await? {
@@ -99,7 +101,7 @@ impl Lease {
         for old in numbers {
             self.delete(old).await;
         }
-        Ok(Held::ByUs(Tenure { lease: self, job: job.to_owned(), number, renewed: Instant::now() }))
+        Ok(Held::ByUs(Tenure { lease: self, job: job.to_owned(), number, renewed: Instant::now(), after }))
     }
 
     /// Every number that is there.
@@ -158,9 +160,15 @@ pub struct Tenure<'a> {
     job: String,
     number: u64,
     renewed: Instant,
+    after: Option<Holder>,
 }
 
 impl Tenure<'_> {
+    /// Who had it before and did not give it back: what he was at, he is at no longer.
+    pub fn after(&self) -> Option<&Holder> {
+        self.after.as_ref()
+    }
+
     /// Does `work` while the lease is renewed, and gives it back. If it is lost, the work is done nevertheless: nothing that is stored
     /// depends on it, and half a base backup is worth nothing. Dropped, it is somebody else's after five minutes.
     ///

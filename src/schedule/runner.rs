@@ -1,7 +1,7 @@
 //! Does what is due, one job at a time, for as long as `run` does. What failed is tried again, later and later; what could not be
 //! done in its time is caught up once. Uses the calendar and the lease; the jobs are the caller's.
 
-use super::{Held, LastRuns, Lease, Schedule};
+use super::{Held, Holder, LastRuns, Lease, Schedule};
 use crate::error::{Error, Result};
 use crate::metrics::Job;
 use crate::runtime::{Backoff, Clock, RetryPolicy};
@@ -30,6 +30,9 @@ pub trait Jobs {
 
     /// Waits until `may` may say something else.
     fn changed(&self) -> impl Future<Output = ()>;
+
+    /// Whoever was at a job before has died with it.
+    fn succeeds(&self, _dead: &Holder) {}
 
     /// Does it, and notes what became of it. That something was found which is wrong is no error: it was done.
     fn run(&self, job: Job) -> impl Future<Output = Result<()>>;
@@ -99,6 +102,9 @@ impl<J: Jobs> Runner<J> {
         let Runner { cluster, lease, clock, jobs } = self;
         let ended = match lease.take(job.name()).await {
             Ok(Held::ByUs(tenure)) => {
+                if let Some(dead) = tenure.after() {
+                    jobs.succeeds(dead);
+                }
                 let work = async {
                     // Whoever had it before may have done it just now.
                     let known = jobs.last_runs().await?;

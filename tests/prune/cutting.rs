@@ -29,6 +29,8 @@ struct Cut {
     kind: StoreErrorKind,
     /// Once the first is deleted, the second is stored: by a backup that finishes in this moment.
     lands: Option<(String, String)>,
+    /// This one is refused.
+    held: Option<String>,
 }
 
 #[async_trait]
@@ -49,6 +51,9 @@ impl Store for Cut {
         self.store.list_level(prefix).await
     }
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        if self.held.as_deref() == Some(key) {
+            return Err(StoreError::new(StoreErrorKind::Denied, "delete", key));
+        }
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match left {
             Ok(_) => {
@@ -73,7 +78,7 @@ impl Store for Cut {
 /// Prunes, with so many deletions.
 async fn prune(world: &World, policy: &Policy, deletions: usize, kind: StoreErrorKind) -> Outcome {
     let (inventory, plan) = planned(world, policy, world.clock.now()).await;
-    let store = Cut { store: world.store.clone(), left: AtomicUsize::new(deletions), kind, lands: None };
+    let store = Cut { store: world.store.clone(), left: AtomicUsize::new(deletions), kind, lands: None, held: None };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
     execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await
 }
@@ -181,6 +186,58 @@ fn a_store_that_refuses_to_delete_loses_nothing_and_is_told() {
     });
 }
 
+/// Prunes a month of backups, with this one refused. What became of it, and what is left.
+async fn prune_but_for(held: impl Fn(&str) -> bool) -> (World, Outcome, Vec<String>, String) {
+    let mut events = Vec::new();
+    for _ in 0..20 {
+        events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+    }
+    let world = World::of(&events).await;
+    let policy = Policy { full: Some(1), ..Policy::default() };
+    let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+    let first = world.repository.layout.backup_prefix(&plan.doomed_backups().into_iter().next_back().unwrap());
+    let is_held = |name: &&String| held(name) && (name.starts_with(&first) || name.contains("/wal/"));
+    let name = world.names().await.iter().find(is_held).expect("there is one").clone();
+    let (store, left) = (world.store.clone(), AtomicUsize::new(usize::MAX));
+    let store = Cut { store, left, kind: StoreErrorKind::Denied, lands: None, held: Some(name.clone()) };
+    let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
+    let outcome = execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await;
+    let left = world.names().await.into_iter().collect();
+    (world, outcome, left, name)
+}
+
+#[test]
+fn one_object_that_cannot_be_deleted_keeps_no_others_from_going() {
+    run(async {
+        for held in ["/base.", "/wal/"] {
+            let (world, outcome, left, name) = prune_but_for(|name| name.contains(held)).await;
+            assert_eq!(outcome.undeleted, 1, "{name}");
+            let error = outcome.error.expect("it is told").to_string();
+            assert!(error.contains(&name), "{error}");
+            // The next takes it, and nothing else is left to go but what says why WAL is missing
+            let policy = Policy { full: Some(1), ..Policy::default() };
+            let again = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+            assert!(again.error.is_none(), "{:?}", again.error);
+            let gone: Vec<String> = {
+                let now = world.names().await;
+                left.into_iter().filter(|name| !now.contains(name)).collect()
+            };
+            let is_note = |name: &String| name.contains("/pruned-");
+            assert!(gone.contains(&name) && gone.iter().all(|gone| *gone == name || is_note(gone)), "{gone:?}");
+        }
+    });
+}
+
+#[test]
+fn a_backup_whose_document_stays_keeps_its_parts_and_its_wal() {
+    run(async {
+        let (_, outcome, left, name) = prune_but_for(|name| name.ends_with("/backup.json")).await;
+        assert!(outcome.error.is_some() && (outcome.objects, outcome.undeleted) == (0, 1), "{outcome:?}");
+        let folder = name.trim_end_matches("backup.json");
+        assert!(left.iter().filter(|name| name.starts_with(folder)).count() > 2, "{left:?}");
+    });
+}
+
 #[test]
 fn what_began_or_was_marked_since_the_look_is_found_before_anything_goes() {
     run(async {
@@ -221,7 +278,7 @@ fn a_backup_that_finishes_while_it_goes_as_left_over_keeps_its_parts() {
         // When it is finished as its deletion begins
         let lands = Some((format!("{folder}begin.json"), format!("{folder}backup.json")));
         let left = AtomicUsize::new(usize::MAX);
-        let store = Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands };
+        let store = Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands, held: None };
         let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
         let system = inventory.catalog.cluster.system_identifier;
         let outcome = execute(&repository, &plan, system, world.clock.now()).await;

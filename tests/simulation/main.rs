@@ -5,6 +5,7 @@
 //!   ever.
 //! * `crashes.rs`: short histories, killed at every operation on the store.
 //! * `stories.rs`: what a day costs, and other single cases.
+//! * `week/`: seven days of all that `seawall run` does by itself, by two of them for one cluster.
 //! * `invariant.rs` names what must hold, `ledger.rs` and `promises.rs` check it, `defects.rs` shows that they do.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 #![allow(clippy::type_complexity, clippy::collapsible_match)]
@@ -22,6 +23,7 @@ mod session;
 mod store;
 mod stories;
 mod wal;
+mod week;
 mod world;
 
 use counts::Counts;

@@ -100,6 +100,24 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "schedule.time_limit",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("24h"),
+        example: "\"48h\"",
+        about: "A verification, a drill or a prune that takes longer has failed: others wait for it, for one thing is done at a \
+                time. A base backup may take as long as it likes, but not get any farther for so long. At least a minute.",
+        set: |settings, text| {
+            let limit = parse_duration(text)?;
+            if limit < Duration::from_secs(60) {
+                return Err(format!("cannot be {text:?}: at least a minute"));
+            }
+            settings.schedule.time_limit = limit;
+            Ok(())
+        },
+    },
+    Key {
         name: "schedule.verify_after",
         flag: None,
         variable: None,
