@@ -2,12 +2,12 @@
 
 use super::audit::{Begun, Ended};
 use super::print::{self, Align, Table};
-use super::{parts, time};
+use super::{keep, parts, time};
 use crate::cli::PruneArgs;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::repository::{Action, FORMAT_VERSION, PruneDocument, Repository, Writer};
-use crate::retention::{Ages, Group, Inventory, Plan, execute, plan, prove};
+use crate::retention::{Ages, Group, Inventory, Outcome, Plan, Policy, execute, plan, prove};
 use crate::runtime::{self, Clock};
 use crate::store::Store;
 use serde::Serialize;
@@ -53,8 +53,15 @@ pub(super) async fn prune_once(
     let started_at = clock.now();
     let system_identifier = inventory.catalog.cluster.system_identifier;
     let now = Ages::of(&inventory, settings.retention.minimum_window, started_at).now;
+    let released = match repository.store.lock_period() {
+        Some(_) => keep::release_doomed(&repository, &inventory, &plan.doomed_backups(), now).await,
+        None => Ok(()),
+    };
     drop(inventory);
-    let outcome = execute(&repository, &plan, system_identifier, now).await;
+    let outcome = match released {
+        Ok(()) => execute(&repository, &plan, system_identifier, now).await,
+        Err(error) => Outcome { error: Some(error), ..Outcome::default() },
+    };
     let document = PruneDocument {
         format: FORMAT_VERSION,
         started_at,
@@ -83,14 +90,18 @@ async fn look(settings: &Settings, store: Arc<dyn Store>, clock: &Clock) -> Resu
     let (repository, cluster) = parts::repository_in(settings, store).await?;
     let inventory = Inventory::read(&repository, cluster).await?;
     let zone = time::local_now(clock).time_zone().clone();
-    let (policy, now) = (settings.retention.clone(), clock.now());
+    let policy = Policy { locked: repository.store.lock_period(), ..settings.retention.clone() };
+    let now = clock.now();
     // Of years of WAL, that takes seconds.
     let layout = repository.layout.clone();
     let planned = move || {
         let plan = plan(&inventory, &policy, &zone, now);
         prove(&layout, &inventory, &plan, &policy, now).map(|()| (inventory, plan))
     };
-    let (inventory, plan) = runtime::blocking(planned).await??;
+    let (inventory, mut plan) = runtime::blocking(planned).await??;
+    if repository.store.lock_period().is_some() {
+        plan.notes.push("what goes stays as an older version until a rule of the bucket expires it".to_owned());
+    }
     Ok((repository, inventory, plan))
 }
 
