@@ -13,7 +13,7 @@ use bytes::Bytes;
 use jiff::SignedDuration;
 use seawall::repository::{BackupBegin, BackupDocument, KeepMark};
 use seawall::scratch::{Server, ServerOptions};
-use seawall::store::{Metadata, NoObserver, Store, StoreErrorKind, open};
+use seawall::store::{Conditional, Metadata, NoObserver, Store, StoreErrorKind, open};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,12 @@ impl Stage {
 
     /// The store in the name of a role.
     async fn store(&self, role: &str) -> Arc<dyn Store> {
+        self.store_with(role, Conditional::Header).await
+    }
+
+    async fn store_with(&self, role: &str, conditional_writes: Conditional) -> Arc<dyn Store> {
         let mut options = options(&self.scene.bucket);
+        options.s3.conditional_writes = conditional_writes;
         options.s3.credentials = Some(credentials(role, S3Server::SECRET_KEY));
         open(&format!("s3://{}/{PREFIX}", S3Server::BUCKET), &options, Arc::new(NoObserver)).await.unwrap()
     }
@@ -249,6 +254,12 @@ async fn forbidden(stage: &Stage) {
     }
     assert_eq!(delete("restore", &tail).await, denied, "who restores deletes {tail}");
     assert_eq!(put("prune", "main/base/20200101T000000Z/backup.json").await, denied, "who prunes invents a backup");
+    // Nor does any key store without asking whether something is there: so none overwrites
+    for (role, name) in [("archive", "main/wal/00000001/x"), ("prune", "main/prunes/x")] {
+        let store = stage.store_with(role, Conditional::Head).await;
+        let stored = store.create(name, Bytes::from_static(b"x").into(), Metadata::new()).await;
+        assert_eq!(stored.err().map(|error| error.kind), denied, "{role} overwrites {name}");
+    }
     let hold = stage.store("archive").await.set_legal_hold(&block, false).await;
     assert_eq!(hold.err().map(|error| error.kind), denied, "the archiver takes a hold off");
     // And no key goes round a lock, or destroys a version
@@ -256,7 +267,7 @@ async fn forbidden(stage: &Stage) {
         let policy = policy(role, S3Server::BUCKET, PREFIX);
         for action in ["s3:BypassGovernanceRetention", "s3:DeleteObjectVersion", "s3:PutBucketVersioning"] {
             let resource = format!("arn:aws:s3:::{}/{PREFIX}/{block}", S3Server::BUCKET);
-            assert!(!policy.allows(&Asked { action, resource, prefix: None }), "{role}: {action}");
+            assert!(!policy.allows(&Asked { action, resource, prefix: None, only_new: false }), "{role}: {action}");
         }
     }
 }

@@ -10,12 +10,14 @@ const POLICY: &str = r#"{
     {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::seawall-test",
      "Condition": {"StringLike": {"s3:prefix": ["one/*"]}}},
     {"Effect": "Allow", "Action": ["s3:Get*", "s3:PutObject"], "Resource": "arn:aws:s3:::seawall-test/one/*"},
+    {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::seawall-test/new/*",
+     "Condition": {"Null": {"s3:if-none-match": "false"}}},
     {"Effect": "Deny", "Action": "s3:*", "Resource": "arn:aws:s3:::seawall-test/one/?/secret"}
   ]
 }"#;
 
 fn asked(action: &'static str, key: &str) -> Asked {
-    Asked { action, resource: format!("arn:aws:s3:::{BUCKET}/{key}"), prefix: None }
+    Asked { action, resource: format!("arn:aws:s3:::{BUCKET}/{key}"), prefix: None, only_new: false }
 }
 
 #[test]
@@ -37,6 +39,7 @@ fn a_policy_allows_what_a_statement_allows_and_none_denies() {
         action: "s3:ListBucket",
         resource: format!("arn:aws:s3:::{BUCKET}"),
         prefix: Some(prefix.to_owned()),
+        only_new: false,
     };
     assert!(policy.allows(&list("one/x")) && !policy.allows(&list("")) && !policy.allows(&list("two/")));
 }
@@ -70,4 +73,9 @@ async fn a_key_does_what_its_policy_allows_and_is_refused_the_rest() {
     let refused: Vec<&str> = server.refused("somebody").iter().map(|asked| asked.action).collect();
     assert!(refused.contains(&"s3:DeleteObject") && refused.contains(&"s3:ListBucket"), "{refused:?}");
     assert!(server.get("one/a").is_some());
+    // Who may only create does not overwrite, nor try to
+    let put = || client.put_object().bucket(BUCKET).key("new/a").body(ByteStream::from_static(b"a"));
+    assert_eq!(verdict(&put().send().await), "AccessDenied");
+    assert_eq!(verdict(&put().if_none_match("*").send().await), "Ok");
+    assert_eq!(verdict(&put().if_none_match("*").send().await), "PreconditionFailed");
 }

@@ -38,7 +38,7 @@ fn judge(bucket: &BucketSettings, wanted: &Wanted, findings: &mut Findings) {
             true => findings.ok("versioning", "on: what is deleted or overwritten can be got back"),
             false => findings.warning(
                 "versioning",
-                "off: whoever has the archiver's key can overwrite what is stored, and nothing brings it back",
+                "off: what is deleted or overwritten, by a thief of a key or by mistake, is gone",
                 &format!("Turn versioning on, and object lock if the store has it. {PAGE}"),
             ),
         }

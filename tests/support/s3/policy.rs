@@ -23,6 +23,8 @@ pub struct Asked {
     pub resource: String,
     /// Of a listing: what it is of.
     pub prefix: Option<String>,
+    /// Only if nothing has that name: `If-None-Match`.
+    pub only_new: bool,
 }
 
 /// An IAM policy.
@@ -43,6 +45,8 @@ pub struct Statement {
     pub resources: Vec<String>,
     /// Listings of what these match alone.
     pub prefixes: Option<Vec<String>>,
+    /// Requests alone that have `If-None-Match`, or have it not.
+    pub only_new: Option<bool>,
 }
 
 impl Policy {
@@ -68,23 +72,30 @@ impl Statement {
         let prefixes = self.prefixes.as_ref();
         any(&self.actions, asked.action)
             && any(&self.resources, &asked.resource)
+            && self.only_new.is_none_or(|only_new| only_new == asked.only_new)
             && prefixes.is_none_or(|prefixes| asked.prefix.as_ref().is_some_and(|prefix| any(prefixes, prefix)))
     }
 }
 
 fn statement(value: &Value) -> Statement {
     only(value, &["Sid", "Effect", "Action", "Resource", "Condition"]);
-    let prefixes = value.get("Condition").map(|condition| {
-        only(condition, &["StringLike"]);
-        only(&condition["StringLike"], &["s3:prefix"]);
-        words(&condition["StringLike"]["s3:prefix"])
+    let condition = value.get("Condition").cloned().unwrap_or_else(|| serde_json::json!({}));
+    only(&condition, &["StringLike", "Null"]);
+    let prefixes = condition.get("StringLike").map(|like| {
+        only(like, &["s3:prefix"]);
+        words(&like["s3:prefix"])
+    });
+    let only_new = condition.get("Null").map(|null| {
+        only(null, &["s3:if-none-match"]);
+        // "It is null" is false where the header is there.
+        null["s3:if-none-match"] == "false"
     });
     let allows = match value["Effect"].as_str() {
         Some("Allow") => true,
         Some("Deny") => false,
         other => panic!("no effect: {other:?}"),
     };
-    Statement { allows, actions: words(&value["Action"]), resources: words(&value["Resource"]), prefixes }
+    Statement { allows, actions: words(&value["Action"]), resources: words(&value["Resource"]), prefixes, only_new }
 }
 
 fn only(value: &Value, known: &[&str]) {
@@ -191,7 +202,8 @@ impl Guard {
     fn hidden(&self, context: &S3AccessContext<'_>, policy: &Policy) -> Option<Asked> {
         let S3Path::Object { bucket, key } = context.s3_path() else { return None };
         let reads = ["GetObject", "HeadObject"].contains(&context.s3_op().name());
-        let list = Asked { action: "s3:ListBucket", resource: format!("arn:aws:s3:::{bucket}"), prefix: None };
+        let resource = format!("arn:aws:s3:::{bucket}");
+        let list = Asked { action: "s3:ListBucket", resource, prefix: None, only_new: false };
         (reads && self.storage.find(bucket, key).is_none() && !policy.allows(&list)).then_some(list)
     }
 }
@@ -233,5 +245,7 @@ fn asked(context: &S3AccessContext<'_>) -> Vec<Asked> {
     if has("x-amz-object-lock-legal-hold") {
         actions.push("s3:PutObjectLegalHold");
     }
-    actions.into_iter().map(|action| Asked { action, resource: resource.clone(), prefix: prefix.clone() }).collect()
+    let only_new = has("if-none-match");
+    let asked = |action| Asked { action, resource: resource.clone(), prefix: prefix.clone(), only_new };
+    actions.into_iter().map(asked).collect()
 }
