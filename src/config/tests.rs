@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cli;
-use crate::store::{Checksum, Conditional};
+use crate::store::{Checksum, Conditional, LockMode};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
@@ -94,6 +94,8 @@ fn every_key_can_be_written_as_its_example() {
             _ => format!("{name} = {}\n", key.example),
         });
     }
+    // Two that exclude each other: a lock needs a checksum.
+    let text = text.replace("checksum = \"off\"\n", "");
     let settings = Place::new().with_file(&text, 0o600).load("seawall --config FILE run").expect(&text);
     assert_eq!(settings.store.s3.sse, Some(ServerSideEncryption::Kms));
     assert_eq!(settings.store.s3.path_style, Some(true));
@@ -328,4 +330,20 @@ fn an_address_for_notifications_is_a_secret() {
     let refused =
         Place::new().with_file("[notify]\nslack = \"a secret\"\n", 0o600).refusal("seawall --config FILE run");
     assert!(!refused.to_string().contains("a secret"), "{refused}");
+}
+
+#[test]
+fn a_lock_has_a_mode_and_days_and_needs_a_checksum() {
+    let load = |text: &str| Place::new().with_file(text, 0o600).load("seawall --config FILE list");
+    let lock = load("[s3]\nobject_lock_mode = \"governance\"").expect("a mode alone").store.s3.lock;
+    assert_eq!((lock.mode, lock.days), (Some(LockMode::Governance), 30));
+    assert!((lock.is_permanent)("main/wal/x") && !(lock.is_permanent)("main/open/x"));
+    let lock = load("[s3]\nobject_lock_days = \"365\"").expect("days alone lock nothing").store.s3.lock;
+    assert_eq!((lock.mode, lock.days), (None, 365));
+    for bad in ["mode = \"strict\"", "days = \"0\"", "days = \"36501\"", "days = \"a month\""] {
+        let error = load(&format!("[s3]\nobject_lock_{bad}")).expect_err(bad);
+        assert_eq!(error.kind(), Kind::Config, "{bad}");
+    }
+    let error = load("[s3]\nchecksum = \"off\"\nobject_lock_mode = \"compliance\"").expect_err("no checksum");
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("checksum")), "{error:?}");
 }

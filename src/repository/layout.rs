@@ -171,6 +171,12 @@ pub enum Key {
     Probe(String),
 }
 
+/// True for the name of an object that stays once it is stored, whichever cluster's: all but those below `open/`, where tails are
+/// replaced, leases pass on and stores are tried.
+pub fn is_permanent(name: &str) -> bool {
+    name.split('/').nth(1) != Some("open")
+}
+
 /// The name is none of ours.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0:?} is not the name of an object of a repository")]
@@ -599,6 +605,8 @@ mod tests {
             for key in keys {
                 let name = layout.name(&key);
                 prop_assert_eq!(layout.parse(&name), Ok(key.clone()), "{}", name);
+                let passes = matches!(key, Key::Tail(_) | Key::Lease(_) | Key::Probe(_));
+                prop_assert_eq!(is_permanent(&name), !passes, "{}", name);
                 for ending in Ending::ALL {
                     let name = layout.name_in(&key, ending);
                     prop_assert_eq!(layout.parse(&name), Ok(key.clone()), "{}", name);

@@ -44,7 +44,7 @@ pub use drills::{DrillCheck, DrillDocument, OWN_CHECKS, Objective, Outcome};
 pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
 pub use keeps::KeepMark;
-pub use layout::{Archive, BackupId, Key, Layout, NamesAt, ParseKeyError};
+pub use layout::{Archive, BackupId, Key, Layout, NamesAt, ParseKeyError, is_permanent};
 pub use loss::Loss;
 pub use names::{DatabaseNames, NAMED_RELATIONS_MAX, Names, RelationName, Snapshot};
 pub use part_name::{ContentDigest, PartName};

@@ -5,7 +5,8 @@
 //! be it that nothing ran, or that clocks jumped over it.
 
 use super::inventory::Inventory;
-use jiff::{SignedDuration, Timestamp};
+use super::policy::Policy;
+use jiff::{SignedDuration, Timestamp, Unit};
 use std::collections::BTreeSet;
 
 /// More than that without anything stored counts as that.
@@ -40,6 +41,12 @@ impl Ages {
     /// True for what was stored so long ago that nobody is at it any more.
     pub fn is_old(&self, modified: Timestamp) -> bool {
         modified <= self.ago(YOUNG)
+    }
+
+    /// Until when the store keeps what it was given then, whoever deletes it; `None` if it does not, or no longer.
+    pub fn locked_until(&self, policy: &Policy, modified: Timestamp) -> Option<Timestamp> {
+        let until = modified.saturating_add(policy.locked?).unwrap_or(Timestamp::MAX);
+        (until > self.now).then(|| until.round(Unit::Second).unwrap_or(until))
     }
 
     /// So long before now.

@@ -33,7 +33,8 @@ pub struct Outcome {
 
 /// Carries it out. `system_identifier` is the cluster's, `now` what counted as now when it was planned.
 pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u64, now: Timestamp) -> Outcome {
-    let known = plan.selection.finished.keys().chain(&plan.selection.begun).cloned().collect();
+    let selection = &plan.selection;
+    let known = selection.finished.keys().chain(&selection.begun).chain(&selection.orphans).cloned().collect();
     let doomed = plan.doomed_backups();
     let mut run = Run { repository, system_identifier, now, known, doomed, outcome: Outcome::default() };
     for step in &plan.steps {
@@ -53,7 +54,7 @@ struct Run<'a> {
     repository: &'a Repository,
     system_identifier: u64,
     now: Timestamp,
-    /// Backups that stay, and what they build on stays.
+    /// Backups that were there: what they build on stays, but for those that were never finished and are no longer.
     known: BTreeSet<BackupId>,
     /// Backups that go.
     doomed: BTreeSet<BackupId>,
@@ -220,8 +221,8 @@ fn refused(error: StoreError) -> Error {
     let error = Error::from(error);
     match is_denied {
         true => error.hint(
-            "prune needs the right to delete below the whole cluster's folder, which the archiver does not have: see \"Retention\" in \
-             docs/operations.md. Or does object lock hold it?",
+            "prune needs the right to delete below the whole cluster's folder, which the archiver does not have: see docs/bucket.md. Or is \
+             it locked, by a setting of the bucket? object_lock_days under [s3] tells prune for how long.",
         ),
         false => error,
     }

@@ -3,6 +3,7 @@
 
 mod age;
 mod execute;
+mod hold;
 mod inventory;
 mod needs;
 mod plan;
@@ -12,6 +13,7 @@ mod select;
 
 pub use age::Ages;
 pub use execute::{Outcome, execute};
+pub use hold::{Held, hold, release};
 pub use inventory::{Folder, Inventory, Object};
 pub use needs::Needs;
 pub use plan::{Doomed, Group, Plan, Step, plan};

@@ -100,7 +100,7 @@ pub fn plan(inventory: &Inventory, policy: &Policy, zone: &TimeZone, now: Timest
     let ages = Ages::of(inventory, policy.minimum_window, now);
     let selection = select(inventory, policy, policy.zone.as_ref().unwrap_or(zone), &ages);
     let needs = Needs::of(inventory, &selection);
-    let mut planner = Planner { inventory, ages, needs, selection, groups: Vec::new(), steps: Vec::new() };
+    let mut planner = Planner { inventory, policy, ages, needs, selection, groups: Vec::new(), steps: Vec::new() };
     planner.backups();
     planner.leftovers();
     let stays = planner.wal();
@@ -116,6 +116,7 @@ pub fn plan(inventory: &Inventory, policy: &Policy, zone: &TimeZone, now: Timest
 
 struct Planner<'a> {
     inventory: &'a Inventory,
+    policy: &'a Policy,
     ages: Ages,
     needs: Needs,
     selection: Selection,
@@ -130,9 +131,13 @@ impl Planner<'_> {
         }
     }
 
+    fn locked_until(&self, modified: Timestamp) -> Option<Timestamp> {
+        self.ages.locked_until(self.policy, modified)
+    }
+
     fn backups(&mut self) {
         let inventory = self.inventory;
-        let mut doomed = Vec::new();
+        let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
         for entry in &inventory.catalog.backups {
             let folder = inventory.folders.get(&entry.id);
             let (objects, bytes) = folder.map_or((0, 0), |folder| (folder.objects, folder.bytes));
@@ -149,7 +154,14 @@ impl Planner<'_> {
                     }
                 },
                 None if self.selection.orphans.contains(&entry.id) => {
-                    ("unfinished", true, "nothing was stored of it for a day".to_owned())
+                    let newest = folder.and_then(|folder| folder.newest);
+                    match newest.and_then(|newest| self.locked_until(newest)) {
+                        Some(until) => ("unfinished", false, format!("locked until {until}")),
+                        None => {
+                            orphans.push(Step::Orphan(entry.id.clone()));
+                            ("unfinished", true, "nothing was stored of it for a day".to_owned())
+                        }
+                    }
                 }
                 None => ("unfinished", false, "somebody may be at it".to_owned()),
             };
@@ -159,7 +171,7 @@ impl Planner<'_> {
             self.group(format!("{what} backup {}", entry.id), goes, reason, objects - left.0, bytes - left.1);
         }
         // Before what they build on: somebody may have gone on with one since.
-        self.steps.extend(self.selection.orphans.iter().cloned().map(Step::Orphan));
+        self.steps.extend(orphans);
         // What builds on another begins behind it.
         doomed.sort_by(|one, other| other.cmp(one));
         self.steps.extend(doomed.into_iter().map(|(_, id)| Step::Backup(id)));
@@ -173,9 +185,13 @@ impl Planner<'_> {
             }
             let (old, young): (Vec<&Object>, Vec<&Object>) =
                 folder.leftovers.iter().partition(|object| self.ages.is_old(object.modified));
-            for (objects, goes, reason) in
-                [(young, false, "stored in the last day"), (old, true, "left of attempts, and no part of the backup")]
-            {
+            let (locked, old): (Vec<&Object>, Vec<&Object>) =
+                old.into_iter().partition(|object| self.locked_until(object.modified).is_some());
+            for (objects, goes, reason) in [
+                (young, false, "stored in the last day"),
+                (locked, false, "left of attempts, and locked still"),
+                (old, true, "left of attempts, and no part of the backup"),
+            ] {
                 let bytes = objects.iter().map(|object| object.bytes).sum();
                 self.group(format!("leftovers of backup {id}"), goes, reason, objects.len() as u64, bytes);
                 if goes && !objects.is_empty() {
@@ -197,13 +213,20 @@ impl Planner<'_> {
             let may_go = |stored: &&Stored| {
                 reason.is_none() && self.ages.is_old(stored.modified) && !self.needs.touch(stored.range)
             };
-            let (gone, kept): (Vec<&Stored>, Vec<&Stored>) = wal.into_iter().partition(may_go);
+            let (gone, mut kept): (Vec<&Stored>, Vec<&Stored>) = wal.into_iter().partition(may_go);
+            let is_locked = |stored: &&Stored| stored.is_block && self.locked_until(stored.modified).is_some();
+            let (locked, gone): (Vec<&Stored>, Vec<&Stored>) = gone.into_iter().partition(is_locked);
             let sum = |objects: &[&Stored]| objects.iter().map(|stored| stored.stored_bytes).sum::<u64>();
             let whose = format!("of timeline {timeline}");
             let why = reason.clone().unwrap_or_else(|| "a backup that stays needs it, or it is of the last day".into());
             let (kept_what, gone_what) = (extent("WAL", &kept), extent("WAL", &gone));
             let garbage_bytes = sum(&garbage);
             self.group(format!("{kept_what} {whose}"), false, why, kept.len() as u64, sum(&kept));
+            if let Some(until) = locked.iter().filter_map(|stored| self.locked_until(stored.modified)).max() {
+                let (what, bytes) = (extent("WAL", &locked), sum(&locked));
+                let why = format!("locked, the last of it until {until}");
+                self.group(format!("{what} {whose}"), false, why, locked.len() as u64, bytes);
+            }
             self.group(
                 format!("{gone_what} {whose}"),
                 true,
@@ -213,6 +236,7 @@ impl Planner<'_> {
             );
             let replaced = "blocks have their bytes";
             self.group(format!("tails {whose}"), true, replaced, garbage.len() as u64, garbage_bytes);
+            kept.extend(locked);
             let kept = Coverage::new(kept.into_iter().cloned().collect());
             notes.extend(self.notes(timeline, &gone, &kept));
             garbage_steps.extend(garbage.iter().map(|stored| doomed_wal(stored)));
@@ -326,14 +350,19 @@ impl Planner<'_> {
                 _ => ("other objects", true),
             };
             let is_garbage = matches!(object.key, Key::Keep(..) | Key::Probe(_));
-            let goes = !is_of_use && self.ages.is_old(object.modified) && (is_garbage || !is_garbage_only);
+            let is_locked = !matches!(object.key, Key::Probe(_)) && self.locked_until(object.modified).is_some();
+            let may_go = self.ages.is_old(object.modified) && !is_locked;
+            let goes = !is_of_use && may_go && (is_garbage || !is_garbage_only);
             let (objects, bytes) = sorted.entry((what, goes)).or_default();
             objects.push(doomed(object));
             *bytes += object.bytes;
         }
         for ((what, goes), (objects, bytes)) in sorted {
-            let reason =
-                if goes { "nothing that stays is of its time" } else { "of use with what stays, or of the last day" };
+            let reason = if goes {
+                "nothing that stays is of its time"
+            } else {
+                "of use with what stays, locked, or of the last day"
+            };
             self.group(what, goes, reason, objects.len() as u64, bytes);
             if goes {
                 self.objects(objects);

@@ -25,11 +25,21 @@ pub struct Policy {
     pub minimum_window: SignedDuration,
     /// Whose calendar; `None`: that of the machine.
     pub zone: Option<TimeZone>,
+    /// For so long the store keeps what was stored for good, whoever deletes it (object lock).
+    pub locked: Option<SignedDuration>,
 }
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { full: None, age: None, calendar: Vec::new(), wal: None, minimum_window: MINIMUM_WINDOW, zone: None }
+        Policy {
+            full: None,
+            age: None,
+            calendar: Vec::new(),
+            wal: None,
+            minimum_window: MINIMUM_WINDOW,
+            zone: None,
+            locked: None,
+        }
     }
 }
 

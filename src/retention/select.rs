@@ -63,6 +63,7 @@ pub(super) fn select(inventory: &Inventory, policy: &Policy, zone: &TimeZone, ag
     chosen.out_of_line(inventory, from.as_ref(), &line);
     chosen.widen(inventory, from.as_ref(), ages, (&line, &firsts));
     chosen.by_marks(inventory, ages);
+    chosen.by_lock(inventory, policy, ages);
     chosen.references(inventory);
     chosen.check_wal(inventory, policy, &line);
     chosen
@@ -288,6 +289,16 @@ impl Selection {
         for backup in inventory.catalog.finished_backups() {
             if let Some(mark) = inventory.marks.get(&backup.id).filter(|mark| mark.holds(ages.now)) {
                 self.stay(backup, format!("kept: {}", mark.reason));
+            }
+        }
+    }
+
+    /// What cannot be deleted yet is kept as something that can be restored: it is paid for in any case.
+    fn by_lock(&mut self, inventory: &Inventory, policy: &Policy, ages: &Ages) {
+        for backup in inventory.catalog.finished_backups() {
+            let newest = inventory.folders.get(&backup.id).and_then(|folder| folder.newest);
+            if let Some(until) = newest.and_then(|newest| ages.locked_until(policy, newest)) {
+                self.stay(backup, format!("locked until {until}"));
             }
         }
     }

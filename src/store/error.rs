@@ -81,7 +81,7 @@ impl From<StoreError> for Error {
             StoreErrorKind::NoBucket => "Does the bucket or directory exist, and is its name in --repo right?",
             StoreErrorKind::WrongRegion => "The bucket is in another region: set AWS_REGION to it.",
             StoreErrorKind::Denied => {
-                "Which rights do these credentials have? docs/operations.md lists the least that are needed."
+                "Which rights do these credentials have? docs/bucket.md lists the least that are needed."
             }
             StoreErrorKind::Credentials => {
                 "No valid credentials: are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile set, and has a session token expired?"

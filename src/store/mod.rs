@@ -3,6 +3,7 @@
 //! Every store and every decorator passes the one suite in `tests/store_contract.rs`.
 
 mod body;
+mod bucket;
 mod error;
 mod file;
 mod key;
@@ -14,6 +15,7 @@ mod retrying;
 mod s3;
 
 pub use body::{Body, ObjectStream};
+pub use bucket::{BucketLock, BucketSettings, LifecycleRule, Told};
 pub use error::{StoreError, StoreErrorKind};
 pub use file::FileStore;
 pub use memory::MemoryStore;
@@ -21,10 +23,10 @@ pub use observed::{NoObserver, ObservedStore, Operation, StoreObserver};
 pub use open::{StoreOptions, open};
 pub use probe::{ConditionalWrites, probe};
 pub use retrying::RetryingStore;
-pub use s3::{Checksum, Conditional, S3Options, S3Store, ServerSideEncryption};
+pub use s3::{Checksum, Conditional, LockMode, ObjectLock, S3Options, S3Store, ServerSideEncryption};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -112,6 +114,23 @@ pub trait Store: Send + Sync + Debug {
 
     /// Begins an object that is too large for memory. It appears when [`Upload::complete`] says so, not before.
     async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// How long what is stored for good cannot be deleted, from when it was stored; `None`: not at all.
+    fn lock_period(&self) -> Option<SignedDuration> {
+        None
+    }
+
+    /// Keeps an object until it is released (`on` is false), whoever wants to delete it. Either may be asked for twice.
+    async fn set_legal_hold(&self, key: &str, on: bool) -> Result<(), StoreError> {
+        let action = if on { "hold" } else { "release" };
+        Err(StoreError::new(StoreErrorKind::Unsupported, action, key))
+    }
+
+    /// What the store says of its own settings, and which of its rules touch objects below `prefix` (as in a listing). `None`: it has
+    /// none.
+    async fn settings(&self, _prefix: &str) -> Result<Option<BucketSettings>, StoreError> {
+        Ok(None)
+    }
 
     /// What this store is, for messages: `s3://bucket/prefix` or `file:///path`. Never a secret.
     fn describe(&self) -> String;

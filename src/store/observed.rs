@@ -1,13 +1,14 @@
 //! Tells an observer how every attempt on a store went: for metrics. Uses nothing of ours but the contract.
 
 use super::{
-    Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind, Upload,
+    Body, BucketSettings, Created, Level, ListPage, Metadata, ObjectHead, ObjectStream, Store, StoreError,
+    StoreErrorKind, Upload,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream};
 use futures_util::{StreamExt, ready};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::fmt::Debug;
 use std::future::Future;
 use std::ops::Range;
@@ -146,6 +147,19 @@ impl Store for ObservedStore {
     async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
         let inner = observe(&self.observer, Operation::Upload, 0, self.inner.begin_upload(key, metadata)).await?;
         Ok(Box::new(ObservedUpload { inner, observer: self.observer.clone() }))
+    }
+
+    fn lock_period(&self) -> Option<SignedDuration> {
+        self.inner.lock_period()
+    }
+
+    /// Not told of, as the settings are not: people ask for both, and seldom.
+    async fn set_legal_hold(&self, key: &str, on: bool) -> Result<(), StoreError> {
+        self.inner.set_legal_hold(key, on).await
+    }
+
+    async fn settings(&self, prefix: &str) -> Result<Option<BucketSettings>, StoreError> {
+        self.inner.settings(prefix).await
     }
 
     fn describe(&self) -> String {

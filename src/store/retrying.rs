@@ -1,14 +1,15 @@
 //! The one layer that tries again. Uses `runtime::{Backoff, RetryPolicy}`.
 
 use super::{
-    Body, Created, Level, ListPage, Metadata, NoObserver, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
-    StoreObserver, Upload,
+    Body, BucketSettings, Created, Level, ListPage, Metadata, NoObserver, ObjectHead, ObjectStream, Store, StoreError,
+    StoreErrorKind, StoreObserver, Upload,
 };
 use crate::runtime::{Backoff, RetryPolicy};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
+use jiff::SignedDuration;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
@@ -91,6 +92,18 @@ impl Store for RetryingStore {
     async fn begin_upload(&self, key: &str, metadata: Metadata) -> Result<Box<dyn Upload>, StoreError> {
         let inner = retry(&self.patience, || self.inner.begin_upload(key, metadata.clone())).await?;
         Ok(Box::new(RetryingUpload { inner, patience: self.patience.clone() }))
+    }
+
+    fn lock_period(&self) -> Option<SignedDuration> {
+        self.inner.lock_period()
+    }
+
+    async fn set_legal_hold(&self, key: &str, on: bool) -> Result<(), StoreError> {
+        retry(&self.patience, || self.inner.set_legal_hold(key, on)).await
+    }
+
+    async fn settings(&self, prefix: &str) -> Result<Option<BucketSettings>, StoreError> {
+        retry(&self.patience, || self.inner.settings(prefix)).await
     }
 
     fn describe(&self) -> String {

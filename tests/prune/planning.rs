@@ -1,12 +1,14 @@
 //! Plans over random repositories and policies.
 
-use crate::promises::{Promise, inventory, planned};
+use crate::promises::{Promise, inventory, is_restorable, planned};
 use crate::world::{Event, World, run};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use seawall::retention::{Doomed, Inventory, Period, Plan, Policy, Step, after, plan, prove};
-use std::collections::BTreeMap;
+use seawall::repository::is_permanent;
+use seawall::retention::{Ages, Doomed, Group, Inventory, Period, Plan, Policy, Step, after, plan, prove};
+use seawall::store::list_all;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) fn events() -> impl Strategy<Value = Vec<(u8, Event)>> {
@@ -65,6 +67,12 @@ fn whatever_is_stored_and_whatever_the_policy_no_promised_window_loses_anything(
                 for begun in &plan.selection.begun {
                     prop_assert!(left.backups.iter().any(|entry| entry.id == *begun));
                 }
+                // And what is locked stays, without taking anything from what is promised
+                let locked = Policy { locked: Some(SignedDuration::from_hours(15 * 24)), ..policy.clone() };
+                let (_, careful) = planned(&world, &locked, world.clock.now()).await;
+                prop_assert_eq!(promise.broken(&after(&inventory, &careful)), None);
+                prop_assert_eq!(locked_and_doomed(&world, &inventory, &careful).await, Vec::<String>::new());
+                prop_assert!(careful.doomed_backups().is_subset(&plan.doomed_backups()));
                 DELETING.fetch_add(usize::from(plan.doomed_objects().next().is_some()), Ordering::Relaxed);
                 OF_BACKUPS.fetch_add(usize::from(!plan.doomed_backups().is_empty()), Ordering::Relaxed);
                 Ok(())
@@ -75,6 +83,20 @@ fn whatever_is_stored_and_whatever_the_policy_no_promised_window_loses_anything(
     let (deleting, of_backups) = (DELETING.load(Ordering::Relaxed), OF_BACKUPS.load(Ordering::Relaxed));
     let is_enough = deleting > cases / 3 && of_backups > cases / 8;
     assert!(is_enough, "of {cases} plans {deleting} delete anything, and {of_backups} a backup");
+}
+
+/// Objects that a plan deletes though they were stored in the last fifteen days. Those below `open/` are never locked.
+async fn locked_and_doomed(world: &World, inventory: &Inventory, plan: &Plan) -> Vec<String> {
+    let ages = Ages::of(inventory, SignedDuration::from_hours(24), world.clock.now());
+    let locked_from = ages.ago(SignedDuration::from_hours(15 * 24));
+    let mut doomed: BTreeSet<String> = plan.doomed_objects().map(|object| object.name.clone()).collect();
+    let stored = list_all(&world.store, "").await.unwrap();
+    for id in plan.doomed_backups() {
+        let folder = world.repository.layout.backup_prefix(&id);
+        doomed.extend(stored.iter().map(|object| object.key.clone()).filter(|name| name.starts_with(&folder)));
+    }
+    let young = stored.into_iter().filter(|object| object.modified > locked_from && is_permanent(&object.key));
+    young.map(|object| object.key).filter(|name| doomed.contains(name)).collect()
 }
 
 /// A full backup every day, an incremental one twelve hours later, and WAL between them.
@@ -99,6 +121,29 @@ fn by_count_exactly_so_many_stay_and_the_wal_from_the_first_of_them_on() {
         assert_eq!(left.coverage.values().next().unwrap().objects()[0].range.start, first);
         // And once that is done there is nothing left to do.
         assert!(plan.frees().0 > 50, "{:?}", plan.frees());
+    });
+}
+
+#[test]
+fn what_is_locked_stays_with_what_it_needs_until_its_days_are_over() {
+    run(async {
+        // Given twenty days of backups, of which one is asked for, and locks of eight days
+        let world = daily(20).await;
+        let days = |days: i64| SignedDuration::from_hours(24 * days);
+        let policy = Policy { full: Some(1), minimum_window: days(1), ..Policy::default() };
+        let (_, free) = planned(&world, &policy, world.clock.now()).await;
+        let policy = Policy { locked: Some(days(8)), ..policy };
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        // Then the backups of eight days stay, and say why
+        let staying = |plan: &Plan| plan.selection.finished.len();
+        assert!(staying(&free) < 5 && (15..=18).contains(&staying(&plan)), "{} {}", staying(&free), staying(&plan));
+        let is_said = |group: &Group| !group.goes && group.reason.contains("locked until ");
+        assert!(plan.groups.iter().filter(|group| is_said(group)).count() >= 14, "{:#?}", plan.groups);
+        // And each of them restores, with all that it builds on
+        let left = after(&inventory, &plan);
+        for backup in left.finished_backups() {
+            assert!(left.chain(backup).is_ok() && is_restorable(&left, backup), "{}", backup.id);
+        }
     });
 }
 
@@ -132,7 +177,7 @@ fn a_shorter_window_of_wal_leaves_older_backups_what_makes_them_consistent() {
         let oldest = left.finished_backups().next().unwrap();
         let runs = left.coverage.values().next().unwrap().runs();
         assert!(runs.len() > 5, "WAL between old backups is gone: {runs:?}");
-        assert!(crate::promises::is_restorable(&left, oldest), "and each can be restored");
+        assert!(is_restorable(&left, oldest), "and each can be restored");
         let notes = plan.steps.iter().filter(|step| matches!(step, Step::Note(_))).count();
         assert_eq!(notes, runs.len() - 1, "each hole is noted, for whoever verifies");
     });

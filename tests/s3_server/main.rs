@@ -7,6 +7,7 @@ mod s3;
 mod faults;
 mod integrity;
 mod multipart;
+mod rights;
 
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
@@ -24,7 +25,16 @@ use std::time::Duration;
 const BUCKET: &str = S3Server::BUCKET;
 
 fn client_with(server: &S3Server, secret: &str, checksums: RequestChecksumCalculation) -> Client {
-    let credentials = Credentials::new(S3Server::ACCESS_KEY, secret, None, None, "test");
+    client_as(server, S3Server::ACCESS_KEY, secret, checksums)
+}
+
+/// Of somebody who was let in.
+fn client_of(server: &S3Server, access_key: &str) -> Client {
+    client_as(server, access_key, S3Server::SECRET_KEY, RequestChecksumCalculation::WhenSupported)
+}
+
+fn client_as(server: &S3Server, access_key: &str, secret: &str, checksums: RequestChecksumCalculation) -> Client {
+    let credentials = Credentials::new(access_key, secret, None, None, "test");
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::new(S3Server::REGION))

@@ -1,7 +1,8 @@
 //! `[s3]`: how a store that speaks S3 is used.
 
 use super::{Key, Written};
-use crate::store::{Checksum, Conditional, ServerSideEncryption};
+use crate::repository::is_permanent;
+use crate::store::{Checksum, Conditional, LockMode, ObjectLock, ServerSideEncryption};
 
 pub(super) const KEYS: &[Key] = &[
     Key {
@@ -119,6 +120,44 @@ pub(super) const KEYS: &[Key] = &[
                 "head" => Conditional::Head,
                 _ => return Err(format!("cannot be {text:?}: it is if-none-match or head")),
             };
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.object_lock_mode",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: None,
+        example: "\"governance\"",
+        about: "Object lock, asked for with every object that is stored for good: WAL blocks, base backups, the index, reports; not \
+                with what is below `open/`. `governance`: who has the right to go round it may delete; `compliance`: nobody, the \
+                account's owner included. The bucket must have object lock; [the bucket](bucket.md#object-lock) says what it costs. \
+                `prune` lets locked objects stay, and `keep` puts a legal hold on what it keeps. Without it nothing is locked.",
+        set: |settings, text| {
+            settings.store.s3.lock.mode = match text {
+                "governance" => Some(LockMode::Governance),
+                "compliance" => Some(LockMode::Compliance),
+                _ => return Err(format!("cannot be {text:?}: it is governance or compliance")),
+            };
+            settings.store.s3.lock.is_permanent = is_permanent;
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.object_lock_days",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("30"),
+        example: "\"30\"",
+        about: "For how many days an object is locked, from when it is stored: longer than it takes you to notice that somebody \
+                deletes.",
+        set: |settings, text| {
+            let days = text.parse().ok().filter(|days| (1..=ObjectLock::DAYS_MAX).contains(days));
+            settings.store.s3.lock.days = days.ok_or_else(|| {
+                format!("cannot be {text:?}: it is a number of days, from 1 to {}", ObjectLock::DAYS_MAX)
+            })?;
             Ok(())
         },
     },

@@ -8,27 +8,28 @@
 //! * The SDK retries nothing and validates nothing of its own: `RetryingStore` and this module do.
 
 mod body;
+mod bucket;
 mod credentials;
 mod errors;
 mod options;
 mod upload;
 
 pub(super) use credentials::Renewing;
-pub use options::{Checksum, Conditional, S3Options, ServerSideEncryption};
+pub use options::{Checksum, Conditional, LockMode, ObjectLock, S3Options, ServerSideEncryption};
 
 use super::{
-    Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectInfo, ObjectStream, Store, StoreError, StoreErrorKind,
-    Upload, key,
+    Body, BucketSettings, Created, Level, ListPage, Metadata, ObjectHead, ObjectInfo, ObjectStream, Store, StoreError,
+    StoreErrorKind, Upload, key,
 };
 use crate::runtime::Clock;
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
-use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, StorageClass};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, ObjectLockMode, StorageClass};
 use aws_smithy_types::DateTime;
 use errors::Subject;
 use futures_util::{StreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ struct Shared {
     /// Empty, or ends in `/`.
     prefix: String,
     options: S3Options,
+    clock: Clock,
     /// Makes put ids unique: when this store was opened, by whom, and how many there were.
     opened: Timestamp,
     put_ids: AtomicU64,
@@ -73,7 +75,8 @@ impl S3Store {
         prefix: String,
         options: S3Options,
     ) -> S3Store {
-        let opened = Clock::system().now();
+        let clock = Clock::system();
+        let opened = clock.now();
         S3Store {
             shared: Arc::new(Shared {
                 client,
@@ -81,6 +84,7 @@ impl S3Store {
                 bucket,
                 prefix,
                 options,
+                clock,
                 opened,
                 put_ids: AtomicU64::new(0),
             }),
@@ -133,6 +137,17 @@ impl S3Store {
 
     fn storage_class(&self) -> Option<StorageClass> {
         self.shared.options.storage_class.as_deref().map(StorageClass::from)
+    }
+
+    /// Until when an object that is stored now stays, if it is one that stays, and how strictly.
+    fn lock_of(&self, key: &str) -> Option<(ObjectLockMode, DateTime)> {
+        let lock = &self.shared.options.lock;
+        let mode = match lock.mode? {
+            LockMode::Governance => ObjectLockMode::Governance,
+            LockMode::Compliance => ObjectLockMode::Compliance,
+        };
+        let until = self.shared.clock.now().saturating_add(lock.period()).unwrap_or(Timestamp::MAX);
+        (lock.is_permanent)(key).then(|| (mode, DateTime::from_secs(until.as_second())))
     }
 
     /// True if something has that name. One half of [`Conditional::Head`].
@@ -200,6 +215,7 @@ impl Store for S3Store {
         }
         let bytes = body.bytes();
         let crc32c = self.checksum_of(&body).await?.map(body::header_of);
+        let (lock_mode, locked_until) = self.lock_of(key).unzip();
         let request = self
             .client()
             .put_object()
@@ -210,6 +226,8 @@ impl Store for S3Store {
             .set_server_side_encryption(self.encryption())
             .set_ssekms_key_id(self.shared.options.kms_key.clone())
             .set_storage_class(self.storage_class())
+            .set_object_lock_mode(lock_mode)
+            .set_object_lock_retain_until_date(locked_until)
             .set_metadata((!metadata.is_empty()).then_some(metadata))
             .content_type("application/octet-stream")
             .body(body::to_send(body));
@@ -332,6 +350,7 @@ impl Store for S3Store {
         let subject = self.object("store", key);
         let (metadata, put_id) = self.metadata_to_send(metadata);
         let checked = self.shared.options.checksum == Checksum::Crc32c;
+        let (lock_mode, locked_until) = self.lock_of(key).unzip();
         let request = self
             .client()
             .create_multipart_upload()
@@ -342,6 +361,8 @@ impl Store for S3Store {
             .set_server_side_encryption(self.encryption())
             .set_ssekms_key_id(self.shared.options.kms_key.clone())
             .set_storage_class(self.storage_class())
+            .set_object_lock_mode(lock_mode)
+            .set_object_lock_retain_until_date(locked_until)
             .set_metadata((!metadata.is_empty()).then_some(metadata))
             .content_type("application/octet-stream");
         let output = match errors::within(REQUEST_TIMEOUT, request.send()).await {
@@ -350,6 +371,21 @@ impl Store for S3Store {
         };
         let upload_id = output.upload_id.ok_or_else(|| subject.unusable("a reply without an upload id"))?;
         Ok(Box::new(upload::S3Upload::new(self.clone(), key.to_string(), upload_id, put_id)))
+    }
+
+    fn lock_period(&self) -> Option<SignedDuration> {
+        let lock = &self.shared.options.lock;
+        lock.mode.map(|_| lock.period())
+    }
+
+    async fn set_legal_hold(&self, key: &str, on: bool) -> Result<(), StoreError> {
+        key::check("hold", key)?;
+        self.put_hold(key, on).await
+    }
+
+    async fn settings(&self, prefix: &str) -> Result<Option<BucketSettings>, StoreError> {
+        key::check_prefix(prefix)?;
+        self.read_settings(prefix).await.map(Some)
     }
 
     fn describe(&self) -> String {

@@ -1,6 +1,7 @@
 //! What can be set about S3.
 
 use aws_credential_types::provider::SharedCredentialsProvider;
+use jiff::SignedDuration;
 
 /// How to reach a bucket and what to ask of it. What is `None` comes from the environment and `~/.aws`, or is the
 /// server's default.
@@ -22,6 +23,8 @@ pub struct S3Options {
     pub checksum: Checksum,
     /// How names are kept from getting second bytes.
     pub conditional_writes: Conditional,
+    /// How what is stored for good is kept from being deleted.
+    pub lock: ObjectLock,
     /// Who one is. `None`: the usual chain of environment, `~/.aws`, web identity, container and machine.
     pub credentials: Option<SharedCredentialsProvider>,
 }
@@ -54,4 +57,40 @@ pub enum Conditional {
     /// For servers that ignore that header: look, put with an id, look whose id is there. Two writers that put within
     /// the same moment can both be told that theirs is new.
     Head,
+}
+
+/// S3 Object Lock, asked for with every object that is stored for good.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectLock {
+    /// How strictly. `None`: it is not asked for.
+    pub mode: Option<LockMode>,
+    /// For so many days from when it is stored.
+    pub days: u32,
+    /// Which objects are stored for good, by their names in the store.
+    pub is_permanent: fn(&str) -> bool,
+}
+
+impl ObjectLock {
+    /// S3's longest, in days: a hundred years ("Object Lock considerations" in the Amazon S3 user guide).
+    pub const DAYS_MAX: u32 = 36_500;
+
+    /// For how long.
+    pub fn period(&self) -> SignedDuration {
+        SignedDuration::from_hours(24 * i64::from(self.days))
+    }
+}
+
+impl Default for ObjectLock {
+    fn default() -> ObjectLock {
+        ObjectLock { mode: None, days: 0, is_permanent: |_| true }
+    }
+}
+
+/// Who may delete what is locked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LockMode {
+    /// Whoever has the right to go round it.
+    Governance,
+    /// Nobody.
+    Compliance,
 }

@@ -53,6 +53,11 @@ async fn store_at(endpoint: &str, credentials: SharedCredentialsProvider) -> Arc
         credentials: Some(credentials),
         kms_key: Some("alias/backup".into()),
         storage_class: Some("STANDARD_IA".into()),
+        lock: ObjectLock {
+            mode: Some(LockMode::Governance),
+            days: 30,
+            is_permanent: |name| !name.starts_with("open/"),
+        },
         ..S3Options::default()
     };
     let retry = RetryPolicy { budget: Some(Duration::ZERO), ..RetryPolicy::STORE };
@@ -103,12 +108,29 @@ async fn a_create_is_conditional_checked_and_not_hashed() {
         ("x-amz-server-side-encryption", "aws:kms"),
         ("x-amz-server-side-encryption-aws-kms-key-id", "alias/backup"),
         ("x-amz-storage-class", "STANDARD_IA"),
+        ("x-amz-object-lock-mode", "GOVERNANCE"),
     ];
     for (name, value) in expected {
         assert_eq!(header(&head, name), Some(value), "{name} in:\n{head}");
     }
     for name in ["content-encoding", "transfer-encoding", "x-amz-trailer", "x-amz-decoded-content-length"] {
         assert_eq!(header(&head, name), None, "{name} in:\n{head}");
+    }
+}
+
+#[tokio::test]
+async fn a_lock_has_its_end_and_what_passes_has_none() {
+    let canned = Canned::new(&[DONE, DONE]).await;
+    let store = canned.store().await;
+    let before = Clock::system().now();
+    store.create("wal/a", Body::default(), Metadata::new()).await.unwrap();
+    store.create("open/a", Body::default(), Metadata::new()).await.unwrap();
+    let requests = canned.requests().await;
+    let until: Timestamp = header(&requests[0].0, "x-amz-object-lock-retain-until-date").unwrap().parse().unwrap();
+    let days = until.duration_since(before).as_secs_f64() / 86_400.0;
+    assert!((days - 30.0).abs() < 0.01, "{days} days");
+    for name in ["x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"] {
+        assert_eq!(header(&requests[1].0, name), None, "{name} in:\n{}", requests[1].0);
     }
 }
 

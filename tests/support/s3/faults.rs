@@ -34,6 +34,10 @@ pub enum Op {
     HeadBucket,
     /// CreateBucket. Has no key.
     CreateBucket,
+    /// PutObjectLegalHold.
+    LegalHold,
+    /// Any question about the bucket's settings. Has no key.
+    Settings,
     /// Anything else, which is answered with 501.
     Other,
 }

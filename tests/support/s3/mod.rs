@@ -15,18 +15,23 @@
     reason = "test support: each includer uses a part, and failing loudly is what a test wants"
 )]
 
+mod bucket;
 mod checksum;
 mod faults;
 mod listing;
+mod policy;
 mod service;
 mod storage;
 mod wire;
 
+pub use bucket::{Lock, Settings};
 pub use faults::{Fault, Hold, Op, Target};
+pub use policy::{Asked, Policy};
 pub use storage::StoredObject;
 
 use bytes::Bytes;
 use faults::Script;
+use policy::Users;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -40,15 +45,16 @@ use tokio_util::sync::CancellationToken;
 pub struct S3Server {
     storage: Arc<Storage>,
     script: Arc<Script>,
+    users: Arc<Users>,
     address: SocketAddr,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
 impl S3Server {
-    /// The one access key that is accepted.
+    /// The owner's access key, for which there are no limits. See [`S3Server::let_in`] for others.
     pub const ACCESS_KEY: &'static str = "AKIASEAWALLTEST00000";
-    /// Its secret.
+    /// Its secret, and everybody else's.
     pub const SECRET_KEY: &'static str = "seawall/test/secret/0123456789abcdefghij";
     /// A bucket that is there from the start; [`S3Server::snapshot`] and its neighbours speak of this one.
     pub const BUCKET: &'static str = "seawall-test";
@@ -86,12 +92,13 @@ impl S3Server {
         storage.create_bucket(S3Server::BUCKET);
         let script = Arc::new(Script::default());
         let stop = CancellationToken::new();
-        let service = service::Service::new(storage.clone(), script.clone());
+        let users = Arc::new(Users::default());
+        let service = service::Service::new(storage.clone(), script.clone(), users.clone());
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("s3-server".to_owned())
             .spawn(move || service::run(listener, service, stopped))?;
-        Ok(S3Server { storage, script, address, stop, thread: Some(thread) })
+        Ok(S3Server { storage, script, users, address, stop, thread: Some(thread) })
     }
 
     /// `http://127.0.0.1:port`, to be addressed path-style.
@@ -115,6 +122,49 @@ impl S3Server {
             ("AWS_CONFIG_FILE", "/dev/null".to_owned()),
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null".to_owned()),
         ]
+    }
+
+    /// From now on this access key is let in too, as far as a policy goes.
+    pub fn let_in(&self, access_key: &str, policy: Policy) {
+        self.users.set(access_key, policy);
+    }
+
+    /// As [`S3Server::env`], for somebody who was let in.
+    pub fn env_of(&self, access_key: &str) -> Vec<(&'static str, String)> {
+        let mut env = self.env();
+        let key = env.iter_mut().find(|(name, _)| *name == "AWS_ACCESS_KEY_ID").expect("one of them");
+        key.1 = access_key.to_owned();
+        env
+    }
+
+    /// What somebody who was let in has asked for, each once.
+    pub fn asked(&self, access_key: &str) -> Vec<Asked> {
+        self.users.told(access_key).0
+    }
+
+    /// What of it was refused.
+    pub fn refused(&self, access_key: &str) -> Vec<Asked> {
+        self.users.told(access_key).1
+    }
+
+    /// Sets the bucket.
+    pub fn configure(&self, settings: Settings) {
+        self.storage.visible().settings.insert(S3Server::BUCKET.to_owned(), settings);
+    }
+
+    /// What keeps an object from being deleted.
+    pub fn lock_of(&self, key: &str) -> Lock {
+        self.storage.find(S3Server::BUCKET, key).unwrap_or_else(|| panic!("there is no {key}")).lock.clone()
+    }
+
+    /// How many older versions a name has.
+    pub fn older_versions(&self, key: &str) -> usize {
+        self.storage.visible().older(S3Server::BUCKET, key)
+    }
+
+    /// Destroys every version of an object, as somebody does who has all rights but that of going round a lock. False if one is locked.
+    pub fn destroy(&self, key: &str) -> bool {
+        self.storage.visible().destroy(S3Server::BUCKET, key).is_ok()
     }
 
     /// The next request that matches meets `fault`. Scripted faults wait in line, one for each request; standing ones

@@ -2,6 +2,7 @@
 
 use super::S3Server;
 use super::faults::{Fate, Fault, Op, Script};
+use super::policy::{Guard, Users};
 use super::storage::Storage;
 use super::wire::{IgnoresIfNoneMatch, LosesToken, Wire};
 use base64::Engine;
@@ -14,7 +15,6 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
-use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, StdError};
 use std::net::TcpListener;
@@ -26,6 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 /// At a limited rate, bodies pass in pieces of this size.
 const PACED_BYTES: usize = 16 * 1024;
+
+/// What is asked of a bucket's settings.
+const SETTINGS: [&str; 6] =
+    ["versioning", "object-lock", "encryption", "publicAccessBlock", "policyStatus", "lifecycle"];
 
 /// How long the last bytes have to leave before a scripted cut.
 const FLUSH_PAUSE: Duration = Duration::from_millis(10);
@@ -74,9 +78,11 @@ pub(super) fn run(listener: TcpListener, service: Service, stop: CancellationTok
 }
 
 impl Service {
-    pub(super) fn new(storage: Arc<Storage>, script: Arc<Script>) -> Service {
+    pub(super) fn new(storage: Arc<Storage>, script: Arc<Script>, users: Arc<Users>) -> Service {
+        let guard = Guard { users, storage: storage.clone() };
         let mut builder = S3ServiceBuilder::new(Wire::new(storage));
-        builder.set_auth(SimpleAuth::from_single(S3Server::ACCESS_KEY, S3Server::SECRET_KEY));
+        builder.set_auth(guard.clone());
+        builder.set_access(guard);
         Service { s3: builder.build(), script }
     }
 
@@ -166,6 +172,7 @@ fn classify<B>(request: &Request<B>) -> (Op, String) {
         || percent_decode_str(find("prefix").map_or("", |(_, prefix)| prefix)).decode_utf8_lossy().into_owned();
     match (request.method(), key.is_empty()) {
         (&Method::PUT, false) if has("partNumber") => (Op::UploadPart, key),
+        (&Method::PUT, false) if has("legal-hold") => (Op::LegalHold, key),
         (&Method::PUT, false) => (Op::Put, key),
         (&Method::GET, false) if has("uploadId") => (Op::ListParts, key),
         (&Method::GET, false) => (Op::Get, key),
@@ -176,6 +183,7 @@ fn classify<B>(request: &Request<B>) -> (Op, String) {
         (&Method::POST, false) if has("uploadId") => (Op::CompleteUpload, key),
         (&Method::GET, true) if has("list-type") => (Op::List, prefix()),
         (&Method::GET, true) if has("uploads") => (Op::ListUploads, prefix()),
+        (&Method::GET, true) if SETTINGS.iter().any(|setting| has(setting)) => (Op::Settings, key),
         (&Method::HEAD, true) => (Op::HeadBucket, key),
         (&Method::PUT, true) if query.is_empty() || has("x-id") => (Op::CreateBucket, key),
         _ => (Op::Other, key),

@@ -1,6 +1,7 @@
 //! Buckets, objects and uploads in progress. One lock decides everything that is visible: it is never held while a
 //! body is read or written, and it is taken once, at the end, to publish.
 
+use super::bucket::{Lock, Settings, delete_version};
 use super::checksum::{self, Verified, Verifier};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -89,6 +90,7 @@ pub(super) struct Object {
     pub(super) checksum: Checksum,
     pub(super) e_tag: String,
     pub(super) modified: SystemTime,
+    pub(super) lock: Lock,
 }
 
 impl Object {
@@ -102,6 +104,7 @@ impl Object {
             content_type: None,
             checksum,
             modified: SystemTime::now(),
+            lock: Lock::default(),
         }
     }
 
@@ -187,6 +190,7 @@ pub(super) struct Upload {
     pub(super) algorithm: Option<String>,
     pub(super) checksum_kind: Option<String>,
     pub(super) initiated: SystemTime,
+    pub(super) lock: Lock,
     pub(super) parts: BTreeMap<i32, Part>,
 }
 
@@ -195,6 +199,9 @@ pub(super) struct Upload {
 pub(super) struct Visible {
     pub(super) buckets: BTreeMap<String, BTreeMap<String, Arc<Object>>>,
     pub(super) uploads: BTreeMap<String, Upload>,
+    pub(super) settings: BTreeMap<String, Settings>,
+    /// By bucket and key: what was replaced or deleted where versions stay, the oldest first.
+    older: BTreeMap<(String, String), Vec<Arc<Object>>>,
 }
 
 impl Visible {
@@ -214,8 +221,43 @@ impl Visible {
         if only_new && objects.contains_key(key) {
             return Err(s3_error!(PreconditionFailed, "{key} is there already"));
         }
-        objects.insert(key.to_owned(), Arc::new(object));
+        if let Some(replaced) = objects.insert(key.to_owned(), Arc::new(object)) {
+            self.retire(bucket, key, replaced);
+        }
         Ok(())
+    }
+
+    pub(super) fn settings(&self, bucket: &str) -> Settings {
+        self.settings.get(bucket).cloned().unwrap_or_default()
+    }
+
+    /// The object that is there goes out of sight. Where versions stay it stays as an older one.
+    pub(super) fn remove(&mut self, bucket: &str, key: &str) -> S3Result<()> {
+        if let Some(deleted) = self.bucket(bucket)?.remove(key) {
+            self.retire(bucket, key, deleted);
+        }
+        Ok(())
+    }
+
+    /// Every version of a name goes for good, unless one of them is locked.
+    pub(super) fn destroy(&mut self, bucket: &str, key: &str) -> S3Result<()> {
+        let current = self.bucket(bucket)?.get(key).cloned();
+        let name = (bucket.to_owned(), key.to_owned());
+        self.older.get(&name).into_iter().flatten().chain(&current).try_for_each(delete_version)?;
+        self.older.remove(&name);
+        self.bucket(bucket)?.remove(key);
+        Ok(())
+    }
+
+    /// How many older versions a name has.
+    pub(super) fn older(&self, bucket: &str, key: &str) -> usize {
+        self.older.get(&(bucket.to_owned(), key.to_owned())).map_or(0, Vec::len)
+    }
+
+    fn retire(&mut self, bucket: &str, key: &str, object: Arc<Object>) {
+        if self.settings(bucket).versioned {
+            self.older.entry((bucket.to_owned(), key.to_owned())).or_default().push(object);
+        }
     }
 }
 
@@ -351,7 +393,8 @@ impl Storage {
                 Some(bytes) => Object::from_memory(bytes, object.metadata.clone()),
                 None => (**object).clone(),
             };
-            *object = Arc::new(Object { modified, ..same });
+            let lock = Lock { until: object.lock.until.map(|until| until - by), ..object.lock.clone() };
+            *object = Arc::new(Object { modified, lock, ..same });
         }
     }
 

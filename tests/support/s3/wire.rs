@@ -1,6 +1,7 @@
 //! S3's operations over the storage.
 
 use super::S3Server;
+use super::bucket::Lock;
 use super::checksum::{self, PartSum, Verifier};
 use super::listing::{Position, list};
 use super::storage::{Object, Part, Storage, Upload, e_tag};
@@ -108,8 +109,13 @@ impl S3 for Wire {
         let only_new = only_new(&request, request.input.if_match.as_ref(), request.input.if_none_match.as_ref())?;
         let input = &mut request.input;
         let trailers = request.trailing_headers.take();
-        let verifier = Verifier::new(declared!(input), input.content_md5.as_deref(), &request.headers, trailers)?;
+        let (mode, until) = (input.object_lock_mode.take(), input.object_lock_retain_until_date.take());
+        let lock = Lock::asked(mode, until, input.object_lock_legal_hold_status.as_ref())?;
+        let declared = declared!(input);
+        let has_checksum = input.content_md5.is_some() || declared != Checksum::default();
+        let verifier = Verifier::new(declared, input.content_md5.as_deref(), &request.headers, trailers)?;
         self.storage.visible().bucket(&input.bucket)?;
+        lock.check(&self.storage.visible().settings(&input.bucket), has_checksum)?;
         let received = self.storage.receive(input.body.take(), input.content_length, verifier).await?;
         let object = Object {
             bytes: received.piece.bytes(),
@@ -119,6 +125,7 @@ impl S3 for Wire {
             checksum: received.verified.checksum,
             e_tag: e_tag(&received.verified.crc64nvme),
             modified: SystemTime::now(),
+            lock,
         };
         let mut output = PutObjectOutput { e_tag: strong(&object.e_tag), ..Default::default() };
         output.checksum_type = object.checksum.checksum_type.clone();
@@ -173,8 +180,70 @@ impl S3 for Wire {
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.storage.visible().bucket(&request.input.bucket)?.remove(&request.input.key);
+        if request.input.version_id.is_some() {
+            return Err(s3_error!(NotImplemented, "deleting one version"));
+        }
+        self.storage.visible().remove(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn put_object_legal_hold(
+        &self,
+        request: S3Request<PutObjectLegalHoldInput>,
+    ) -> S3Result<S3Response<PutObjectLegalHoldOutput>> {
+        let PutObjectLegalHoldInput { bucket, key, legal_hold, .. } = request.input;
+        let status = legal_hold.and_then(|hold| hold.status);
+        let status = status.ok_or_else(|| s3_error!(MalformedXML, "neither ON nor OFF"))?;
+        if !self.storage.visible().settings(&bucket).lock {
+            return Err(s3_error!(InvalidRequest, "Bucket is missing Object Lock Configuration"));
+        }
+        let object = self.object(&bucket, &key)?;
+        let lock = Lock { is_held: status.as_str() == ObjectLockLegalHoldStatus::ON, ..object.lock.clone() };
+        let same = Object { lock, ..Object::clone(&object) };
+        self.storage.visible().bucket(&bucket)?.insert(key, Arc::new(same));
+        Ok(S3Response::new(PutObjectLegalHoldOutput::default()))
+    }
+
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
+        self.storage.visible().settings(&request.input.bucket).versioning().map(S3Response::new)
+    }
+
+    async fn get_object_lock_configuration(
+        &self,
+        request: S3Request<GetObjectLockConfigurationInput>,
+    ) -> S3Result<S3Response<GetObjectLockConfigurationOutput>> {
+        self.storage.visible().settings(&request.input.bucket).object_lock().map(S3Response::new)
+    }
+
+    async fn get_bucket_encryption(
+        &self,
+        request: S3Request<GetBucketEncryptionInput>,
+    ) -> S3Result<S3Response<GetBucketEncryptionOutput>> {
+        self.storage.visible().settings(&request.input.bucket).encryption().map(S3Response::new)
+    }
+
+    async fn get_public_access_block(
+        &self,
+        request: S3Request<GetPublicAccessBlockInput>,
+    ) -> S3Result<S3Response<GetPublicAccessBlockOutput>> {
+        self.storage.visible().settings(&request.input.bucket).public_access().map(S3Response::new)
+    }
+
+    async fn get_bucket_policy_status(
+        &self,
+        request: S3Request<GetBucketPolicyStatusInput>,
+    ) -> S3Result<S3Response<GetBucketPolicyStatusOutput>> {
+        self.storage.visible().settings(&request.input.bucket).policy_status().map(S3Response::new)
+    }
+
+    async fn get_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<GetBucketLifecycleConfigurationInput>,
+    ) -> S3Result<S3Response<GetBucketLifecycleConfigurationOutput>> {
+        self.storage.visible().settings(&request.input.bucket).lifecycle().map(S3Response::new)
     }
 
     async fn list_objects_v2(
@@ -229,6 +298,9 @@ impl S3 for Wire {
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         let input = request.input;
         let id = format!("upload-{}", self.storage.number());
+        let hold = input.object_lock_legal_hold_status.as_ref();
+        let lock = Lock::asked(input.object_lock_mode, input.object_lock_retain_until_date, hold)?;
+        lock.check(&self.storage.visible().settings(&input.bucket), input.checksum_algorithm.is_some())?;
         let upload = Upload {
             bucket: input.bucket.clone(),
             key: input.key.clone(),
@@ -237,6 +309,7 @@ impl S3 for Wire {
             algorithm: input.checksum_algorithm.as_ref().map(|algorithm| algorithm.as_str().to_owned()),
             checksum_kind: input.checksum_type.as_ref().map(|kind| kind.as_str().to_owned()),
             initiated: SystemTime::now(),
+            lock,
             parts: BTreeMap::new(),
         };
         let mut visible = self.storage.visible();
@@ -303,6 +376,7 @@ impl S3 for Wire {
             content_type: upload.content_type.clone(),
             checksum,
             modified: SystemTime::now(),
+            lock: upload.lock.clone(),
         };
         let mut output = CompleteMultipartUploadOutput {
             bucket: Some(input.bucket.clone()),

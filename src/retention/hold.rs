@@ -1,0 +1,153 @@
+//! Legal holds: what a mark keeps from retention, the store is asked to keep from everybody. Held are the backup, what it builds on,
+//! the WAL that makes them consistent, and what says how timelines hang together: with those alone it can be restored. Tails are not:
+//! each is replaced by a block within the hour, and what is held cannot go.
+
+use super::inventory::Inventory;
+use super::needs::Needs;
+use super::select::Selection;
+use crate::error::{Error, Result};
+use crate::repository::{BackupId, Key, Repository, Stored};
+use crate::store::{StoreError, StoreErrorKind};
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+
+/// Requests at once.
+const AT_ONCE: usize = 8;
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Objects that were held, or released.
+    pub objects: u64,
+    /// Tails that hold WAL of the backup, and are not held.
+    pub tails: u64,
+    /// What it ended with, if not with success. The same once more goes on with it.
+    pub error: Option<Error>,
+}
+
+/// Puts a hold on all that restores a backup.
+pub async fn hold(repository: &Repository, inventory: &Inventory, backup: &BackupId) -> Held {
+    let protected = Protected::by(repository, inventory, [backup]);
+    let mut run = Run { repository, on: true, held: Held { tails: protected.tails, ..Held::default() } };
+    run.held.error = Box::pin(run.all(&protected)).await.err();
+    run.held
+}
+
+/// Takes the holds off that a mark put there, but for what another mark still keeps at `now`.
+pub async fn release(repository: &Repository, inventory: &Inventory, backup: &BackupId, now: Timestamp) -> Held {
+    let mut released = Protected::by(repository, inventory, [backup]);
+    let marks = inventory.marks.values().filter(|mark| mark.backup != *backup && mark.holds(now));
+    let others = Protected::by(repository, inventory, marks.map(|mark| &mark.backup));
+    released.backups.retain(|id| !others.backups.contains(id));
+    released.names.retain(|name| !others.names.contains(name));
+    let mut run = Run { repository, on: false, held: Held::default() };
+    run.held.error = Box::pin(run.all(&released)).await.err();
+    run.held
+}
+
+/// What marks keep.
+#[derive(Default)]
+struct Protected {
+    /// With all that is in their folders.
+    backups: BTreeSet<BackupId>,
+    /// Other objects.
+    names: BTreeSet<String>,
+    tails: u64,
+}
+
+impl Protected {
+    fn by<'a>(
+        repository: &Repository,
+        inventory: &Inventory,
+        marked: impl IntoIterator<Item = &'a BackupId>,
+    ) -> Protected {
+        let catalog = &inventory.catalog;
+        let mut selection = Selection::default();
+        for id in marked {
+            let Some(backup) = catalog.finished_backups().find(|backup| backup.id == *id) else { continue };
+            // Of a chain with a hole in it, what is there.
+            let references = catalog.chain(backup).unwrap_or_default();
+            for link in references.into_iter().chain([backup]) {
+                selection.finished.entry(link.id.clone()).or_default();
+            }
+        }
+        if selection.finished.is_empty() {
+            return Protected::default();
+        }
+        let needs = Needs::of(inventory, &selection);
+        let stored = catalog.coverage.values().flat_map(|coverage| coverage.objects());
+        let (blocks, tails): (Vec<&Stored>, Vec<&Stored>) =
+            stored.filter(|stored| needs.touch(stored.range)).partition(|stored| stored.is_block);
+        let is_missing = |tail: &&Stored| !blocks.iter().any(|block| block.range.contains(tail.range));
+        let layout = &repository.layout;
+        let histories = catalog.histories.keys().map(|timeline| layout.name(&Key::History(*timeline)));
+        Protected {
+            tails: tails.into_iter().filter(is_missing).count() as u64,
+            names: blocks
+                .iter()
+                .map(|stored| stored.name.clone())
+                .chain(histories)
+                .chain([layout.name(&Key::Cluster)])
+                .collect(),
+            backups: selection.finished.into_keys().collect(),
+        }
+    }
+}
+
+struct Run<'a> {
+    repository: &'a Repository,
+    on: bool,
+    held: Held,
+}
+
+impl Run<'_> {
+    async fn all(&mut self, protected: &Protected) -> Result<()> {
+        for id in &protected.backups {
+            self.folder(id).await?;
+        }
+        self.each(protected.names.iter().cloned().collect()).await
+    }
+
+    /// A page at a time: a large backup has hundreds of thousands of parts.
+    async fn folder(&mut self, id: &BackupId) -> Result<()> {
+        let (store, layout) = (&self.repository.store, &self.repository.layout);
+        let (prefix, mut token) = (layout.backup_prefix(id), None);
+        loop {
+            let page = store.list_page(&prefix, token).await?;
+            let ours = page.objects.into_iter().map(|object| object.key).filter(|name| layout.parse(name).is_ok());
+            self.each(ours.collect()).await?;
+            token = page.next;
+            if token.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn each(&mut self, names: Vec<String>) -> Result<()> {
+        let (store, on) = (self.repository.store.clone(), self.on);
+        let requests = stream::iter(names).map(|name| {
+            let store = store.clone();
+            async move { store.set_legal_hold(&name, on).await }
+        });
+        let mut requests = requests.buffered(AT_ONCE);
+        while let Some(done) = requests.next().await {
+            match done {
+                Ok(()) => self.held.objects += 1,
+                // It is gone: nothing is left to release. What was to be held must be there.
+                Err(error) if error.kind == StoreErrorKind::NotFound && !on => {}
+                Err(error) => return Err(refused(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(error: StoreError) -> Error {
+    let is_denied = error.kind == StoreErrorKind::Denied;
+    let error = Error::from(error);
+    match is_denied {
+        true => error.hint("Legal holds need s3:PutObjectLegalHold, which the pruner's role has: see docs/bucket.md."),
+        false => error,
+    }
+}
