@@ -154,9 +154,24 @@ impl Archiver {
         tokio::pin!(looking_on, streaming);
         tokio::select! {
             biased;
-            ended = &mut streaming => ended,
+            ended = &mut streaming => {
+                if let Err(error) = &ended {
+                    self.show_end(error);
+                }
+                ended
+            }
             never = &mut looking_on => match never {},
         }
+    }
+
+    /// Other archivers of this process may go on, and be looked at, for years: what a disaster would cost grows from now on.
+    fn show_end(&self, error: &Error) {
+        self.state.send_modify(|state| {
+            state.rpo.lost();
+            state.phase = Phase::Connecting;
+            state.is_compared = false;
+            state.last_error = Some(error.to_string());
+        });
     }
 
     async fn run_connections(&self, shutdown: &Shutdown) -> Result<()> {

@@ -5,6 +5,7 @@ mod backup;
 mod backups;
 mod before_drop;
 mod check;
+mod cluster;
 mod completions;
 mod configuration;
 mod demo;
@@ -37,6 +38,7 @@ mod taking;
 pub mod time;
 mod troubles;
 mod verify;
+mod view;
 
 use crate::cli::{Cli, Command};
 use crate::config::Settings;

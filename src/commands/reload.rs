@@ -1,11 +1,12 @@
 //! SIGHUP to `seawall run`: the configuration is read again, and what can be taken up is, without a word to the server.
 
 use super::audit::{Begun, Ended};
-use super::taking::Taker;
+use super::view::View;
 use crate::cli::Cli;
 use crate::config::{Reloaded, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Action;
+use crate::runtime::Clock;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -19,9 +20,15 @@ pub(super) fn signals() -> Result<Signal> {
 }
 
 /// Reads the configuration again with each signal, for ever; may be dropped at any time. What cannot be read changes nothing.
-pub(super) async fn follow(cli: Cli, mut hangups: Signal, settings: watch::Sender<Arc<Settings>>, taker: Arc<Taker>) {
+pub(super) async fn follow(
+    cli: Cli,
+    mut hangups: Signal,
+    settings: watch::Sender<Arc<Settings>>,
+    view: Arc<View>,
+    clock: Clock,
+) {
     while hangups.recv().await.is_some() {
-        let begun = Begun::now("run", Action::Reload, &taker.clock);
+        let begun = Begun::now("run", Action::Reload, &clock);
         let loaded = Settings::load(&cli, &|name| std::env::var_os(name));
         let ended = match loaded {
             Ok(new) => {
@@ -38,8 +45,10 @@ pub(super) async fn follow(cli: Cli, mut hangups: Signal, settings: watch::Sende
             }
         };
         // The folder of a cluster that was never reached is not there yet.
-        if let Ok((_, writer)) = taker.repository().await {
-            begun.end(&writer, ended, &taker.clock).await;
+        if let Some(running) = view.running()
+            && let Ok((_, writer)) = running.taker.repository().await
+        {
+            begun.end(&writer, ended, &clock).await;
         }
     }
 }
