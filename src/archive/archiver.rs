@@ -3,11 +3,13 @@
 mod holes;
 
 use super::budget::Budget;
+use super::claims::Claim;
 use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
 use super::lookout;
 use super::resume::{self, Resume, ResumeError};
+use super::share::CommonMemory;
 use super::source::{
     SPARE_PAUSE, ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, Synchronous, TimelineEnd,
 };
@@ -62,6 +64,10 @@ pub struct ArchiveOptions {
     pub indexer: Option<Indexer>,
     /// Is told how long WAL waited to become durable.
     pub latency: Option<DurableLatency>,
+    /// Where other archivers of the process take memory from, too: this one has little beside it.
+    pub common: Option<CommonMemory>,
+    /// Its claim to the server, among the archivers of the process.
+    pub claim: Option<Claim>,
 }
 
 impl Default for ArchiveOptions {
@@ -76,6 +82,8 @@ impl Default for ArchiveOptions {
             form: Form::default(),
             indexer: None,
             latency: None,
+            common: None,
+            claim: None,
         }
     }
 }
@@ -134,7 +142,7 @@ impl Archiver {
         let (state, _) = watch::channel(ArchiveState::new());
         let (cluster, known) = (cluster.into(), OnceLock::new());
         let (garbage, kept_in_tails) = (Mutex::default(), Mutex::default());
-        let budget = Budget::new(options.encoded_bytes_max);
+        let budget = Budget::new(options.encoded_bytes_max, options.common.as_ref());
         Archiver { source, store, cluster, options, clock, state, known, garbage, budget, kept_in_tails }
     }
 
@@ -344,6 +352,9 @@ impl Archiver {
         session: &mut dyn Session,
         identity: ServerIdentity,
     ) -> Result<(Writer, Repository, Resume), ResumeError> {
+        if let Some(claim) = &self.options.claim {
+            claim.take(identity.system_identifier, &self.cluster)?;
+        }
         match self.known.get() {
             Some(cluster) => check_identity(cluster, &self.cluster, identity)?,
             None => {
