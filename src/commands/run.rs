@@ -3,34 +3,43 @@
 use super::cluster::{Cluster, Process};
 use super::service::ServiceManager;
 use super::view::Views;
-use super::{reload, signals};
+use super::{distinct, reload, signals};
 use crate::cli::Cli;
 use crate::config::Settings;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::http;
-use crate::runtime::{Clock, Shutdown, Tasks};
+use crate::runtime::{Shutdown, Tasks};
 use std::sync::Arc;
 use tokio::sync::watch;
+use tracing::Instrument;
 
-/// Runs until a signal, or until something happens that waiting cannot mend.
+/// Runs until a signal, or until every cluster has met something that waiting cannot mend.
 ///
 /// # Errors
-/// What was wrong at the start, or that later.
-pub(super) async fn run(cli: Cli, settings: Settings) -> Result<()> {
+/// What was wrong at the start, or that later: of several clusters, with the first that ended so.
+pub(super) async fn run(cli: Cli, all: Vec<Settings>) -> Result<()> {
     let hangups = reload::signals()?;
     let shutdown = Shutdown::default();
     let _signals = signals::watch(shutdown.clone())?;
-    let listener = match settings.run.listen {
+    distinct::check(&all, &|name| std::env::var(name).ok())?;
+    let of_process = all.first().ok_or_else(|| Error::new(Kind::Internal, "there is no cluster"))?.run.clone();
+    let listener = match of_process.listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
-    let process = Arc::new(Process { clock: Clock::system(), shutdown: shutdown.clone() });
-    let (reloaded, settings) = watch::channel(Arc::new(settings));
-    let cluster = Cluster::new(settings, process.clone())?;
-    let views = Arc::new(Views(vec![cluster.view.clone()]));
+    let process = Arc::new(Process::new(all.len(), of_process.jobs_at_once, shutdown.clone()));
+    let (mut clusters, mut views, mut reloaded) = (Vec::new(), Vec::new(), Vec::new());
+    for settings in all {
+        let (sender, settings) = watch::channel(Arc::new(settings));
+        let cluster = Cluster::new(settings, process.clone())?;
+        views.push(cluster.view.clone());
+        reloaded.push((sender, cluster.view.clone()));
+        clusters.push(cluster);
+    }
+    let views = Arc::new(Views(views));
 
     let mut beside: Tasks<()> = Tasks::default();
-    beside.start(reload::follow(cli, hangups, reloaded, cluster.view.clone(), process.clock.clone()));
+    beside.start(reload::follow(cli, hangups, reloaded, process.clock.clone()));
     if let Some(manager) = ServiceManager::find(&|name| std::env::var_os(name)) {
         let views = views.clone();
         beside.start(manager.follow(move || views.looks(), shutdown.clone()));
@@ -40,7 +49,37 @@ pub(super) async fn run(cli: Cli, settings: Settings) -> Result<()> {
         tracing::info!(%address, "metrics at /metrics, health at /healthz and /readyz");
         beside.start(http::serve(listener, views, shutdown.kill.clone()));
     }
-    let ended = Box::pin(cluster.run()).await;
+    let ended = Box::pin(run_all(clusters)).await;
     beside.stop().await;
     ended
+}
+
+/// Each by itself: a cluster that ends, even by a defect, is the end of no other.
+async fn run_all(mut clusters: Vec<Cluster>) -> Result<()> {
+    if clusters.len() == 1
+        && let Some(only) = clusters.pop()
+    {
+        return only.run().await;
+    }
+    let mut running = Tasks::default();
+    for cluster in clusters {
+        let (name, view) = (cluster.view.cluster.clone(), cluster.view.clone());
+        let span = tracing::error_span!("of", cluster = %name);
+        running.start(async move { (view, cluster.run().await) }.instrument(span));
+    }
+    let mut first = Ok(());
+    while let Some(ended) = running.next().await {
+        let (name, error) = match ended {
+            Ok((_, Ok(()))) => continue,
+            Ok((view, Err(error))) => (view.cluster.clone(), error),
+            // It panicked, and its text is on standard error.
+            Err(error) => (String::from("(one of them)"), error),
+        };
+        let hint = error.hint_text().unwrap_or_default();
+        tracing::error!(cluster = name, %error, hint, "this cluster is not archived any more; the others go on");
+        if first.is_ok() {
+            first = Err(error.context(format!("cluster {name}")));
+        }
+    }
+    first
 }

@@ -1,6 +1,7 @@
 //! Base backups that `seawall run` takes by itself, beside its own stream: after a gap, and on schedule.
 
 use super::audit::{Begun, Ended};
+use super::turns::Turns;
 use super::{names, parts};
 use crate::backup::{
     BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
@@ -32,6 +33,8 @@ pub(super) struct Taker {
     pub(super) metrics: Metrics,
     pub(super) notifier: Notifier,
     pub(super) clock: Clock,
+    /// Among the clusters of this process.
+    pub(super) turns: Turns,
     pub(super) one_at_a_time: Mutex<()>,
 }
 

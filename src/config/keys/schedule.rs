@@ -100,6 +100,22 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "schedule.at_once",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("2"),
+        example: "\"4\"",
+        about: "Where one process archives several clusters, so many of them at once take a base backup, verify, drill or prune; the \
+                others wait for their turn, in the order in which they came. One that has waited for six hours goes nevertheless.",
+        set: |settings, text| {
+            let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+            settings.run.jobs_at_once =
+                number.ok_or_else(|| format!("cannot be {text:?}: it is a number from 1 to 1000"))?;
+            Ok(())
+        },
+    },
+    Key {
         name: "schedule.verify_after",
         flag: None,
         variable: None,
