@@ -47,6 +47,8 @@ struct It {
     more: Notify,
     /// What it was told to be stored.
     flushed: AtomicU64,
+    /// It lets nobody in.
+    is_closed: AtomicBool,
     /// It has another history now.
     is_other: AtomicBool,
     cut: Notify,
@@ -61,6 +63,7 @@ impl Server {
             end: AtomicU64::new(START),
             more: Notify::new(),
             flushed: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
             is_other: AtomicBool::new(false),
             cut: Notify::new(),
         });
@@ -103,7 +106,7 @@ impl It {
         let mut startup = vec![0; length - 4];
         socket.read_exact(&mut startup).await?;
         let startup = String::from_utf8_lossy(&startup).into_owned();
-        if !startup.contains("replication\0true\0") {
+        if !startup.contains("replication\0true\0") || self.is_closed.load(Ordering::SeqCst) {
             return socket.write_all(&say::error("FATAL", "28000", "no pg_hba.conf entry")).await;
         }
         socket.write_all(&say::welcome("15.18")).await?;
@@ -214,16 +217,19 @@ async fn all_stored(servers: &[Server], but: &[usize], what: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way() {
-    // Given a hundred servers, and two more that are one and the same, in one configuration
+    // Given a hundred servers, two more that are one and the same, and one that lets nobody in, in one configuration
     let mut servers = Vec::new();
     for number in 0..CLUSTERS {
         servers.push(Server::start(1000 + number as u64).await);
     }
     let twins = [Server::start(7).await, Server::start(7).await];
+    let late = Server::start(8).await;
+    late.it.is_closed.store(true, Ordering::SeqCst);
     let section = |name: String, server: &Server| format!("[cluster.{name}]\npg = {:?}\n", server.conninfo());
     let mut text = format!("repo = \"s3://{}/backups\"\n[run]\nlisten = \"127.0.0.1:0\"\n", S3Server::BUCKET);
     text.extend(servers.iter().enumerate().map(|(number, server)| section(format!("c{number:03}"), server)));
     text.extend(twins.iter().zip(["one", "two"]).map(|(server, name)| section(format!("twin-{name}"), server)));
+    text.push_str(&section("late".to_owned(), &late));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("seawall.toml");
     std::fs::write(&file, &text).unwrap();
@@ -233,7 +239,10 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     let mut running = bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value)).start();
     let endpoint = Endpoint::of(&mut running).await;
 
-    // When all of them write
+    // When all of them write, and the one lets us in after its cluster was refused
+    running.wait_for_text("beginning again").await;
+    late.it.is_closed.store(false, Ordering::SeqCst);
+    late.write(FIRST_BYTES);
     servers.iter().for_each(|server| server.write(FIRST_BYTES));
     all_stored(&servers, &[], "a hundred clusters to be stored").await;
 
@@ -259,6 +268,11 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     assert!(ready.contains("\nc099: streaming, durable up to"), "{ready}");
     assert!(get(endpoint, "/readyz/c042").starts_with("HTTP/1.1 200"));
 
+    // Whoever was refused has begun again
+    all_stored(std::slice::from_ref(&late), &[], "the one that was refused to be stored").await;
+    let metrics = endpoint.scrape().await.expect("an answer");
+    assert!(!is_stopped(metrics.body(), "late"), "it is archived now");
+
     // Of the twins one was refused, once its server said who it is, and the other is archived
     wait_for("one of the twins to be refused", PATIENCE, async || {
         let metrics = endpoint.scrape().await?;
@@ -268,6 +282,21 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     })
     .await;
     assert!(running.stderr().contains("archives into the same repository already"), "{}", running.stderr());
+
+    // Commands are about all of them, or about the one that is chosen
+    let seawall = |arguments: &[&str]| {
+        let seawall = Seawall::new(arguments).arg("--config").arg(&file);
+        bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value))
+    };
+    let checked = seawall(&["config", "check"]).run_ok().await.stdout;
+    assert!(checked.contains("103 clusters can be used"), "{checked}");
+    let status = seawall(&["status"]).run_err(6).await;
+    let line = |name: &str| status.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    assert!(line("c042").contains("nothing"), "no base backup of it: {}", status.stdout);
+    assert!(status.stderr.contains("1 of 103 clusters cannot be looked at"), "{}", status.stderr);
+    seawall(&["status", "--cluster", "c042"]).run_ok().await;
+    let refused = seawall(&["list"]).run_err(2).await.stderr;
+    assert!(refused.contains("--cluster: c000, c001"), "{refused}");
 
     // When one's store hangs, and one's server has become another, while all others write
     let hold = bucket.hold(Op::Put.at("backups/c000/"));

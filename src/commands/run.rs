@@ -63,23 +63,25 @@ async fn run_all(mut clusters: Vec<Cluster>) -> Result<()> {
     }
     let mut running = Tasks::default();
     for cluster in clusters {
-        let (name, view) = (cluster.view.cluster.clone(), cluster.view.clone());
-        let span = tracing::error_span!("of", cluster = %name);
-        running.start(async move { (view, cluster.run().await) }.instrument(span));
+        let view = cluster.view.clone();
+        let span = tracing::error_span!("of", cluster = %view.cluster);
+        let archiving = async move {
+            // A task of its own: should it panic, it is known whose it was.
+            let mut only = Tasks::default();
+            only.start(cluster.run());
+            let ended = only.next().await.unwrap_or(Ok(Ok(()))).flatten();
+            if let Err(error) = &ended {
+                let hint = error.hint_text().unwrap_or_default();
+                tracing::error!(%error, hint, "this cluster is not archived any more; the others go on");
+                view.ended(error);
+            }
+            ended.map_err(|error| error.context(format!("cluster {}", view.cluster)))
+        };
+        running.start(archiving.instrument(span));
     }
     let mut first = Ok(());
     while let Some(ended) = running.next().await {
-        let (name, error) = match ended {
-            Ok((_, Ok(()))) => continue,
-            Ok((view, Err(error))) => (view.cluster.clone(), error),
-            // It panicked, and its text is on standard error.
-            Err(error) => (String::from("(one of them)"), error),
-        };
-        let hint = error.hint_text().unwrap_or_default();
-        tracing::error!(cluster = name, %error, hint, "this cluster is not archived any more; the others go on");
-        if first.is_ok() {
-            first = Err(error.context(format!("cluster {name}")));
-        }
+        first = first.and(ended.flatten());
     }
     first
 }

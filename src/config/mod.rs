@@ -308,6 +308,7 @@ impl Settings {
 fn read_file(path: &Path, mut shared: Settings, chosen: Option<&str>) -> Result<Vec<Settings>> {
     let document = Document::read(path)?;
     shared.take(&document.shared)?;
+    let mut secret = shared.secret();
     let mut all = vec![shared];
     if !document.clusters.is_empty() {
         let shared = all.remove(0);
@@ -319,10 +320,11 @@ fn read_file(path: &Path, mut shared: Settings, chosen: Option<&str>) -> Result<
                 Error::new(Kind::Config, format!("{}: the name of a cluster {problem}", section.place))
             })?;
             settings.take(&section.entries)?;
+            secret = secret.or_else(|| settings.secret());
             all.push(settings);
         }
     }
-    if let Some((what, instead)) = all.iter().find_map(Settings::secret).filter(|_| document.is_open_to_others()) {
+    if let Some((what, instead)) = secret.filter(|_| document.is_open_to_others()) {
         return Err(Error::new(Kind::Config, format!("{} holds {what} and others may read it", path.display()))
             .hint(format!("chmod 600 {}, {instead}.", path.display())));
     }

@@ -416,12 +416,15 @@ fn what_is_wrong_in_a_clusters_section_is_refused_where_it_stands() {
         let said = format!("{error} {}", error.hint_text().unwrap_or_default());
         assert!(error.kind() == Kind::Config && said.contains(says), "{text:?}: {said}");
     }
-    // A secret in a section is one
-    let place = Place::new().with_file("[cluster.a]\npg = \"host=a password=s3cret\"\n", 0o644);
-    let error = place.refusal("seawall list --config FILE");
-    assert!(
-        error.hint_text().is_some_and(|hint| hint.contains("chmod 600")) && !format!("{error:?}").contains("s3cret")
-    );
+    // A secret is one in a section too, and above them if each has another
+    for text in [
+        "[cluster.a]\npg = \"host=a password=s3cret\"\n[cluster.b]\n",
+        "pg = \"password=s3cret\"\n[cluster.a]\npg = \"\"\n",
+    ] {
+        let error = Place::new().with_file(text, 0o644).refusal("seawall list --config FILE --cluster a");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("chmod 600")), "{error:?}");
+        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+    }
 }
 
 proptest::proptest! {

@@ -111,8 +111,8 @@ Lengths of time have a unit: `500ms`, `2s`, `15m`, `1h 30m`.
 
 **Secrets.** PostgreSQL's password belongs into `~/.pgpass` (or the file named by `PGPASSFILE`). A configuration file
 with a password in `pg` is refused if others may read it: `chmod 600`; a group may read it if root owns it, which is how
-secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile, web identity
-or instance role.
+secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile (with a file or a
+program of yours, as its `credential_process` says), web identity or instance role.
 
 **Many clusters.** One file, and one process of `run`, may be for many clusters. What stands in `[cluster.NAME]` is of that
 cluster alone: every setting but those marked as the whole process's, written as at the top, with sections as
