@@ -357,6 +357,14 @@ fn each_cluster_has_what_is_said_of_all_and_what_is_said_of_it() {
 }
 
 #[test]
+fn a_cluster_need_not_have_what_all_have() {
+    let text = "[schedule]\nfull = \"0 2 * * *\"\ndrill = \"0 3 * * *\"\n[cluster.a]\n[cluster.b]\nschedule.drill = \"never\"\n";
+    let all = Place::new().with_file(text, 0o644).load_all("seawall run --config FILE").expect("two");
+    let jobs: Vec<usize> = all.iter().map(|settings| settings.schedule.jobs.len()).collect();
+    assert_eq!(jobs, [2, 1]);
+}
+
+#[test]
 fn of_several_clusters_one_is_chosen_by_its_name() {
     let place = Place::new().with_file(TWO, 0o644);
     assert_eq!(place.load("seawall list --config FILE --cluster mail").expect("it").slot, "two");

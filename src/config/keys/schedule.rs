@@ -7,6 +7,9 @@ use crate::schedule::Expression;
 use jiff::tz::TimeZone;
 use std::time::Duration;
 
+/// What is written where a cluster is not to have what the others have.
+const NEVER: &str = "never";
+
 pub(super) const KEYS: &[Key] = &[
     Key {
         name: "schedule.full",
@@ -19,7 +22,7 @@ pub(super) const KEYS: &[Key] = &[
                 week. A cluster that has none gets one at once. Without this key `run` takes none by itself, but for a gap \
                 (`run.backup_after_gap`). What was missed while `run` was not up is caught up once, and what fails is tried \
                 again. One archiver does it at a time, also where several run; a backup that somebody took by hand in the \
-                meantime counts.",
+                meantime counts. `never`, here and in the other times, is for one of many clusters that is not to have what all have.",
         set: |settings, text| set(settings, Job::Full, text),
     },
     Key {
@@ -133,6 +136,9 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 fn set(settings: &mut Settings, job: Job, text: &str) -> Result<(), String> {
-    settings.schedule.jobs.insert(job, Expression::parse(text)?);
+    match text {
+        NEVER => _ = settings.schedule.jobs.remove(&job),
+        _ => _ = settings.schedule.jobs.insert(job, Expression::parse(text)?),
+    }
     Ok(())
 }
