@@ -365,6 +365,10 @@ impl Archiver {
         let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.form.clone());
         let repository = Repository { store: self.store.clone(), layout: layout.clone() };
         let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
+        let writer = match &self.options.common {
+            Some(common) => writer.with_buffers(common.frames()),
+            None => writer,
+        };
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing
         // else keeps it, also while the store is away.
         let slot = session.take_slot().await?;

@@ -5,6 +5,8 @@
 //! as much as one of them has is left for whoever comes (A. K. Choudhury, E. L. Hahne: "Dynamic queue length thresholds for
 //! shared-memory packet switches", 1998, with the factor 1).
 
+use crate::codec::Buffers;
+use crate::repository::WAL_FRAME_BYTES;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// So much of each kind of memory an archiver has for itself beside what is common, in bytes: tails of a server that writes little.
@@ -24,12 +26,15 @@ struct Common {
     held: Mutex<u64>,
     /// Memory that is in nobody's hands, to be used again.
     spare: Mutex<Vec<Vec<u8>>>,
+    /// The same of frames, as WAL is stored in them.
+    frames: Buffers,
 }
 
 impl CommonMemory {
     /// Of so many bytes.
     pub fn new(bytes_max: u64) -> CommonMemory {
-        CommonMemory(Arc::new(Common { bytes_max, held: Mutex::new(0), spare: Mutex::default() }))
+        let frames = Buffers::new(SPARE_BYTES_MAX / WAL_FRAME_BYTES);
+        CommonMemory(Arc::new(Common { bytes_max, held: Mutex::new(0), spare: Mutex::default(), frames }))
     }
 
     fn held(&self) -> MutexGuard<'_, u64> {
@@ -49,6 +54,11 @@ impl CommonMemory {
         let is_free = self.is_free(*held, before, wanted);
         *held = if is_free { held.saturating_sub(before) + after } else { *held };
         is_free
+    }
+
+    /// Where frames have their memory from.
+    pub(super) fn frames(&self) -> Buffers {
+        self.0.frames.clone()
     }
 
     /// As it was given back; another archiver may have it.
