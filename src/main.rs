@@ -56,8 +56,9 @@ fn fail(error: &Error, rule: ExitRule, as_json: bool) -> u8 {
 }
 
 fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
-    let settings = Settings::load(&cli, &|name| std::env::var_os(name))?;
-    start_logging(&cli, settings.log_format)?;
+    let clusters = Settings::load_all(&cli, &|name| std::env::var_os(name))?;
+    // The same for all of them.
+    start_logging(&cli, clusters.first().map(|settings| settings.log_format).unwrap_or_default())?;
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| Error::new(Kind::Internal, "a TLS provider was installed already"))?;
@@ -69,7 +70,7 @@ fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
         .build()
         .map_err(|error| Error::new(Kind::Local, "cannot start threads").because(error))?;
     rule.unwind_on_panic();
-    let result = runtime.block_on(dispatch(cli, settings));
+    let result = runtime.block_on(dispatch(cli, clusters));
     // Work that may not be interrupted has no say in when the process ends.
     runtime.shutdown_background();
     result

@@ -2,9 +2,10 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use seawall::error::{Error, Kind, Result};
-use seawall::http::{self, Health};
+use seawall::http::{self, Health, Served};
 use seawall::metrics::Metrics;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,12 +23,29 @@ struct Endpoint {
     server: JoinHandle<()>,
 }
 
+/// The only one is called `main`.
+struct One<R>(watch::Receiver<Health>, R);
+
+impl<R: Fn() -> Result<String> + Send + Sync + 'static> Served for One<R> {
+    fn metrics(&self) -> Result<String> {
+        self.1()
+    }
+
+    fn health(&self, name: Option<&str>) -> Option<Health> {
+        name.is_none_or(|name| name == "main").then(|| self.0.borrow().clone())
+    }
+
+    fn life(&self, name: &str) -> Option<Health> {
+        (name == "main").then(|| Health { ready: true, reason: "alive".to_owned() })
+    }
+}
+
 async fn start(render: impl Fn() -> Result<String> + Send + Sync + 'static) -> Endpoint {
     let listener = http::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
     let address = listener.local_addr().expect("its address");
     let (state, watched) = watch::channel(Health { ready: false, reason: "starting".to_owned() });
     let shutdown = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, watched, render, shutdown.clone()));
+    let server = tokio::spawn(http::serve(listener, Arc::new(One(watched, render)), shutdown.clone()));
     Endpoint { address, state, shutdown, server }
 }
 
@@ -78,6 +96,14 @@ async fn it_is_alive_from_the_start_and_ready_when_it_says_so() {
     let answer = get(endpoint.address, "/readyz").await;
     assert_eq!(status(&answer), "503", "{answer}");
     assert!(answer.ends_with("cannot store: denied\n"), "{answer}");
+
+    // And one cluster alone can be asked for
+    let answer = get(endpoint.address, "/readyz/main").await;
+    assert!(status(&answer) == "503" && answer.ends_with("cannot store: denied\n"), "{answer}");
+    assert_eq!(status(&get(endpoint.address, "/healthz/main").await), "200");
+    for path in ["/readyz/other", "/healthz/other", "/readyz/", "/readyz/main/"] {
+        assert_eq!(status(&get(endpoint.address, path).await), "404", "{path}");
+    }
 }
 
 #[tokio::test]

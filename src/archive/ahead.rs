@@ -215,7 +215,7 @@ mod tests {
     }
 
     fn plenty() -> Budget {
-        static PLENTY: LazyLock<Budget> = LazyLock::new(|| Budget::new(u64::MAX / 2));
+        static PLENTY: LazyLock<Budget> = LazyLock::new(|| Budget::new(u64::MAX / 2, None));
         PLENTY.clone()
     }
 
@@ -255,7 +255,7 @@ mod tests {
                 let (range, key) = (range(&pieces), Key::Block(range(&pieces)));
                 let (writer, store) = writer();
                 // Given a block that grew in steps, with and without pauses
-                let budget = Budget::new(budget_bytes);
+                let budget = Budget::new(budget_bytes, None);
                 let mut ahead = Ahead::new(writer.clone(), START, &[], &budget);
                 let mut known = 0;
                 for (more, pauses) in pushes {
@@ -301,7 +301,7 @@ mod tests {
     async fn what_it_has_become_is_given_back_with_it() {
         // Given a block of which some is compressed
         let (writer, _) = writer();
-        let budget = Budget::new(64 << 20);
+        let budget = Budget::new(64 << 20, None);
         let mut ahead = Ahead::new(writer, START, &[], &budget);
         ahead.push(&[piece(0), piece(1)]);
         ahead.worker.take().unwrap().done().await.unwrap();

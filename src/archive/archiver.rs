@@ -3,11 +3,13 @@
 mod holes;
 
 use super::budget::Budget;
+use super::claims::Claim;
 use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
 use super::lookout;
 use super::resume::{self, Resume, ResumeError};
+use super::share::CommonMemory;
 use super::source::{
     SPARE_PAUSE, ServerIdentity, Session, Source, SourceError, SourceErrorKind, Started, Synchronous, TimelineEnd,
 };
@@ -64,6 +66,10 @@ pub struct ArchiveOptions {
     pub indexer: Option<Indexer>,
     /// Is told how long WAL waited to become durable.
     pub latency: Option<DurableLatency>,
+    /// Where other archivers of the process take memory from, too: this one has little beside it.
+    pub common: Option<CommonMemory>,
+    /// Its claim to the server, among the archivers of the process.
+    pub claim: Option<Claim>,
 }
 
 impl Default for ArchiveOptions {
@@ -79,6 +85,8 @@ impl Default for ArchiveOptions {
             form: Form::default(),
             indexer: None,
             latency: None,
+            common: None,
+            claim: None,
         }
     }
 }
@@ -137,7 +145,7 @@ impl Archiver {
         let (state, _) = watch::channel(ArchiveState::new());
         let (cluster, known) = (cluster.into(), OnceLock::new());
         let (garbage, kept_in_tails) = (Mutex::default(), Mutex::default());
-        let budget = Budget::new(options.encoded_bytes_max);
+        let budget = Budget::new(options.encoded_bytes_max, options.common.as_ref());
         Archiver { source, store, cluster, options, clock, state, known, garbage, budget, kept_in_tails }
     }
 
@@ -157,9 +165,24 @@ impl Archiver {
         tokio::pin!(looking_on, streaming);
         tokio::select! {
             biased;
-            ended = &mut streaming => ended,
+            ended = &mut streaming => {
+                if let Err(error) = &ended {
+                    self.show_end(error);
+                }
+                ended
+            }
             never = &mut looking_on => match never {},
         }
+    }
+
+    /// Other archivers of this process may go on, and be looked at, for years: what a disaster would cost grows from now on.
+    fn show_end(&self, error: &Error) {
+        self.state.send_modify(|state| {
+            state.rpo.lost();
+            state.phase = Phase::Connecting;
+            state.is_compared = false;
+            state.last_error = Some(error.to_string());
+        });
     }
 
     async fn run_connections(&self, shutdown: &Shutdown) -> Result<()> {
@@ -332,6 +355,9 @@ impl Archiver {
         session: &mut dyn Session,
         identity: ServerIdentity,
     ) -> Result<(Writer, Repository, Resume), ResumeError> {
+        if let Some(claim) = &self.options.claim {
+            claim.take(identity.system_identifier, &self.cluster)?;
+        }
         match self.known.get() {
             Some(cluster) => check_identity(cluster, &self.cluster, identity)?,
             None => {
@@ -342,6 +368,10 @@ impl Archiver {
         let layout = Layout::new(self.cluster.clone(), identity.segment_size, self.options.form.clone());
         let repository = Repository { store: self.store.clone(), layout: layout.clone() };
         let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
+        let writer = match &self.options.common {
+            Some(common) => writer.with_buffers(common.frames()),
+            None => writer,
+        };
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing
         // else keeps it, also while the store is away.
         let slot = session.take_slot().await?;

@@ -9,9 +9,11 @@
 //! * Frames that are kept to be used again: they were one of the second kind before (`codec/buffers.rs`).
 //!
 //! Where there is no permit, pieces are not encoded and not given back, and so reading stops. Nothing stops for ever: whoever
-//! has a permit needs no second one to be stored, and a job that runs alone gets what it needs in any case.
+//! has a permit needs no second one to be stored, and a job that runs alone gets what it needs in any case. So it is too where several
+//! archivers have most of it in common (`share.rs`).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::share::{CommonMemory, OWN_BYTES, Share};
+use std::sync::Arc;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// So many bytes, of which permits are parts.
@@ -20,8 +22,7 @@ pub(super) struct Budget(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    bytes_max: u64,
-    held: Mutex<u64>,
+    share: Share,
     given_back: Notify,
     exception: Arc<Semaphore>,
 }
@@ -36,45 +37,33 @@ pub(super) struct Permit {
 }
 
 impl Shared {
-    fn held(&self) -> MutexGuard<'_, u64> {
-        // Whole after each step: a panic elsewhere changes nothing.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// True if `bytes` more are held now, and `left` are still free.
-    fn take(&self, bytes: u64, left: u64) -> bool {
-        let mut held = self.held();
-        let fits = *held + bytes + left <= self.bytes_max;
-        *held += if fits { bytes } else { 0 };
-        fits
-    }
-
     fn give_back(&self, bytes: u64) {
-        *self.held() -= bytes;
+        self.share.give_back(bytes);
         self.given_back.notify_one();
     }
 }
 
 impl Budget {
-    /// Of so many bytes.
-    pub(super) fn new(bytes_max: u64) -> Budget {
+    /// Of so many bytes, few of which are its own where some are common.
+    pub(super) fn new(bytes_max: u64, common: Option<&CommonMemory>) -> Budget {
         let exception = Arc::new(Semaphore::new(1));
-        Budget(Arc::new(Shared { bytes_max, held: Mutex::new(0), given_back: Notify::new(), exception }))
+        let share = Share::new(OWN_BYTES, bytes_max, common);
+        Budget(Arc::new(Shared { share, given_back: Notify::new(), exception }))
     }
 
     /// A permit for so many bytes, if they are free.
     pub(super) fn try_take(&self, bytes: u64) -> Option<Permit> {
-        self.0.take(bytes, 0).then(|| self.permit(bytes))
+        self.0.share.take(bytes, 0).then(|| self.permit(bytes))
     }
 
     /// True if there would be a permit for so many bytes once `given_back` are.
     pub(super) fn would_fit(&self, bytes: u64, given_back: u64) -> bool {
-        self.0.held().saturating_sub(given_back) + bytes <= self.0.bytes_max
+        self.0.share.would_fit(bytes, given_back)
     }
 
     /// A permit for so many bytes, free or not: for whoever runs alone.
     pub(super) fn take(&self, bytes: u64) -> Permit {
-        *self.0.held() += bytes;
+        self.0.share.take_anyway(bytes);
         self.permit(bytes)
     }
 
@@ -95,7 +84,7 @@ impl Budget {
     /// For how many bytes there are permits.
     #[cfg(test)]
     pub(super) fn held(&self) -> u64 {
-        *self.0.held()
+        self.0.share.held()
     }
 
     /// Waits until something was given back. May be dropped.
@@ -116,7 +105,7 @@ impl Permit {
 
     /// True if it is for so many more now, and `left` are free nevertheless.
     pub(super) fn try_grow(&mut self, bytes: u64, left: u64) -> bool {
-        let fits = self.budget.take(bytes, left);
+        let fits = self.budget.share.take(bytes, left);
         self.bytes += if fits { bytes } else { 0 };
         fits
     }
@@ -124,7 +113,7 @@ impl Permit {
     /// What it is for has become so many bytes.
     pub(super) fn become_bytes(&mut self, bytes: u64) {
         let before = std::mem::replace(&mut self.bytes, bytes);
-        *self.budget.held() += bytes;
+        self.budget.share.take_anyway(bytes);
         self.budget.give_back(before);
     }
 
@@ -177,7 +166,7 @@ mod tests {
         /// Whatever is taken, grown, joined and given back in whatever order.
         #[test]
         fn permits_add_up_to_what_is_held_and_never_to_more_than_there_is(steps in prop::collection::vec(step(), 0..80)) {
-            let budget = Budget::new(100);
+            let budget = Budget::new(100, None);
             let mut permits: Vec<Permit> = Vec::new();
             for step in steps {
                 let count = permits.len().max(1);
@@ -219,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_waits_hears_of_what_is_given_back() {
-        let budget = Budget::new(10);
+        let budget = Budget::new(10, None);
         let mut all = budget.try_take(10).unwrap();
         assert!(budget.try_take(1).is_none());
         // When it has become less, and when it is dropped
@@ -234,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn beyond_the_budget_there_is_one_at_a_time() {
-        let budget = Budget::new(10);
+        let budget = Budget::new(10, None);
         let all = budget.try_take(10).unwrap();
         let exception = budget.take_by_exception(7).await;
         assert_eq!(budget.held(), 17);

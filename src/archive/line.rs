@@ -7,6 +7,7 @@
 
 use super::open_block::OpenBlock;
 use super::progress::Progress;
+use super::share::CommonMemory;
 use super::unused::Unused;
 use crate::codec::Ending;
 use crate::error::{Error, Kind, Result};
@@ -144,7 +145,7 @@ impl Line {
         Line {
             size,
             progress: Progress::new(timeline, start, overlap_end),
-            open: OpenBlock::new(size.block_bytes()),
+            open: OpenBlock::new(size.block_bytes(), None),
             open_start: start,
             unused: Unused::new(start),
             known,
@@ -162,6 +163,12 @@ impl Line {
     #[must_use]
     pub fn with_leads(self, has_leads: bool) -> Line {
         Line { has_leads, ..self }
+    }
+
+    /// As it is, and nothing has come: its memory is in part that of others, too.
+    #[must_use]
+    pub fn with_common_memory(self, common: Option<&CommonMemory>) -> Line {
+        Line { open: OpenBlock::new(self.size.block_bytes(), common), ..self }
     }
 
     /// How far it has come.

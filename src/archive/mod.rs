@@ -11,6 +11,7 @@ mod ancestry;
 mod archiver;
 mod backup_end;
 mod budget;
+mod claims;
 #[cfg(test)]
 mod cut_tests;
 mod dead_branch;
@@ -30,6 +31,7 @@ mod progress;
 mod resume;
 mod rpo;
 mod server;
+mod share;
 mod slot;
 mod source;
 mod state;
@@ -37,11 +39,13 @@ mod stream;
 mod unused;
 
 pub use archiver::{ArchiveOptions, Archiver, ensure_cluster};
+pub use claims::{Claim, Claims};
 pub use indexing::{IndexKeeper, keep_index};
 pub use line::{Garbage, Job, Line};
 pub use progress::Progress;
 pub use rpo::Rpo;
 pub use server::PostgresSource;
+pub use share::CommonMemory;
 pub use source::{
     CommitWaits, Feed, FeedMessage, Observer, ServerIdentity, Session, SlotPosition, Source, SourceError,
     SourceErrorKind, Standing, Started, Synchronous, TimelineEnd,

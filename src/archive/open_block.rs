@@ -2,6 +2,7 @@
 //! again for bytes to come as soon as its block is compressed. Fresh memory costs more than copying into it (the system
 //! clears it, page by page), and what is given back to the allocator from many threads adds up.
 
+use super::share::{CommonMemory, Share};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -27,24 +28,37 @@ pub(super) struct OpenBlock {
 #[derive(Debug)]
 struct Pool {
     piece_bytes: usize,
-    pieces: Mutex<Pieces>,
+    on_loan: Share,
+    /// Of this archiver alone, where nothing is common.
+    spare: Mutex<Vec<Vec<u8>>>,
+    common: Option<CommonMemory>,
     given_back: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Pieces {
-    on_loan: usize,
-    spare: Vec<Vec<u8>>,
-}
-
 impl Pool {
-    fn pieces_max(&self) -> usize {
-        PIECES_BYTES_MAX / self.piece_bytes
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        // Whole after each step: a panic elsewhere changes nothing.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pieces(&self) -> MutexGuard<'_, Pieces> {
-        // Whole after each step: a panic elsewhere changes nothing.
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take_spare(&self) -> Option<Vec<u8>> {
+        match &self.common {
+            Some(common) => common.take_piece(self.piece_bytes),
+            None => self.spare().pop(),
+        }
+    }
+
+    fn keep_spare(&self, piece: Vec<u8>) {
+        match &self.common {
+            Some(common) => common.keep_piece(piece),
+            None => {
+                let mut spare = self.spare();
+                let on_loan = usize::try_from(self.on_loan.held()).unwrap_or(usize::MAX);
+                if on_loan / self.piece_bytes + spare.len() < PIECES_BYTES_MAX / self.piece_bytes {
+                    spare.push(piece);
+                }
+            }
+        }
     }
 }
 
@@ -57,10 +71,9 @@ struct Loan {
 
 impl Loan {
     fn take(pool: &Arc<Pool>) -> Loan {
-        let mut pieces = pool.pieces();
-        pieces.on_loan += 1;
+        pool.on_loan.take_anyway(pool.piece_bytes as u64);
         // Only what is written to becomes memory.
-        let bytes = pieces.spare.pop().unwrap_or_else(|| Vec::with_capacity(pool.piece_bytes));
+        let bytes = pool.take_spare().unwrap_or_else(|| Vec::with_capacity(pool.piece_bytes));
         Loan { bytes, pool: pool.clone() }
     }
 }
@@ -75,21 +88,19 @@ impl Drop for Loan {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        let mut pieces = self.pool.pieces();
-        pieces.on_loan -= 1;
-        if pieces.on_loan + pieces.spare.len() < self.pool.pieces_max() {
-            pieces.spare.push(bytes);
-        }
-        drop(pieces);
+        self.pool.on_loan.give_back(self.pool.piece_bytes as u64);
+        self.pool.keep_spare(bytes);
         self.pool.given_back.notify_one();
     }
 }
 
 impl OpenBlock {
-    /// For blocks of so many bytes.
-    pub(super) fn new(block_bytes: u64) -> OpenBlock {
+    /// For blocks of so many bytes. Where memory is common, its own is for one block and an eighth of the next.
+    pub(super) fn new(block_bytes: u64, common: Option<&CommonMemory>) -> OpenBlock {
         let piece_bytes = usize::try_from(block_bytes).unwrap_or(usize::MAX) / PIECES_PER_BLOCK;
-        let pool = Pool { piece_bytes, pieces: Mutex::default(), given_back: Notify::new() };
+        let on_loan = Share::new(block_bytes + block_bytes / 8, PIECES_BYTES_MAX as u64, common);
+        let pool =
+            Pool { piece_bytes, on_loan, spare: Mutex::default(), common: common.cloned(), given_back: Notify::new() };
         OpenBlock { settled: Vec::new(), pieces: Vec::new(), pool: Arc::new(pool) }
     }
 
@@ -111,7 +122,7 @@ impl OpenBlock {
     /// False while the pieces are all in use: the compressor, or the store behind it, has to go on first. A message that
     /// was read already is taken nevertheless.
     pub(super) fn has_room(&self) -> bool {
-        self.has_open_piece() || self.pool.pieces().on_loan < self.pool.pieces_max()
+        self.has_open_piece() || self.pool.on_loan.would_fit(self.pool.piece_bytes as u64, 0)
     }
 
     /// Waits until a piece is given back. May be dropped.
@@ -206,7 +217,7 @@ mod tests {
     #[test]
     fn bytes_come_out_as_they_went_in_whatever_the_border_of_a_piece() {
         let wal: Vec<u8> = (0..2 * PIECE_BYTES + 1000).map(|position| (position % 251) as u8).collect();
-        let mut block = OpenBlock::new(BLOCK_BYTES);
+        let mut block = OpenBlock::new(BLOCK_BYTES, None);
         for message in wal.chunks(100_001) {
             block.extend(message);
         }
@@ -234,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_is_cleared_is_zeros_and_nothing_else_is() {
-        let mut block = OpenBlock::new(BLOCK_BYTES);
+        let mut block = OpenBlock::new(BLOCK_BYTES, None);
         block.extend(&vec![1; 2 * PIECE_BYTES + 10]);
         block.clear(PIECE_BYTES - 2, PIECE_BYTES + 3);
         block.clear(2 * PIECE_BYTES + 9, 3 * PIECE_BYTES);
@@ -247,7 +258,7 @@ mod tests {
     #[test]
     fn pieces_are_used_again() {
         // Given a block that was taken, and done with
-        let mut block = OpenBlock::new(BLOCK_BYTES);
+        let mut block = OpenBlock::new(BLOCK_BYTES, None);
         block.extend(&vec![1; 2 * PIECE_BYTES]);
         let pieces = block.take();
         let places: Vec<*const u8> = pieces.iter().map(|piece| piece.as_ptr()).collect();
@@ -262,7 +273,7 @@ mod tests {
     #[test]
     fn what_is_settled_is_shared_and_not_copied() {
         // Given a block of which two pieces are settled
-        let mut block = OpenBlock::new(BLOCK_BYTES);
+        let mut block = OpenBlock::new(BLOCK_BYTES, None);
         block.extend(&vec![1; 2 * PIECE_BYTES + 10]);
         block.settle();
         // When all of it is shared
@@ -273,16 +284,16 @@ mod tests {
         assert_eq!(shared[2].len(), 10);
         // And the pieces are in use until the last owner has let go
         drop(block.take());
-        let in_use = block.pool.pieces().on_loan;
-        assert_eq!(in_use, 2, "{in_use} pieces are in use");
+        let in_use = block.pool.on_loan.held();
+        assert_eq!(in_use, 2 * PIECE_BYTES as u64, "{in_use} bytes are in use");
         drop(shared);
-        assert_eq!(block.pool.pieces().on_loan, 0);
+        assert_eq!(block.pool.on_loan.held(), 0);
     }
 
     #[tokio::test]
     async fn there_is_room_again_when_a_piece_is_given_back() {
         // Given as many pieces as there may be, none of them given back
-        let mut block = OpenBlock::new(BLOCK_BYTES);
+        let mut block = OpenBlock::new(BLOCK_BYTES, None);
         let mut taken = Vec::new();
         while block.has_room() {
             block.extend(&vec![1; PIECE_BYTES]);
@@ -294,5 +305,35 @@ mod tests {
         block.wait_for_room().await;
         // Then there is room
         assert!(block.has_room());
+    }
+    #[test]
+    fn where_memory_is_common_a_block_is_always_its_own_and_what_is_given_back_is_anybodys() {
+        // Given archivers of which one has taken all that it gets, because its store hangs
+        let common = CommonMemory::new(8 << 20);
+        let mut hangs = OpenBlock::new(1 << 20, Some(&common));
+        let mut taken = Vec::new();
+        while hangs.has_room() {
+            hangs.extend(&vec![1; 1 << 16]);
+            taken.extend(hangs.take());
+        }
+        assert!(taken.len() > 2 * PIECES_PER_BLOCK, "it has {} pieces", taken.len());
+        // When twenty others fill a block, then all of them can
+        let mut others: Vec<OpenBlock> = (0..20).map(|_| OpenBlock::new(1 << 20, Some(&common))).collect();
+        for other in &mut others {
+            for _ in 0..PIECES_PER_BLOCK {
+                assert!(other.has_room(), "one is starved");
+                other.extend(&vec![2; 1 << 16]);
+            }
+        }
+        // And what one gives back another has next
+        let place = taken[0].as_ptr();
+        taken.truncate(1);
+        drop(taken);
+        let mut next = OpenBlock::new(1 << 20, Some(&common));
+        let found = (0..4 * PIECES_PER_BLOCK).any(|_| {
+            next.extend(&vec![3; 1 << 16]);
+            next.pieces.last().is_some_and(|piece| piece.bytes.as_ptr() == place)
+        });
+        assert!(found, "fresh memory was taken");
     }
 }

@@ -127,7 +127,8 @@ impl<'a> Stream<'a> {
             clock,
             state,
             line: Line::new(size, resume.timeline, resume.start, resume.overlap_end, &resume.known)
-                .with_leads(!writer.layout().form().recipients.is_empty()),
+                .with_leads(!writer.layout().form().recipients.is_empty())
+                .with_common_memory(options.common.as_ref()),
             link,
             switch: resume.switch,
             ahead: None,

@@ -118,7 +118,7 @@ mod tests {
 
     fn clear(bytes: &[u8], pieces: &[usize]) -> Vec<u8> {
         let size = SegmentSize::new(SEGMENT_BYTES).unwrap();
-        let (mut unused, mut block) = (Unused::new(START), OpenBlock::new(SEGMENT_BYTES));
+        let (mut unused, mut block) = (Unused::new(START), OpenBlock::new(SEGMENT_BYTES, None));
         let mut rest = bytes;
         for piece in pieces.iter().cycle() {
             if rest.is_empty() {

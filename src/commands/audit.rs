@@ -69,7 +69,12 @@ impl Ended {
 impl Begun {
     /// Now.
     pub(super) fn now(command: &'static str, action: Action, clock: &Clock) -> Begun {
-        Begun { command, action, started_at: clock.now() }
+        Begun::at(command, action, clock.now())
+    }
+
+    /// Then.
+    pub(super) fn at(command: &'static str, action: Action, started_at: Timestamp) -> Begun {
+        Begun { command, action, started_at }
     }
 
     /// Appends the entry. Whoever may only read the repository leaves none; what else fails is told in the log, for what was

@@ -38,6 +38,7 @@ impl Backups {
         let mut looks = Looks::new(self.state.clone());
         let mut backoff = Backoff::new(PAUSES);
         let (mut told, mut newest, mut unfinished) = (None, None, None);
+        let mut turn = None;
         loop {
             // A store that fails shows in its own metrics; the numbers here stay as they were.
             let found = self.look().await.ok();
@@ -67,8 +68,14 @@ impl Backups {
                         drop(self.taker.one_at_a_time.lock().await);
                         continue;
                     }
+                    // Much may have happened until it is this cluster's turn.
+                    if turn.is_none() {
+                        turn = Some(self.taker.turns.take().await);
+                        continue;
+                    }
                     tracing::info!("taking a base backup, because WAL was lost");
                     let taken = self.taker.take(BackupType::Full, "seawall, after a gap", &mut unfinished).await;
+                    turn = None;
                     if let Err(error) = taken {
                         let pause = backoff.next_pause();
                         let hint = error.hint_text().unwrap_or_default();
@@ -83,6 +90,7 @@ impl Backups {
                     continue;
                 }
             }
+            turn = None;
             let is_worth_while = match is_settled {
                 true => looks.next().await,
                 false => tokio::time::timeout(UNSETTLED, looks.next()).await.unwrap_or(true),

@@ -2,7 +2,7 @@
 
 mod bucket;
 
-use super::{parts, print};
+use super::{distinct, parts, print};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, Mode, SlotHealth, SlotState, WalStatus};
@@ -10,8 +10,13 @@ use crate::repository::{Cluster, Key, Repository};
 use crate::runtime::Clock;
 use crate::store::{ConditionalWrites, Store, StoreError, probe};
 use crate::wal::SegmentSize;
+use futures_util::{StreamExt, stream};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// So many clusters are looked at at once.
+const AT_ONCE: usize = 8;
 
 /// Walsenders that Seawall takes: the stream, a look on, a base backup.
 const WALSENDERS: u32 = 3;
@@ -41,7 +46,8 @@ struct Finding {
     kind: Option<Kind>,
 }
 
-#[derive(Default)]
+/// What was found of one cluster, in the order in which it was looked at.
+#[derive(Default, Serialize)]
 struct Findings(Vec<Finding>);
 
 impl Findings {
@@ -58,30 +64,11 @@ impl Findings {
         let (found, todo) = (error.to_string(), error.hint_text().map(str::to_owned));
         self.0.push(Finding { what, verdict: Verdict::Failed, found, todo, kind: Some(error.kind()) });
     }
-}
 
-/// Checks everything, prints it, and fails if something would keep Seawall from working.
-///
-/// # Errors
-/// Of the kind of the first failure.
-pub(super) async fn check(as_json: bool, settings: Settings) -> Result<()> {
-    let mut findings = Findings::default();
-    let system = match parts::connect(&settings).await {
-        Ok(client) => check_server(client, &settings, &mut findings).await,
-        Err(error) => {
-            findings.failed("server", &error);
-            None
-        }
-    };
-    match parts::store(&settings).await {
-        Ok(store) => check_store(&settings, store, system, &mut findings).await,
-        Err(error) => findings.failed("repository", &error),
-    }
-    if as_json {
-        print::stdout(&print::json(&findings.0)?)?;
-    } else {
+    /// For people: a line for each, and what to do.
+    fn text(&self) -> String {
         let mut text = String::new();
-        for finding in &findings.0 {
+        for finding in &self.0 {
             let verdict = match finding.verdict {
                 Verdict::Ok => "ok",
                 Verdict::Warning => "warning",
@@ -92,13 +79,65 @@ pub(super) async fn check(as_json: bool, settings: Settings) -> Result<()> {
                 text.push_str(&format!("{:<29} {todo}\n", ""));
             }
         }
-        print::stdout(&text)?;
+        text
     }
-    let failed: Vec<&Finding> = findings.0.iter().filter(|finding| finding.verdict == Verdict::Failed).collect();
-    match failed.first().and_then(|finding| finding.kind) {
+
+    /// # Errors
+    /// Of the kind of the first failure.
+    fn judge(&self) -> Result<()> {
+        let failed: Vec<&Finding> = self.0.iter().filter(|finding| finding.verdict == Verdict::Failed).collect();
+        match failed.first().and_then(|finding| finding.kind) {
+            None => Ok(()),
+            Some(kind) => Err(Error::new(kind, format!("{} of {} checks failed", failed.len(), self.0.len()))),
+        }
+    }
+}
+
+/// Checks everything of each cluster, prints it, and fails if something would keep Seawall from working.
+///
+/// # Errors
+/// Of the kind of the first failure.
+pub(super) async fn check(as_json: bool, all: Vec<Settings>) -> Result<()> {
+    if let [only] = &all[..] {
+        let findings = look(only).await;
+        print::stdout(&if as_json { print::json(&findings)? } else { findings.text() })?;
+        return findings.judge();
+    }
+    distinct::check(&all, &|name| std::env::var(name).ok())?;
+    let looks = all.iter().map(async |settings| (settings.cluster.as_str(), look(settings).await));
+    let looks: Vec<(&str, Findings)> = stream::iter(looks).buffered(AT_ONCE).collect().await;
+    if as_json {
+        let looks: BTreeMap<&str, &Findings> = looks.iter().map(|(cluster, findings)| (*cluster, findings)).collect();
+        print::stdout(&print::json(&looks)?)?;
+    } else {
+        let text = |(cluster, findings): &(&str, Findings)| format!("[{cluster}]\n{}", findings.text());
+        print::stdout(&looks.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+    }
+    let bad: Vec<(&str, Error)> =
+        looks.into_iter().filter_map(|(cluster, findings)| Some((cluster, findings.judge().err()?))).collect();
+    let names = bad.iter().map(|(cluster, _)| *cluster).collect::<Vec<_>>().join(", ");
+    match bad.first() {
         None => Ok(()),
-        Some(kind) => Err(Error::new(kind, format!("{} of {} checks failed", failed.len(), findings.0.len()))),
+        Some((_, error)) => Err(Error::new(error.kind(), format!("{} of {} clusters: {names}", bad.len(), all.len()))
+            .context("checks failed")),
     }
+}
+
+/// Checks everything of one cluster. What is wrong is what it finds.
+async fn look(settings: &Settings) -> Findings {
+    let mut findings = Findings::default();
+    let system = match parts::connect(settings).await {
+        Ok(client) => check_server(client, settings, &mut findings).await,
+        Err(error) => {
+            findings.failed("server", &error);
+            None
+        }
+    };
+    match parts::store(settings).await {
+        Ok(store) => check_store(settings, store, system, &mut findings).await,
+        Err(error) => findings.failed("repository", &error),
+    }
+    findings
 }
 
 async fn check_server(mut client: Client, settings: &Settings, findings: &mut Findings) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! `seawall config`: what the configuration says, what it lacks, and an example of everything.
 
-use super::print;
+use super::{distinct, print};
 use crate::cli::ConfigCommand;
 use crate::config::{Origin, Settings, example, has_password, keys};
 use crate::error::{Error, Kind, Result};
@@ -14,16 +14,26 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// Of kind `Config`, if `check` finds something that cannot work.
-pub(super) fn configuration(what: &ConfigCommand, settings: &Settings) -> Result<()> {
-    match what {
-        ConfigCommand::Example => print::stdout(&example()),
-        ConfigCommand::Show(args) if args.json.json => print::stdout(&print::json(&shown(settings))?),
-        ConfigCommand::Show(_) => {
-            let line = |(name, setting): (&&str, &Shown)| format!("{name} = {}  # {}\n", setting.value, setting.from);
-            print::stdout(&shown(settings).iter().map(line).collect::<String>())
+pub(super) fn configuration(what: &ConfigCommand, all: &[Settings]) -> Result<()> {
+    match (what, all) {
+        (ConfigCommand::Example, _) => print::stdout(&example()),
+        (ConfigCommand::Show(args), [only]) if args.json.json => print::stdout(&print::json(&shown(only))?),
+        (ConfigCommand::Show(args), _) if args.json.json => {
+            let all = all.iter().map(|settings| (settings.cluster.as_str(), shown(settings)));
+            print::stdout(&print::json(&all.collect::<BTreeMap<_, _>>())?)
         }
-        ConfigCommand::Check => check(settings),
+        (ConfigCommand::Show(_), [only]) => print::stdout(&lines(only)),
+        (ConfigCommand::Show(_), _) => {
+            let section = |settings: &Settings| format!("[cluster.{}]\n{}", settings.cluster, lines(settings));
+            print::stdout(&all.iter().map(section).collect::<Vec<_>>().join("\n"))
+        }
+        (ConfigCommand::Check, _) => check(all),
     }
+}
+
+fn lines(settings: &Settings) -> String {
+    let line = |(name, setting): (&&str, &Shown)| format!("{name} = {}  # {}\n", setting.value, setting.from);
+    shown(settings).iter().map(line).collect()
 }
 
 /// A setting that holds.
@@ -52,20 +62,31 @@ fn shown(settings: &Settings) -> BTreeMap<&'static str, Shown> {
 }
 
 /// What was read is right by itself, or this would not have begun.
-fn check(settings: &Settings) -> Result<()> {
-    settings.repo()?;
-    impossible(settings)?;
-    let mut text = String::new();
-    for note in notes(settings) {
-        let _ = writeln!(text, "note: {note}");
+fn check(all: &[Settings]) -> Result<()> {
+    distinct::check(all, &|name| std::env::var(name).ok())?;
+    let (mut text, now) = (String::new(), Clock::system().now());
+    for settings in all {
+        let (of_it, place) = match all.len() {
+            1 => (String::new(), String::new()),
+            _ => (format!("{}: ", settings.cluster), format!("cluster {}", settings.cluster)),
+        };
+        let checked = settings.repo().and_then(|_| impossible(settings));
+        checked.map_err(|error| if place.is_empty() { error } else { error.context(place) })?;
+        for note in notes(settings) {
+            let _ = writeln!(text, "{of_it}note: {note}");
+        }
+        for (job, expression) in &settings.schedule.jobs {
+            let next = settings.schedule.next(&settings.cluster, *job, now);
+            let next = next.map(|next| print::time(next, &settings.schedule.time_zone)).unwrap_or_default();
+            let _ = writeln!(text, "{of_it}{job}: {expression}, next at {next}");
+        }
     }
-    let now = Clock::system().now();
-    for (job, expression) in &settings.schedule.jobs {
-        let next = settings.schedule.next(&settings.cluster, *job, now);
-        let next = next.map(|next| print::time(next, &settings.schedule.time_zone)).unwrap_or_default();
-        let _ = writeln!(text, "{job}: {expression}, next at {next}");
-    }
-    text.push_str("the configuration can be used; `seawall check` tries server, role, slot and repository\n");
+    text.push_str(&match all.len() {
+        1 => "the configuration can be used; `seawall check` tries server, role, slot and repository\n".to_owned(),
+        several => format!(
+            "the configuration of {several} clusters can be used; `seawall check` tries server, role, slot and repository of each\n"
+        ),
+    });
     print::stdout(&text)
 }
 

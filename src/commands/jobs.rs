@@ -163,6 +163,7 @@ impl Jobs for RunJobs {
     }
 
     async fn run(&self, job: Job) -> Result<()> {
+        let _turn = self.taker.turns.take().await;
         tracing::info!(%job, "begins, as scheduled");
         match job {
             Job::Full => self.back_up(BackupType::Full).await,

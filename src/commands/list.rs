@@ -1,4 +1,4 @@
-//! `seawall list` and `seawall status`: what the repository holds, and what can be restored from it.
+//! `seawall list`: what the repository holds, and what can be restored from it.
 
 use super::print::{self, Align, Table};
 use super::{parts, time};
@@ -16,24 +16,24 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Where that is so.
-const BACKUP_NEEDED: &str =
+pub(super) const BACKUP_NEEDED: &str =
     "no sound base backup was taken behind the last gap: nothing behind it can be restored; run `seawall backup`";
 
 /// What can be restored from one base backup.
 #[derive(Serialize)]
-struct Window {
-    backup: String,
+pub(super) struct Window {
+    pub(super) backup: String,
     label: String,
     #[serde(rename = "type")]
-    backup_type: &'static str,
+    pub(super) backup_type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reference: Option<BackupId>,
+    pub(super) reference: Option<BackupId>,
     /// What it builds on is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    broken: Option<String>,
+    pub(super) broken: Option<String>,
     timeline: TimelineId,
     started_at: Timestamp,
-    ended_at: Timestamp,
+    pub(super) ended_at: Timestamp,
     plain_bytes: u64,
     stored_bytes: u64,
     consistent_from: Lsn,
@@ -43,12 +43,12 @@ struct Window {
     /// Where it leads to.
     #[serde(skip)]
     onto: TimelineId,
-    restorable_to: Option<Lsn>,
+    pub(super) restorable_to: Option<Lsn>,
     /// The newest moment in there; `None` if nothing with a date is stored, or it is encrypted.
-    restorable_to_time: Option<Timestamp>,
+    pub(super) restorable_to_time: Option<Timestamp>,
     verdict: BackupVerdict,
     #[serde(skip_serializing_if = "Findings::is_empty")]
-    findings: Findings,
+    pub(super) findings: Findings,
     /// It stays whatever retention says.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<Kept>,
@@ -56,7 +56,7 @@ struct Window {
 
 /// Why a backup stays whatever retention says.
 #[derive(Clone, Serialize)]
-struct Kept {
+pub(super) struct Kept {
     reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
@@ -64,7 +64,7 @@ struct Kept {
 
 /// Every moment between two can be restored.
 #[derive(Serialize)]
-struct RecoveryWindow {
+pub(super) struct RecoveryWindow {
     /// The timeline that it ends on.
     timeline: TimelineId,
     from: Lsn,
@@ -102,13 +102,13 @@ impl RecoveryWindow {
 }
 
 #[derive(Serialize)]
-struct TimelineReport {
-    timeline: TimelineId,
-    stored: Vec<CoverageRun>,
+pub(super) struct TimelineReport {
+    pub(super) timeline: TimelineId,
+    pub(super) stored: Vec<CoverageRun>,
 }
 
 #[derive(Serialize)]
-struct RangeReport {
+pub(super) struct RangeReport {
     timeline: TimelineId,
     start: Lsn,
     end: Lsn,
@@ -120,18 +120,19 @@ impl RangeReport {
     }
 }
 
+/// What a repository holds.
 #[derive(Serialize)]
-struct Report {
-    cluster: String,
+pub(super) struct Report {
+    pub(super) cluster: String,
     system_identifier: String,
     postgres_version: u32,
-    backups: Vec<Window>,
+    pub(super) backups: Vec<Window>,
     unfinished_backups: Vec<String>,
     recovery_windows: Vec<RecoveryWindow>,
-    wal: Vec<TimelineReport>,
-    lost_wal: Vec<RangeReport>,
+    pub(super) wal: Vec<TimelineReport>,
+    pub(super) lost_wal: Vec<RangeReport>,
     /// WAL was lost, and no base backup behind it is finished.
-    backup_needed: bool,
+    pub(super) backup_needed: bool,
     dead_branches: Vec<RangeReport>,
     unknown_objects: Vec<String>,
 }
@@ -281,153 +282,8 @@ fn recovery_windows(windows: &[RecoveryWindow], lost: &[RangeReport], zone: &Tim
     table.render()
 }
 
-/// How far a restore could go now.
-#[derive(Serialize)]
-struct Status {
-    cluster: String,
-    newest_backup: Option<String>,
-    newest_backup_type: Option<&'static str>,
-    newest_backup_reference: Option<BackupId>,
-    newest_backup_ended_at: Option<Timestamp>,
-    restorable_to: Option<Lsn>,
-    restorable_to_time: Option<Timestamp>,
-    timeline: Option<TimelineId>,
-    server_lsn: Option<Lsn>,
-    server_error: Option<String>,
-    behind_bytes: Option<u64>,
-    holes: usize,
-    backup_needed: bool,
-    damaged_backups: usize,
-    last_drill_at: Option<Timestamp>,
-    last_drill_passed: Option<bool>,
-    last_prune_at: Option<Timestamp>,
-    last_prune_passed: Option<bool>,
-    /// What somebody has to do something about.
-    problems: Vec<&'static str>,
-}
-
-impl Status {
-    fn find_problems(&mut self) {
-        let all = [
-            (self.newest_backup.is_none(), "no base backup can be restored"),
-            (self.server_error.is_some(), "the server cannot be asked"),
-            (self.backup_needed, "WAL was lost, and no base backup was taken behind it"),
-            (self.damaged_backups > 0, "a base backup is damaged"),
-            (self.last_drill_passed == Some(false), "the last drill failed"),
-            (self.last_prune_passed == Some(false), "the last prune failed"),
-        ];
-        self.problems = all.into_iter().filter_map(|(is_so, problem)| is_so.then_some(problem)).collect();
-    }
-}
-
-/// Prints how the archive stands against the server.
-///
-/// # Errors
-/// If the repository cannot be read; a server that is away is part of the answer.
-pub(super) async fn status(as_json: bool, settings: Settings) -> Result<()> {
-    let (report, repository) = read(&settings).await?;
-    // Nothing depends on it: a report that cannot be read must not hide the rest.
-    let drill = repository.last_drill().await.ok().flatten();
-    let prune = repository.last_prune().await.ok().flatten();
-    let newest = report.backups.iter().rfind(|window| !window.findings.damaged && window.broken.is_none());
-    let damaged = report.backups.iter().filter(|window| window.findings.damaged).count();
-    let server = match parts::connect(&settings).await {
-        Ok(mut client) => client.identify_system().await.map(|system| system.flush_lsn).map_err(Into::into),
-        Err(error) => Err(error),
-    };
-    let stored_to = report.wal.last().and_then(|timeline| timeline.stored.last()).map(|run| run.end);
-    let server_lsn = server.as_ref().ok().copied();
-    let mut status = Status {
-        cluster: report.cluster.clone(),
-        newest_backup: newest.map(|window| window.backup.clone()),
-        newest_backup_type: newest.map(|window| window.backup_type),
-        newest_backup_reference: newest.and_then(|window| window.reference.clone()),
-        newest_backup_ended_at: newest.map(|window| window.ended_at),
-        restorable_to: newest.and_then(|window| window.restorable_to),
-        restorable_to_time: newest.and_then(|window| window.restorable_to_time),
-        timeline: report.wal.last().map(|timeline| timeline.timeline),
-        server_lsn,
-        server_error: server.as_ref().err().map(ToString::to_string),
-        behind_bytes: server_lsn.zip(stored_to).map(|(server, stored)| server - stored),
-        holes: report.lost_wal.len(),
-        backup_needed: report.backup_needed,
-        damaged_backups: damaged,
-        last_drill_at: drill.as_ref().map(|drill| drill.ended_at),
-        last_drill_passed: drill.as_ref().map(|drill| drill.passed),
-        last_prune_at: prune.as_ref().map(|prune| prune.ended_at),
-        last_prune_passed: prune.as_ref().map(|prune| prune.passed),
-        problems: Vec::new(),
-    };
-    status.find_problems();
-    if as_json {
-        return print::stdout(&print::json(&status)?);
-    }
-    let clock = Clock::system();
-    let backup = match newest {
-        Some(window) => {
-            let builds_on = window.reference.as_ref().map_or(String::new(), |id| format!(", builds on {id}"));
-            format!("{}, {}{builds_on}", window.backup, print::age(window.ended_at, clock.now()))
-        }
-        None => "none: run `seawall backup`".to_owned(),
-    };
-    let zone = time::local_now(&clock).time_zone().clone();
-    let restorable_to = match (status.restorable_to, status.restorable_to_time) {
-        (None, _) => "nothing".to_owned(),
-        (Some(lsn), None) => lsn.to_string(),
-        (Some(lsn), Some(newest)) => {
-            format!("{lsn}: {}, {}", print::time(newest, &zone), print::age(newest, clock.now()))
-        }
-    };
-    let server = match (&server, status.behind_bytes) {
-        (Ok(lsn), Some(behind)) => format!("at {lsn}, {} ahead of what is stored", print::size(behind)),
-        (Ok(lsn), None) => format!("at {lsn}"),
-        (Err(error), _) => format!("cannot be asked: {error}"),
-    };
-    let damaged = match damaged {
-        0 => String::new(),
-        damaged => format!(
-            "damaged        {damaged} of the base backups, which no restore uses unless it is named: see `seawall list`\n"
-        ),
-    };
-    let drill = match &drill {
-        None => "none: run `seawall drill`".to_owned(),
-        Some(drill) => {
-            let result = if drill.passed {
-                "passed".to_owned()
-            } else {
-                let encrypted = "what failed is encrypted in its report".to_owned();
-                format!("FAILED: {}", drill.failures.first().cloned().unwrap_or(encrypted))
-            };
-            format!("{}, {result}", print::age(drill.ended_at, clock.now()))
-        }
-    };
-    let prune = match &prune {
-        None => "none".to_owned(),
-        Some(prune) => {
-            let age = print::age(prune.ended_at, clock.now());
-            match &prune.failure {
-                None => format!("{age}, freed {}", print::size(prune.deleted_bytes)),
-                Some(failure) => format!("{age}, FAILED: {failure}"),
-            }
-        }
-    };
-    let verdict = match &status.problems[..] {
-        [] => "all is well".to_owned(),
-        problems => format!("to be done     {}", problems.join("; ")),
-    };
-    print::stdout(&format!(
-        "cluster        {}\nnewest backup  {backup}\nrestorable to  {}\nserver         {server}\nlost WAL       {}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}{verdict}\n",
-        status.cluster,
-        restorable_to,
-        match (status.holes, status.backup_needed) {
-            (0, _) => "none".to_owned(),
-            (holes, false) => format!("{holes} gaps, with a base backup behind the last: see `seawall list`"),
-            (holes, true) => format!("{holes} gaps; {BACKUP_NEEDED}"),
-        },
-    ))
-}
-
-async fn read(settings: &Settings) -> Result<(Report, Repository)> {
+/// Reads all that both reports are made of.
+pub(super) async fn read(settings: &Settings) -> Result<(Report, Repository)> {
     let (repository, cluster) = parts::repository(settings).await?;
     let catalog = Catalog::read(&repository, cluster).await?;
     let reader = WalReader::new(repository.clone(), catalog.cluster.system_identifier);

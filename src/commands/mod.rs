@@ -5,9 +5,11 @@ mod backup;
 pub mod backups;
 mod before_drop;
 mod check;
+mod cluster;
 mod completions;
 mod configuration;
 mod demo;
+mod distinct;
 mod drill;
 mod drills;
 pub mod exit;
@@ -33,37 +35,46 @@ mod run;
 mod service;
 pub mod signals;
 mod sizes;
+mod status;
 mod steps;
 pub mod taking;
 pub mod time;
 mod troubles;
+pub mod turns;
 mod verify;
+mod view;
 
 use crate::cli::{Cli, Command};
 use crate::config::Settings;
 use crate::error::Result;
 use exit::Ending;
 
-/// Runs the command that was typed.
+/// Runs the command that was typed, for what is configured: one cluster, or several.
 ///
 /// # Errors
 /// Whatever ends the command early.
-pub async fn dispatch(cli: Cli, settings: Settings) -> Result<Ending> {
+pub async fn dispatch(cli: Cli, all: Vec<Settings>) -> Result<Ending> {
     if matches!(cli.command, Command::Run(_)) {
-        Box::pin(run::run(cli, settings)).await?;
+        Box::pin(run::run(cli, all)).await?;
         return Ok(Ending::Done);
     }
     let Cli { common, command } = cli;
+    // These are of no cluster, or of all.
+    let command = match command {
+        Command::Keygen(args) => return keys::keygen(&args).map(|()| Ending::Done),
+        Command::Completions(args) => return completions::completions(args.shell).map(|()| Ending::Done),
+        Command::Manpages(args) => return completions::manual_pages(&args.directory).map(|()| Ending::Done),
+        Command::Config(args) => return configuration::configuration(&args.what, &all).map(|()| Ending::Done),
+        Command::Status(args) => return Box::pin(status::status(args.json.json, all)).await.map(|()| Ending::Done),
+        Command::Check(args) => return Box::pin(check::check(args.json.json, all)).await.map(|()| Ending::Done),
+        command => command,
+    };
+    let settings = Settings::only(all)?;
     match command {
-        Command::Keygen(args) => keys::keygen(&args)?,
-        Command::Completions(args) => completions::completions(args.shell)?,
-        Command::Manpages(args) => completions::manual_pages(&args.directory)?,
-        Command::Run(_) => {}
-        Command::Config(args) => configuration::configuration(&args.what, &settings)?,
+        Command::Keygen(_) | Command::Completions(_) | Command::Manpages(_) | Command::Config(_) => {}
+        Command::Run(_) | Command::Status(_) | Command::Check(_) => {}
         Command::Backup(args) => Box::pin(backup::backup(args, settings)).await?,
         Command::List(args) => list::list(args.json.json, settings).await?,
-        Command::Status(args) => list::status(args.json.json, settings).await?,
-        Command::Check(args) => check::check(args.json.json, settings).await?,
         Command::Restore(args) => Box::pin(restore::restore(args, settings)).await?,
         Command::Extract(args) => Box::pin(extract::run(args, settings)).await?,
         Command::History(args) => Box::pin(history::history(args, &common, settings)).await?,

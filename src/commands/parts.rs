@@ -5,7 +5,7 @@ use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, ConnInfo, Mode};
 use crate::repository::{Cluster, Layout, Repository};
-use crate::store::{ConditionalWrites, NoObserver, Store, StoreObserver, open, probe};
+use crate::store::{ConditionalWrites, NoObserver, Store, open, probe};
 use crate::wal::SegmentSize;
 use std::sync::Arc;
 
@@ -48,15 +48,7 @@ pub(super) async fn connect_for_sql(settings: &Settings) -> Result<Client> {
 /// # Errors
 /// If none was given, or its URL is wrong.
 pub(super) async fn store(settings: &Settings) -> Result<Arc<dyn Store>> {
-    observed_store(settings, Arc::new(NoObserver)).await
-}
-
-/// The store of the repository.
-///
-/// # Errors
-/// As [`store`].
-pub(super) async fn observed_store(settings: &Settings, observer: Arc<dyn StoreObserver>) -> Result<Arc<dyn Store>> {
-    open(settings.repo()?, &settings.store, observer).await
+    open(settings.repo()?, &settings.store, Arc::new(NoObserver)).await
 }
 
 /// The names in the cluster's folder, whose segments have this size. What is encrypted cannot be read with it.

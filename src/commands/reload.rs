@@ -1,14 +1,19 @@
 //! SIGHUP to `seawall run`: the configuration is read again, and what can be taken up is, without a word to the server.
 
 use super::audit::{Begun, Ended};
-use super::taking::Taker;
+use super::distinct;
+use super::view::View;
 use crate::cli::Cli;
 use crate::config::{Reloaded, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Action;
+use crate::runtime::{Clock, Tasks};
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+/// Notes for the audit trail of so many clusters wait at once.
+const NOTES_MAX: usize = 1000;
 
 /// From now on SIGHUP no longer ends the process.
 ///
@@ -18,30 +23,69 @@ pub(super) fn signals() -> Result<Signal> {
     signal(SignalKind::hangup()).map_err(|error| Error::new(Kind::Local, "cannot watch for SIGHUP").because(error))
 }
 
-/// Reads the configuration again with each signal, for ever; may be dropped at any time. What cannot be read changes nothing.
-pub(super) async fn follow(cli: Cli, mut hangups: Signal, settings: watch::Sender<Arc<Settings>>, taker: Arc<Taker>) {
+/// Reads the configuration again with each signal, for ever; may be dropped at any time. What cannot be read changes nothing. Of
+/// every cluster there is whom to tell of its settings, and what is seen of it.
+pub(super) async fn follow(
+    cli: Cli,
+    mut hangups: Signal,
+    clusters: Vec<(watch::Sender<Arc<Settings>>, Arc<View>)>,
+    clock: Clock,
+) {
+    // A store that does not answer must not keep the next signal waiting.
+    let mut notes: Tasks<()> = Tasks::default();
     while hangups.recv().await.is_some() {
-        let begun = Begun::now("run", Action::Reload, &taker.clock);
-        let loaded = Settings::load(&cli, &|name| std::env::var_os(name));
-        let ended = match loaded {
-            Ok(new) => {
-                let (merged, reloaded) = settings.borrow().reload(new);
-                settings.send_replace(Arc::new(merged));
-                let said = said(&reloaded);
-                tracing::info!("SIGHUP: {said}");
-                Ended::done(true, said)
-            }
-            Err(error) => {
-                let hint = error.hint_text().unwrap_or_default();
-                tracing::error!(%error, hint, "SIGHUP: the configuration cannot be used, and everything stays as it was");
-                Ended::failed(&error)
-            }
-        };
-        // The folder of a cluster that was never reached is not there yet.
-        if let Ok((_, writer, _)) = taker.repository().await {
-            begun.end(&writer, ended, &taker.clock).await;
+        let (begun, loaded) = (clock.now(), load(&cli));
+        if let Err(error) = &loaded {
+            let hint = error.hint_text().unwrap_or_default();
+            tracing::error!(%error, hint, "SIGHUP: the configuration cannot be used, and everything stays as it was");
+        }
+        for new in loaded.iter().flatten().filter(|new| !clusters.iter().any(|(_, view)| view.cluster == new.cluster)) {
+            tracing::warn!(
+                cluster = new.cluster,
+                "SIGHUP: a cluster that is new in the configuration waits for the next start"
+            );
+        }
+        for (settings, view) in &clusters {
+            let ended = match &loaded {
+                Ok(all) => take_up(settings, view, all, clusters.len() > 1),
+                Err(error) => Ended::failed(error),
+            };
+            let (view, clock) = (view.clone(), clock.clone());
+            notes.start(async move {
+                // The folder of a cluster that was never reached is not there yet.
+                if let Some(running) = view.running()
+                    && let Ok((_, writer, _)) = running.taker.repository().await
+                {
+                    Begun::at("run", Action::Reload, begun).end(&writer, ended, &clock).await;
+                }
+            });
+        }
+        while notes.len() > NOTES_MAX {
+            _ = notes.next().await;
         }
     }
+}
+
+fn load(cli: &Cli) -> Result<Vec<Settings>> {
+    let all = Settings::load_all(cli, &|name| std::env::var_os(name))?;
+    distinct::check(&all, &|name| std::env::var(name).ok())?;
+    Ok(all)
+}
+
+fn take_up(settings: &watch::Sender<Arc<Settings>>, view: &View, all: &[Settings], is_one_of_several: bool) -> Ended {
+    let cluster = is_one_of_several.then_some(view.cluster.as_str());
+    let Some(new) = all.iter().find(|new| new.cluster == view.cluster || (all.len() == 1 && !is_one_of_several)) else {
+        tracing::warn!(
+            cluster,
+            "SIGHUP: a cluster that is no longer in the configuration is archived until the next start"
+        );
+        return Ended::done(true, "no longer in the configuration: archived until the next start".to_owned());
+    };
+    let (merged, reloaded) = settings.borrow().reload(new.clone());
+    settings.send_replace(Arc::new(merged));
+    let said = said(&reloaded);
+    tracing::info!(cluster, "SIGHUP: {said}");
+    Ended::done(true, said)
 }
 
 fn said(reloaded: &Reloaded) -> String {

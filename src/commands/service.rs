@@ -1,19 +1,23 @@
 //! What the service manager is told while `run` runs, as systemd wants it (`man 3 sd_notify`): that it is up, how it is
-//! doing, that the archiver makes turns, that it stops. Uses `archive`, `http` and `runtime`.
+//! doing, that its archivers make turns, that it stops. Uses `runtime`.
 
-use crate::archive::{ArchiveState, Phase};
-use crate::http::Health;
+use super::view::{Look, summary};
 use crate::runtime::Shutdown;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// How often it is told how things are, where it watches us less closely.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether somebody is ready now, or no longer.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A cluster that has not begun for so long, because its store does not answer, does not keep the others from being up.
+const BEGINNING_MAX: Duration = Duration::from_secs(45);
 
 /// The service manager that started this process.
 #[derive(Debug)]
@@ -41,49 +45,49 @@ impl ServiceManager {
         Some(ServiceManager { socket, watchdog })
     }
 
-    /// Says that it is up, then how it is doing, until `state` ends. An archiver that streams and makes no turn for as long
-    /// as the watchdog is patient is no longer vouched for. While it waits for a server or as a spare it has no turns
-    /// to make, and that this task runs is all that can be said.
-    pub(super) async fn follow(
-        self,
-        mut state: watch::Receiver<ArchiveState>,
-        health: fn(&ArchiveState) -> Health,
-        shutdown: Shutdown,
-    ) {
+    /// Says that it is up, once all have begun, then how they are doing, for ever; may be dropped at any time. `look` says what
+    /// is seen of each cluster. An archiver that streams and makes no turn for as long as the watchdog is patient is no longer
+    /// vouched for, and the process with it. While it waits for a server or as a spare it has no turns to make, and that this
+    /// task runs is all that can be said.
+    pub(super) async fn follow(self, look: impl Fn() -> Vec<(String, Look)>, shutdown: Shutdown) {
         let beat = self.watchdog.map_or(STATUS_INTERVAL, |watchdog| (watchdog / 3).min(STATUS_INTERVAL));
-        let mut beats = interval(beat);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut last_turn, mut turns, mut is_stopping, mut told) = (Instant::now(), 0, false, None);
-        self.tell("READY=1");
+        let mut looks = interval(beat.min(LOOK_INTERVAL));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let begun = Instant::now();
+        let (mut next_beat, mut is_up, mut is_stopping, mut told) = (begun, false, false, None);
+        // Of each: when it made its last turn, and how many it had made then.
+        let mut turns: Vec<(Instant, u64)> = Vec::new();
         loop {
-            let is_beat = tokio::select! {
-                _ = beats.tick() => true,
-                changed = state.changed() => match changed {
-                    Ok(()) => false,
-                    Err(_) => return,
-                },
+            tokio::select! {
+                _ = looks.tick() => {}
                 () = shutdown.stop.cancelled(), if !is_stopping => {
                     is_stopping = true;
                     self.tell("STOPPING=1");
-                    false
                 }
-            };
-            let (now, is_streaming) = {
-                let state = state.borrow_and_update();
-                // What else changes in there is others' work: that the second connection lives says nothing of the stream.
-                if state.phase != Phase::Streaming || state.counts.turns != turns {
-                    (last_turn, turns) = (Instant::now(), state.counts.turns);
-                }
-                (health(&state), state.phase == Phase::Streaming)
-            };
-            // Positions change all the time: they are told with the next beat.
-            if is_beat || told != Some(now.ready) {
-                told = Some(now.ready);
-                self.tell(&format!("STATUS={}", now.reason.replace('\n', " ")));
             }
-            let makes_turns = !is_streaming || self.watchdog.is_none_or(|watchdog| last_turn.elapsed() < watchdog);
-            if is_beat && self.watchdog.is_some() && makes_turns {
-                self.tell("WATCHDOG=1");
+            let (seen, now) = (look(), Instant::now());
+            turns.resize(seen.len(), (now, 0));
+            for ((last, turns), (_, look)) in turns.iter_mut().zip(&seen) {
+                if look.turns != Some(*turns) {
+                    (*last, *turns) = (now, look.turns.unwrap_or_default());
+                }
+            }
+            let have_begun = seen.iter().all(|(_, look)| look.has_started) || begun.elapsed() > BEGINNING_MAX;
+            if have_begun && !std::mem::replace(&mut is_up, true) {
+                self.tell("READY=1");
+            }
+            let (health, is_beat) = (summary(&seen), now >= next_beat);
+            // Positions change all the time: they are told with the next beat.
+            if is_beat || told != Some(health.ready) {
+                told = Some(health.ready);
+                self.tell(&format!("STATUS={}", health.reason.replace('\n', " ")));
+            }
+            if is_beat {
+                next_beat = now + beat;
+                let all_turn = |watchdog| turns.iter().all(|(last, _)| last.elapsed() < watchdog);
+                if self.watchdog.is_some_and(all_turn) {
+                    self.tell("WATCHDOG=1");
+                }
             }
         }
     }
@@ -116,7 +120,9 @@ fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Health;
     use std::collections::BTreeMap;
+    use tokio::sync::watch;
 
     /// How often systemd was told that it lives, since the last look.
     fn signs_of_life(socket: &UnixDatagram) -> usize {
@@ -137,29 +143,33 @@ mod tests {
             ("WATCHDOG_PID", OsString::from(std::process::id().to_string())),
         ]);
         let manager = ServiceManager::find(&|name| variables.get(name).cloned()).unwrap();
-        let (state, watched) = watch::channel(ArchiveState::new());
-        let health = |_: &ArchiveState| Health { ready: true, reason: "well".to_owned() };
+        // Given two, of which one waits for its server all the time
+        let (turns, watched) = watch::channel(None);
+        let look = move || {
+            let one = |turns| {
+                let health = Health { ready: true, reason: "well".to_owned() };
+                ("main".to_owned(), Look { health, has_started: true, turns })
+            };
+            vec![one(None), one(*watched.borrow())]
+        };
         let mut tasks = crate::runtime::Tasks::default();
-        tasks.start(manager.follow(watched, health, Shutdown::default()));
+        tasks.start(manager.follow(look, Shutdown::default()));
         // The socket holds a few datagrams only.
         let lives = async |seconds: u32, makes_turns: bool| {
             let mut signs = 0;
             for _ in 0..seconds {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 if makes_turns {
-                    state.send_modify(|state| state.counts.turns += 1);
-                } else {
-                    // The second connection goes on looking.
-                    state.send_modify(|state| state.live_tails += 1);
+                    turns.send_modify(|turns| *turns = turns.map(|turns: u64| turns + 1));
                 }
                 signs += signs_of_life(&socket);
             }
             signs
         };
-        // Given one that waits for its server for minutes: it lives
+        // Given that the other waits for its server for minutes too: it lives
         assert!(lives(300, false).await >= 29);
         // and one that streams
-        state.send_modify(|state| state.phase = Phase::Streaming);
+        turns.send_replace(Some(0));
         assert!(lives(60, true).await >= 5);
         // When it makes no turn any more, then nobody says that it lives
         lives(31, false).await;

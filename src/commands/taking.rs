@@ -2,6 +2,7 @@
 
 use super::audit::{Begun, Ended};
 use super::outside::Outside;
+use super::turns::Turns;
 use super::{names, parts, print};
 use crate::backup::{
     BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, Unfinished, take, take_incremental,
@@ -40,6 +41,8 @@ pub struct Taker {
     pub notifier: Notifier,
     /// What time it is.
     pub clock: Clock,
+    /// Among the clusters of this process.
+    pub turns: Turns,
     /// Held while one is taken.
     pub one_at_a_time: Mutex<()>,
 }

@@ -31,6 +31,7 @@ pub(super) async fn follow(state: watch::Receiver<ArchiveState>, notifier: Notif
             }
             Phase::Streaming | Phase::HotSpare => {
                 gone_since = None;
+                notifier.clear(Trouble::Stopped);
                 notifier.clear(Trouble::Stream);
             }
             Phase::Stopping => {}

@@ -1,9 +1,11 @@
 //! The settings: flags over environment over file over defaults. Nobody but `commands` and `main` imports this; it fills
 //! the option structs that the modules define. Uses `cli`, `error` and those structs.
 
+mod file;
 mod keys;
 mod reload;
 
+pub(crate) use file::others_may_read;
 pub use keys::{Key, Written, document, example, keys, parse_duration};
 pub use reload::Reloaded;
 
@@ -15,20 +17,13 @@ use crate::notify::Form;
 use crate::retention::Policy;
 use crate::schedule::Schedule;
 use crate::store::{Checksum, ServerSideEncryption, StoreOptions};
+use file::{Document, Entry};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{File, Metadata};
-use std::io::Read;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
-
-/// No configuration file is longer than this, in bytes: a wrong path to something large is an error, not a wait.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Who said what a setting is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -107,6 +102,8 @@ pub struct RunSettings {
     pub listen: Option<SocketAddr>,
     /// A hole in the archive is answered with a base backup.
     pub backup_after_gap: bool,
+    /// Of all clusters of a process so many are busy at once with what is heavy and can wait.
+    pub jobs_at_once: usize,
 }
 
 /// Whom `run` tells what is wrong.
@@ -154,37 +151,75 @@ impl fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Puts together what the command line, the environment and the file say. `variable` looks up the environment.
+    /// Puts together what the command line, the environment and the file say, for a command that is about one cluster.
+    /// `variable` looks up the environment.
+    ///
+    /// # Errors
+    /// As [`Settings::load_all`]; of kind `Usage`, if the file has several clusters and none was chosen.
+    pub fn load(cli: &Cli, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings> {
+        Settings::only(Settings::load_all(cli, variable)?)
+    }
+
+    /// The only one of what [`Settings::load_all`] has found.
+    ///
+    /// # Errors
+    /// Of kind `Usage`, if there are several.
+    pub fn only(mut all: Vec<Settings>) -> Result<Settings> {
+        let names: Vec<String> = all.iter().map(|settings| settings.cluster.clone()).collect();
+        match all.pop() {
+            Some(only) if all.is_empty() => Ok(only),
+            _ => Err(Error::new(Kind::Usage, format!("this is about one cluster, and there are {}", names.len()))
+                .hint(format!("Choose one with --cluster: {}.", names.join(", ")))),
+        }
+    }
+
+    /// Puts together what the command line, the environment and the file say: one, unless the file has sections for clusters and
+    /// none of them was chosen. `variable` looks up the environment.
     ///
     /// # Errors
     /// Of kind `Usage` for a flag, of kind `Config` for a variable or the file, `Local` if the file cannot be read.
-    pub fn load(cli: &Cli, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Settings> {
-        let mut settings = Settings::defaults()?;
+    pub fn load_all(cli: &Cli, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Vec<Settings>> {
+        let mut shared = Settings::defaults()?;
         let from_environment = || variable("SEAWALL_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-        settings.file = cli.common.config.clone().or_else(from_environment);
-        if let Some(path) = settings.file.clone() {
-            settings.read_file(&path)?;
-        }
+        shared.file = cli.common.config.clone().or_else(from_environment);
+        let mut variables = Vec::new();
         for key in keys() {
-            let Some((name, value)) = key.variable.and_then(|name| Some((name, variable(name)?))) else {
-                continue;
-            };
+            let Some((name, value)) = key.variable.and_then(|name| Some((name, variable(name)?))) else { continue };
             let value = value.into_string().map_err(|_| Error::new(Kind::Config, format!("{name} is not UTF-8")))?;
             if !value.is_empty() {
-                settings
-                    .set(key, &value, Origin::Variable(name))
-                    .map_err(|problem| Error::new(Kind::Config, format!("{name} {problem}")))?;
+                variables.push((key, name, value));
             }
         }
-        for (name, value) in flags(cli) {
-            let key = keys().find(|key| key.flag == Some(name));
-            let key = key.ok_or_else(|| Error::new(Kind::Internal, format!("{name} is no setting's flag")))?;
-            settings
-                .set(key, value, Origin::Flag(name))
-                .map_err(|problem| Error::new(Kind::Usage, format!("{name} {problem}")))?;
+        let mut all = vec![shared];
+        if let Some(path) = all[0].file.clone() {
+            let from_variable =
+                variables.iter().find(|(key, ..)| key.name == "cluster").map(|(.., value)| value.as_str());
+            let chosen = cli.common.cluster.as_deref().or(from_variable);
+            all = read_file(&path, all.remove(0), chosen)?;
         }
-        settings.check_together()?;
-        Ok(settings)
+        let is_one_of_several = all.len() > 1;
+        for settings in &mut all {
+            for (key, name, value) in &variables {
+                alone(key, name, Kind::Config, is_one_of_several)?;
+                settings
+                    .set(key, value, Origin::Variable(name))
+                    .map_err(|problem| Error::new(Kind::Config, format!("{name} {problem}")))?;
+            }
+            for (name, value) in flags(cli) {
+                let key = keys().find(|key| key.flag == Some(name));
+                let key = key.ok_or_else(|| Error::new(Kind::Internal, format!("{name} is no setting's flag")))?;
+                alone(key, name, Kind::Usage, is_one_of_several)?;
+                settings
+                    .set(key, value, Origin::Flag(name))
+                    .map_err(|problem| Error::new(Kind::Usage, format!("{name} {problem}")))?;
+            }
+            let checked = settings.check_together();
+            match is_one_of_several {
+                true => checked.map_err(|error| error.context(format!("cluster {}", settings.cluster)))?,
+                false => checked?,
+            }
+        }
+        Ok(all)
     }
 
     /// The repository's URL.
@@ -220,6 +255,7 @@ impl Settings {
                 treat_archived_as_applied: false,
                 listen: None,
                 backup_after_gap: false,
+                jobs_at_once: 1,
             },
             drill: DrillSettings::default(),
             schedule: Schedule::default(),
@@ -237,50 +273,22 @@ impl Settings {
         Ok(settings)
     }
 
-    fn read_file(&mut self, path: &Path) -> Result<()> {
-        let (text, metadata) = read(path)?;
-        let at = |offset: usize| {
-            let line = text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
-            format!("{}, line {line}", path.display())
-        };
-        // toml's own message quotes the line, which may hold a password: its text and place are enough.
-        let document = DeTable::parse(&text).map_err(|error| {
-            let place = error.span().map_or_else(|| path.display().to_string(), |span| at(span.start));
-            Error::new(Kind::Config, format!("{place}: {}", error.message()))
-        })?;
-        let mut given = Vec::new();
-        flatten("", document.get_ref(), &mut given);
-        for (name, offset, value) in given {
-            let bad = |problem: String| Error::new(Kind::Config, format!("{}: {name} {problem}", at(offset)));
-            let Some(key) = keys().find(|key| key.name == name) else {
-                return Err(unknown(&name, &at(offset)));
-            };
-            let value = match (key.written, value) {
-                (Written::Text, DeValue::String(text)) => text.to_string(),
-                (Written::Boolean, DeValue::Boolean(value)) => value.to_string(),
-                (Written::Words, DeValue::Array(words)) => {
-                    let words: Option<Vec<&str>> = words.iter().map(|word| word.get_ref().as_str()).collect();
-                    words.ok_or_else(|| bad("has the wrong type".to_owned()).hint(form(key)))?.join(" ")
-                }
-                (Written::Tables, DeValue::Array(tables)) => {
-                    tables_as_json(tables).ok_or_else(|| bad("has the wrong type".to_owned()).hint(form(key)))?
-                }
-                _ => return Err(bad("has the wrong type".to_owned()).hint(form(key))),
-            };
-            self.set(key, &value, Origin::File).map_err(bad)?;
+    fn take(&mut self, entries: &[Entry]) -> Result<()> {
+        for entry in entries {
+            self.set(entry.key, &entry.text, Origin::File).map_err(|problem| entry.refused(&problem))?;
         }
-        let secret = match (has_password(&self.pg), self.notify.hooks.is_empty()) {
+        Ok(())
+    }
+
+    /// What of it nobody else may read, and what to do instead of writing it into a file.
+    fn secret(&self) -> Option<(&'static str, &'static str)> {
+        match (has_password(&self.pg), self.notify.hooks.is_empty()) {
             (true, _) => Some(("a password", "or move the password into ~/.pgpass")),
             (false, false) => {
                 Some(("an address or a key for notifications", "or give it as a variable (SEAWALL_NOTIFY_…)"))
             }
             (false, true) => None,
-        };
-        if let Some((what, instead)) = secret.filter(|_| others_may_read(&metadata)) {
-            return Err(Error::new(Kind::Config, format!("{} holds {what} and others may read it", path.display()))
-                .hint(format!("chmod 600 {}, {instead}.", path.display())));
         }
-        Ok(())
     }
 
     fn check_together(&self) -> Result<()> {
@@ -298,6 +306,49 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// What the file says of each cluster that is `chosen`, which are all if none is; of the only one, where none has a section.
+fn read_file(path: &Path, mut shared: Settings, chosen: Option<&str>) -> Result<Vec<Settings>> {
+    let document = Document::read(path)?;
+    shared.take(&document.shared)?;
+    let mut secret = shared.secret();
+    let mut all = vec![shared];
+    if !document.clusters.is_empty() {
+        let shared = all.remove(0);
+        for section in &document.clusters {
+            let mut settings = shared.clone();
+            let name = keys().find(|key| key.name == "cluster");
+            let name = name.ok_or_else(|| Error::new(Kind::Internal, "clusters have no names"))?;
+            settings.set(name, &section.name, Origin::File).map_err(|problem| {
+                Error::new(Kind::Config, format!("{}: the name of a cluster {problem}", section.place))
+            })?;
+            settings.take(&section.entries)?;
+            secret = secret.or_else(|| settings.secret());
+            all.push(settings);
+        }
+    }
+    if let Some((what, instead)) = secret.filter(|_| document.is_open_to_others()) {
+        return Err(Error::new(Kind::Config, format!("{} holds {what} and others may read it", path.display()))
+            .hint(format!("chmod 600 {}, {instead}.", path.display())));
+    }
+    let Some(chosen) = chosen.filter(|_| !document.clusters.is_empty()) else { return Ok(all) };
+    let names: Vec<String> = all.iter().map(|settings| settings.cluster.clone()).collect();
+    all.retain(|settings| settings.cluster == chosen);
+    if all.is_empty() {
+        return Err(Error::new(Kind::Config, format!("{} has no cluster {chosen:?}", path.display()))
+            .hint(format!("It has {}.", names.join(", "))));
+    }
+    Ok(all)
+}
+
+/// Refuses a variable or flag that would give several clusters the same server.
+fn alone(key: &Key, said: &str, kind: Kind, is_one_of_several: bool) -> Result<()> {
+    if key.name != "pg" || !is_one_of_several {
+        return Ok(());
+    }
+    Err(Error::new(kind, format!("{said} would give several clusters the same server"))
+        .hint("Choose one of them with --cluster, or say in the file which has which server."))
 }
 
 /// The settings that were given as flags.
@@ -349,78 +400,6 @@ fn flags(cli: &Cli) -> Vec<(&'static str, &str)> {
     all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-fn read(path: &Path) -> Result<(String, Metadata)> {
-    let unreadable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::new(Kind::Config, format!("there is no {}", path.display()))
-            .hint("Is the path in --config or SEAWALL_CONFIG right, seen from the working directory?"),
-        _ => Error::local("read", path, error),
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    let unfit = |why: &str| Error::new(Kind::Config, format!("{} {why}", path.display()));
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(unfit("is over a mebibyte long: that is no configuration"));
-    }
-    Ok((String::from_utf8(bytes).map_err(|_| unfit("is not UTF-8"))?, metadata))
-}
-
-/// Tables of texts, as JSON.
-fn tables_as_json(tables: &[Spanned<DeValue<'_>>]) -> Option<String> {
-    let table = |table: &Spanned<DeValue<'_>>| {
-        let entries = table.get_ref().as_table()?.iter();
-        let entry = |(name, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
-            Some((format!("{}", name.get_ref()), value.get_ref().as_str()?.to_owned()))
-        };
-        entries.map(entry).collect::<Option<BTreeMap<String, String>>>()
-    };
-    serde_json::to_string(&tables.iter().map(table).collect::<Option<Vec<_>>>()?).ok()
-}
-
-/// Every value with its dotted name and place, in the order of the file.
-fn flatten<'a>(prefix: &str, table: &'a DeTable<'a>, into: &mut Vec<(String, usize, &'a DeValue<'a>)>) {
-    let mut entries: Vec<(&Spanned<_>, &Spanned<DeValue<'_>>)> = table.iter().collect();
-    entries.sort_by_key(|(name, _)| name.span().start);
-    for (name, value) in entries {
-        let full = format!("{prefix}{}", name.get_ref());
-        match value.get_ref() {
-            DeValue::Table(inner) if !inner.is_empty() && !keys().any(|key| key.name == full) => {
-                flatten(&format!("{full}."), inner, into);
-            }
-            DeValue::Table(_) if is_section(&full) => {}
-            value => into.push((full, name.span().start, value)),
-        }
-    }
-}
-
-fn is_section(name: &str) -> bool {
-    keys().any(|key| key.name.split_once('.').is_some_and(|(section, _)| section == name))
-}
-
-fn unknown(name: &str, place: &str) -> Error {
-    let error = Error::new(Kind::Config, format!("{place}: there is no setting {name}"));
-    let last = |name: &str| name.rsplit('.').next().map(str::to_owned).unwrap_or_default();
-    let distance = |key: &str| {
-        let whole = strsim::damerau_levenshtein(name, key);
-        whole.min(strsim::damerau_levenshtein(&last(name), &last(key)))
-    };
-    let nearest = keys().min_by_key(|key| distance(key.name)).filter(|key| distance(key.name) <= 3);
-    match nearest {
-        Some(key) => error.hint(format!("Is {} meant? {}", key.name, form(key))),
-        None => error.hint("docs/configuration.md lists all of them."),
-    }
-}
-
-/// How a key is written, in a sentence.
-fn form(key: &Key) -> String {
-    match key.name.split_once('.') {
-        Some(_) if key.written == Written::Tables => format!("It is written:\n{}", key.example),
-        Some((section, name)) => format!("It is written {name} = {} under [{section}].", key.example),
-        None => format!("It is written {} = {} before the first section.", key.name, key.example),
-    }
-}
-
 /// True if connection parameters have a password in them, and sometimes if they only look like it.
 pub(crate) fn has_password(conninfo: &str) -> bool {
     let is_uri = conninfo.starts_with("postgres://") || conninfo.starts_with("postgresql://");
@@ -428,12 +407,6 @@ pub(crate) fn has_password(conninfo: &str) -> bool {
     let in_authority = authority.and_then(|text| text.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'));
     let mut behind = conninfo.split("password").skip(1);
     (is_uri && in_authority) || behind.any(|rest| rest.trim_start().starts_with('='))
-}
-
-/// Others are everybody, and the group too unless root owns the file (libpq's rule for private keys).
-pub(crate) fn others_may_read(metadata: &Metadata) -> bool {
-    let forbidden = if metadata.uid() == 0 { 0o007 } else { 0o077 };
-    metadata.mode() & forbidden != 0
 }
 
 #[cfg(test)]

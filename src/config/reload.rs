@@ -16,7 +16,9 @@ impl Key {
     /// True if `run` takes it up on SIGHUP.
     pub fn is_reloadable(&self) -> bool {
         let section = self.name.split_once('.').map_or("", |(section, _)| section);
-        ["schedule", "retention", "drill"].contains(&section) || self.name == "run.backup_after_gap"
+        let is_reloadable =
+            ["schedule", "retention", "drill"].contains(&section) || self.name == "run.backup_after_gap";
+        is_reloadable && !self.is_of_process()
     }
 }
 

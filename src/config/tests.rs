@@ -1,5 +1,6 @@
 //! What the settings take and refuse, from wherever they are said.
 
+use super::file::FILE_BYTES_MAX;
 use super::*;
 use crate::cli;
 use crate::store::{Checksum, Conditional, LockMode};
@@ -35,6 +36,12 @@ impl Place {
         let line = line.replace("FILE", &self.file().display().to_string());
         let cli = cli::parse(line.split(' ').map(OsString::from)).unwrap_or_else(|error| panic!("{line}: {error}"));
         Settings::load(&cli, &|name| self.variables.get(name).map(OsString::from))
+    }
+
+    fn load_all(&self, line: &str) -> Result<Vec<Settings>> {
+        let line = line.replace("FILE", &self.file().display().to_string());
+        let cli = cli::parse(line.split(' ').map(OsString::from)).unwrap_or_else(|error| panic!("{line}: {error}"));
+        Settings::load_all(&cli, &|name| self.variables.get(name).map(OsString::from))
     }
 
     fn refusal(&self, line: &str) -> Error {
@@ -346,4 +353,122 @@ fn a_lock_has_a_mode_and_days_and_needs_a_checksum() {
     }
     let error = load("[s3]\nchecksum = \"off\"\nobject_lock_mode = \"compliance\"").expect_err("no checksum");
     assert!(error.hint_text().is_some_and(|hint| hint.contains("checksum")), "{error:?}");
+}
+
+/// A file for two clusters, of which one has nearly everything of its own.
+const TWO: &str = "repo = \"file:///srv\"\n[run]\nflush_interval = \"1s\"\n[schedule]\nfull = \"0 2 * * *\"\n\
+    [cluster.shop]\npg = \"host=shop\"\n\
+    [cluster.mail]\npg = \"host=mail\"\nslot = \"two\"\nrepo = \"s3://b/p\"\nrun.flush_interval = \"2s\"\n\
+    [cluster.mail.s3]\nregion = \"r\"\n[cluster.mail.retention]\nfull = \"4\"\n";
+
+#[test]
+fn each_cluster_has_what_is_said_of_all_and_what_is_said_of_it() {
+    let all = Place::new().with_file(TWO, 0o644).load_all("seawall run --config FILE").expect("two");
+    let [shop, mail] = &all[..] else { panic!("{} clusters", all.len()) };
+    assert_eq!((shop.cluster.as_str(), shop.pg.as_str(), shop.slot.as_str()), ("shop", "host=shop", "seawall"));
+    assert_eq!((mail.cluster.as_str(), mail.pg.as_str(), mail.slot.as_str()), ("mail", "host=mail", "two"));
+    assert_eq!((shop.repo().unwrap(), mail.repo().unwrap()), ("file:///srv", "s3://b/p"));
+    assert_eq!((shop.run.flush_interval.as_secs(), mail.run.flush_interval.as_secs()), (1, 2));
+    assert_eq!((shop.retention.full, mail.retention.full), (None, Some(4)));
+    assert!(shop.store.s3.region.is_none() && mail.store.s3.region.as_deref() == Some("r"));
+    assert_eq!(shop.schedule, mail.schedule);
+}
+
+#[test]
+fn a_cluster_need_not_have_what_all_have() {
+    let text = "[schedule]\nfull = \"0 2 * * *\"\ndrill = \"0 3 * * *\"\n[cluster.a]\n[cluster.b]\nschedule.drill = \"never\"\n";
+    let all = Place::new().with_file(text, 0o644).load_all("seawall run --config FILE").expect("two");
+    let jobs: Vec<usize> = all.iter().map(|settings| settings.schedule.jobs.len()).collect();
+    assert_eq!(jobs, [2, 1]);
+}
+
+#[test]
+fn of_several_clusters_one_is_chosen_by_its_name() {
+    let place = Place::new().with_file(TWO, 0o644);
+    assert_eq!(place.load("seawall list --config FILE --cluster mail").expect("it").slot, "two");
+    // Without a choice the names are told
+    let error = place.refusal("seawall list --config FILE");
+    assert!(
+        error.kind() == Kind::Usage && error.hint_text().is_some_and(|hint| hint.contains("shop, mail")),
+        "{error:?}"
+    );
+    let error = place.refusal("seawall list --config FILE --cluster shpo");
+    assert!(
+        error.kind() == Kind::Config && error.hint_text().is_some_and(|hint| hint.contains("shop, mail")),
+        "{error:?}"
+    );
+    // The variable chooses too, and a flag beats it
+    let place = place.with_variable("SEAWALL_CLUSTER", "mail");
+    assert_eq!(place.load("seawall list --config FILE").expect("mail").cluster, "mail");
+    assert_eq!(place.load("seawall list --config FILE --cluster shop").expect("shop").cluster, "shop");
+}
+
+#[test]
+fn nothing_gives_several_clusters_the_same_server() {
+    let place = Place::new().with_file(TWO, 0o644).with_variable("SEAWALL_PG", "host=other");
+    for (line, kind) in
+        [("seawall run --config FILE", Kind::Config), ("seawall run --config FILE --pg host=x", Kind::Config)]
+    {
+        let error = place.load_all(line).expect_err(line);
+        assert!(error.kind() == kind && error.to_string().contains("SEAWALL_PG"), "{error:?}");
+    }
+    let place = Place::new().with_file(TWO, 0o644);
+    assert_eq!(place.load_all("seawall run --config FILE --pg host=x").expect_err("a flag").kind(), Kind::Usage);
+    // What is chosen has the server that was said
+    assert_eq!(place.load("seawall run --config FILE --cluster shop --pg host=x").expect("one").pg, "host=x");
+    // And a repository is one for all
+    let place = place.with_variable("SEAWALL_REPO", "file:///other");
+    let repos: Vec<_> =
+        place.load_all("seawall run --config FILE").expect("two").into_iter().map(|it| it.repo).collect();
+    assert_eq!(repos, [Some("file:///other".to_owned()), Some("file:///other".to_owned())]);
+}
+
+#[test]
+fn what_is_wrong_in_a_clusters_section_is_refused_where_it_stands() {
+    for (text, says) in [
+        ("[cluster.a]\nsolt = \"x\"", "Is cluster.a.slot meant?"),
+        ("[cluster.a.rnu]\nflush_intervall = \"1s\"", "Is cluster.a.run.flush_interval meant?"),
+        ("[cluster.a]\nrun.listen = \"off\"", "whole process"),
+        ("[cluster.a]\nlog_format = \"json\"", "whole process"),
+        ("[cluster.a]\ncluster = \"b\"", "whole process"),
+        ("[cluster.a]\nslot = 7", "wrong type"),
+        ("[cluster.a]\nslot = \"A\"", "cluster.a.slot cannot be"),
+        ("[cluster]\npg = \"host=a\"", "[cluster.NAME]"),
+        ("[cluster.\"a/b\"]\n", "name of a cluster cannot be"),
+        ("[cluster]\n", "wrong type"),
+        ("[cluster.a.retention]\nfull = \"0\"\n[cluster.b]", "cluster a"),
+    ] {
+        let error = Place::new().with_file(text, 0o644).load_all("seawall run --config FILE").expect_err(text);
+        let said = format!("{error} {}", error.hint_text().unwrap_or_default());
+        assert!(error.kind() == Kind::Config && said.contains(says), "{text:?}: {said}");
+    }
+    // A secret is one in a section too, and above them if each has another
+    for text in [
+        "[cluster.a]\npg = \"host=a password=s3cret\"\n[cluster.b]\n",
+        "pg = \"password=s3cret\"\n[cluster.a]\npg = \"\"\n",
+    ] {
+        let error = Place::new().with_file(text, 0o644).refusal("seawall list --config FILE --cluster a");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("chmod 600")), "{error:?}");
+        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+    }
+}
+
+proptest::proptest! {
+    /// Whatever stands in a file, it is taken or refused.
+    #[test]
+    fn no_file_makes_it_panic(
+        pieces in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "[cluster.a]\n", "[cluster.b]\n", "[cluster]\n", "[[cluster.a]]\n", "[cluster.a.s3]\n", "cluster.c.slot = \"x\"\n",
+                "cluster = \"a\"\n", "slot = \"x\"\n", "[run]\n", "[cluster.a.run]\n", "flush_interval = \"1s\"\n", "pg = \"\"\n",
+                "region = \"r\"\n", "a.b.c = 1\n", "[cluster.\"\"]\n", "cluster = {}\n", "cluster.a = {}\n", "=",
+            ]),
+            0..8,
+        ),
+    ) {
+        let place = Place::new().with_file(&pieces.concat(), 0o600);
+        if let Ok(all) = place.load_all("seawall run --config FILE") {
+            assert!(!all.is_empty());
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The HTTP endpoint: metrics and health, read from a watch of the state. Uses `error` and `runtime`.
+//! The HTTP endpoint: metrics and health, asked of whoever is served. Uses `error` and `runtime`.
 //!
 //! It may be open to a network, so everything about a request is bounded: how many at once, how long each may take, how
 //! large its head may be. One request a connection: a scrape every few seconds needs no more, and nobody can keep one.
@@ -16,7 +16,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Connections served at once; further ones wait in the listener's queue.
@@ -39,8 +38,23 @@ const HEAD_BYTES_MAX: usize = 8192;
 pub struct Health {
     /// True while it does what it is there for.
     pub ready: bool,
-    /// Why not, or what it does: one line.
+    /// Why not, or what it does: a line for each that is asked for.
     pub reason: String,
+}
+
+/// Whom the endpoint speaks for. Answers at once: nothing in here may wait.
+pub trait Served: Send + Sync + 'static {
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn metrics(&self) -> Result<String>;
+
+    /// Whether all of it is ready, or the one of this name; `None`: there is none of that name.
+    fn health(&self, name: Option<&str>) -> Option<Health>;
+
+    /// Whether the one of this name is alive, and need not be started anew by a person; `None`: there is none of that name.
+    fn life(&self, name: &str) -> Option<Health>;
 }
 
 /// Binds the endpoint's address.
@@ -55,14 +69,10 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Serves until `shutdown`; open connections are then dropped. `render` gives the text of `/metrics`.
+/// Serves until `shutdown`; open connections are then dropped.
 ///
 /// A connection's failure is that client's matter, and a failed accept is tried again. May be dropped at any time.
-pub async fn serve<R>(listener: TcpListener, state: watch::Receiver<Health>, render: R, shutdown: CancellationToken)
-where
-    R: Fn() -> Result<String> + Send + Sync + 'static,
-{
-    let render = Arc::new(render);
+pub async fn serve(listener: TcpListener, served: Arc<impl Served>, shutdown: CancellationToken) {
     let mut connections: Tasks<()> = Tasks::default();
     loop {
         tokio::select! {
@@ -74,7 +84,7 @@ where
                 }
             }
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.start(converse(stream, state.clone(), Arc::clone(&render))),
+                Ok((stream, _)) => connections.start(converse(stream, served.clone())),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept an HTTP connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -84,12 +94,9 @@ where
     }
 }
 
-async fn converse<R>(stream: TcpStream, state: watch::Receiver<Health>, render: Arc<R>)
-where
-    R: Fn() -> Result<String> + Send + Sync + 'static,
-{
+async fn converse(stream: TcpStream, served: Arc<impl Served>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), &state, render.as_ref());
+        let response = answer(request.method(), request.uri().path(), served.as_ref());
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -105,13 +112,14 @@ where
     }
 }
 
-fn answer(
-    method: &Method,
-    path: &str,
-    state: &watch::Receiver<Health>,
-    render: &impl Fn() -> Result<String>,
-) -> Response<Full<Bytes>> {
-    if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
+fn answer(method: &Method, path: &str, served: &impl Served) -> Response<Full<Bytes>> {
+    // `/readyz/shop` is of one cluster; whether that one is there, only whoever is served knows.
+    let path = path.strip_prefix('/').unwrap_or_default();
+    let (page, name) = match path.split_once('/') {
+        Some((page @ ("healthz" | "readyz"), name)) => (page, Some(name)),
+        _ => (path, None),
+    };
+    if !matches!(page, "metrics" | "healthz" | "readyz") {
         return plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned());
     }
     // The answer to HEAD is that to GET: hyper leaves its body out.
@@ -120,8 +128,8 @@ fn answer(
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match path {
-        "/metrics" => match render() {
+    match (page, name) {
+        ("metrics", _) => match served.metrics() {
             Ok(text) => {
                 let mut response = plain(StatusCode::OK, text);
                 let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -130,12 +138,17 @@ fn answer(
             }
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        "/healthz" => plain(StatusCode::OK, "alive\n".to_owned()),
-        _ => {
-            let health = state.borrow().clone();
-            let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            plain(status, format!("{}\n", health.reason))
-        }
+        ("healthz", None) => plain(StatusCode::OK, "alive\n".to_owned()),
+        ("healthz", Some(name)) => shown(served.life(name)),
+        (_, name) => shown(served.health(name)),
+    }
+}
+
+fn shown(health: Option<Health>) -> Response<Full<Bytes>> {
+    match health {
+        None => plain(StatusCode::NOT_FOUND, "there is no cluster of that name\n".to_owned()),
+        Some(Health { ready: true, reason }) => plain(StatusCode::OK, format!("{reason}\n")),
+        Some(Health { ready: false, reason }) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
 

@@ -11,7 +11,8 @@ use std::fmt::Write as _;
 pub fn document() -> Result<String> {
     let mut text = "# Metrics\n\n\
         `seawall run` serves these at `/metrics` (default: `http://127.0.0.1:8432/metrics`), beside `/healthz` (200 \
-        while the process lives) and `/readyz` (200 while it archives, else 503 with the reason).\n\n\
+        while the process lives) and `/readyz` (200 while it archives, else 503 with the reason). Where one process archives several \
+        clusters, `/readyz` is of all of them, and `/readyz/NAME` and `/healthz/NAME` of one.\n\n\
         All carry the label `cluster`. Positions in the WAL are bytes since its beginning: `16/B374D848` is \
         0x16B374D848. What has never happened is 0.\n\n\
         | name | type | labels | meaning |\n|---|---|---|---|\n"

@@ -216,6 +216,11 @@ const KEYWORDS: &[(&str, &str, Use)] = &[
 ];
 
 impl ConnInfo {
+    /// The servers that are named, as they are shown to people: host or directory, and port.
+    pub fn servers(&self) -> Vec<String> {
+        self.hosts.iter().map(ToString::to_string).collect()
+    }
+
     /// Reads a connection string, `keyword=value` or `postgresql://`, and takes the rest from `env` (the process's
     /// variables, or a test's) and libpq's defaults. The password file is read later, at each connection.
     ///

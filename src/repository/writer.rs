@@ -150,6 +150,12 @@ impl Writer {
         Writer { store, layout, system_identifier, encoders: Encoders::default() }
     }
 
+    /// As it is, with the memory of frames from there, where others take and give it back too.
+    #[must_use]
+    pub fn with_buffers(self, buffers: Buffers) -> Writer {
+        Writer { encoders: Encoders { free: Arc::default(), buffers }, ..self }
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store

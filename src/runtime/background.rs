@@ -8,6 +8,7 @@ use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 /// How much lower their priority is than the process's (`man 7 sched`, "The nice value"): about a tenth of the time where
 /// others want all of it, and not next to nothing, for WAL has to be compressed on a busy machine as well.
@@ -25,8 +26,9 @@ impl Background {
     /// done to its end in any case. CPU work only.
     pub fn start(work: impl FnOnce() + Send + 'static) -> Background {
         let (sender, done) = oneshot::channel();
+        let span = Span::current();
         let work = move || {
-            work();
+            span.in_scope(work);
             // Nobody needs to wait.
             let _ = sender.send(());
         };

@@ -1,8 +1,9 @@
-//! The one owner of tasks, and of CPU work that somebody waits for.
+//! The one owner of tasks, and of CPU work that somebody waits for. What they log is of whom those log who started them.
 
 use std::cell::Cell;
 use std::future::Future;
 use tokio::task::{JoinHandle, JoinSet};
+use tracing::{Instrument, Span};
 
 thread_local! {
     static IN_PLACE: Cell<bool> = const { Cell::new(false) };
@@ -29,7 +30,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     if is_in_place() {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    let span = Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work)).await.map_err(|error| {
         crate::error::Error::new(crate::error::Kind::Internal, "a worker thread did not finish").because(error)
     })
 }
@@ -37,7 +39,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 /// Starts a task whose handle the caller keeps and awaits or aborts.
 #[allow(clippy::disallowed_methods)] // the one place that may
 pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-    tokio::spawn(task)
+    tokio::spawn(task.in_current_span())
 }
 
 /// Tasks that end with their owner: dropping it aborts them.
@@ -53,7 +55,7 @@ impl<T: Send + 'static> Default for Tasks<T> {
 impl<T: Send + 'static> Tasks<T> {
     /// Starts one more.
     pub fn start(&mut self, task: impl Future<Output = T> + Send + 'static) {
-        self.0.spawn(task);
+        self.0.spawn(task.in_current_span());
     }
 
     /// How many have not been collected yet.

@@ -20,7 +20,7 @@ pub use error::{StoreError, StoreErrorKind};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use observed::{NoObserver, ObservedStore, Operation, StoreObserver};
-pub use open::{StoreOptions, open};
+pub use open::{Opener, StoreOptions, open, place_of};
 pub use probe::{ConditionalWrites, probe};
 pub use retrying::RetryingStore;
 pub use s3::{Checksum, Conditional, LockMode, ObjectLock, S3Options, S3Store, ServerSideEncryption};

@@ -11,9 +11,11 @@ use aws_sdk_s3::config::{
 };
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// What can be set about a store beside its URL.
 #[derive(Clone, Debug)]
@@ -35,22 +37,81 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The region of a server that has none: what S3 itself takes an unnamed region for.
 const REGION_OF_OTHERS: &str = "us-east-1";
 
-/// Opens `s3://bucket/prefix` or `file:///path`: retried, and observed attempt by attempt. Does not ask the store
-/// anything yet, but may ask the machine's metadata service for a region.
+/// Opens one store, as [`Opener::open`] does.
 ///
 /// # Errors
-/// Of kind `Config`, if the URL or the options cannot be meant.
+/// As that.
 pub async fn open(
     url: &str,
     options: &StoreOptions,
     observer: Arc<dyn StoreObserver>,
 ) -> Result<Arc<dyn Store>, Error> {
-    let store: Arc<dyn Store> = match Location::parse(url)? {
-        Location::File(root) => Arc::new(FileStore::new(root)),
-        Location::S3 { bucket, prefix } => Arc::new(open_s3(bucket, prefix, &options.s3, observer.clone()).await?),
-    };
-    let observed = Arc::new(ObservedStore::new(store, observer.clone()));
-    Ok(Arc::new(RetryingStore::new(observed, options.retry).observed_by(observer)))
+    Opener::default().open(url, options, observer).await
+}
+
+/// Opens stores. Those that reach the same servers in the same way share connections and credentials; a request of one never waits
+/// for one of another. Cheap to clone.
+#[derive(Clone, Default, Debug)]
+pub struct Opener(Arc<Mutex<HashMap<Way, (aws_sdk_s3::Client, Renewing)>>>);
+
+/// How S3 servers are reached.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Way {
+    region: Region,
+    endpoint: Option<String>,
+    path_style: bool,
+}
+
+impl Opener {
+    /// Opens `s3://bucket/prefix` or `file:///path`: retried, and observed attempt by attempt. Does not ask the store
+    /// anything yet, but may ask the machine's metadata service for a region.
+    ///
+    /// # Errors
+    /// Of kind `Config`, if the URL or the options cannot be meant.
+    pub async fn open(
+        &self,
+        url: &str,
+        options: &StoreOptions,
+        observer: Arc<dyn StoreObserver>,
+    ) -> Result<Arc<dyn Store>, Error> {
+        let store: Arc<dyn Store> = match Location::parse(url)? {
+            Location::File(root) => Arc::new(FileStore::new(root)),
+            Location::S3 { bucket, prefix } => {
+                let (client, credentials) = self.client(&options.s3).await?;
+                credentials.tell(&observer);
+                Arc::new(S3Store::new(client, credentials, bucket, prefix, options.s3.clone()))
+            }
+        };
+        let observed = Arc::new(ObservedStore::new(store, observer.clone()));
+        Ok(Arc::new(RetryingStore::new(observed, options.retry).observed_by(observer)))
+    }
+
+    async fn client(&self, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
+        let way = Way::of(options).await?;
+        if options.credentials.is_some() {
+            return connect(way, options).await;
+        }
+        // Making one asks nobody for anything.
+        let mut known = self.0.lock().await;
+        if let Some(known) = known.get(&way) {
+            return Ok(known.clone());
+        }
+        let made = connect(way.clone(), options).await?;
+        known.insert(way, made.clone());
+        Ok(made)
+    }
+}
+
+/// The one name of what a repository's URL means: two URLs of one place have the same, and what lies within has one that begins with
+/// it. Ends in `/`.
+///
+/// # Errors
+/// As [`Opener::open`].
+pub fn place_of(url: &str) -> Result<String, Error> {
+    Ok(match Location::parse(url)? {
+        Location::File(root) => format!("file://{}/", root.display().to_string().trim_end_matches('/')),
+        Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
+    })
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -121,42 +182,44 @@ fn without_user(url: &str) -> String {
     }
 }
 
-async fn open_s3(
-    bucket: String,
-    prefix: String,
-    options: &S3Options,
-    observer: Arc<dyn StoreObserver>,
-) -> Result<S3Store, Error> {
-    let endpoint = match &options.endpoint {
-        Some(endpoint) => Some(endpoint.clone()),
-        None => ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-            .iter()
-            .filter_map(|name| std::env::var(name).ok())
-            .find(|value| !value.is_empty()),
-    };
-    if let Some(endpoint) = &endpoint
-        && !endpoint.starts_with("http://")
-        && !endpoint.starts_with("https://")
-    {
-        return Err(Error::new(Kind::Config, format!("the S3 endpoint {endpoint:?} is no URL"))
-            .hint("Is it https://host or http://host:port?"));
+impl Way {
+    async fn of(options: &S3Options) -> Result<Way, Error> {
+        let endpoint = match &options.endpoint {
+            Some(endpoint) => Some(endpoint.clone()),
+            None => ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+                .iter()
+                .filter_map(|name| std::env::var(name).ok())
+                .find(|value| !value.is_empty()),
+        };
+        if let Some(endpoint) = &endpoint
+            && !endpoint.starts_with("http://")
+            && !endpoint.starts_with("https://")
+        {
+            return Err(Error::new(Kind::Config, format!("the S3 endpoint {endpoint:?} is no URL"))
+                .hint("Is it https://host or http://host:port?"));
+        }
+        let region = region_of(options, endpoint.is_some()).await.ok_or_else(|| {
+            Error::new(Kind::Config, "no AWS region is set")
+                .hint("Set AWS_REGION to the region of the bucket, or a region in ~/.aws/config.")
+        })?;
+        let path_style =
+            options.path_style.unwrap_or_else(|| endpoint.as_ref().is_some_and(|endpoint| !is_amazon(endpoint)));
+        Ok(Way { region, endpoint, path_style })
     }
-    let region = region_of(options, endpoint.is_some()).await.ok_or_else(|| {
-        Error::new(Kind::Config, "no AWS region is set")
-            .hint("Set AWS_REGION to the region of the bucket, or a region in ~/.aws/config.")
-    })?;
+}
+
+async fn connect(way: Way, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
+    let Way { region, endpoint, path_style } = way;
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region);
     if let Some(credentials) = &options.credentials {
         loader = loader.credentials_provider(credentials.clone());
     }
     let shared = loader.load().await;
-    let path_style =
-        options.path_style.unwrap_or_else(|| endpoint.as_ref().is_some_and(|endpoint| !is_amazon(endpoint)));
     let provider = shared.credentials_provider().ok_or_else(|| {
         Error::new(Kind::Config, "nobody can be asked for AWS credentials")
             .hint("Are AWS_ACCESS_KEY_ID or a profile set?")
     })?;
-    let credentials = Renewing::new(provider, observer);
+    let credentials = Renewing::new(provider);
     let mut builder = Builder::from(&shared)
         .credentials_provider(credentials.clone())
         // `Renewing` remembers them, and forgets the ones that are refused.
@@ -173,7 +236,7 @@ async fn open_s3(
     if let Some(endpoint) = endpoint {
         builder = builder.endpoint_url(endpoint);
     }
-    Ok(S3Store::new(aws_sdk_s3::Client::from_conf(builder.build()), credentials, bucket, prefix, options.clone()))
+    Ok((aws_sdk_s3::Client::from_conf(builder.build()), credentials))
 }
 
 /// The region to sign for. Servers other than Amazon's take any, so the machine's metadata service is not asked then:
@@ -219,6 +282,33 @@ mod tests {
         for (url, location) in table {
             assert_eq!(Location::parse(url).unwrap(), location, "{url}");
         }
+    }
+
+    #[test]
+    fn a_place_has_one_name_and_what_is_within_begins_with_it() {
+        for (url, place) in [
+            ("s3://bucket", "s3://bucket/"),
+            ("s3://bucket/a/", "s3://bucket/a/"),
+            ("s3://bucket/a", "s3://bucket/a/"),
+            ("file:///srv//backup", "file:///srv/backup/"),
+            ("file:///", "file:///"),
+        ] {
+            assert_eq!(place_of(url).unwrap(), place, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn stores_that_are_reached_in_one_way_share_their_connections() {
+        let opener = Opener::default();
+        let reached = async |endpoint: &str, region: &str| {
+            let (endpoint, region) = (Some(endpoint.to_owned()), Some(region.to_owned()));
+            opener.client(&S3Options { endpoint, region, ..S3Options::default() }).await.unwrap();
+            opener.0.lock().await.len()
+        };
+        assert_eq!(reached("http://127.0.0.1:1", "r").await, 1);
+        assert_eq!(reached("http://127.0.0.1:1", "r").await, 1, "the same way");
+        assert_eq!(reached("http://127.0.0.1:2", "r").await, 2);
+        assert_eq!(reached("http://127.0.0.1:2", "s").await, 3);
     }
 
     #[tokio::test]

@@ -25,6 +25,9 @@ pub fn document() -> String {
         if key.is_reloadable() {
             text.push_str("* taken up by a running `run` on SIGHUP\n");
         }
+        if key.is_of_process() && key.name != "cluster" {
+            text.push_str("* of the whole process: not in `[cluster.NAME]`\n");
+        }
         if let Some(flag) = key.flag {
             let _ = writeln!(text, "* flag: `{flag}`");
         }
@@ -44,8 +47,9 @@ pub fn document() -> String {
 
 /// A file with every setting, each as a comment with its meaning: its default, or an example where it has none.
 pub fn example() -> String {
-    let mut text =
-        "# Every setting of Seawall. What is not a comment holds; the rest is the default, or an example.\n".to_owned();
+    let mut text = "# Every setting of Seawall. What is not a comment holds; the rest is the default, or an example.\n# Of several \
+                    clusters each has a section [cluster.NAME] of its own, in which every setting may stand that is its alone.\n"
+        .to_owned();
     let mut section = "";
     for key in keys() {
         let (place, name) = key.name.split_once('.').unwrap_or(("", key.name));
@@ -107,8 +111,36 @@ Lengths of time have a unit: `500ms`, `2s`, `15m`, `1h 30m`.
 
 **Secrets.** PostgreSQL's password belongs into `~/.pgpass` (or the file named by `PGPASSFILE`). A configuration file
 with a password in `pg` is refused if others may read it: `chmod 600`; a group may read it if root owns it, which is how
-secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile, web identity
-or instance role.
+secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile (with a file or a
+program of yours, as its `credential_process` says), web identity or instance role.
+
+**Many clusters.** One file, and one process of `run`, may be for many clusters. What stands in `[cluster.NAME]` is of that
+cluster alone: every setting but those marked as the whole process's, written as at the top, with sections as
+`[cluster.NAME.s3]`. Everything else in the file is the default for all of them.
+
+```toml
+repo = "s3://backups/postgres"
+
+[schedule]
+full = "0 2 * * SUN"
+incremental = "0 2 * * *"
+jitter = "2h"
+
+[cluster.shop]
+pg = "host=shop.example.org user=seawall"
+
+[cluster.mail]
+pg = "host=mail.example.org user=seawall"
+slot = "seawall_mail"
+
+[cluster.mail.retention]
+full = "8"
+```
+
+`--cluster NAME` (or `SEAWALL_CLUSTER`) chooses one of them, and then flags and variables beat what the file says of it. Without,
+`run`, `status`, `check` and `config` are about all of them; every other command wants to know which. A flag or a variable is then
+for all of them, and `--pg` and `SEAWALL_PG`, which would give all of them one server, are refused. The `PG*` variables still fill in what
+the `pg` of a cluster leaves out.
 
 Beside these, PostgreSQL's `PG*` variables and the `AWS_*` variables work as in their own tools.
 "#;

@@ -12,7 +12,8 @@ pub(super) const KEYS: &[Key] = &[
         written: Written::Text,
         default: Some("main"),
         example: "\"shop\"",
-        about: "The cluster's folder in the repository: 1 to 64 letters, digits, `_` or `-`.",
+        about: "The cluster's folder in the repository: 1 to 64 letters, digits, `_` or `-`. In a file with sections for many clusters \
+                `[cluster.NAME]` says it, and the flag or the variable chooses one of them.",
         set: |settings, text| {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
             if !(1..=64).contains(&text.len()) || !text.bytes().all(allowed) {

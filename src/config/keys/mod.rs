@@ -51,6 +51,13 @@ pub struct Key {
     pub set: fn(&mut Settings, &str) -> Result<(), String>,
 }
 
+impl Key {
+    /// True if it is the same for all clusters of a process, so that none of them has its own.
+    pub fn is_of_process(&self) -> bool {
+        ["cluster", "log_format", "run.listen", "schedule.at_once"].contains(&self.name)
+    }
+}
+
 /// The sections, in the order of the documentation.
 const SECTIONS: &[&[Key]] =
     &[general::KEYS, run::KEYS, schedule::KEYS, retention::KEYS, drill::KEYS, notify::KEYS, encryption::KEYS, s3::KEYS];

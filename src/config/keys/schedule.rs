@@ -7,6 +7,9 @@ use crate::schedule::Expression;
 use jiff::tz::TimeZone;
 use std::time::Duration;
 
+/// What is written where a cluster is not to have what the others have.
+const NEVER: &str = "never";
+
 pub(super) const KEYS: &[Key] = &[
     Key {
         name: "schedule.full",
@@ -19,7 +22,7 @@ pub(super) const KEYS: &[Key] = &[
                 week. A cluster that has none gets one at once. Without this key `run` takes none by itself, but for a gap \
                 (`run.backup_after_gap`). What was missed while `run` was not up is caught up once, and what fails is tried \
                 again. One archiver does it at a time, also where several run; a backup that somebody took by hand in the \
-                meantime counts.",
+                meantime counts. `never`, here and in the other times, is for one of many clusters that is not to have what all have.",
         set: |settings, text| set(settings, Job::Full, text),
     },
     Key {
@@ -118,6 +121,22 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "schedule.at_once",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("2"),
+        example: "\"4\"",
+        about: "Where one process archives several clusters, so many of them at once take a base backup, verify, drill or prune; the \
+                others wait for their turn, in the order in which they came. One that has waited for six hours goes nevertheless.",
+        set: |settings, text| {
+            let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+            settings.run.jobs_at_once =
+                number.ok_or_else(|| format!("cannot be {text:?}: it is a number from 1 to 1000"))?;
+            Ok(())
+        },
+    },
+    Key {
         name: "schedule.verify_after",
         flag: None,
         variable: None,
@@ -135,6 +154,9 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 fn set(settings: &mut Settings, job: Job, text: &str) -> Result<(), String> {
-    settings.schedule.jobs.insert(job, Expression::parse(text)?);
+    match text {
+        NEVER => _ = settings.schedule.jobs.remove(&job),
+        _ => _ = settings.schedule.jobs.insert(job, Expression::parse(text)?),
+    }
     Ok(())
 }

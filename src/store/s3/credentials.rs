@@ -7,8 +7,8 @@ use crate::store::StoreObserver;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
 use jiff::Timestamp;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -22,15 +22,34 @@ pub(in crate::store) struct Renewing(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     provider: SharedCredentialsProvider,
-    observer: Arc<dyn StoreObserver>,
+    observers: std::sync::Mutex<Observers>,
     held: Mutex<Option<Credentials>>,
     refused: AtomicBool,
 }
 
+/// Whoever uses the same credentials.
+#[derive(Default, Debug)]
+struct Observers {
+    all: Vec<Weak<dyn StoreObserver>>,
+    /// What was told of credentials that were given, if any were.
+    given: Option<Option<Timestamp>>,
+}
+
 impl Renewing {
-    /// Remembers what `provider` gives, and tells `observer` until when that is good.
-    pub(in crate::store) fn new(provider: SharedCredentialsProvider, observer: Arc<dyn StoreObserver>) -> Renewing {
-        Renewing(Arc::new(Inner { provider, observer, held: Mutex::new(None), refused: AtomicBool::new(false) }))
+    /// Remembers what `provider` gives.
+    pub(in crate::store) fn new(provider: SharedCredentialsProvider) -> Renewing {
+        let (observers, held) = (std::sync::Mutex::default(), Mutex::new(None));
+        Renewing(Arc::new(Inner { provider, observers, held, refused: AtomicBool::new(false) }))
+    }
+
+    /// Tells this one too, for as long as somebody else has it, until when what is given is good.
+    pub(in crate::store) fn tell(&self, observer: &Arc<dyn StoreObserver>) {
+        let mut observers = self.0.observers.lock().unwrap_or_else(PoisonError::into_inner);
+        observers.all.retain(|one| one.strong_count() > 0);
+        observers.all.push(Arc::downgrade(observer));
+        if let Some(until) = observers.given {
+            observer.credentials_given(until);
+        }
     }
 
     /// The server does not accept what is held: the next request asks for new ones.
@@ -40,7 +59,8 @@ impl Renewing {
 
     /// May be dropped at any time: then the next one asks.
     async fn current(&self) -> provider::Result {
-        let Inner { provider, observer, held, refused } = self.0.as_ref();
+        let Inner { provider, observers, held, refused } = self.0.as_ref();
+        let observers = || observers.lock().unwrap_or_else(PoisonError::into_inner);
         // Held while they are fetched, so that many requests fetch once.
         let mut held = held.lock().await;
         if let Some(credentials) = held.as_ref().filter(|held| is_good_for(held, AHEAD))
@@ -51,19 +71,30 @@ impl Renewing {
         match provider.provide_credentials().await {
             Ok(credentials) => {
                 refused.store(false, Ordering::Relaxed);
-                observer.credentials_given(end_of(&credentials));
+                observers().given(end_of(&credentials));
                 *held = Some(credentials.clone());
                 Ok(credentials)
             }
             // Not asked for in vain: there is time left, and whoever gives them out may be back by then.
             Err(error) => {
-                observer.credentials_failed();
+                observers().living().for_each(|observer| observer.credentials_failed());
                 match held.as_ref().filter(|held| is_good_for(held, Duration::ZERO)) {
                     Some(credentials) => Ok(credentials.clone()),
                     None => Err(error),
                 }
             }
         }
+    }
+}
+
+impl Observers {
+    fn living(&self) -> impl Iterator<Item = Arc<dyn StoreObserver>> {
+        self.all.iter().filter_map(Weak::upgrade)
+    }
+
+    fn given(&mut self, until: Option<Timestamp>) {
+        self.given = Some(until);
+        self.living().for_each(|observer| observer.credentials_given(until));
     }
 }
 
@@ -124,7 +155,9 @@ mod tests {
     fn observed(lasting_seconds: u64, observer: Arc<dyn StoreObserver>) -> (Renewing, Arc<AtomicBool>) {
         let failing = Arc::new(AtomicBool::new(false));
         let numbered = Numbered { given: AtomicU32::new(0), lasting_seconds, failing: failing.clone() };
-        (Renewing::new(SharedCredentialsProvider::new(numbered), observer), failing)
+        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered));
+        renewing.tell(&observer);
+        (renewing, failing)
     }
 
     /// What was told: `None` for credentials that were not given.
@@ -150,6 +183,13 @@ mod tests {
         let before = Clock::system().now();
         key(&renewing).await;
         key(&renewing).await;
+        // Who comes later hears of what was given before, and who is gone of nothing
+        let late: Arc<dyn StoreObserver> = Arc::new(Told::default());
+        renewing.tell(&late);
+        let gone = Arc::downgrade(&late);
+        assert!(format!("{late:?}").contains("Some("), "{late:?}");
+        drop(late);
+        assert!(gone.upgrade().is_none(), "it is kept");
         failing.store(true, Ordering::Relaxed);
         renewing.refused();
         key(&renewing).await;

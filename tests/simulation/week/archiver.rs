@@ -14,6 +14,7 @@ use seawall::commands::backups::Backups;
 use seawall::commands::jobs;
 use seawall::commands::outside::Outside;
 use seawall::commands::taking::Taker;
+use seawall::commands::turns::Turns;
 use seawall::config::Settings;
 use seawall::drill::Drill;
 use seawall::error::{Error, Kind, Result};
@@ -66,6 +67,7 @@ impl Town {
             notifier: Notifier::new(CLUSTER, Vec::new(), self.clock.clone(), &mut nobody),
             clock: self.clock.clone(),
             outside: Arc::new(self),
+            turns: Turns::new(Turns::MOST),
             one_at_a_time: Mutex::default(),
         });
         let shutdown = Shutdown::default();
@@ -154,6 +156,7 @@ impl Outside for Town {
             rto: None,
             rpo: None,
             checks: Vec::new(),
+            sealed: None,
         })
     }
 }

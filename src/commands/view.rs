@@ -1,0 +1,222 @@
+//! What is seen of a cluster of `seawall run` from outside, at any time: before it has begun, while it archives, and after it has
+//! ended. Looking waits for nothing.
+
+use super::taking::Taker;
+use crate::archive::{ArchiveState, Phase, SourceErrorKind, Synchronous};
+use crate::error::{Error, Result};
+use crate::history::index::Indexer;
+use crate::http::{Health, Served};
+use crate::metrics::{self, Metrics, WalObject};
+use crate::postgres::WalStatus;
+use crate::runtime::Clock;
+use jiff::Timestamp;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// One cluster, from outside.
+pub(super) struct View {
+    pub(super) cluster: String,
+    clock: Clock,
+    now: Mutex<Now>,
+}
+
+struct Now {
+    metrics: Metrics,
+    /// Its archiver, once its store and its server have answered; the last one, if it has ended.
+    running: Option<Running>,
+    /// Why it has ended, if by an error.
+    ended: Option<String>,
+}
+
+/// An archiver that is at work.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub(super) state: watch::Receiver<ArchiveState>,
+    pub(super) indexer: Indexer,
+    pub(super) taker: Arc<Taker>,
+}
+
+/// A look at one cluster.
+pub(super) struct Look {
+    pub(super) health: Health,
+    /// It has begun, or has ended before it could.
+    pub(super) has_started: bool,
+    /// While it streams: how many turns it has made.
+    pub(super) turns: Option<u64>,
+}
+
+impl View {
+    /// Of a cluster that has not begun.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub(super) fn new(cluster: &str, clock: Clock) -> Result<View> {
+        let now = Now { metrics: Metrics::new(cluster)?, running: None, ended: None };
+        Ok(View { cluster: cluster.to_owned(), clock, now: Mutex::new(now) })
+    }
+
+    /// It begins, and counts from zero.
+    pub(super) fn begins(&self, metrics: Metrics) {
+        *self.now() = Now { metrics, running: None, ended: None };
+    }
+
+    /// It is at work.
+    pub(super) fn runs(&self, running: Running) {
+        self.now().running = Some(running);
+    }
+
+    /// It has ended, because of this.
+    pub(super) fn ended(&self, error: &Error) {
+        let mut now = self.now();
+        now.metrics.set_stopped(error.kind());
+        now.ended = Some(error.to_string());
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        // Whole after each step: a panic elsewhere changes nothing.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is at work, or was until it ended.
+    pub(super) fn running(&self) -> Option<Running> {
+        self.now().running.clone()
+    }
+
+    /// How it is doing.
+    pub(super) fn look(&self) -> Look {
+        let now = self.now();
+        let not_ready = |reason: String| Health { ready: false, reason };
+        match (&now.ended, &now.running) {
+            (Some(why), _) => Look { health: not_ready(format!("has ended: {why}")), has_started: true, turns: None },
+            (None, None) => Look { health: not_ready("starting".to_owned()), has_started: false, turns: None },
+            (None, Some(running)) => {
+                let state = running.state.borrow();
+                let turns = (state.phase == Phase::Streaming).then_some(state.counts.turns);
+                Look { health: health_of(&state), has_started: true, turns }
+            }
+        }
+    }
+
+    /// Its metrics, as they are now.
+    pub(super) fn metrics(&self) -> Metrics {
+        let (metrics, running) = {
+            let now = self.now();
+            (now.metrics.clone(), now.running.clone())
+        };
+        if let Some(Running { state, indexer, .. }) = running {
+            show(&metrics, &state.borrow(), self.clock.now());
+            let (unreadable, unstored) = indexer.failures();
+            metrics.count_index_failures(unreadable, unstored);
+        }
+        metrics
+    }
+}
+
+/// How all of them are doing, in one line.
+pub(super) fn summary(seen: &[(String, Look)]) -> Health {
+    if let [(_, only)] = seen {
+        return only.health.clone();
+    }
+    let ready = seen.iter().filter(|(_, look)| look.health.ready).count();
+    let first = seen.iter().find(|(_, look)| !look.health.ready);
+    let first = first.map(|(name, look)| format!("; {name}: {}", look.health.reason)).unwrap_or_default();
+    Health { ready: ready == seen.len(), reason: format!("{ready} of {} clusters are ready{first}", seen.len()) }
+}
+
+/// All clusters of a process, for whoever asks by HTTP.
+pub(super) struct Views(pub(super) Vec<Arc<View>>);
+
+impl Views {
+    /// What is seen of each.
+    pub(super) fn looks(&self) -> Vec<(String, Look)> {
+        self.0.iter().map(|view| (view.cluster.clone(), view.look())).collect()
+    }
+
+    fn of(&self, name: &str) -> Option<&Arc<View>> {
+        self.0.iter().find(|view| view.cluster == name)
+    }
+}
+
+impl Served for Views {
+    fn metrics(&self) -> Result<String> {
+        let all: Vec<Metrics> = self.0.iter().map(|view| view.metrics()).collect();
+        metrics::render(&all)
+    }
+
+    fn health(&self, name: Option<&str>) -> Option<Health> {
+        if let Some(name) = name {
+            return Some(self.of(name)?.look().health);
+        }
+        let looks = self.looks();
+        if let [(_, only)] = &looks[..] {
+            return Some(only.health.clone());
+        }
+        let ready = looks.iter().filter(|(_, look)| look.health.ready).count();
+        let lines: String = looks.iter().map(|(name, look)| format!("\n{name}: {}", look.health.reason)).collect();
+        let reason = format!("{ready} of {} clusters are ready{lines}", looks.len());
+        Some(Health { ready: ready == looks.len(), reason })
+    }
+
+    fn life(&self, name: &str) -> Option<Health> {
+        let ended = self.of(name)?.now().ended.clone();
+        let reason = ended.as_ref().map_or("alive".to_owned(), |why| format!("has ended: {why}"));
+        Some(Health { ready: ended.is_none(), reason })
+    }
+}
+
+/// Copies what the archiver shows into the metrics.
+fn show(metrics: &Metrics, state: &ArchiveState, now: Timestamp) {
+    let lost_seconds = state.rpo.seconds(Instant::now());
+    metrics.set_rpo(lost_seconds, state.rpo.bytes());
+    let lost = Duration::try_from_secs_f64(lost_seconds).ok();
+    metrics.set_newest_restorable(lost.and_then(|lost| now.checked_sub(lost).ok()));
+    metrics.set_server_certificate_end(state.certificate_end);
+    metrics.set_connected(state.phase == Phase::Streaming);
+    metrics.set_hot_spare(state.phase == Phase::HotSpare);
+    let waits = state.commit_waits;
+    let is_synchronous = waits.synchronous != Synchronous::No;
+    metrics.set_synchronous(is_synchronous, waits.synchronous == Synchronous::Captured);
+    metrics.set_remote_apply(is_synchronous && waits.remote_apply);
+    if let Some(timeline) = state.timeline {
+        metrics.set_timeline(timeline);
+    }
+    metrics.set_server_lsn(state.rpo.server_lsn());
+    metrics.set_received_lsn(state.received);
+    metrics.set_durable_lsn(state.durable);
+    metrics.count_reconnects(state.counts.connections.saturating_sub(1));
+    for (kind, total) in SourceErrorKind::ALL.into_iter().zip(state.counts.interruptions) {
+        metrics.count_interruptions(kind.name(), total);
+    }
+    metrics.count_wal_received_bytes(state.counts.received_bytes);
+    metrics.count_wal_retries(state.counts.store_failures);
+    metrics.count_tails(state.counts.deleted, state.counts.undeleted);
+    metrics.count_wal_objects(WalObject::Block, state.counts.blocks);
+    metrics.count_wal_objects(WalObject::Tail, state.counts.tails);
+    metrics.set_buffered_bytes(state.in_flight_bytes);
+    let slot = state.slot.as_ref();
+    let server = Some(state.rpo.server_lsn()).filter(|lsn| lsn.is_valid());
+    metrics.set_slot(
+        slot.and_then(|slot| slot.status).map(WalStatus::name),
+        slot.and_then(|slot| slot.safe_wal_bytes),
+        slot.and_then(|slot| slot.restart_lsn).zip(server).map(|(restart, server)| server - restart),
+    );
+    metrics.set_tails_live(usize::try_from(state.live_tails).unwrap_or(usize::MAX));
+}
+
+fn health_of(state: &ArchiveState) -> Health {
+    let (ready, reason) = match state.phase {
+        Phase::Streaming if !state.is_compared => {
+            (false, "comparing what is stored with what the server has".to_owned())
+        }
+        Phase::Streaming => (true, format!("streaming, durable up to {}", state.durable)),
+        Phase::HotSpare => (true, "hot spare: another archiver holds the slot".to_owned()),
+        Phase::Stopping => (false, "stopping".to_owned()),
+        Phase::Connecting => {
+            let why = state.last_error.clone().map(|error| format!(": {error}")).unwrap_or_default();
+            (false, format!("not streaming{why}"))
+        }
+    };
+    Health { ready, reason }
+}
