@@ -53,11 +53,12 @@ pub(super) async fn prune_once(
     let started_at = clock.now();
     let system_identifier = inventory.catalog.cluster.system_identifier;
     let now = Ages::of(&inventory, settings.retention.minimum_window, started_at).now;
+    let cluster = inventory.catalog.cluster.clone();
+    drop(inventory);
     let released = match repository.store.lock_period() {
-        Some(_) => keep::release_doomed(&repository, &inventory, &plan.doomed_backups(), now).await,
+        Some(_) => keep::release_doomed(&repository, &cluster, &plan.doomed_backups(), now).await,
         None => Ok(()),
     };
-    drop(inventory);
     let outcome = match released {
         Ok(()) => execute(&repository, &plan, system_identifier, now).await,
         Err(error) => Outcome { error: Some(error), ..Outcome::default() },

@@ -8,9 +8,10 @@ use crate::scene::Scene;
 use crate::support::metrics::Endpoint;
 use crate::support::postgres::programs;
 use crate::support::program::{Seawall, path_for_server};
-use crate::support::waiting::PATIENCE;
+use crate::support::waiting::{PATIENCE, wait_for};
 use bytes::Bytes;
 use jiff::SignedDuration;
+use seawall::error::Kind;
 use seawall::repository::{BackupBegin, BackupDocument, KeepMark};
 use seawall::scratch::{Server, ServerOptions};
 use seawall::store::{Conditional, Metadata, NoObserver, Store, StoreErrorKind, open};
@@ -121,7 +122,7 @@ async fn each_role_can_do_what_it_is_for_and_nothing_that_it_is_not_for() {
         stage.scene.server.sql("SELECT pg_switch_wal(); CHECKPOINT").await.unwrap();
         stage.scene.settle().await;
         match round {
-            1 => holds_come_before_the_mark_and_go_after_it(&stage).await,
+            1 => marks_come_before_their_holds_and_go_before_them(&stage).await,
             2 => {
                 // One that ends before the next backup
                 let [_, second] = &stage.backups().await[..] else { panic!("two backups") };
@@ -163,35 +164,58 @@ async fn each_role_can_do_what_it_is_for_and_nothing_that_it_is_not_for() {
 }
 
 /// The pruner marks the first backup.
-async fn holds_come_before_the_mark_and_go_after_it(stage: &Stage) {
+async fn marks_come_before_their_holds_and_go_before_them(stage: &Stage) {
     let bucket = &stage.scene.bucket;
     let id = &stage.backups().await[0];
     let keep = || stage.seawall("prune", &["keep", id, "--reason", "before the upgrade"]);
     let remove = || stage.seawall("prune", &["keep", id, "--remove"]);
-    let is_marked = || bucket.snapshot().keys().filter(|name| name.contains("/keep/")).count();
+    let marks = || bucket.snapshot().keys().filter(|name| name.contains("/keep/")).count();
     let document = format!("{PREFIX}/main/base/{id}/begin.json");
-    // Given a hold that fails halfway, then there is no mark, and it says how far it came
+    // Given a hold that fails halfway, then there is a mark, and it says how far it came
     bucket.fault(Op::LegalHold.at(&document), Fault::ACCESS_DENIED);
     let failed = keep().run_err(5).await.stderr;
-    assert!(failed.contains("were held; the backup has no mark yet"), "{failed}");
+    assert!(failed.contains("were held; it is marked"), "{failed}");
     assert!(failed.contains("s3:PutObjectLegalHold"), "{failed}");
-    assert_eq!(is_marked(), 0);
+    assert_eq!(marks(), 1);
+    let audit: Vec<String> = bucket.snapshot().into_keys().filter(|name| name.contains("-keep-failed")).collect();
+    assert_eq!(audit.len(), 1, "it is in the audit trail");
+    // Given another backup that cannot be read, then this one is marked and held nevertheless, and it says what is not
+    let unreadable = format!("{PREFIX}/main/base/20200101T000000Z/backup.json");
+    bucket.put(&unreadable, "no document");
+    let failed = keep().run_err(Kind::Damaged.exit_code().into()).await.stderr;
+    assert!(failed.contains("is marked") && failed.contains("but not its WAL"), "{failed}");
+    assert_eq!((marks(), stage.held(id).1), (2, Vec::<String>::new()));
+    bucket.remove(&unreadable);
     // And the same again goes on, until all of it is held, with WAL and what every restore reads
     let done = keep().run_ok().await.stdout;
     assert!(done.contains("legal holds keep"), "{done}");
-    assert_eq!((is_marked(), stage.held(id).1), (1, Vec::<String>::new()));
-    assert!(bucket.lock_of(&format!("{PREFIX}/main/cluster.json")).is_held);
     let is_wal = |name: &String| name.contains("/wal/") && bucket.lock_of(name).is_held;
-    assert!(bucket.snapshot().keys().any(is_wal), "no WAL is held");
-    assert!(bucket.snapshot().keys().all(|name| !name.contains("/open/") || !bucket.lock_of(name).is_held));
+    let assert_held = || {
+        assert_eq!(stage.held(id).1, Vec::<String>::new());
+        assert!(bucket.lock_of(&format!("{PREFIX}/main/cluster.json")).is_held);
+        assert!(bucket.snapshot().keys().any(is_wal), "no WAL is held");
+        assert!(bucket.snapshot().keys().all(|name| !name.contains("/open/") || !bucket.lock_of(name).is_held));
+    };
+    assert_held();
     // Given a release that fails halfway, then the mark is gone, and the same again goes on
     bucket.fault(Op::LegalHold.at(&document), Fault::ACCESS_DENIED);
     let failed = remove().run_err(5).await.stderr;
-    assert!(failed.contains("the mark is taken away"), "{failed}");
+    assert!(failed.contains("it has no mark"), "{failed}");
     assert!(stage.held(id).0 > 0);
-    remove().run_ok().await;
+    let done = remove().run_ok().await.stdout;
+    assert!(done.contains("had no mark") && done.contains("were asked to be free of holds"), "{done}");
     assert_eq!(stage.held(id).0, 0);
     assert_eq!(bucket.faults_left(), 0);
+    // Given one that releases while somebody marks it anew, then what that mark keeps is held in the end
+    keep().run_ok().await;
+    let halfway = bucket.hold(Op::LegalHold.at(&document));
+    let mut removing = remove().start();
+    wait_for("the release to be under way", PATIENCE, async || (halfway.count() > 0).then_some(())).await;
+    let mark = bucket.get(&format!("{PREFIX}/main/keep/{id}.00001.json")).unwrap();
+    bucket.put(&format!("{PREFIX}/main/keep/{id}.{:05}.json", marks() + 1), mark);
+    halfway.release();
+    assert!(removing.wait(PATIENCE).await.success(), "{}", removing.stderr());
+    assert_held();
     // And in the end it is kept
     keep().run_ok().await;
 }
