@@ -72,6 +72,24 @@ resource "aws_s3_bucket_lifecycle_configuration" "backups" {
       expired_object_delete_marker = true
     }
   }
+
+  # Tails are replaced all day, and each has its bytes in a block soon.
+  dynamic "rule" {
+    for_each = var.clusters
+
+    content {
+      id     = "older-tails-${rule.value}"
+      status = "Enabled"
+
+      filter {
+        prefix = "${var.prefix}/${rule.value}/open/"
+      }
+
+      noncurrent_version_expiration {
+        noncurrent_days = 3
+      }
+    }
+  }
 }
 
 data "aws_iam_policy_document" "tls_only" {

@@ -28,5 +28,8 @@ resource "aws_iam_role_policy" "seawall" {
   policy = templatefile("${path.module}/policies/${each.key}.json", {
     bucket = aws_s3_bucket.backups.id
     prefix = var.prefix
+    # A day more than asked for: clocks differ.
+    lock_days    = var.object_lock_days + 1
+    refused_mode = var.object_lock_mode == "compliance" ? "GOVERNANCE" : "COMPLIANCE"
   })
 }

@@ -25,10 +25,27 @@ variable "prefix" {
   }
 }
 
+variable "clusters" {
+  description = "The clusters in the repository, by the names that Seawall has for them."
+  type        = list(string)
+  default     = ["main"]
+}
+
 variable "object_lock_days" {
-  description = "The days for which what was overwritten or deleted can be got back: object_lock_days in Seawall's [s3], or more."
+  description = "The days for which what was overwritten or deleted can be got back, and for which a role can lock: object_lock_days in Seawall's [s3], or more."
   type        = number
   default     = 30
+}
+
+variable "object_lock_mode" {
+  description = "object_lock_mode in Seawall's [s3]. The roles are refused the other one."
+  type        = string
+  default     = "governance"
+
+  validation {
+    condition     = contains(["governance", "compliance"], var.object_lock_mode)
+    error_message = "It is governance or compliance."
+  }
 }
 
 variable "trusted" {

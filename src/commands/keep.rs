@@ -5,8 +5,8 @@ use super::{parts, print, restore, time};
 use crate::cli::KeepArgs;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Action, BackupId, FORMAT_VERSION, KeepMark, Repository, Writer};
-use crate::retention::{Held, Inventory, hold, release};
+use crate::repository::{Action, BackupId, Cluster, FORMAT_VERSION, KeepMark, Repository, Writer};
+use crate::retention::{Held, Inventory, hold, hold_folders, release};
 use crate::runtime::Clock;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -23,9 +23,12 @@ struct Report<'a> {
     /// Objects on which the store has put a legal hold, or from which it took it.
     #[serde(skip_serializing_if = "Option::is_none")]
     legal_holds: Option<u64>,
+    /// Tails that hold WAL of it, and are not held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tails_not_held: Option<u64>,
 }
 
-/// Stores the mark. Where the store locks, it holds what the mark keeps: before there is a mark, and until there is none.
+/// Stores the mark. Where the store locks, it then holds what the mark keeps, or releases it.
 ///
 /// # Errors
 /// [`Kind::Refused`] if there is no such backup, or no mark to take away; [`Kind::Usage`] for a reason or an end that is none.
@@ -66,33 +69,28 @@ pub(super) async fn keep(args: KeepArgs, settings: Settings) -> Result<()> {
     let begun = Begun::now("keep", Action::Keep, &clock);
     let mark = KeepMark { format: FORMAT_VERSION, backup, keep: !args.remove, reason, until, set_at: now };
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
-    let inventory = match locks {
-        true => Some(Inventory::read(&repository, cluster).await?),
-        false => None,
+    let change = Change { repository: &repository, cluster: &cluster, writer: &writer, mark: &mark, is_marked, locks };
+    let held = match change.apply(now).await {
+        Ok(held) => held,
+        Err(error) => {
+            begun.end(&writer, Ended::failed(&error).of(&mark.backup), &clock).await;
+            return Err(error);
+        }
     };
-    let mut held = None;
-    if let Some(inventory) = inventory.as_ref().filter(|_| mark.keep) {
-        held = Some(done(hold(&repository, inventory, &mark.backup).await, "were held; the backup has no mark yet")?);
-    }
-    if mark.keep || is_marked {
-        writer.store_keep_mark(&repository, &mark).await?;
-    }
-    if let Some(inventory) = inventory.as_ref().filter(|_| !mark.keep) {
-        let released = release(&repository, inventory, &mark.backup, now).await;
-        held = Some(done(released, "were released; the mark is taken away, and the others are held still")?);
-    }
-    // One that a prune deleted in this moment is not kept by it.
-    if mark.keep && repository.finished_backup(&mark.backup).await?.is_none() {
-        return Err(Error::new(Kind::Busy, format!("base backup {} was deleted in this moment", mark.backup)));
-    }
     let about = match (mark.keep, mark.until) {
+        (false, _) if !is_marked => "had no mark".to_owned(),
         (false, _) => "no longer kept".to_owned(),
         (true, None) => format!("kept: {}", mark.reason),
         (true, Some(until)) => format!("kept until {until}: {}", mark.reason),
     };
     begun.end(&writer, Ended::done(true, about).of(&mark.backup), &clock).await;
     let mut text = match (mark.keep, mark.until) {
-        _ if args.json.json => print::json(&Report { mark: &mark, legal_holds: held.as_ref().map(|it| it.objects) })?,
+        _ if args.json.json => {
+            let legal_holds = held.as_ref().map(|it| it.objects);
+            let tails_not_held = held.as_ref().filter(|_| mark.keep).map(|it| it.tails);
+            print::json(&Report { mark: &mark, legal_holds, tails_not_held })?
+        }
+        (false, _) if !is_marked => format!("base backup {} had no mark\n", mark.backup),
         (false, _) => format!("base backup {} is no longer kept: retention decides\n", mark.backup),
         (true, None) => format!("base backup {} is kept until its mark is taken away: {}\n", mark.backup, mark.reason),
         (true, Some(until)) => {
@@ -103,13 +101,57 @@ pub(super) async fn keep(args: KeepArgs, settings: Settings) -> Result<()> {
     if let Some(held) = held.filter(|_| !args.json.json) {
         text.push_str(&match mark.keep {
             true => format!("legal holds keep {} objects\n", held.objects),
-            false => format!("legal holds were taken off {} objects\n", held.objects),
+            false if is_marked => format!("legal holds were taken off {} objects\n", held.objects),
+            false => format!("{} objects were asked to be free of holds\n", held.objects),
         });
         if held.tails > 0 {
             text.push_str("note: WAL of it lies in tails, which are not held; once there is a block, the same command holds that\n");
         }
     }
     print::stdout(&text)
+}
+
+/// A mark that is set, or taken away.
+struct Change<'a> {
+    repository: &'a Repository,
+    cluster: &'a Cluster,
+    writer: &'a Writer,
+    mark: &'a KeepMark,
+    is_marked: bool,
+    locks: bool,
+}
+
+impl Change<'_> {
+    /// First the mark: no hold is without one, and whoever releases meanwhile finds it.
+    async fn apply(&self, now: Timestamp) -> Result<Option<Held>> {
+        let (repository, backup) = (self.repository, &self.mark.backup);
+        if self.mark.keep || self.is_marked {
+            self.writer.store_keep_mark(repository, self.mark).await?;
+        }
+        // One that a prune deleted in this moment is not kept by it.
+        if self.mark.keep && repository.finished_backup(backup).await?.is_none() {
+            return Err(Error::new(Kind::Busy, format!("base backup {backup} was deleted in this moment")));
+        }
+        if !self.locks {
+            return Ok(None);
+        }
+        if !self.mark.keep {
+            let released = release(repository, self.cluster, &[backup.clone()].into(), now).await;
+            return done(released, "were released; it has no mark, and others may be held still").map(Some);
+        }
+        let inventory = match Inventory::read(repository, self.cluster.clone()).await {
+            Ok(inventory) => inventory,
+            Err(error) => {
+                let held = done(hold_folders(repository, backup).await, "were held; it is marked")?;
+                let objects = held.objects;
+                return Err(error.context(format!(
+                    "base backup {backup} is marked, and legal holds keep its {objects} objects, but not its WAL: not everything here \
+                     can be read"
+                )));
+            }
+        };
+        done(hold(repository, &inventory, backup).await, "were held; it is marked").map(Some)
+    }
 }
 
 /// Of backups that are about to go: what is deleted under a hold would stay as an older version, for ever. Their marks have ended, or
@@ -119,17 +161,18 @@ pub(super) async fn keep(args: KeepArgs, settings: Settings) -> Result<()> {
 /// What the store says.
 pub(super) async fn release_doomed(
     repository: &Repository,
-    inventory: &Inventory,
+    cluster: &Cluster,
     doomed: &BTreeSet<BackupId>,
     now: Timestamp,
 ) -> Result<()> {
     // One that was marked again since the look keeps its holds, and stops the prune.
     let marks = repository.read_keep_marks().await?;
-    let ended = marks.iter().filter(|(backup, mark)| doomed.contains(backup) && !mark.holds(now));
-    for (backup, _) in ended {
-        done(release(repository, inventory, backup, now).await, "were released, and nothing was deleted yet")?;
+    let ended = marks.into_iter().filter(|(backup, mark)| doomed.contains(backup) && !mark.holds(now));
+    let ended: BTreeSet<BackupId> = ended.map(|(backup, _)| backup).collect();
+    if ended.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    done(release(repository, cluster, &ended, now).await, "were released, and nothing was deleted yet").map(drop)
 }
 
 /// What was held or released, if all of it was.

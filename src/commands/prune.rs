@@ -51,14 +51,14 @@ pub(super) async fn prune_once(
     let (begun, started_at) = (Begun::now(command, Action::Prune, clock), clock.now());
     let (repository, cluster) = parts::repository_in(settings, store).await?;
     let system_identifier = cluster.system_identifier;
-    let (plan, outcome) = match look(settings, &repository, cluster, clock).await {
+    let (plan, outcome) = match look(settings, &repository, cluster.clone(), clock).await {
         Ok((inventory, plan)) => {
             let now = Ages::of(&inventory, settings.retention.minimum_window, clock.now()).now;
+            drop(inventory);
             let released = match repository.store.lock_period() {
-                Some(_) => keep::release_doomed(&repository, &inventory, &plan.doomed_backups(), now).await,
+                Some(_) => keep::release_doomed(&repository, &cluster, &plan.doomed_backups(), now).await,
                 None => Ok(()),
             };
-            drop(inventory);
             let outcome = match released {
                 Ok(()) => execute(&repository, &plan, system_identifier, now).await,
                 Err(error) => Outcome { error: Some(error), ..Outcome::default() },

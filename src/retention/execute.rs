@@ -34,9 +34,10 @@ pub struct Outcome {
 /// Carries it out. `system_identifier` is the cluster's, `now` what counted as now when it was planned.
 pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u64, now: Timestamp) -> Outcome {
     let selection = &plan.selection;
-    let known = selection.finished.keys().chain(&selection.begun).chain(&selection.orphans).cloned().collect();
+    let known = selection.finished.keys().chain(&selection.begun).cloned().collect();
     let doomed = plan.doomed_backups();
-    let mut run = Run { repository, system_identifier, now, known, doomed, outcome: Outcome::default() };
+    let orphans = selection.orphans.iter().cloned().collect();
+    let mut run = Run { repository, system_identifier, now, known, orphans, doomed, outcome: Outcome::default() };
     for step in &plan.steps {
         if let Err(error) = Box::pin(run.step(step)).await {
             run.outcome.error.get_or_insert(error);
@@ -54,8 +55,10 @@ struct Run<'a> {
     repository: &'a Repository,
     system_identifier: u64,
     now: Timestamp,
-    /// Backups that were there: what they build on stays, but for those that were never finished and are no longer.
+    /// Backups that were there: what they build on stays.
     known: BTreeSet<BackupId>,
+    /// Those that were never finished, and at which nobody was.
+    orphans: BTreeSet<BackupId>,
     /// Backups that go.
     doomed: BTreeSet<BackupId>,
     outcome: Outcome,
@@ -111,10 +114,7 @@ impl Run<'_> {
     /// `begin.json` once it has stored that. So one of the two sees the other, and no backup is taken for a good one whose parts go.
     async fn orphan(&mut self, id: &BackupId) -> Result<()> {
         self.look_again(id).await?;
-        let objects = list_all(self.store(), &self.repository.layout.backup_prefix(id)).await?;
-        let end = self.repository.layout.name(&Key::BackupEnd(id.clone()));
-        let young = self.now.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
-        if objects.iter().any(|object| object.key == end || object.modified > young) {
+        if self.has_gone_on(id).await? {
             return Err(changed(format!("somebody has gone on with base backup {id}")));
         }
         let Objects { begin, parts, .. } = self.folder(id).await?;
@@ -122,6 +122,14 @@ impl Run<'_> {
         self.check_unfinished(id).await?;
         self.outcome.backups.push(id.clone());
         self.try_to_delete(parts).await
+    }
+
+    /// True for a backup that was taken for an orphan, and is finished now or has something that is younger than a day.
+    async fn has_gone_on(&self, id: &BackupId) -> Result<bool> {
+        let objects = list_all(self.store(), &self.repository.layout.backup_prefix(id)).await?;
+        let end = self.repository.layout.name(&Key::BackupEnd(id.clone()));
+        let young = self.now.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
+        Ok(objects.iter().any(|object| object.key == end || object.modified > young))
     }
 
     /// What is there of a backup.
@@ -154,13 +162,15 @@ impl Run<'_> {
     /// afterwards whether it is still there.
     async fn look_again(&mut self, id: &BackupId) -> Result<()> {
         for other in self.repository.backup_ids().await? {
-            if self.known.contains(&other) || self.doomed.contains(&other) {
+            let is_orphan = self.orphans.contains(&other);
+            if self.known.contains(&other) || (self.doomed.contains(&other) && !is_orphan) {
                 continue;
             }
             let entry = read_entry(self.repository, &other, self.system_identifier).await?;
             let begin = entry.begin.as_ref().and_then(|begin| begin.reference.as_ref());
             let end = entry.document.as_ref().and_then(|document| document.reference.as_ref());
-            if begin == Some(id) || end == Some(id) {
+            let builds_on_it = begin == Some(id) || end == Some(id);
+            if builds_on_it && (!is_orphan || self.has_gone_on(&other).await?) {
                 return Err(changed(format!("base backup {other} was begun meanwhile, and builds on {id}")));
             }
         }

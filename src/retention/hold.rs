@@ -1,12 +1,14 @@
 //! Legal holds: what a mark keeps from retention, the store is asked to keep from everybody. Held are the backup, what it builds on,
 //! the WAL that makes them consistent, and what says how timelines hang together: with those alone it can be restored. Tails are not:
-//! each is replaced by a block within the hour, and what is held cannot go.
+//! each is replaced by a block once that is full, and what is held cannot go.
+//!
+//! A mark comes before its holds, so that no hold is without a mark; and whoever releases looks for marks at its end.
 
 use super::inventory::Inventory;
 use super::needs::Needs;
 use super::select::Selection;
 use crate::error::{Error, Result};
-use crate::repository::{BackupId, Key, Repository, Stored};
+use crate::repository::{BackupId, Cluster, Key, Repository, Stored};
 use crate::store::{StoreError, StoreErrorKind};
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -26,7 +28,7 @@ pub struct Held {
     pub error: Option<Error>,
 }
 
-/// Puts a hold on all that restores a backup.
+/// Puts a hold on all that restores a backup. Its mark must be stored before: what is released meanwhile looks for marks at its end.
 pub async fn hold(repository: &Repository, inventory: &Inventory, backup: &BackupId) -> Held {
     let protected = Protected::by(repository, inventory, [backup]);
     let mut run = Run { repository, on: true, held: Held { tails: protected.tails, ..Held::default() } };
@@ -34,16 +36,34 @@ pub async fn hold(repository: &Repository, inventory: &Inventory, backup: &Backu
     run.held
 }
 
-/// Takes the holds off that a mark put there, but for what another mark still keeps at `now`.
-pub async fn release(repository: &Repository, inventory: &Inventory, backup: &BackupId, now: Timestamp) -> Held {
-    let mut released = Protected::by(repository, inventory, [backup]);
-    let marks = inventory.marks.values().filter(|mark| mark.backup != *backup && mark.holds(now));
-    let others = Protected::by(repository, inventory, marks.map(|mark| &mark.backup));
-    released.backups.retain(|id| !others.backups.contains(id));
-    released.names.retain(|name| !others.names.contains(name));
-    let mut run = Run { repository, on: false, held: Held::default() };
-    run.held.error = Box::pin(run.all(&released)).await.err();
+/// Puts a hold on the folders of a backup and of what it builds on, where the rest of the repository cannot be read: without its WAL.
+pub async fn hold_folders(repository: &Repository, backup: &BackupId) -> Held {
+    let mut protected = Protected { names: [repository.layout.name(&Key::Cluster)].into(), ..Protected::default() };
+    let (mut next, mut unreadable) = (Some(backup.clone()), None);
+    while let Some(id) = next.take().filter(|id| !protected.backups.contains(id)) {
+        match repository.finished_backup(&id).await {
+            Ok(document) => next = document.and_then(|document| document.reference),
+            Err(error) => unreadable = Some(error),
+        }
+        protected.backups.insert(id);
+    }
+    let mut run = Run { repository, on: true, held: Held::default() };
+    run.held.error = Box::pin(run.all(&protected)).await.err().or(unreadable);
     run.held
+}
+
+/// Takes the holds off that the marks of these backups put there, but for what a mark keeps at `now`. Marks are read before and after:
+/// what a mark keeps that was set meanwhile is held again, for its holds may have been taken off behind its back.
+pub async fn release(repository: &Repository, cluster: &Cluster, backups: &BTreeSet<BackupId>, now: Timestamp) -> Held {
+    let mut run = Run { repository, on: false, held: Held::default() };
+    run.held.error = Box::pin(run.release(cluster, backups, now)).await.err();
+    run.held
+}
+
+/// The backups that marks keep now.
+async fn holding(repository: &Repository, now: Timestamp) -> Result<BTreeSet<BackupId>> {
+    let marks = repository.read_keep_marks().await?;
+    Ok(marks.into_iter().filter(|(_, mark)| mark.holds(now)).map(|(backup, _)| backup).collect())
 }
 
 /// What marks keep.
@@ -102,6 +122,28 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    async fn release(&mut self, cluster: &Cluster, backups: &BTreeSet<BackupId>, now: Timestamp) -> Result<()> {
+        let repository = self.repository;
+        // Marks first: a backup that was marked before the look is seen by it.
+        let before = holding(repository, now).await?;
+        let inventory = Inventory::read(repository, cluster.clone()).await?;
+        let mut released = Protected::by(repository, &inventory, backups.difference(&before));
+        let kept = Protected::by(repository, &inventory, &before);
+        drop(inventory);
+        released.backups.retain(|id| !kept.backups.contains(id));
+        released.names.retain(|name| !kept.names.contains(name));
+        let done = self.all(&released).await;
+        // However far it came.
+        let after = holding(repository, now).await?;
+        let mut since = after.difference(&before).peekable();
+        if since.peek().is_some() {
+            let inventory = Inventory::read(repository, cluster.clone()).await?;
+            let mut again = Run { repository, on: true, held: Held::default() };
+            again.all(&Protected::by(repository, &inventory, since)).await?;
+        }
+        done
+    }
+
     async fn all(&mut self, protected: &Protected) -> Result<()> {
         for id in &protected.backups {
             self.folder(id).await?;

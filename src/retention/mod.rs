@@ -13,7 +13,7 @@ mod select;
 
 pub use age::Ages;
 pub use execute::{Outcome, execute};
-pub use hold::{Held, hold, release};
+pub use hold::{Held, hold, hold_folders, release};
 pub use inventory::{Folder, Inventory, Object};
 pub use needs::Needs;
 pub use plan::{Doomed, Group, Plan, Step, plan};

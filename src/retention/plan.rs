@@ -156,7 +156,7 @@ impl Planner<'_> {
                 None if self.selection.orphans.contains(&entry.id) => {
                     let newest = folder.and_then(|folder| folder.newest);
                     match newest.and_then(|newest| self.locked_until(newest)) {
-                        Some(until) => ("unfinished", false, format!("locked until {until}")),
+                        Some(until) => ("unfinished", false, format!("taken to be locked until {until}")),
                         None => {
                             orphans.push(Step::Orphan(entry.id.clone()));
                             ("unfinished", true, "nothing was stored of it for a day".to_owned())

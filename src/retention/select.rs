@@ -298,7 +298,7 @@ impl Selection {
         for backup in inventory.catalog.finished_backups() {
             let newest = inventory.folders.get(&backup.id).and_then(|folder| folder.newest);
             if let Some(until) = newest.and_then(|newest| ages.locked_until(policy, newest)) {
-                self.stay(backup, format!("locked until {until}"));
+                self.stay(backup, format!("taken to be locked until {until}"));
             }
         }
     }

@@ -65,6 +65,6 @@ pub struct LifecycleRule {
     pub archives: Option<String>,
     /// It clears away uploads that were never completed, everywhere below the prefix.
     pub aborts_uploads: bool,
-    /// It deletes older versions, everywhere below the prefix.
-    pub expires_versions: bool,
+    /// It deletes older versions, everywhere below the prefix, so many days after they became that.
+    pub expires_versions: Option<i32>,
 }

@@ -27,6 +27,10 @@ pub(crate) fn policy(role: &str, bucket: &str, prefix: &str) -> Policy {
 fn the_policies_on_the_page_are_those_of_the_module() {
     for role in ROLES {
         let template = std::fs::read_to_string(docs().join(format!("terraform/policies/{role}.json"))).unwrap();
-        assert_eq!(block(role), template.replace("${bucket}", "backups").replace("${prefix}", "postgres"), "{role}");
+        let filled =
+            [("bucket", "backups"), ("prefix", "postgres"), ("lock_days", "31"), ("refused_mode", "COMPLIANCE")]
+                .iter()
+                .fold(template, |text, (name, value)| text.replace(&format!("${{{name}}}"), value));
+        assert_eq!(block(role), filled, "{role}");
     }
 }

@@ -6,14 +6,15 @@ use crate::s3::{Asked, Fault, Op, Policy, S3Server, Settings};
 use crate::s3_store::{credentials, options};
 use crate::scene::Scene;
 use crate::support::metrics::Endpoint;
-use crate::support::postgres::programs;
+use crate::support::postgres::{programs, scratch_directory};
 use crate::support::program::{Seawall, path_for_server};
-use crate::support::waiting::PATIENCE;
+use crate::support::waiting::{PATIENCE, wait_for};
 use bytes::Bytes;
 use jiff::SignedDuration;
-use seawall::repository::{BackupBegin, BackupDocument, KeepMark};
+use seawall::error::Kind;
+use seawall::repository::{BackupBegin, BackupDocument, KeepMark, is_permanent};
 use seawall::scratch::{Server, ServerOptions};
-use seawall::store::{Conditional, Metadata, NoObserver, Store, StoreErrorKind, open};
+use seawall::store::{Conditional, LockMode, Metadata, NoObserver, ObjectLock, S3Options, Store, StoreErrorKind, open};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,12 +89,12 @@ impl Stage {
 
     /// The store in the name of a role.
     async fn store(&self, role: &str) -> Arc<dyn Store> {
-        self.store_with(role, Conditional::Header).await
+        self.store_with(role, |_| {}).await
     }
 
-    async fn store_with(&self, role: &str, conditional_writes: Conditional) -> Arc<dyn Store> {
+    async fn store_with(&self, role: &str, set: impl FnOnce(&mut S3Options)) -> Arc<dyn Store> {
         let mut options = options(&self.scene.bucket);
-        options.s3.conditional_writes = conditional_writes;
+        set(&mut options.s3);
         options.s3.credentials = Some(credentials(role, S3Server::SECRET_KEY));
         open(&format!("s3://{}/{PREFIX}", S3Server::BUCKET), &options, Arc::new(NoObserver)).await.unwrap()
     }
@@ -121,7 +122,7 @@ async fn each_role_can_do_what_it_is_for_and_nothing_that_it_is_not_for() {
         stage.scene.server.sql("SELECT pg_switch_wal(); CHECKPOINT").await.unwrap();
         stage.scene.settle().await;
         match round {
-            1 => holds_come_before_the_mark_and_go_after_it(&stage).await,
+            1 => marks_come_before_their_holds_and_go_before_them(&stage).await,
             2 => {
                 // One that ends before the next backup
                 let [_, second] = &stage.backups().await[..] else { panic!("two backups") };
@@ -148,7 +149,13 @@ async fn each_role_can_do_what_it_is_for_and_nothing_that_it_is_not_for() {
     // And who restores can do so, with what the server asks for
     stage.seawall("restore", &["verify", "--deep"]).run_ok().await;
     stage.seawall("restore", &["history", "--drops"]).run_ok().await;
+    stage.seawall("restore", &["status"]).run_ok().await;
+    stage.seawall("restore", &["audit"]).run_ok().await;
     assert_eq!(restored(&stage).await, "1 2 3 4 5");
+    // And the archiver tries it out by itself
+    let scratch = scratch_directory();
+    let drill = ["drill", "--scratch", scratch.path().to_str().unwrap()];
+    stage.seawall("archive", &drill).env("SEAWALL_PG_BIN", programs(stage.scene.version).bin).run_ok().await;
     // And nothing was refused to anybody, but the note in the audit trail to who may only read
     for role in ROLES {
         let refused = bucket.refused(role);
@@ -160,38 +167,62 @@ async fn each_role_can_do_what_it_is_for_and_nothing_that_it_is_not_for() {
     // And the settings, which nobody needs to see, are no fault
     let said = stage.seawall("archive", &["check"]).run_ok().await.stdout;
     assert!(said.contains("may not look") && !said.contains("FAILED"), "{said}");
+    assert!(said.contains("asked for by s3.object_lock_mode, and not seen"), "{said}");
 }
 
 /// The pruner marks the first backup.
-async fn holds_come_before_the_mark_and_go_after_it(stage: &Stage) {
+async fn marks_come_before_their_holds_and_go_before_them(stage: &Stage) {
     let bucket = &stage.scene.bucket;
     let id = &stage.backups().await[0];
     let keep = || stage.seawall("prune", &["keep", id, "--reason", "before the upgrade"]);
     let remove = || stage.seawall("prune", &["keep", id, "--remove"]);
-    let is_marked = || bucket.snapshot().keys().filter(|name| name.contains("/keep/")).count();
+    let marks = || bucket.snapshot().keys().filter(|name| name.contains("/keep/")).count();
     let document = format!("{PREFIX}/main/base/{id}/begin.json");
-    // Given a hold that fails halfway, then there is no mark, and it says how far it came
+    // Given a hold that fails halfway, then there is a mark, and it says how far it came
     bucket.fault(Op::LegalHold.at(&document), Fault::ACCESS_DENIED);
     let failed = keep().run_err(5).await.stderr;
-    assert!(failed.contains("were held; the backup has no mark yet"), "{failed}");
+    assert!(failed.contains("were held; it is marked"), "{failed}");
     assert!(failed.contains("s3:PutObjectLegalHold"), "{failed}");
-    assert_eq!(is_marked(), 0);
+    assert_eq!(marks(), 1);
+    let audit: Vec<String> = bucket.snapshot().into_keys().filter(|name| name.contains("-keep-failed")).collect();
+    assert_eq!(audit.len(), 1, "it is in the audit trail");
+    // Given another backup that cannot be read, then this one is marked and held nevertheless, and it says what is not
+    let unreadable = format!("{PREFIX}/main/base/20200101T000000Z/backup.json");
+    bucket.put(&unreadable, "no document");
+    let failed = keep().run_err(Kind::Damaged.exit_code().into()).await.stderr;
+    assert!(failed.contains("is marked") && failed.contains("but not its WAL"), "{failed}");
+    assert_eq!((marks(), stage.held(id).1), (2, Vec::<String>::new()));
+    bucket.remove(&unreadable);
     // And the same again goes on, until all of it is held, with WAL and what every restore reads
     let done = keep().run_ok().await.stdout;
     assert!(done.contains("legal holds keep"), "{done}");
-    assert_eq!((is_marked(), stage.held(id).1), (1, Vec::<String>::new()));
-    assert!(bucket.lock_of(&format!("{PREFIX}/main/cluster.json")).is_held);
     let is_wal = |name: &String| name.contains("/wal/") && bucket.lock_of(name).is_held;
-    assert!(bucket.snapshot().keys().any(is_wal), "no WAL is held");
-    assert!(bucket.snapshot().keys().all(|name| !name.contains("/open/") || !bucket.lock_of(name).is_held));
+    let assert_held = || {
+        assert_eq!(stage.held(id).1, Vec::<String>::new());
+        assert!(bucket.lock_of(&format!("{PREFIX}/main/cluster.json")).is_held);
+        assert!(bucket.snapshot().keys().any(is_wal), "no WAL is held");
+        assert!(bucket.snapshot().keys().all(|name| !name.contains("/open/") || !bucket.lock_of(name).is_held));
+    };
+    assert_held();
     // Given a release that fails halfway, then the mark is gone, and the same again goes on
     bucket.fault(Op::LegalHold.at(&document), Fault::ACCESS_DENIED);
     let failed = remove().run_err(5).await.stderr;
-    assert!(failed.contains("the mark is taken away"), "{failed}");
+    assert!(failed.contains("it has no mark"), "{failed}");
     assert!(stage.held(id).0 > 0);
-    remove().run_ok().await;
+    let done = remove().run_ok().await.stdout;
+    assert!(done.contains("had no mark") && done.contains("were asked to be free of holds"), "{done}");
     assert_eq!(stage.held(id).0, 0);
     assert_eq!(bucket.faults_left(), 0);
+    // Given one that releases while somebody marks it anew, then what that mark keeps is held in the end
+    keep().run_ok().await;
+    let halfway = bucket.hold(Op::LegalHold.at(&document));
+    let mut removing = remove().start();
+    wait_for("the release to be under way", PATIENCE, async || (halfway.count() > 0).then_some(())).await;
+    let mark = bucket.get(&format!("{PREFIX}/main/keep/{id}.00001.json")).unwrap();
+    bucket.put(&format!("{PREFIX}/main/keep/{id}.{:05}.json", marks() + 1), mark);
+    halfway.release();
+    assert!(removing.wait(PATIENCE).await.success(), "{}", removing.stderr());
+    assert_held();
     // And in the end it is kept
     keep().run_ok().await;
 }
@@ -217,7 +248,8 @@ fn no_right_is_there_for_nothing(stage: &Stage) {
     for role in ROLES {
         let whole = policy(role, S3Server::BUCKET, PREFIX);
         let asked: Vec<Asked> = stage.scene.bucket.asked(role).into_iter().filter(|it| whole.allows(it)).collect();
-        for (place, statement) in whole.statements.iter().enumerate() {
+        // What is denied is told by what each of them is kept from.
+        for (place, statement) in whole.statements.iter().enumerate().filter(|(_, statement)| statement.allows) {
             let without = |actions: Vec<String>, resources: Vec<String>| {
                 let mut less: Policy = whole.clone();
                 (less.statements[place].actions, less.statements[place].resources) = (actions, resources);
@@ -254,12 +286,30 @@ async fn forbidden(stage: &Stage) {
     }
     assert_eq!(delete("restore", &tail).await, denied, "who restores deletes {tail}");
     assert_eq!(put("prune", "main/base/20200101T000000Z/backup.json").await, denied, "who prunes invents a backup");
+    for name in ["main/keep/20200101T000000Z.00001.json", "main/prunes/20200101T000000Z.json"] {
+        assert_eq!(put("archive", name).await, denied, "the archiver stores {name}");
+    }
+    assert_eq!(put("prune", "main/index/00000001/gap-0-1.json").await, denied, "who prunes invents a hole");
     // Nor does any key store without asking whether something is there: so none overwrites
     for (role, name) in [("archive", "main/wal/00000001/x"), ("prune", "main/prunes/x")] {
-        let store = stage.store_with(role, Conditional::Head).await;
-        let stored = store.create(name, Bytes::from_static(b"x").into(), Metadata::new()).await;
+        let x = || Bytes::from_static(b"x").into();
+        let store = stage.store_with(role, |s3| s3.conditional_writes = Conditional::Head).await;
+        let stored = store.create(name, x(), Metadata::new()).await;
         assert_eq!(stored.err().map(|error| error.kind), denied, "{role} overwrites {name}");
+        // Nor lock for longer, or harder, than is configured; the days on the page are one more than thirty
+        for (mode, days, verdict) in
+            [(LockMode::Governance, 32, denied), (LockMode::Compliance, 1, denied), (LockMode::Governance, 31, None)]
+        {
+            let lock = ObjectLock { mode: Some(mode), days, is_permanent };
+            let store = stage.store_with(role, |s3| s3.lock = lock).await;
+            let stored = store.create(name, x(), Metadata::new()).await;
+            assert_eq!(stored.err().map(|error| error.kind), verdict, "{role} locks {name} for {days} days");
+        }
     }
+    let lock = ObjectLock { mode: Some(LockMode::Governance), days: 1, is_permanent: |_| true };
+    let store = stage.store_with("archive", |s3| s3.lock = lock).await;
+    let stored = store.create("main/open/x", Bytes::from_static(b"x").into(), Metadata::new()).await;
+    assert_eq!(stored.err().map(|error| error.kind), denied, "the archiver locks what passes");
     let hold = stage.store("archive").await.set_legal_hold(&block, false).await;
     assert_eq!(hold.err().map(|error| error.kind), denied, "the archiver takes a hold off");
     // And no key goes round a lock, or destroys a version
@@ -267,7 +317,7 @@ async fn forbidden(stage: &Stage) {
         let policy = policy(role, S3Server::BUCKET, PREFIX);
         for action in ["s3:BypassGovernanceRetention", "s3:DeleteObjectVersion", "s3:PutBucketVersioning"] {
             let resource = format!("arn:aws:s3:::{}/{PREFIX}/{block}", S3Server::BUCKET);
-            assert!(!policy.allows(&Asked { action, resource, prefix: None, only_new: false }), "{role}: {action}");
+            assert!(!policy.allows(&Asked { action, resource, ..Asked::default() }), "{role}: {action}");
         }
     }
 }

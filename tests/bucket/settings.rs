@@ -48,6 +48,11 @@ async fn check_reads_the_buckets_settings_and_says_what_is_wrong_with_them() {
     assert_eq!(elsewhere, good, "that rule is about other objects");
     let public = verdicts(Settings { is_public: true, ..Settings::good() }).await;
     assert!(public.contains(&"public access: failed".to_owned()), "{public:?}");
+    // One that locks by itself, tails too
+    bucket.configure(Settings { lock_days: Some(30), ..Settings::good() });
+    let found = checked(&bucket).await;
+    let (_, verdict, found) = found.iter().find(|(what, ..)| what == "object lock").unwrap();
+    assert!(verdict == "warning" && found.contains("GOVERNANCE, 30 days"), "{verdict}: {found}");
     // A server that knows no such question, and credentials that may not ask
     for denied in [false, true] {
         bucket.configure(Settings { is_mute: true, ..Settings::default() });

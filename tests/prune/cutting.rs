@@ -334,6 +334,35 @@ fn an_incremental_backup_that_begins_behind_the_look_keeps_what_it_builds_on() {
 }
 
 #[test]
+fn a_backup_that_was_taken_for_left_over_and_goes_on_keeps_what_it_builds_on() {
+    run(async {
+        // Given a plan in which a backup goes, and with it an incremental one that was begun on it and left
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let mut world = World::of(&[(20, Event::Full), (5, Event::Wal(2))]).await;
+        let reference = world.backups[0].id.clone();
+        let left = world.begin(Some(reference.clone())).await;
+        for _ in 0..20 {
+            world.wait(20).await;
+            world.happen(&Event::Full).await;
+        }
+        let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
+        assert!(plan.doomed_backups().is_superset(&[reference.clone(), left.clone()].into()));
+        // When somebody goes on with that, then it stays, and so does what it builds on
+        world.crowd(&left, 1).await;
+        let folders = [reference, left].map(|id| world.repository.layout.backup_prefix(&id));
+        let of_both = async || {
+            let names = world.names().await.into_iter();
+            names.filter(|name| folders.iter().any(|folder| name.starts_with(folder))).collect::<Vec<_>>()
+        };
+        let before = of_both().await;
+        let system = inventory.catalog.cluster.system_identifier;
+        let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
+        assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
+        assert_eq!(of_both().await, before);
+    });
+}
+
+#[test]
 fn what_cannot_be_read_or_is_of_a_later_format_keeps_anything_from_going() {
     run(async {
         for name in [

@@ -10,14 +10,19 @@ const POLICY: &str = r#"{
     {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::seawall-test",
      "Condition": {"StringLike": {"s3:prefix": ["one/*"]}}},
     {"Effect": "Allow", "Action": ["s3:Get*", "s3:PutObject"], "Resource": "arn:aws:s3:::seawall-test/one/*"},
-    {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::seawall-test/new/*",
-     "Condition": {"Null": {"s3:if-none-match": "false"}}},
+    {"Effect": "Allow", "Action": ["s3:PutObject", "s3:PutObjectRetention"], "Resource": "arn:aws:s3:::seawall-test/new/*"},
+    {"Effect": "Deny", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::seawall-test/new/*",
+     "Condition": {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}}},
+    {"Effect": "Deny", "Action": "s3:PutObjectRetention", "Resource": "arn:aws:s3:::seawall-test/new/*",
+     "Condition": {"NumericGreaterThan": {"s3:object-lock-remaining-retention-days": "31"}}},
+    {"Effect": "Deny", "Action": "s3:PutObjectRetention", "Resource": "arn:aws:s3:::seawall-test/new/*",
+     "Condition": {"StringEquals": {"s3:object-lock-mode": "COMPLIANCE"}}},
     {"Effect": "Deny", "Action": "s3:*", "Resource": "arn:aws:s3:::seawall-test/one/?/secret"}
   ]
 }"#;
 
 fn asked(action: &'static str, key: &str) -> Asked {
-    Asked { action, resource: format!("arn:aws:s3:::{BUCKET}/{key}"), prefix: None, only_new: false }
+    Asked { action, resource: format!("arn:aws:s3:::{BUCKET}/{key}"), ..Asked::default() }
 }
 
 #[test]
@@ -39,7 +44,7 @@ fn a_policy_allows_what_a_statement_allows_and_none_denies() {
         action: "s3:ListBucket",
         resource: format!("arn:aws:s3:::{BUCKET}"),
         prefix: Some(prefix.to_owned()),
-        only_new: false,
+        ..Asked::default()
     };
     assert!(policy.allows(&list("one/x")) && !policy.allows(&list("")) && !policy.allows(&list("two/")));
 }
@@ -48,6 +53,21 @@ fn a_policy_allows_what_a_statement_allows_and_none_denies() {
 #[should_panic(expected = "is not understood")]
 fn a_condition_that_is_not_understood_is_not_passed_over() {
     Policy::parse(&POLICY.replace("StringLike", "StringEqualsIgnoreCase"));
+}
+
+#[test]
+fn a_policy_says_how_long_and_how_strictly_may_be_locked_and_how_objects_come_to_be() {
+    let policy = Policy::parse(POLICY);
+    let lock = |mode: &str, days| {
+        let (lock_mode, lock_days) = (Some(mode.to_owned()), Some(days));
+        policy.allows(&Asked { lock_mode, lock_days, ..asked("s3:PutObjectRetention", "new/a") })
+    };
+    assert!(lock("GOVERNANCE", 31) && !lock("GOVERNANCE", 32) && !lock("COMPLIANCE", 1));
+    let put = |creates, only_new| {
+        policy.allows(&Asked { creates: Some(creates), only_new, ..asked("s3:PutObject", "new/a") })
+    };
+    assert!(put(true, true) && !put(true, false), "nothing is overwritten");
+    assert!(put(false, false), "the parts of an upload have no such header");
 }
 
 #[tokio::test]

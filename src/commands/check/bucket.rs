@@ -8,6 +8,9 @@ use crate::store::{BucketLock, BucketSettings, LifecycleRule, Store, Told};
 /// Where to read on.
 const PAGE: &str = "docs/bucket.md says how.";
 
+/// Who deletes on a Friday is found on a Monday, if not later.
+const VERSION_DAYS_MIN: i64 = 7;
+
 /// Looks at the settings of the bucket, and at the rules that touch objects below `prefix`. Other stores have none.
 pub(super) async fn check(settings: &Settings, store: &dyn Store, prefix: &str, findings: &mut Findings) {
     match store.settings(prefix).await {
@@ -19,7 +22,8 @@ pub(super) async fn check(settings: &Settings, store: &dyn Store, prefix: &str, 
 
 /// What the configuration asks of the bucket.
 struct Wanted {
-    lock: bool,
+    /// For how many days what is stored for good is to be locked, if at all.
+    lock_days: Option<i64>,
     /// Seawall encrypts, or asks the store to.
     is_encrypted: bool,
 }
@@ -27,7 +31,7 @@ struct Wanted {
 impl Wanted {
     fn of(settings: &Settings, store: &dyn Store) -> Wanted {
         let is_encrypted = !settings.encryption.recipients.is_empty() || settings.store.s3.sse.is_some();
-        Wanted { lock: store.lock_period().is_some(), is_encrypted }
+        Wanted { lock_days: store.lock_period().map(|period| period.as_hours() / 24), is_encrypted }
     }
 }
 
@@ -43,8 +47,23 @@ fn judge(bucket: &BucketSettings, wanted: &Wanted, findings: &mut Findings) {
             ),
         }
     }
-    if let Some(lock) = told("object lock", &bucket.lock, findings) {
-        judge_lock(lock.as_ref(), wanted, findings);
+    match &bucket.lock {
+        Told::Is(lock) => judge_lock(lock.as_ref(), wanted, findings),
+        unseen if wanted.lock_days.is_some() => {
+            let why = match unseen {
+                Told::NotAllowed => "these credentials may not look",
+                _ => "the store does not answer that",
+            };
+            findings.warning(
+                "object lock",
+                format!("asked for by s3.object_lock_mode, and not seen: {why}"),
+                "Without object lock, or without the right to s3:PutObjectRetention, tails alone are stored, no block and no backup. Run \
+                 this once as whoever made the bucket, or allow s3:GetBucketObjectLockConfiguration.",
+            );
+        }
+        unseen => {
+            told("object lock", unseen, findings);
+        }
     }
     if let Some(default) = told("store encryption", &bucket.encryption, findings) {
         match default {
@@ -61,7 +80,7 @@ fn judge(bucket: &BucketSettings, wanted: &Wanted, findings: &mut Findings) {
     }
     judge_public(bucket, findings);
     if let Some(rules) = told("lifecycle", &bucket.lifecycle, findings) {
-        judge_lifecycle(rules, versioned == Some(true), findings);
+        judge_lifecycle(rules, versioned == Some(true), wanted, findings);
     }
 }
 
@@ -76,7 +95,7 @@ fn told<'a, T>(what: &'static str, answer: &'a Told<T>, findings: &mut Findings)
 }
 
 fn judge_lock(lock: Option<&BucketLock>, wanted: &Wanted, findings: &mut Findings) {
-    match (lock, wanted.lock) {
+    match (lock, wanted.lock_days.is_some()) {
         (None, true) => {
             let error = Error::new(Kind::Config, "s3.object_lock_mode is set, and the bucket has no object lock: it refuses what is stored")
                 .hint("Turn object lock on for the bucket, or take object_lock_mode out.");
@@ -118,7 +137,7 @@ fn judge_public(bucket: &BucketSettings, findings: &mut Findings) {
     }
 }
 
-fn judge_lifecycle(rules: &[LifecycleRule], is_versioned: bool, findings: &mut Findings) {
+fn judge_lifecycle(rules: &[LifecycleRule], is_versioned: bool, wanted: &Wanted, findings: &mut Findings) {
     let before = findings.0.len();
     for rule in rules {
         if let Some(when) = &rule.expires {
@@ -140,12 +159,24 @@ fn judge_lifecycle(rules: &[LifecycleRule], is_versioned: bool, findings: &mut F
             "Add one, after three days.",
         );
     }
-    if is_versioned && !rules.iter().any(|rule| rule.expires_versions) {
-        findings.warning(
+    // Of several rules S3 follows the shortest.
+    let least = wanted.lock_days.unwrap_or(0).max(VERSION_DAYS_MIN);
+    match rules.iter().filter_map(|rule| rule.expires_versions).min() {
+        None if is_versioned => findings.warning(
             "lifecycle",
             "no rule expires older versions: what is deleted is paid for, for ever",
             &format!("Add one, with the days for which you want to get things back. {PAGE}"),
-        );
+        ),
+        Some(days) if is_versioned && i64::from(days) < least => findings.warning(
+            "lifecycle",
+            format!(
+                "older versions are gone after {days} days: so soon must somebody notice that something was deleted"
+            ),
+            &format!(
+                "Give that rule {least} days at least: what a mistake or a thief deletes comes back from them alone."
+            ),
+        ),
+        _ => {}
     }
     if findings.0.len() == before {
         findings.ok("lifecycle", "nothing that is stored expires or freezes");
@@ -168,7 +199,7 @@ mod tests {
             lifecycle: Told::Is(vec![LifecycleRule {
                 id: "tidy".to_owned(),
                 aborts_uploads: true,
-                expires_versions: true,
+                expires_versions: Some(30),
                 ..LifecycleRule::default()
             }]),
         }
@@ -177,7 +208,7 @@ mod tests {
     /// What is not well.
     fn complaints(bucket: &BucketSettings, lock: bool) -> Vec<(Verdict, &'static str)> {
         let mut findings = Findings::default();
-        judge(bucket, &Wanted { lock, is_encrypted: false }, &mut findings);
+        judge(bucket, &Wanted { lock_days: lock.then_some(30), is_encrypted: false }, &mut findings);
         let bad = findings.0.iter().filter(|finding| finding.verdict != Verdict::Ok);
         bad.map(|finding| (finding.verdict, finding.what)).collect()
     }
@@ -188,7 +219,7 @@ mod tests {
         assert_eq!(complaints(&good(), true), []);
         let rule = |expires: Option<&str>, archives: Option<&str>| {
             let (expires, archives) = (expires.map(str::to_owned), archives.map(str::to_owned));
-            let tidy = LifecycleRule { aborts_uploads: true, expires_versions: true, ..LifecycleRule::default() };
+            let tidy = LifecycleRule { aborts_uploads: true, expires_versions: Some(30), ..LifecycleRule::default() };
             BucketSettings { lifecycle: Told::Is(vec![LifecycleRule { expires, archives, ..tidy }]), ..good() }
         };
         let by_default = BucketLock { default: Some("COMPLIANCE, 30 days".to_owned()) };
@@ -205,6 +236,12 @@ mod tests {
         for (bucket, complaint) in table {
             assert_eq!(complaints(&bucket, true), [complaint], "{bucket:?}");
         }
+        for (days, lock, complaint) in [(29, true, true), (30, true, false), (6, false, true), (7, false, false)] {
+            let tidy = LifecycleRule { aborts_uploads: true, expires_versions: Some(days), ..LifecycleRule::default() };
+            let bucket = BucketSettings { lifecycle: Told::Is(vec![tidy]), ..good() };
+            let found = complaints(&bucket, lock).contains(&(Warning, "lifecycle"));
+            assert_eq!(found, complaint, "{days} days, locked for 30: {lock}");
+        }
         let bare = BucketSettings { lifecycle: Told::Is(Vec::new()), ..good() };
         assert_eq!(complaints(&bare, true), [(Warning, "lifecycle"); 2], "uploads and versions pile up");
         let bare = BucketSettings { versioned: Told::Is(false), ..bare };
@@ -219,7 +256,8 @@ mod tests {
                 is_public: nothing.clone(),
                 lifecycle: nothing.map(|_| Vec::new()),
             };
-            assert_eq!(complaints(&blind, true), []);
+            assert_eq!(complaints(&blind, false), []);
+            assert_eq!(complaints(&blind, true), [(Warning, "object lock")], "what is needed must be seen");
         }
     }
 }

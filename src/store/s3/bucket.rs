@@ -136,7 +136,11 @@ fn rule_of(rule: &Rule, ours: &str) -> Option<LifecycleRule> {
         expires,
         archives,
         aborts_uploads: is_whole && rule.abort_incomplete_multipart_upload.is_some(),
-        expires_versions: is_whole && rule.noncurrent_version_expiration.is_some(),
+        expires_versions: rule
+            .noncurrent_version_expiration
+            .as_ref()
+            .filter(|_| is_whole)
+            .map(|it| it.noncurrent_days.unwrap_or(0)),
     })
 }
 
@@ -192,7 +196,7 @@ mod tests {
             let found = judged(rule).unwrap();
             (found.aborts_uploads, found.expires_versions)
         };
-        assert_eq!(tidy("repo/"), (true, true));
-        assert_eq!(tidy("repo/main/open/"), (false, false), "of a part only");
+        assert_eq!(tidy("repo/"), (true, Some(30)));
+        assert_eq!(tidy("repo/main/open/"), (false, None), "of a part only");
     }
 }

@@ -13,6 +13,8 @@ pub struct Settings {
     pub versioned: bool,
     /// Versions can be locked.
     pub lock: bool,
+    /// It says that it locks everything by itself for so many days. Only said: nothing is locked so.
+    pub lock_days: Option<i32>,
     /// `AES256` or `aws:kms`.
     pub encryption: Option<&'static str>,
     /// All four kinds of public access are blocked.
@@ -80,7 +82,10 @@ impl Settings {
             return Err(s3_error!(ObjectLockConfigurationNotFoundError, "the bucket has no object lock"));
         }
         let object_lock_enabled = Some(ObjectLockEnabled::from_static(ObjectLockEnabled::ENABLED));
-        let object_lock_configuration = Some(ObjectLockConfiguration { object_lock_enabled, rule: None });
+        let mode = Some(ObjectLockRetentionMode::from_static(ObjectLockRetentionMode::GOVERNANCE));
+        let default = self.lock_days.map(|days| DefaultRetention { days: Some(days), mode, years: None });
+        let rule = default.map(|default| ObjectLockRule { default_retention: Some(default) });
+        let object_lock_configuration = Some(ObjectLockConfiguration { object_lock_enabled, rule });
         Ok(GetObjectLockConfigurationOutput { object_lock_configuration })
     }
 

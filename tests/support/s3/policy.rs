@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// What somebody wants to do.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Asked {
     /// Such as `s3:PutObject`.
     pub action: &'static str,
@@ -25,6 +25,12 @@ pub struct Asked {
     pub prefix: Option<String>,
     /// Only if nothing has that name: `If-None-Match`.
     pub only_new: bool,
+    /// Of a write: whether an object appears by it, as none does by a part of a multipart upload.
+    pub creates: Option<bool>,
+    /// `GOVERNANCE` or `COMPLIANCE`.
+    pub lock_mode: Option<String>,
+    /// The days for which it is to be locked, the last one counted whole.
+    pub lock_days: Option<i64>,
 }
 
 /// An IAM policy.
@@ -43,10 +49,53 @@ pub struct Statement {
     pub actions: Vec<String>,
     /// With `*` and `?`.
     pub resources: Vec<String>,
-    /// Listings of what these match alone.
-    pub prefixes: Option<Vec<String>>,
-    /// Requests alone that have `If-None-Match`, or have it not.
-    pub only_new: Option<bool>,
+    /// Of requests that meet all of them.
+    pub conditions: Vec<Condition>,
+}
+
+/// What a request must be like. A request that says nothing of it does not meet it, but for `OnlyNew`.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// A listing of what one of these matches.
+    Prefix(Vec<String>),
+    /// It has `If-None-Match`, or has it not.
+    OnlyNew(bool),
+    /// An object appears by it, or not.
+    Creates(bool),
+    /// Locks in this mode.
+    LockMode(String),
+    /// Locks for more than so many days.
+    LocksLonger(i64),
+}
+
+impl Condition {
+    fn of(operator: &str, key: &str, value: &Value) -> Condition {
+        let text = || value.as_str().unwrap_or_else(|| panic!("no text: {value}"));
+        let yes = || text().parse::<bool>().unwrap_or_else(|_| panic!("not true and not false: {value}"));
+        match (operator, key) {
+            ("StringLike", "s3:prefix") => Condition::Prefix(words(value)),
+            // "It is null" is false where the header is there.
+            ("Null", "s3:if-none-match") => Condition::OnlyNew(!yes()),
+            ("Bool", "s3:ObjectCreationOperation") => Condition::Creates(yes()),
+            ("StringEquals", "s3:object-lock-mode") => Condition::LockMode(text().to_owned()),
+            ("NumericGreaterThan", "s3:object-lock-remaining-retention-days") => {
+                Condition::LocksLonger(text().parse().unwrap_or_else(|_| panic!("no number: {value}")))
+            }
+            other => panic!("{other:?} is not understood here"),
+        }
+    }
+
+    fn is_met(&self, asked: &Asked) -> bool {
+        match self {
+            Condition::Prefix(prefixes) => {
+                asked.prefix.as_ref().is_some_and(|prefix| prefixes.iter().any(|pattern| is_like(pattern, prefix)))
+            }
+            Condition::OnlyNew(only_new) => asked.only_new == *only_new,
+            Condition::Creates(creates) => asked.creates == Some(*creates),
+            Condition::LockMode(mode) => asked.lock_mode.as_ref() == Some(mode),
+            Condition::LocksLonger(days) => asked.lock_days.is_some_and(|asked| asked > *days),
+        }
+    }
 }
 
 impl Policy {
@@ -69,33 +118,29 @@ impl Policy {
 impl Statement {
     fn means(&self, asked: &Asked) -> bool {
         let any = |patterns: &[String], text: &str| patterns.iter().any(|pattern| is_like(pattern, text));
-        let prefixes = self.prefixes.as_ref();
         any(&self.actions, asked.action)
             && any(&self.resources, &asked.resource)
-            && self.only_new.is_none_or(|only_new| only_new == asked.only_new)
-            && prefixes.is_none_or(|prefixes| asked.prefix.as_ref().is_some_and(|prefix| any(prefixes, prefix)))
+            && self.conditions.iter().all(|condition| condition.is_met(asked))
     }
 }
 
 fn statement(value: &Value) -> Statement {
     only(value, &["Sid", "Effect", "Action", "Resource", "Condition"]);
-    let condition = value.get("Condition").cloned().unwrap_or_else(|| serde_json::json!({}));
-    only(&condition, &["StringLike", "Null"]);
-    let prefixes = condition.get("StringLike").map(|like| {
-        only(like, &["s3:prefix"]);
-        words(&like["s3:prefix"])
-    });
-    let only_new = condition.get("Null").map(|null| {
-        only(null, &["s3:if-none-match"]);
-        // "It is null" is false where the header is there.
-        null["s3:if-none-match"] == "false"
-    });
+    let operators = value.get("Condition").map(|all| members(all).collect::<Vec<_>>()).unwrap_or_default();
+    let conditions = operators
+        .into_iter()
+        .flat_map(|(operator, keys)| members(keys).map(move |(key, value)| Condition::of(operator, key, value)))
+        .collect();
     let allows = match value["Effect"].as_str() {
         Some("Allow") => true,
         Some("Deny") => false,
         other => panic!("no effect: {other:?}"),
     };
-    Statement { allows, actions: words(&value["Action"]), resources: words(&value["Resource"]), prefixes, only_new }
+    Statement { allows, actions: words(&value["Action"]), resources: words(&value["Resource"]), conditions }
+}
+
+fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().unwrap_or_else(|| panic!("no object: {value}")).iter()
 }
 
 fn only(value: &Value, known: &[&str]) {
@@ -203,7 +248,7 @@ impl Guard {
         let S3Path::Object { bucket, key } = context.s3_path() else { return None };
         let reads = ["GetObject", "HeadObject"].contains(&context.s3_op().name());
         let resource = format!("arn:aws:s3:::{bucket}");
-        let list = Asked { action: "s3:ListBucket", resource, prefix: None, only_new: false };
+        let list = Asked { action: "s3:ListBucket", resource, ..Asked::default() };
         (reads && self.storage.find(bucket, key).is_none() && !policy.allows(&list)).then_some(list)
     }
 }
@@ -245,7 +290,24 @@ fn asked(context: &S3AccessContext<'_>) -> Vec<Asked> {
     if has("x-amz-object-lock-legal-hold") {
         actions.push("s3:PutObjectLegalHold");
     }
-    let only_new = has("if-none-match");
-    let asked = |action| Asked { action, resource: resource.clone(), prefix: prefix.clone(), only_new };
-    actions.into_iter().map(asked).collect()
+    let creates = match context.s3_op().name() {
+        "PutObject" | "CompleteMultipartUpload" => Some(true),
+        "CreateMultipartUpload" | "UploadPart" => Some(false),
+        _ => None,
+    };
+    let text = |header: &str| context.headers().get(header).map(|value| value.to_str().unwrap().to_owned());
+    let lock_days = text("x-amz-object-lock-retain-until-date").map(|until| {
+        let until: jiff::Timestamp = until.parse().unwrap_or_else(|error| panic!("{error}: {until}"));
+        (until.as_second() - jiff::Timestamp::now().as_second() + 86_399).div_euclid(86_400)
+    });
+    let about = Asked {
+        resource,
+        prefix,
+        only_new: has("if-none-match"),
+        creates,
+        lock_mode: text("x-amz-object-lock-mode"),
+        lock_days,
+        ..Asked::default()
+    };
+    actions.into_iter().map(|action| Asked { action, ..about.clone() }).collect()
 }
