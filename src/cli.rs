@@ -668,8 +668,9 @@ Ends with 7 if there is a problem, and with 0 if there is none, or nothing but n
 
 Needs PostgreSQL of the cluster's version on this machine. Touches nothing outside of its own
 directory, called seawall-drill-XXXXXX, and of /tmp/seawall-XXXXXX with the server's socket; both go
-at the end. What a drill that was killed has left is removed by hand. Ends with 11 if anything
-failed; the report is in the repository either way.",
+at the end. What a drill that was killed has left goes with the next one with this --scratch, and
+seawall-drill-kept-XXXXXX, of --keep, is removed by hand. Ends with 11 if anything failed;
+the report is in the repository either way.",
     ),
     ("prune", prune::PRUNE_EXAMPLES),
     ("keep", prune::KEEP_EXAMPLES),

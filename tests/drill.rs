@@ -14,14 +14,14 @@ mod versions;
 use nix::sys::signal::Signal;
 use scene::Scene;
 use seawall::error::Kind;
-use seawall::scratch::{Server, ServerOptions, StopMode};
+use seawall::scratch::{Directory, Server, ServerOptions, StopMode, Unprivileged};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::postgres::{DEBIAN, programs, scratch_directory, tool};
-use support::program::Seawall;
+use support::program::{Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
 
@@ -352,6 +352,57 @@ async fn what_a_killed_drill_leaves_goes_with_the_next_and_what_is_in_use_or_kep
         .await;
     }
     drill.assert_nothing_is_left();
+}
+
+/// A directory in `scratch`, and the server in it, that the process of an ordinary user has left.
+async fn left_by_an_ordinary_user(scratch: &Path) -> Server {
+    let mut directory = Directory::create(scratch, "seawall-drill").unwrap();
+    let server = Server::create(&programs(DEBIAN), directory.path(), ServerOptions::default()).await.unwrap();
+    for place in [directory.path(), server.socket_directory()] {
+        Unprivileged::find().unwrap().give_all(place).unwrap();
+    }
+    directory.keep();
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ordinary_user_takes_what_it_left_and_can_be_told_to_stop_meanwhile() {
+    // Given what two drills left that were killed: the server of one has ended too, that of the other takes no signal
+    let (scratch, places) = (scratch_directory(), scratch_directory());
+    let mut ended = left_by_an_ordinary_user(scratch.path()).await;
+    ended.kill().await.unwrap();
+    let stopped = left_by_an_ordinary_user(scratch.path()).await;
+    stopped.signal(Signal::SIGSTOP);
+    let program = path_for_server(places.path());
+    let repository = format!("file://{}", places.path().join("none").display());
+    let drill = || {
+        let arguments = ["drill", "--repo", &repository, "--scratch", scratch.path().to_str().unwrap()];
+        Seawall::new(arguments).program(&program).by_server_user().current_dir(places.path())
+    };
+    // When the next one has told that server to stop, and waits for it,
+    let mut running = drill().start();
+    wait_for("the server to be told to stop", PATIENCE, async || {
+        assert!(running.is_running(), "{}", running.stderr());
+        let status = std::fs::read_to_string(format!("/proc/{}/status", stopped.pid().unwrap())).unwrap();
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+        let signals = u64::from_str_radix(pending.trim(), 16).unwrap();
+        (signals & (1 << (Signal::SIGQUIT as u32 - 1)) != 0).then_some(())
+    })
+    .await;
+    // then it is told to stop itself, does at once, and leaves what is in use
+    assert_eq!(running.terminate().await.code(), Some(Kind::Local.exit_code().into()), "{}", running.stderr());
+    let said = running.stderr();
+    assert!(said.contains("interrupted") && !said.contains("cannot be removed"), "{said}");
+    assert!(stopped.data_directory().join("PG_VERSION").exists());
+    // and when that server goes on, then the next one leaves nothing of both, though it has nothing to drill
+    stopped.signal(Signal::SIGCONT);
+    let mut running = drill().start();
+    assert!(!running.wait(PATIENCE).await.success(), "there is no repository");
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().flatten().map(|it| it.path()).collect();
+    assert!(left.is_empty(), "{left:?}: {}", running.stderr());
+    for sockets in [ended.socket_directory(), stopped.socket_directory()] {
+        assert!(!sockets.exists(), "{}: {}", sockets.display(), running.stderr());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,7 @@ mod versions;
 use nix::sys::signal::Signal;
 use s3::Op;
 use scene::{Archiver, Scene};
+use seawall::scratch::{Directory, Unprivileged};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -283,9 +284,16 @@ async fn directories_and_what_is_refused() {
     assert!(said.contains("database shop alone") && said.contains("of WAL"), "{said}");
     assert!(said.contains("\nduration not known: no drill has measured it"), "{said}");
     story.assert_nothing_is_left(&[]);
-    // A directory of CSV, and one of pg_dump's
+    // A directory of CSV, and one of pg_dump's; what an extraction left that was killed goes with the next, and nothing else
+    let mut left = Directory::create(story.scratch.path(), "seawall-extract").unwrap();
+    left.keep();
+    drop(left);
+    let theirs = story.scratch.path().join("seawall-extract-orders");
+    std::fs::create_dir(&theirs).unwrap();
+    Unprivileged::find().unwrap().give(&theirs).unwrap();
     let (csv, dump) = (story.out("csv/"), story.out("dump/"));
     story.extract(&["--schema", "sales", "--format", "csv", "--out", csv.to_str().unwrap()]).run_ok().await;
+    std::fs::remove_dir(theirs).unwrap();
     let manifest = std::fs::read_to_string(csv.join("manifest.json")).unwrap();
     let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
     assert_eq!(manifest["files"].as_array().unwrap().len(), 2, "{manifest}");

@@ -32,7 +32,11 @@ pub(super) async fn drill(args: DrillArgs, settings: Settings) -> Result<()> {
     let shutdown = Shutdown::default();
     let _watch = signals::watch(shutdown.clone())?;
     let below = settings.drill.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    sweep(&below, PREFIX).await;
+    tokio::select! {
+        biased;
+        () = shutdown.stop.cancelled() => return Err(interrupted()),
+        () = sweep(&below, PREFIX) => {}
+    }
     let mut place = Directory::create(&below, if args.keep { KEPT_PREFIX } else { PREFIX })?;
     if args.keep {
         place.keep();

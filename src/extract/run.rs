@@ -146,7 +146,11 @@ pub async fn extract(
             Ready::Load(Box::new(Box::pin(Target::check(&conninfo, &schema)).await?))
         }
     };
-    sweep(&options.scratch, PREFIX).await;
+    tokio::select! {
+        biased;
+        () = shutdown.stop.cancelled() => return Err(interrupted()),
+        () = sweep(&options.scratch, PREFIX) => {}
+    }
     let scratch = Directory::create(&options.scratch, PREFIX)?;
     let extraction = Extraction { repository, plan, options: &options, clients: &clients, progress: &progress };
     let ended = tokio::select! {

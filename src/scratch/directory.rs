@@ -1,8 +1,9 @@
 //! A temporary directory that a throwaway server can reach, and that goes at the end. May use `error` and `runtime`.
 
-use super::Unprivileged;
-use crate::error::{Error, Kind, Result};
+use super::{Unprivileged, marker};
+use crate::error::{Error, Result};
 use crate::runtime;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::fs::File;
 use std::io::ErrorKind;
@@ -14,9 +15,6 @@ use tokio::time::{Instant, sleep};
 /// How long work that cannot be interrupted may go on writing into a directory that is being removed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Somebody who looks for what was left may take a new one for that, before we hold it.
-const ATTEMPTS: usize = 8;
-
 /// A directory of our own. Dropped, it is removed as far as that is possible at once.
 #[derive(Debug)]
 pub struct Directory {
@@ -24,7 +22,7 @@ pub struct Directory {
     keep: bool,
     /// Held for as long as we live, so that a later process knows what we left if we were killed; `None` where the file system has no
     /// locks: nobody takes it there.
-    _held: Option<Flock<File>>,
+    held: Option<Flock<File>>,
 }
 
 impl Directory {
@@ -36,27 +34,33 @@ impl Directory {
         let cannot = |error| Error::local("create a directory in", below, error);
         // A server and its programs look at it from working directories of their own.
         let below = std::path::absolute(below).map_err(cannot)?;
-        for _ in 0..ATTEMPTS {
-            let path =
-                nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX"))).map_err(|error| cannot(error.into()))?;
-            let held = match hold(&path) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-                held => held.ok(),
-            };
-            if !path.is_dir() {
-                continue;
+        let path =
+            nix::unistd::mkdtemp(&below.join(format!("{prefix}-XXXXXX"))).map_err(|error| cannot(error.into()))?;
+        let mut directory = Directory { path, keep: false, held: None };
+        let path = &directory.path;
+        match hold(path) {
+            // Nobody takes what has no marker: it comes when we hold the lock, and before the directory is given away.
+            Ok(held) => {
+                let place = path.canonicalize().map_err(|error| Error::local("look at", path, error))?;
+                marker::put(path, &place)?;
+                directory.held = Some(held);
             }
-            let directory = Directory { path, keep: false, _held: held };
-            Unprivileged::find()?.create_directory(&directory.path)?;
-            return Ok(directory);
+            Err(error) if has_no_locks(&error) => {}
+            Err(error) => return Err(Error::local("lock", path, error)),
         }
-        Err(Error::new(Kind::Local, format!("every new directory in {} was taken away", below.display())))
+        Unprivileged::find()?.create_directory(&directory.path)?;
+        Ok(directory)
     }
 
-    /// One that another process left, which stays unless it is removed; `None` if somebody holds it.
-    pub(super) fn left(path: PathBuf) -> Option<Directory> {
+    /// One that a process of ours made and left, which stays unless it is removed; `None` if it is not, or if somebody holds it.
+    pub(super) fn left(path: &Path) -> Option<Directory> {
+        let path = path.canonicalize().ok()?;
+        if !marker::is_in(&path, &path) {
+            return None;
+        }
         let held = hold(&path).ok()?;
-        path.is_dir().then_some(Directory { path, keep: true, _held: Some(held) })
+        // Somebody may have held it, and removed it, until now.
+        marker::is_in(&path, &path).then_some(Directory { path, keep: true, held: Some(held) })
     }
 
     /// Where it is.
@@ -77,7 +81,7 @@ impl Directory {
         let deadline = Instant::now() + REMOVAL_PATIENCE;
         loop {
             let path = self.path.clone();
-            match runtime::blocking(move || std::fs::remove_dir_all(&path)).await? {
+            match runtime::blocking(move || remove_all(&path)).await? {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
                 Err(error) if Instant::now() > deadline => return Err(Error::local("remove", &self.path, error)),
@@ -90,9 +94,22 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = remove_all(&self.path);
         }
     }
+}
+
+/// The marker goes last: if we are killed meanwhile, somebody else can tell what is left.
+fn remove_all(path: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != marker::NAME {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_dir_all(path)
 }
 
 /// Locks a directory, if nobody else does. The lock goes with the process.
@@ -102,9 +119,37 @@ fn hold(path: &Path) -> std::io::Result<Flock<File>> {
     Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
 }
 
+/// True if the file system has no locks for directories, such as NFS, where an exclusive one takes a file that is open for writing
+/// (`man 2 flock`).
+fn has_no_locks(error: &std::io::Error) -> bool {
+    let none = [Errno::EBADF, Errno::EOPNOTSUPP, Errno::ENOSYS, Errno::EINVAL, Errno::ENOLCK];
+    error.raw_os_error().is_some_and(|number| none.contains(&Errno::from_raw(number)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_fails_is_not_taken_for_a_file_system_without() {
+        let of = |error: Errno| has_no_locks(&error.into());
+        assert!(
+            of(Errno::EBADF) && of(Errno::EOPNOTSUPP) && of(Errno::ENOSYS) && of(Errno::EINVAL) && of(Errno::ENOLCK)
+        );
+        assert!(!of(Errno::EWOULDBLOCK) && !of(Errno::ENOMEM) && !of(Errno::EACCES) && !of(Errno::EMFILE));
+    }
+
+    #[test]
+    fn what_somebody_left_stays_when_it_cannot_be_swept() {
+        let mut directory = Directory::create(Path::new("/tmp"), "seawall-left").unwrap();
+        directory.keep();
+        let path = directory.path().to_owned();
+        assert!(Directory::left(&path).is_none(), "it is held");
+        drop(directory);
+        drop(Directory::left(&path).unwrap());
+        assert!(path.is_dir());
+        std::fs::remove_dir_all(path).unwrap();
+    }
 
     #[test]
     fn a_relative_place_is_a_place_for_whoever_has_another_working_directory() {

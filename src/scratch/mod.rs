@@ -6,6 +6,7 @@
 
 mod directory;
 mod leftovers;
+mod marker;
 mod process;
 mod programs;
 mod server;

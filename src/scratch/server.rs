@@ -1,7 +1,7 @@
 //! One throwaway server: its data directory, its process, its end. May use `error` and `runtime`.
 
 use super::process::{below, is_alive, send};
-use super::{Programs, Session, Unprivileged};
+use super::{Programs, Session, Unprivileged, marker};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use nix::sys::signal::Signal;
@@ -17,6 +17,8 @@ use tokio_postgres::error::SqlState;
 
 /// Where sockets go: a Unix socket's path has at most 107 bytes (`man 7 unix`), and every user can enter this directory.
 pub(super) const SOCKETS_BELOW: &str = "/tmp";
+/// What such a directory is called, with a few letters behind it.
+pub(super) const SOCKETS_PREFIX: &str = "seawall";
 /// The port of a server that listens on its socket alone: part of the socket's name and of nothing else.
 const SOCKET_PORT: u16 = 5432;
 /// How often a port that somebody took between our look and the server's start is replaced.
@@ -142,7 +144,7 @@ impl Server {
         options: ServerOptions,
     ) -> Result<Server> {
         let below = Path::new(SOCKETS_BELOW);
-        let own = nix::unistd::mkdtemp(&below.join("seawall-XXXXXX"))
+        let own = nix::unistd::mkdtemp(&below.join(format!("{SOCKETS_PREFIX}-XXXXXX")))
             .map_err(|error| Error::local("create a directory in", below, error.into()))?;
         let path = own.join(LOG_FILE);
         let log = File::options().create_new(true).read(true).append(true).open(&path);
@@ -166,6 +168,9 @@ impl Server {
             child: None,
         };
         server.user.give(&path)?;
+        // Whoever removes the data directory after us knows by this what else there is.
+        let place = server.data.canonicalize().map_err(|error| Error::local("look at", &server.data, error))?;
+        marker::put(&server.own, &place)?;
         let superuser = server.superuser.replace('"', "\"\"");
         let mut rules = format!("local all \"{superuser}\" trust\nlocal replication \"{superuser}\" trust\n");
         for line in &options.hba {
