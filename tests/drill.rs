@@ -482,7 +482,7 @@ async fn a_disk_that_is_full_is_a_finding_and_archiving_goes_on() {
     scene.settle().await;
     // Given a place in which no file gets longer than half a mebibyte, as where the disk is full
     let script = scene.places.path().join("on_a_full_disk");
-    let program = support::program::path_for_server(scene.places.path());
+    let program = path_for_server(scene.places.path());
     let limits = "trap '' XFSZ\nulimit -f 1024";
     std::fs::write(&script, format!("#!/bin/sh\n{limits}\nexec '{}' \"$@\"\n", program.display())).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
