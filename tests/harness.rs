@@ -82,6 +82,23 @@ async fn a_stopped_process_is_dropped_like_any_other() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_end_is_waited_for_beside_whoever_dropped_it() {
+    // Given a server with a process that does not end before the postmaster kills it, five seconds later
+    let directory = scratch_directory();
+    let server = Server::create(&programs(DEBIAN), directory.path(), ServerOptions::default()).await.unwrap();
+    let (pid, sockets) = (server.pid().unwrap(), server.socket_directory().to_owned());
+    let rows = server.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").await.unwrap();
+    let checkpointer = nix::unistd::Pid::from_raw(rows[0][0].as_ref().unwrap().parse().unwrap());
+    nix::sys::signal::kill(checkpointer, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // When it is dropped, then whoever did it goes on before it is gone
+    drop(server);
+    assert!(process(pid).exists(), "it was waited for");
+    // and it goes, with what was its own
+    wait_for("the server to be gone", PATIENCE, async || (!process(pid).exists() && !sockets.exists()).then_some(()))
+        .await;
+}
+
+#[tokio::test]
 async fn a_killed_server_recovers_what_was_committed() {
     let mut server = Postgres::create(DEBIAN, ServerOptions::default()).await;
     server.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").await.unwrap();

@@ -186,7 +186,7 @@ async fn from_the_package_to_a_green_status_with_the_lines_of_the_readme_alone()
     let status = wait_for("a green status", PATIENCE * 3, async || {
         assert!(running.is_running(), "the unit's program has ended");
         // At first not even the cluster's folder is there.
-        new_user.types(behind).ok().filter(|status| status.contains("all is well"))
+        new_user.types(behind).ok().filter(|status| status.contains("nothing wrong was found"))
     })
     .await;
     println!("{checked}{status}");

@@ -218,7 +218,8 @@ impl RunJobs {
         Ok(())
     }
 
-    /// What does not end keeps everything else from happening.
+    /// What does not end keeps everything else from happening. It was done then, and not well: from its beginning again it would take as
+    /// long, so that it waits for its next time.
     async fn in_time(&self, job: Job, action: Action, work: impl Future<Output = Result<()>>) -> Result<()> {
         let Taker { metrics, clock, .. } = self.taker.as_ref();
         let (begun, begun_at) = (Begun::now("run", action, clock), Instant::now());
@@ -226,15 +227,15 @@ impl RunJobs {
         if let Ok(ended) = tokio::time::timeout(limit, Box::pin(work)).await {
             return ended;
         }
-        let error = Error::new(Kind::Local, format!("{action} did not end within {}", print::duration(limit))).hint(
-            "schedule.time_limit says how long is too long. Does the store answer, does the server of the drill?",
-        );
+        let what = format!("{action} did not end within {}", print::duration(limit));
+        let hint = "It waits for its next time. schedule.time_limit says how long is too long. Does the store answer, does the server of the drill?";
+        tracing::error!(%job, hint, "{what}");
         if let Ok(Ok((_, writer, _))) = tokio::time::timeout(NOTE_PATIENCE, self.taker.repository()).await {
-            begun.end(&writer, Ended::failed(&error), clock).await;
+            begun.end(&writer, Ended::done(false, what.clone()), clock).await;
         }
         metrics.job_ended(job, clock.now(), begun_at.elapsed(), false);
-        self.taker.notifier.raise(Trouble::Job(job), error.to_string());
-        Err(error)
+        self.taker.notifier.raise(Trouble::Job(job), what);
+        Ok(())
     }
 
     async fn verify(&self, action: Action) -> Result<()> {

@@ -13,6 +13,9 @@ use crate::runtime::Clock;
 use crate::scratch::{Directory, Programs, StopMode, sweep};
 use async_trait::async_trait;
 use std::fmt::Debug;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// See the head of the file.
@@ -66,12 +69,14 @@ impl Outside for Configured {
     ) -> Result<DrillDocument> {
         let below = settings.drill.scratch.clone().unwrap_or_else(std::env::temp_dir);
         sweep(&below, PREFIX).await;
-        let place = Directory::create(&below, PREFIX)?;
+        let directory = Directory::create(&below, PREFIX)?;
+        let path = directory.path().to_owned();
+        let mut place = Place(Some(directory));
         let drilled = async {
             let options = drill::options(settings, drill.version(), LocalWal::default())?;
             // Nobody watches.
             let (progress, _) = watch::channel(Default::default());
-            let drilled = Box::pin(drill.run(place.path(), repository, options, progress, clock)).await;
+            let drilled = Box::pin(drill.run(&path, repository, options, progress, clock)).await;
             // Dropping it would wait on the thread that streams.
             if let Some(mut server) = drilled.server {
                 server.stop(StopMode::Immediate).await?;
@@ -79,8 +84,31 @@ impl Outside for Configured {
             Ok(drilled.document)
         };
         let drilled: Result<DrillDocument> = drilled.await;
-        let left = place.remove().await;
+        let left = match place.0.take() {
+            Some(directory) => directory.remove().await,
+            None => Ok(()),
+        };
         let document = drilled?;
         left.map(|()| document)
+    }
+}
+
+/// So long whoever gives a drill up waits for its removal: less than a stream may be silent.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a drill is carried out. Where that is given up, it is removed beside whoever did so: that may be the thread that streams, and a
+/// whole cluster is not removed at once. At the end of the program there is that much time for it.
+struct Place(Option<Directory>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(directory) = self.0.take() else { return };
+        let (done, is_done) = mpsc::channel::<()>();
+        let thread = thread::Builder::new().name("seawall-scratch".to_owned());
+        let _ = thread.spawn(move || {
+            drop(directory);
+            drop(done);
+        });
+        let _ = is_done.recv_timeout(DROP_PATIENCE);
     }
 }

@@ -7,16 +7,19 @@ use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::repository::{BackupId, DrillDocument, PruneDocument};
 use crate::runtime::Clock;
-use crate::wal::{Lsn, TimelineId};
+use crate::wal::{Lsn, SegmentSize, TimelineId};
 use futures_util::{StreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 /// So many clusters are looked at at once.
 const AT_ONCE: usize = 8;
 
+/// A server that lives is stored of every quarter of an hour, also where it does nothing (`ArchiveOptions::heartbeat_interval`).
+const ARCHIVED_WITHIN: SignedDuration = SignedDuration::from_mins(30);
+
 /// How far a restore could go now.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Status {
     cluster: String,
     newest_backup: Option<String>,
@@ -41,9 +44,16 @@ struct Status {
 }
 
 impl Status {
-    fn find_problems(&mut self) {
+    /// As of `now`.
+    fn find_problems(&mut self, segment: SegmentSize, now: Timestamp) {
+        // Without any date in the WAL, the backup says how old it is at least.
+        let newest = self.restorable_to_time.or(self.newest_backup_ended_at);
+        let is_old = newest.is_some_and(|newest| now.duration_since(newest) > ARCHIVED_WITHIN);
+        let is_behind = self.behind_bytes.is_some_and(|behind| behind > segment.bytes());
         let all = [
             (self.newest_backup.is_none(), "no base backup can be restored"),
+            (self.newest_backup.is_some() && self.restorable_to.is_none(), "the newest base backup lacks WAL"),
+            (is_behind && is_old, "nothing is archived: does `seawall run` run, and reach the server?"),
             (self.server_error.is_some(), "the server cannot be asked"),
             (self.backup_needed, "WAL was lost, and no base backup was taken behind it"),
             (self.damaged_backups > 0, "a base backup is damaged"),
@@ -184,7 +194,7 @@ async fn stand(settings: &Settings) -> Result<Standing> {
         last_prune_passed: prune.as_ref().map(|prune| prune.passed),
         problems: Vec::new(),
     };
-    status.find_problems();
+    status.find_problems(repository.layout.segment_size(), Clock::system().now());
     Ok(Standing { status, drill, prune })
 }
 
@@ -246,12 +256,46 @@ impl Standing {
             ),
         };
         let verdict = match &status.problems[..] {
-            [] => "all is well".to_owned(),
+            [] => "nothing wrong was found".to_owned(),
             problems => format!("to be done     {}", problems.join("; ")),
         };
         format!(
             "cluster        {}\nnewest backup  {backup}\nrestorable to  {restorable_to}\nserver         {server}\nlost WAL       {lost}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}{verdict}\n",
             status.cluster
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_stands_still_is_a_problem_and_one_that_is_a_little_behind_is_none() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        let ago = |minutes| now.checked_sub(SignedDuration::from_mins(minutes)).unwrap();
+        let problems = |behind_bytes, newest: Option<Timestamp>, restorable_to| {
+            let mut status = Status {
+                newest_backup: Some("20261101T000000Z".to_owned()),
+                newest_backup_ended_at: Some(ago(60 * 24)),
+                restorable_to,
+                restorable_to_time: newest,
+                behind_bytes: Some(behind_bytes),
+                ..Status::default()
+            };
+            status.find_problems(SegmentSize::DEFAULT, now);
+            status.problems
+        };
+        let (there, segment) = (Some(Lsn(7 << 24)), SegmentSize::DEFAULT.bytes());
+        // Just now, or idle: nothing
+        assert_eq!(problems(40 * segment, Some(ago(29)), there), [""; 0]);
+        assert_eq!(problems(segment, Some(ago(600)), there), [""; 0]);
+        // Both, or where no WAL says when it was
+        for newest in [Some(ago(31)), None] {
+            let found = problems(segment + 1, newest, there);
+            assert!(found.len() == 1 && found[0].contains("nothing is archived"), "{found:?}");
+        }
+        // A base backup without the WAL that makes it consistent
+        assert_eq!(problems(0, Some(ago(1)), None), ["the newest base backup lacks WAL"]);
     }
 }

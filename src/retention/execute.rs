@@ -27,7 +27,7 @@ pub struct Outcome {
     pub backups: Vec<BackupId>,
     /// Objects that could not be deleted.
     pub undeleted: u64,
-    /// What it ended with, if not with success: the first failure.
+    /// What it ended with, if not with success: that something has changed since the plan was made, or the first failure.
     pub error: Option<Error>,
 }
 
@@ -37,17 +37,20 @@ pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u6
     let known = selection.finished.keys().chain(&selection.begun).cloned().collect();
     let doomed = plan.doomed_backups();
     let orphans = selection.orphans.iter().cloned().collect();
-    let mut run = Run { repository, system_identifier, now, known, orphans, doomed, outcome: Outcome::default() };
-    for step in &plan.steps {
-        if let Err(error) = Box::pin(run.step(step)).await {
-            run.outcome.error.get_or_insert(error);
-            break;
-        }
-    }
+    let (held, outcome) = (BTreeSet::new(), Outcome::default());
+    let mut run = Run { repository, system_identifier, now, known, orphans, doomed, held, outcome };
+    let ended = run.steps(plan).await.err();
+    let (changed, failed) = match ended {
+        Some(error) if error.kind() == Kind::Busy => (Some(error), None),
+        ended => (None, ended),
+    };
     let Outcome { undeleted, error, .. } = &mut run.outcome;
+    *error = error.take().or(failed);
     if *undeleted > 1 {
         *error = error.take().map(|error| error.context(format!("{undeleted} objects cannot be deleted; the first")));
     }
+    // Whoever hears that runs it again at once, and then hears of what cannot be deleted.
+    *error = changed.or(error.take());
     run.outcome
 }
 
@@ -61,6 +64,8 @@ struct Run<'a> {
     orphans: BTreeSet<BackupId>,
     /// Backups that go.
     doomed: BTreeSet<BackupId>,
+    /// Backups that were to go and stay: left-over ones that cannot be deleted, and what those build on.
+    held: BTreeSet<BackupId>,
     outcome: Outcome,
 }
 
@@ -77,10 +82,21 @@ impl Run<'_> {
         self.repository.store.as_ref()
     }
 
+    async fn steps(&mut self, plan: &Plan) -> Result<()> {
+        for step in &plan.steps {
+            Box::pin(self.step(step)).await?;
+        }
+        Ok(())
+    }
+
     async fn step(&mut self, step: &Step) -> Result<()> {
         match step {
+            Step::Backup(id) | Step::Orphan(id) if self.held.contains(id) => Ok(()),
             Step::Backup(id) => self.backup(id).await,
             Step::Orphan(id) => self.orphan(id).await,
+            // Whoever goes on with one that stays needs WAL from its beginning on.
+            Step::Note(_) if !self.held.is_empty() => Ok(()),
+            Step::Objects(objects) if !self.held.is_empty() && self.are_wal(objects) => Ok(()),
             Step::Note(range) => {
                 let (store, layout) = (self.repository.store.clone(), self.repository.layout.clone());
                 Writer::new(store, layout, self.system_identifier).store_pruned_note(*range).await
@@ -99,6 +115,12 @@ impl Run<'_> {
         objects.iter().any(is_note)
     }
 
+    fn are_wal(&self, objects: &[Doomed]) -> bool {
+        let is_wal =
+            |object: &Doomed| matches!(self.repository.layout.parse(&object.name), Ok(Key::Block(_) | Key::Tail(_)));
+        objects.iter().any(is_wal)
+    }
+
     /// `backup.json` goes first: then it is no backup. Then `begin.json`, so that nobody goes on with it. Then the rest. Where one of the
     /// two stays, so does the rest, and what this one builds on.
     async fn backup(&mut self, id: &BackupId) -> Result<()> {
@@ -112,13 +134,18 @@ impl Run<'_> {
 
     /// One that nobody is at, still. `begin.json` goes first, and then it is looked whether there is a `backup.json`: a backup looks for
     /// `begin.json` once it has stored that. So one of the two sees the other, and no backup is taken for a good one whose parts go.
+    /// Where `begin.json` cannot be deleted, it stays with all that it needs.
     async fn orphan(&mut self, id: &BackupId) -> Result<()> {
         self.look_again(id).await?;
         if self.has_gone_on(id).await? {
             return Err(changed(format!("somebody has gone on with base backup {id}")));
         }
         let Objects { begin, parts, .. } = self.folder(id).await?;
-        self.delete(begin).await?;
+        let undeleted = self.outcome.undeleted;
+        self.try_to_delete(begin).await?;
+        if self.outcome.undeleted > undeleted {
+            return self.hold(id).await;
+        }
         self.check_unfinished(id).await?;
         self.outcome.backups.push(id.clone());
         self.try_to_delete(parts).await
@@ -130,6 +157,18 @@ impl Run<'_> {
         let end = self.repository.layout.name(&Key::BackupEnd(id.clone()));
         let young = self.now.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
         Ok(objects.iter().any(|object| object.key == end || object.modified > young))
+    }
+
+    /// It stays, and what it builds on.
+    async fn hold(&mut self, id: &BackupId) -> Result<()> {
+        let mut next = Some(id.clone());
+        while let Some(id) = next.filter(|id| !self.held.contains(id)) {
+            let entry = read_entry(self.repository, &id, self.system_identifier).await?;
+            let begin = entry.begin.and_then(|begin| begin.reference);
+            next = entry.document.and_then(|document| document.reference).or(begin);
+            self.held.insert(id);
+        }
+        Ok(())
     }
 
     /// What is there of a backup.

@@ -177,11 +177,16 @@ impl Selection {
             }
         }
         let newest_first: Vec<&BackupDocument> = good.iter().rev().copied().collect();
-        let times: Vec<Timestamp> = newest_first.iter().map(|backup| inventory.time_of(backup)).collect();
-        for (period, count) in &policy.calendar {
-            let keeps = period.newest_of_each(&times, *count, zone);
-            for (backup, _) in newest_first.iter().zip(keeps).filter(|(_, keeps)| *keeps) {
-                self.stay(backup, period.adjective());
+        // By either clock: in a repository that was copied the store dates all of them by one day, and that of whoever took them may be
+        // years behind. What one of the two asks for stays.
+        let taken: Vec<Timestamp> = newest_first.iter().map(|backup| backup.ended_at).collect();
+        let stored: Vec<Timestamp> = newest_first.iter().map(|backup| inventory.time_of(backup)).collect();
+        for times in [taken, stored] {
+            for (period, count) in &policy.calendar {
+                let keeps = period.newest_of_each(&times, *count, zone);
+                for (backup, _) in newest_first.iter().zip(keeps).filter(|(_, keeps)| *keeps) {
+                    self.stay(backup, period.adjective());
+                }
             }
         }
         if let Some(last) = full.first() {

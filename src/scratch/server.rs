@@ -11,6 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
@@ -27,6 +29,8 @@ const PORT_ATTEMPTS: usize = 8;
 const POLL: Duration = Duration::from_millis(20);
 /// A server that is not gone this long after it was told to stop will not go.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// So long whoever drops a server waits for its end: less than a stream may be silent.
+const DROP_PATIENCE: Duration = Duration::from_secs(2);
 /// Files of the server's configuration in our own directory.
 const HBA_FILE: &str = "pg_hba.conf";
 const IDENT_FILE: &str = "pg_ident.conf";
@@ -72,7 +76,8 @@ pub enum StopMode {
     Immediate,
 }
 
-/// A throwaway server. Dropping it stops it at once (mode immediate) and waits for that; its data directory stays.
+/// A throwaway server. Dropping it stops it at once (mode immediate), and waits for that, but not long: the rest is waited for beside
+/// whoever dropped it. Its data directory stays.
 pub struct Server {
     programs: Programs,
     data: PathBuf,
@@ -472,11 +477,20 @@ impl Drop for Server {
         // A server that a test has stopped (SIGSTOP) must wake up to leave.
         self.signal(Signal::SIGQUIT);
         self.signal(Signal::SIGCONT);
-        if let Some(child) = &mut self.child {
-            // Soon: five seconds after SIGQUIT the postmaster kills what is left below it. Nothing to do about an error.
-            let _ = child.wait();
-        }
-        let _ = std::fs::remove_dir_all(&self.own);
+        let (child, own) = (self.child.take(), std::mem::take(&mut self.own));
+        let (done, is_done) = mpsc::channel::<()>();
+        // Whoever drops it may have a stream to answer. Nothing to do about an error.
+        let thread = thread::Builder::new().name("seawall-scratch".to_owned());
+        let _ = thread.spawn(move || {
+            let _done = done;
+            if let Some(mut child) = child {
+                // Soon: five seconds after SIGQUIT the postmaster kills what is left below it. Never, if it waits for a disk that does
+                // not answer.
+                let _ = child.wait();
+            }
+            let _ = std::fs::remove_dir_all(&own);
+        });
+        let _ = is_done.recv_timeout(DROP_PATIENCE);
     }
 }
 

@@ -16,6 +16,7 @@ use seawall::store::{
     Upload,
 };
 use seawall::verify::{VerifyOptions, VerifyProgress, verify};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,8 +30,8 @@ struct Cut {
     kind: StoreErrorKind,
     /// Once the first is deleted, the second is stored: by a backup that finishes in this moment.
     lands: Option<(String, String)>,
-    /// This one is refused.
-    held: Option<String>,
+    /// These are refused.
+    held: BTreeSet<String>,
 }
 
 #[async_trait]
@@ -51,7 +52,7 @@ impl Store for Cut {
         self.store.list_level(prefix).await
     }
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        if self.held.as_deref() == Some(key) {
+        if self.held.contains(key) {
             return Err(StoreError::new(StoreErrorKind::Denied, "delete", key));
         }
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
@@ -77,8 +78,20 @@ impl Store for Cut {
 
 /// Prunes, with so many deletions.
 async fn prune(world: &World, policy: &Policy, deletions: usize, kind: StoreErrorKind) -> Outcome {
+    prune_held(world, policy, deletions, kind, &BTreeSet::new()).await
+}
+
+/// Prunes, with so many deletions, and these refused.
+async fn prune_held(
+    world: &World,
+    policy: &Policy,
+    deletions: usize,
+    kind: StoreErrorKind,
+    held: &BTreeSet<String>,
+) -> Outcome {
     let (inventory, plan) = planned(world, policy, world.clock.now()).await;
-    let store = Cut { store: world.store.clone(), left: AtomicUsize::new(deletions), kind, lands: None, held: None };
+    let (store, left, held) = (world.store.clone(), AtomicUsize::new(deletions), held.clone());
+    let store = Cut { store, left, kind, lands: None, held };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
     execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await
 }
@@ -199,7 +212,7 @@ async fn prune_but_for(held: impl Fn(&str) -> bool) -> (World, Outcome, Vec<Stri
     let is_held = |name: &&String| held(name) && (name.starts_with(&first) || name.contains("/wal/"));
     let name = world.names().await.iter().find(is_held).expect("there is one").clone();
     let (store, left) = (world.store.clone(), AtomicUsize::new(usize::MAX));
-    let store = Cut { store, left, kind: StoreErrorKind::Denied, lands: None, held: Some(name.clone()) };
+    let store = Cut { store, left, kind: StoreErrorKind::Denied, lands: None, held: [name.clone()].into() };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
     let outcome = execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await;
     let left = world.names().await.into_iter().collect();
@@ -235,6 +248,116 @@ fn a_backup_whose_document_stays_keeps_its_parts_and_its_wal() {
         assert!(outcome.error.is_some() && (outcome.objects, outcome.undeleted) == (0, 1), "{outcome:?}");
         let folder = name.trim_end_matches("backup.json");
         assert!(left.iter().filter(|name| name.starts_with(folder)).count() > 2, "{left:?}");
+    });
+}
+
+/// A month of full backups, and before it one that was begun and left, on the first of them.
+async fn month_behind_an_orphan() -> (World, Policy) {
+    let mut events = vec![(20, Event::Full), (1, Event::Unfinished)];
+    for _ in 0..20 {
+        events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+    }
+    (World::of(&events).await, Policy { full: Some(1), ..Policy::default() })
+}
+
+#[test]
+fn a_left_over_backup_that_cannot_be_deleted_keeps_what_it_builds_on_and_wal_and_nothing_else() {
+    run(async {
+        let (world, policy) = month_behind_an_orphan().await;
+        let (_, plan) = planned(&world, &policy, world.clock.now()).await;
+        let layout = &world.repository.layout;
+        let orphan = layout.backup_prefix(plan.selection.orphans.first().expect("one that is left over"));
+        let reference = layout.backup_prefix(&world.backups[0].id);
+        assert!(plan.doomed_backups().contains(&world.backups[0].id));
+        let before = world.names().await;
+        // When its begin.json is refused
+        let held = [format!("{orphan}begin.json")].into();
+        let outcome = prune_held(&world, &policy, usize::MAX, StoreErrorKind::Denied, &held).await;
+        // Then it is told, and what anybody needs who goes on with it is there
+        assert!(outcome.error.is_some() && outcome.undeleted == 1, "{outcome:?}");
+        let after: BTreeSet<String> = world.names().await.into_iter().collect();
+        let is_needed =
+            |name: &&String| name.starts_with(&orphan) || name.starts_with(&reference) || name.contains("/wal/");
+        before.iter().filter(is_needed).for_each(|name| assert!(after.contains(name), "{name} is gone"));
+        // and every other backup that was to go is gone, with no word of WAL that is gone
+        assert_eq!(outcome.backups.len(), plan.doomed_backups().len() - 2, "{outcome:?}");
+        assert!(!after.iter().any(|name| name.contains("/pruned-")), "{after:?}");
+        // The next prune does the rest
+        let again = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(again.error.is_none() && again.backups.len() == 2, "{again:?}");
+        assert!(planned(&world, &policy, world.clock.now()).await.1.steps.is_empty());
+    });
+}
+
+#[test]
+fn what_changed_meanwhile_is_told_also_behind_an_object_that_cannot_be_deleted() {
+    run(async {
+        // Given one that is finished as its deletion begins, behind one that is refused
+        let events = [(1, Event::Unfinished), (1, Event::Unfinished)];
+        let fulls = (0..20).flat_map(|_| [(20, Event::Full), (5, Event::Wal(2))]);
+        let world = World::of(&events.into_iter().chain(fulls).collect::<Vec<_>>()).await;
+        let (inventory, plan) = planned(&world, &Policy::default(), world.clock.now()).await;
+        let folder = |id| world.repository.layout.backup_prefix(id);
+        let orphans: Vec<String> = plan.selection.orphans.iter().map(folder).collect();
+        let [first, second] = &orphans[..] else { panic!("{orphans:?}") };
+        let refused = world.names().await.into_iter().find(|name| name.starts_with(&format!("{first}base.")));
+        let lands = Some((format!("{second}begin.json"), format!("{second}backup.json")));
+        let (left, held) = (AtomicUsize::new(usize::MAX), [refused.unwrap()].into());
+        let store = Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands, held };
+        let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
+        let system = inventory.catalog.cluster.system_identifier;
+        let outcome = execute(&repository, &plan, system, world.clock.now()).await;
+        // Then whoever runs it again at once is told so
+        assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
+    });
+}
+
+#[test]
+fn where_twenty_objects_cannot_be_deleted_nothing_more_is_tried() {
+    run(async {
+        let (world, policy) = month_behind_an_orphan().await;
+        let before = world.names().await;
+        let held: BTreeSet<String> = before.iter().filter(|name| name.contains("/base.")).cloned().collect();
+        let outcome = prune_held(&world, &policy, usize::MAX, StoreErrorKind::Denied, &held).await;
+        assert_eq!(outcome.undeleted, 20);
+        let error = outcome.error.expect("it is told").to_string();
+        assert!(error.contains("20 objects cannot be deleted"), "{error}");
+        let after: BTreeSet<String> = world.names().await.into_iter().collect();
+        let mut wal = before.iter().filter(|name| name.contains("/wal/"));
+        assert!(wal.all(|name| after.contains(name)), "WAL is gone");
+        let again = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(again.error.is_none(), "{again:?}");
+        assert!(planned(&world, &policy, world.clock.now()).await.1.steps.is_empty());
+    });
+}
+
+#[test]
+fn refused_and_then_cut_off_a_prune_breaks_no_promise_and_the_next_one_is_proven() {
+    run(async {
+        // Of parts and of WAL, one, several in the middle, or the first document of a backup
+        let holds: [(&str, usize); 5] =
+            [("/base.", 30), ("/wal/", 1000), ("/wal/", 3), ("/begin.json", 4), ("/backup.json", 5)];
+        let (mut cuts, mut undeleted) = (0, 0);
+        for (held, every) in holds {
+            for deletions in [3, 11, 29, 47, 60, 71, 83, usize::MAX] {
+                let (world, policy) = month_behind_an_orphan().await;
+                let promise = Promise::of(&world, &inventory(&world.repository).await, &policy);
+                let names = world.names().await;
+                let names = names.into_iter().filter(|name| name.contains(held)).step_by(every).collect();
+                // When it is cut off, with these refused
+                let outcome = prune_held(&world, &policy, deletions, StoreErrorKind::Denied, &names).await;
+                assert!(outcome.error.is_some(), "{held}");
+                (cuts, undeleted) = (cuts + 1, undeleted + outcome.undeleted);
+                let left = inventory(&world.repository).await;
+                assert_eq!(promise.broken(&left.catalog), None, "{held} refused, cut off after {deletions}");
+                // Then the next, which is proven before it does anything, ends as if nothing had been
+                let again = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+                assert!(again.error.is_none(), "{held}, {deletions}: {:?}", again.error);
+                assert_eq!(promise.broken(&inventory(&world.repository).await.catalog), None, "{held}, {deletions}");
+                assert!(planned(&world, &policy, world.clock.now()).await.1.steps.is_empty(), "{held}, {deletions}");
+            }
+        }
+        assert!(cuts == 40 && undeleted > 100, "{undeleted} refused in {cuts} prunes");
     });
 }
 
@@ -278,7 +401,8 @@ fn a_backup_that_finishes_while_it_goes_as_left_over_keeps_its_parts() {
         // When it is finished as its deletion begins
         let lands = Some((format!("{folder}begin.json"), format!("{folder}backup.json")));
         let left = AtomicUsize::new(usize::MAX);
-        let store = Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands, held: None };
+        let store =
+            Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands, held: BTreeSet::new() };
         let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
         let system = inventory.catalog.cluster.system_identifier;
         let outcome = execute(&repository, &plan, system, world.clock.now()).await;

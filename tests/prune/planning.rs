@@ -5,7 +5,7 @@ use crate::world::{Event, World, run};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use seawall::repository::is_permanent;
+use seawall::repository::{BackupId, is_permanent};
 use seawall::retention::{Ages, Doomed, Group, Inventory, Period, Plan, Policy, Step, after, plan, prove};
 use seawall::store::list_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -371,5 +371,32 @@ fn a_plan_that_forgets_a_window_a_mark_or_a_part_is_found_out() {
                 assert!(found(&plan, &short).contains("is of a base backup that was to stay"));
             }
         }
+    });
+}
+
+#[test]
+fn a_repository_that_was_copied_keeps_its_days_weeks_and_months() {
+    run(async {
+        // Given two months of backups that were copied to another store, where every object is of the day of the copy
+        let mut world = daily(60).await;
+        world.copy().await;
+        let copied: BTreeSet<BackupId> = world.backups.iter().map(|backup| backup.id.clone()).collect();
+        // When that day is older than the floor
+        for _ in 0..10 {
+            for event in [Event::Full, Event::Wal(4)] {
+                world.wait(12).await;
+                world.happen(&event).await;
+            }
+        }
+        let stays = async |period, count| {
+            let mut policy = Policy { minimum_window: SignedDuration::from_hours(48), ..Policy::default() };
+            policy.set_period(period, count);
+            let (_, plan) = planned(&world, &policy, world.clock.now()).await;
+            plan.selection.finished.keys().filter(|id| copied.contains(id)).count()
+        };
+        // Then they count as of the days on which they were taken
+        assert!(stays(Period::Day, 30).await >= 19, "{} of the days", stays(Period::Day, 30).await);
+        assert!(stays(Period::Week, 8).await >= 6, "{} of the weeks", stays(Period::Week, 8).await);
+        assert!(stays(Period::Month, 3).await >= 2, "{} of the months", stays(Period::Month, 3).await);
     });
 }

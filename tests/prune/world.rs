@@ -326,6 +326,19 @@ impl World {
         self.put(&Key::Probe(format!("a{}", time.as_second()))).await;
     }
 
+    /// Everything is copied to another store, which dates all of it by this moment, and goes on there.
+    pub(crate) async fn copy(&mut self) {
+        let store = MemoryStore::with_clock(self.clock.clone());
+        for name in self.names().await {
+            let bytes = self.store.get(&name, None).await.unwrap().collect().await.unwrap();
+            store.create(&name, Bytes::from(bytes).into(), Default::default()).await.unwrap();
+        }
+        let layout = self.repository.layout.clone();
+        self.repository = Repository { store: Arc::new(store.clone()), layout: layout.clone() };
+        self.writer = Writer::new(self.repository.store.clone(), layout, SYSTEM);
+        self.store = store;
+    }
+
     /// Names that are stored.
     pub(crate) async fn names(&self) -> Vec<String> {
         let objects = seawall::store::list_all(&self.store, "main/").await.unwrap();

@@ -109,8 +109,8 @@ pub(super) const KEYS: &[Key] = &[
         written: Written::Text,
         default: Some("24h"),
         example: "\"48h\"",
-        about: "A verification, a drill or a prune that takes longer has failed: others wait for it, for one thing is done at a \
-                time. A base backup may take as long as it likes, but not get any farther for so long. At least a minute.",
+        about: "A verification, a drill or a prune that takes longer is given up until its next time: others wait for it, for one \
+                thing is done at a time. A base backup may take as long as it likes, but not get any farther for so long. At least a minute.",
         set: |settings, text| {
             let limit = parse_duration(text)?;
             if limit < Duration::from_secs(60) {

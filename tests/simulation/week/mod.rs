@@ -66,8 +66,8 @@ const MUST: [&str; 26] = [
     "archiver: killed in a base backup",
     "audit: deep_verify bad",
     "audit: deep_verify good",
-    "audit: drill failed",
     "audit: drill good",
+    "audit: given up, until its next time",
     "audit: full good",
     "audit: incremental good",
     "audit: prune failed",
@@ -345,6 +345,11 @@ impl Week {
         for entry in &entries {
             let what = format!("audit: {} {}", entry.action.name(), entry.result.name());
             self.counts.add(String::leak(what));
+            // What takes too long once does so again: with the counts below, nothing is begun again before its time.
+            if entry.about.contains("did not end within") {
+                self.counts.add("audit: given up, until its next time");
+                assert_eq!(entry.result, ActionResult::Bad, "{}", told(&entries));
+            }
         }
         for (action, hour, minute) in DAILY {
             for day in 0..DAYS as i64 {
