@@ -51,13 +51,13 @@ struct It {
     is_closed: AtomicBool,
     /// It has another history now.
     is_other: AtomicBool,
+    /// Its slot is somebody's.
+    is_taken: AtomicBool,
     cut: Notify,
 }
 
 impl Server {
     async fn start(system: u64) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let it = Arc::new(It {
             system,
             end: AtomicU64::new(START),
@@ -65,8 +65,16 @@ impl Server {
             flushed: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
             is_other: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
             cut: Notify::new(),
         });
+        Server::at_another_address(it).await
+    }
+
+    /// The same one.
+    async fn at_another_address(it: Arc<It>) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
         let served = it.clone();
         tokio::spawn(async move {
             loop {
@@ -120,8 +128,17 @@ impl It {
             let one = |column: &str, value: &str| [say::result(&[column], &[Some(value)]), say::ready()].concat();
             if let Some(from) = query.strip_prefix("START_REPLICATION ") {
                 let from = from.split(' ').find_map(|word| word.parse::<Lsn>().ok()).expect("a position");
-                socket.write_all(&say::copy_both()).await?;
-                return self.stream(socket, from.0).await;
+                if self.is_taken.swap(true, Ordering::SeqCst) {
+                    let busy = say::error("ERROR", "55006", "replication slot \"seawall\" is active for PID 1");
+                    socket.write_all(&[busy, say::ready()].concat()).await?;
+                    continue;
+                }
+                let streamed = match socket.write_all(&say::copy_both()).await {
+                    Ok(()) => self.stream(socket, from.0).await,
+                    failed => failed,
+                };
+                self.is_taken.store(false, Ordering::SeqCst);
+                return streamed;
             }
             let answer = match query.as_str() {
                 "IDENTIFY_SYSTEM" => say::identity(self.system, 1, end),
@@ -217,19 +234,26 @@ async fn all_stored(servers: &[Server], but: &[usize], what: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way() {
-    // Given a hundred servers, two more that are one and the same, and one that lets nobody in, in one configuration
+    // Given a hundred servers, one more at two addresses, and two that let nobody in, in one configuration
     let mut servers = Vec::new();
     for number in 0..CLUSTERS {
         servers.push(Server::start(1000 + number as u64).await);
     }
-    let twins = [Server::start(7).await, Server::start(7).await];
+    let one = Server::start(7).await;
+    let twins = [Server::at_another_address(one.it.clone()).await, one];
+    // And a clone of one of the hundred, which has its identifier and its slot
+    let clone = Server::start(1042).await;
     let late = Server::start(8).await;
     late.it.is_closed.store(true, Ordering::SeqCst);
+    let closed = Server::start(9).await;
+    closed.it.is_closed.store(true, Ordering::SeqCst);
     let section = |name: String, server: &Server| format!("[cluster.{name}]\npg = {:?}\n", server.conninfo());
     let mut text = format!("repo = \"s3://{}/backups\"\n[run]\nlisten = \"127.0.0.1:0\"\n", S3Server::BUCKET);
     text.extend(servers.iter().enumerate().map(|(number, server)| section(format!("c{number:03}"), server)));
     text.extend(twins.iter().zip(["one", "two"]).map(|(server, name)| section(format!("twin-{name}"), server)));
     text.push_str(&section("late".to_owned(), &late));
+    text.push_str(&section("clone".to_owned(), &clone));
+    text.push_str(&section("closed".to_owned(), &closed));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("seawall.toml");
     std::fs::write(&file, &text).unwrap();
@@ -240,11 +264,13 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     let endpoint = Endpoint::of(&mut running).await;
 
     // When all of them write, and the one lets us in after its cluster was refused
-    running.wait_for_text("beginning again").await;
+    running.wait_for_text("of{cluster=late}: this cluster is not archived").await;
     late.it.is_closed.store(false, Ordering::SeqCst);
     late.write(FIRST_BYTES);
+    clone.write(FIRST_BYTES);
     servers.iter().for_each(|server| server.write(FIRST_BYTES));
     all_stored(&servers, &[], "a hundred clusters to be stored").await;
+    all_stored(std::slice::from_ref(&clone), &[], "the clone to be stored").await;
 
     // Then all is stored in little memory, each in a folder of its own
     let peak = peak_bytes(&running);
@@ -271,17 +297,16 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     // Whoever was refused has begun again
     all_stored(std::slice::from_ref(&late), &[], "the one that was refused to be stored").await;
     let metrics = endpoint.scrape().await.expect("an answer");
-    assert!(!is_stopped(metrics.body(), "late"), "it is archived now");
+    assert!(!is_stopped(metrics.body(), "late"), "it is archived now, and was never stopped for good");
 
     // Of the twins one was refused, once its server said who it is, and the other is archived
     wait_for("one of the twins to be refused", PATIENCE, async || {
-        let metrics = endpoint.scrape().await?;
-        let ended = ["twin-one", "twin-two"].into_iter().filter(|twin| is_stopped(metrics.body(), twin)).count();
-        assert!(ended < 2, "both are refused");
-        (ended == 1).then_some(())
+        let is_refused = |twin: &&str| get(endpoint, &format!("/readyz/{twin}")).contains("archives already");
+        let refused = ["twin-one", "twin-two"].into_iter().filter(is_refused).count();
+        assert!(refused < 2, "both are refused");
+        (refused == 1).then_some(())
     })
     .await;
-    assert!(running.stderr().contains("archives into the same repository already"), "{}", running.stderr());
 
     // Commands are about all of them, or about the one that is chosen
     let seawall = |arguments: &[&str]| {
@@ -289,11 +314,11 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
         bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value))
     };
     let checked = seawall(&["config", "check"]).run_ok().await.stdout;
-    assert!(checked.contains("103 clusters can be used"), "{checked}");
+    assert!(checked.contains("105 clusters can be used"), "{checked}");
     let status = seawall(&["status"]).run_err(6).await;
     let line = |name: &str| status.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     assert!(line("c042").contains("nothing"), "no base backup of it: {}", status.stdout);
-    assert!(status.stderr.contains("1 of 103 clusters cannot be looked at"), "{}", status.stderr);
+    assert!(status.stderr.contains("1 of 105 clusters cannot be looked at"), "{}", status.stderr);
     seawall(&["status", "--cluster", "c042"]).run_ok().await;
     let refused = seawall(&["list"]).run_err(2).await.stderr;
     assert!(refused.contains("--cluster: c000, c001"), "{refused}");
@@ -333,6 +358,7 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     // When it is told to stop, then all of them do, and that some had ended is its exit code's to tell
     println!("{} bytes of memory at the end", peak_bytes(&running));
     running.signal(Signal::SIGTERM);
-    running.wait(PATIENCE * 2).await;
+    let status = running.wait(PATIENCE * 2).await;
+    assert_eq!(status.code(), Some(8), "c001 diverged, and those in their pause only stop: {}", running.stderr());
     assert!(running.stderr().contains("a second signal leaves at once"));
 }

@@ -3,7 +3,7 @@
 mod holes;
 
 use super::budget::Budget;
-use super::claims::Claim;
+use super::claims::{Claim, Claimed};
 use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
@@ -68,7 +68,7 @@ pub struct ArchiveOptions {
     pub latency: Option<DurableLatency>,
     /// Where other archivers of the process take memory from, too: this one has little beside it.
     pub common: Option<CommonMemory>,
-    /// Its claim to the server, among the archivers of the process.
+    /// Its claim to the slot, among the archivers of the process.
     pub claim: Option<Claim>,
 }
 
@@ -355,9 +355,6 @@ impl Archiver {
         session: &mut dyn Session,
         identity: ServerIdentity,
     ) -> Result<(Writer, Repository, Resume), ResumeError> {
-        if let Some(claim) = &self.options.claim {
-            claim.take(identity.system_identifier, &self.cluster)?;
-        }
         match self.known.get() {
             Some(cluster) => check_identity(cluster, &self.cluster, identity)?,
             None => {
@@ -403,8 +400,13 @@ impl Archiver {
         shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, start) = (resume.timeline, resume.start);
+        let claimed = self.options.claim.as_ref().map(|claim| claim.take(writer.system_identifier(), &self.cluster));
         let feed = match session.start(start, timeline).await {
             Ok(Started::Streaming(feed)) => feed,
+            Err(error) if error.kind == SourceErrorKind::SlotBusy => {
+                claimed.as_ref().map_or(Ok(()), Claimed::busy)?;
+                return self.judge(error);
+            }
             Ok(Started::TimelineEnded(end)) => {
                 let what = format!("timeline {timeline} ended at {} before anything of it could be read", end.switch);
                 return Ok(Outcome::Pause(SourceError::lost(what)));

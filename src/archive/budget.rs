@@ -31,14 +31,17 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Permit {
     bytes: u64,
+    /// So many of them were had beyond what was free: they leave to others, and to its own archiver's tails, what is theirs.
+    beyond: u64,
     budget: Arc<Shared>,
     /// It is the one that may be had beyond the budget.
     _exception: Option<OwnedSemaphorePermit>,
 }
 
 impl Shared {
-    fn give_back(&self, bytes: u64) {
-        self.share.give_back(bytes);
+    fn give_back(&self, bytes: u64, beyond: u64) {
+        self.share.give_back(bytes - beyond);
+        self.share.give_back_beyond(beyond);
         self.given_back.notify_one();
     }
 }
@@ -53,7 +56,7 @@ impl Budget {
 
     /// A permit for so many bytes, if they are free.
     pub(super) fn try_take(&self, bytes: u64) -> Option<Permit> {
-        self.0.share.take(bytes, 0).then(|| self.permit(bytes))
+        self.0.share.take(bytes, 0).then(|| self.permit(bytes, 0))
     }
 
     /// True if there would be a permit for so many bytes once `given_back` are.
@@ -63,8 +66,8 @@ impl Budget {
 
     /// A permit for so many bytes, free or not: for whoever runs alone.
     pub(super) fn take(&self, bytes: u64) -> Permit {
-        self.0.share.take_anyway(bytes);
-        self.permit(bytes)
+        self.0.share.take_beyond(bytes);
+        self.permit(bytes, bytes)
     }
 
     /// A permit for so many bytes, free or not, of which there is one at a time.
@@ -78,7 +81,7 @@ impl Budget {
 
     /// A permit for nothing, which may grow.
     pub(super) fn nothing(&self) -> Permit {
-        self.permit(0)
+        self.permit(0, 0)
     }
 
     /// For how many bytes there are permits.
@@ -92,8 +95,8 @@ impl Budget {
         self.0.given_back.notified().await;
     }
 
-    fn permit(&self, bytes: u64) -> Permit {
-        Permit { bytes, budget: self.0.clone(), _exception: None }
+    fn permit(&self, bytes: u64, beyond: u64) -> Permit {
+        Permit { bytes, beyond, budget: self.0.clone(), _exception: None }
     }
 }
 
@@ -112,15 +115,18 @@ impl Permit {
 
     /// What it is for has become so many bytes.
     pub(super) fn become_bytes(&mut self, bytes: u64) {
-        let before = std::mem::replace(&mut self.bytes, bytes);
-        self.budget.share.take_anyway(bytes);
-        self.budget.give_back(before);
+        let (before, beyond_before) = (self.bytes, self.beyond);
+        (self.bytes, self.beyond) = (bytes, beyond_before.min(bytes));
+        self.budget.share.take_anyway(self.bytes - self.beyond);
+        self.budget.share.take_beyond(self.beyond);
+        self.budget.give_back(before, beyond_before);
     }
 
     /// All of it; what is left is for nothing.
     pub(super) fn take(&mut self) -> Permit {
         Permit {
             bytes: std::mem::take(&mut self.bytes),
+            beyond: std::mem::take(&mut self.beyond),
             budget: self.budget.clone(),
             _exception: self._exception.take(),
         }
@@ -129,12 +135,13 @@ impl Permit {
     /// Both in one. Each must be of the same budget.
     pub(super) fn join(&mut self, mut other: Permit) {
         self.bytes += std::mem::take(&mut other.bytes);
+        self.beyond += std::mem::take(&mut other.beyond);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        self.budget.give_back(self.bytes, self.beyond);
     }
 }
 
@@ -219,6 +226,31 @@ mod tests {
         budget.wait_for_room().await;
         assert!(budget.try_take(4).is_some());
         drop(rest);
+    }
+
+    #[test]
+    fn what_is_had_beyond_the_budget_leaves_an_archiver_its_own() {
+        // Given clusters that hang, and hold all of the common memory that they get
+        let common = CommonMemory::new(8 << 20);
+        let others: Vec<Budget> = (0..20).map(|_| Budget::new(1 << 30, Some(&common))).collect();
+        let hogs: Vec<Permit> =
+            others.iter().flat_map(|other| std::iter::from_fn(|| other.try_take(64 << 10))).collect();
+        // When one more stores a block alone
+        let budget = Budget::new(32 << 20, Some(&common));
+        let mut block = budget.take(16 << 20);
+        // Then what is its own is still there for its tails, and no more than that
+        let tail = budget.try_take(64 << 10).expect("its own");
+        assert!(budget.try_take(OWN_BYTES).is_none());
+        // Also when the block has become less, and its permit was handed on
+        block.become_bytes(15 << 20);
+        let mut handed_on = budget.nothing();
+        handed_on.join(block.take());
+        assert_eq!(budget.held(), (15 << 20) + (64 << 10));
+        let rest = budget.try_take(OWN_BYTES - (64 << 10)).expect("its own");
+        drop((block, handed_on, tail, rest));
+        assert_eq!(budget.held(), 0);
+        drop(hogs);
+        assert!(others[0].try_take(4 << 20).is_some(), "all is given back");
     }
 
     #[tokio::test]

@@ -1,42 +1,75 @@
-//! Which cluster archives which server into which repository, among the archivers of one process: no two the same one. The file
-//! cannot say it where two addresses are of one server; the server can.
+//! Which cluster streams with which slot of which server, among the archivers of one process. The file cannot say it where two
+//! addresses are of one server; that its slot is busy can. Clones of a server have its identifier and may have its slots' names, and
+//! each may be archived: two archivers of one slot are told from them by that only one of them gets it.
 
 use crate::error::{Error, Kind, Result};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What the archivers of a process archive. Clones are one.
+/// By system identifier, slot and cluster.
+type Key = (u64, String, String);
+
+/// What the archivers of a process stream, or are about to. Clones are one.
 #[derive(Clone, Default, Debug)]
-pub struct Claims(Arc<Mutex<BTreeMap<(String, u64), String>>>);
+pub struct Claims(Arc<Mutex<BTreeSet<Key>>>);
 
 /// One archiver's part in it.
 #[derive(Clone, Debug)]
 pub struct Claim {
     claims: Claims,
-    repository: String,
+    slot: String,
+}
+
+/// It streams, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    claims: Claims,
+    key: Key,
 }
 
 impl Claims {
-    /// For an archiver into `repository`, a name by which the same place is the same.
-    pub fn for_repository(&self, repository: impl Into<String>) -> Claim {
-        Claim { claims: self.clone(), repository: repository.into() }
+    /// For an archiver that streams with this slot.
+    pub fn for_slot(&self, slot: impl Into<String>) -> Claim {
+        Claim { claims: self.clone(), slot: slot.into() }
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+        // Whole after each step: a panic elsewhere changes nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Claim {
-    /// `cluster` is about to archive the system; it has done so before, or nobody has.
+    /// `cluster` is about to stream from the system.
+    pub(super) fn take(&self, system_identifier: u64, cluster: &str) -> Claimed {
+        let key = (system_identifier, self.slot.clone(), cluster.to_owned());
+        self.claims.all().insert(key.clone());
+        Claimed { claims: self.claims.clone(), key }
+    }
+}
+
+impl Claimed {
+    /// The slot is busy.
     ///
     /// # Errors
-    /// Of kind `Refused`, if another one does.
-    pub(super) fn take(&self, system_identifier: u64, cluster: &str) -> Result<()> {
-        let mut claims = self.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let holder = claims.entry((self.repository.clone(), system_identifier)).or_insert_with(|| cluster.to_owned());
-        if holder == cluster {
+    /// Of kind `Refused`, if another cluster of this process has it: then waiting as a hot spare would archive nothing, and later
+    /// the other's WAL.
+    pub(super) fn busy(&self) -> Result<()> {
+        let (system, slot, cluster) = &self.key;
+        let all = self.claims.all();
+        let Some((.., other)) = all.iter().find(|(its, name, other)| its == system && name == slot && other != cluster)
+        else {
             return Ok(());
-        }
-        let what = format!("the server is the one that cluster {holder} archives into the same repository already");
+        };
+        let what = format!("the server is the one that cluster {other} archives already, with the same slot, {slot}");
         Err(Error::new(Kind::Refused, what)
-            .hint("Take one of the two out of the configuration, or give it a repository of its own."))
+            .hint("Take one of the two out of the configuration, or give it its own server (pg) or slot."))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.claims.all().remove(&self.key);
     }
 }
 
@@ -45,16 +78,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_system_has_one_cluster_in_a_repository() {
+    fn a_slot_that_is_busy_is_anothers_only_while_that_one_streams_with_it() {
         let claims = Claims::default();
-        let here = claims.for_repository("s3://b/");
-        here.take(7, "shop").unwrap();
-        // Whoever has it may come again, also for another system
-        here.take(7, "shop").unwrap();
-        here.take(8, "shop").unwrap();
-        // Nobody else may have it, but in another repository
-        let refused = claims.for_repository("s3://b/").take(7, "mail").unwrap_err();
+        let shop = claims.for_slot("seawall").take(7, "shop");
+        // A clone with a slot of the same name may be archived, and waits where its slot is another process's
+        let clone = claims.for_slot("seawall").take(7, "clone");
+        drop(shop);
+        clone.busy().unwrap();
+        // What is busy with another of this process is not waited for
+        let shop = claims.for_slot("seawall").take(7, "shop");
+        let refused = clone.busy().unwrap_err();
         assert!(refused.kind() == Kind::Refused && refused.to_string().contains("shop"), "{refused}");
-        claims.for_repository("s3://c/").take(7, "mail").unwrap();
+        // Another slot, and another system, are nobody else's
+        claims.for_slot("mail").take(7, "mail").busy().unwrap();
+        claims.for_slot("seawall").take(8, "mail").busy().unwrap();
+        drop((shop, clone));
+        assert!(claims.all().is_empty());
     }
 }

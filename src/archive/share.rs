@@ -45,7 +45,7 @@ impl CommonMemory {
     /// True if somebody who has `before` could have `wanted`, beside what others have.
     fn is_free(&self, held: u64, before: u64, wanted: u64) -> bool {
         let others = held.saturating_sub(before);
-        wanted == 0 || wanted <= self.0.bytes_max.saturating_sub(others + wanted)
+        wanted <= before || wanted <= self.0.bytes_max.saturating_sub(others + wanted)
     }
 
     /// Somebody has `after` instead of `before` now, if `wanted` could be had.
@@ -87,39 +87,54 @@ pub(super) struct Share {
     own_bytes: u64,
     bytes_max: u64,
     common: Option<CommonMemory>,
-    held: Mutex<u64>,
+    held: Mutex<Held>,
+}
+
+/// What it holds.
+#[derive(Clone, Copy, Default, Debug)]
+struct Held {
+    /// Of its own at first.
+    bytes: u64,
+    /// Whatever was free: none of it counts against its own.
+    beyond: u64,
+}
+
+impl Held {
+    fn all(self) -> u64 {
+        self.bytes + self.beyond
+    }
 }
 
 impl Share {
     /// At most `bytes_max`: all of it its own where nothing is common, and else `own_bytes`.
     pub(super) fn new(own_bytes: u64, bytes_max: u64, common: Option<&CommonMemory>) -> Share {
         let own_bytes = if common.is_some() { own_bytes.min(bytes_max) } else { bytes_max };
-        Share { own_bytes, bytes_max, common: common.cloned(), held: Mutex::new(0) }
+        Share { own_bytes, bytes_max, common: common.cloned(), held: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, u64> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         // Whole after each step: a panic elsewhere changes nothing.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How much it holds.
     pub(super) fn held(&self) -> u64 {
-        *self.lock()
+        self.lock().all()
     }
 
-    fn beyond(&self, held: u64) -> u64 {
-        held.saturating_sub(self.own_bytes)
+    /// So much of it is of what is common.
+    fn common_of(&self, held: Held) -> u64 {
+        held.bytes.saturating_sub(self.own_bytes) + held.beyond
     }
 
     /// True if it holds `bytes` more now, and could hold `left` more than that.
     pub(super) fn take(&self, bytes: u64, left: u64) -> bool {
         let mut held = self.lock();
-        let (after, wanted) = (*held + bytes, *held + bytes + left);
-        let fits = wanted <= self.bytes_max
-            && self
-                .common
-                .as_ref()
-                .is_none_or(|common| common.change(self.beyond(*held), self.beyond(wanted), self.beyond(after)));
+        let after = Held { bytes: held.bytes + bytes, ..*held };
+        let wanted = Held { bytes: after.bytes + left, ..*held };
+        let change =
+            |common: &CommonMemory| common.change(self.common_of(*held), self.common_of(wanted), self.common_of(after));
+        let fits = wanted.all() <= self.bytes_max && self.common.as_ref().is_none_or(change);
         *held = if fits { after } else { *held };
         fits
     }
@@ -127,32 +142,46 @@ impl Share {
     /// True if `bytes` more could be held if `given_back` were.
     pub(super) fn would_fit(&self, bytes: u64, given_back: u64) -> bool {
         let held = self.lock();
-        let after = held.saturating_sub(given_back) + bytes;
+        let after = Held { bytes: held.bytes.saturating_sub(given_back) + bytes, ..*held };
         let is_free = |common: &CommonMemory| {
             let all = *common.held();
-            common.is_free(all, self.beyond(*held), self.beyond(after))
+            common.is_free(all, self.common_of(*held), self.common_of(after))
         };
-        after <= self.bytes_max && self.common.as_ref().is_none_or(is_free)
+        after.all() <= self.bytes_max && self.common.as_ref().is_none_or(is_free)
     }
 
     /// Holds `bytes` more, free or not.
     pub(super) fn take_anyway(&self, bytes: u64) {
         let mut held = self.lock();
-        let after = *held + bytes;
+        let after = Held { bytes: held.bytes + bytes, ..*held };
+        self.change(&mut held, after);
+    }
+
+    /// Holds `bytes` more, free or not, and what is its own stays free.
+    pub(super) fn take_beyond(&self, bytes: u64) {
+        let mut held = self.lock();
+        let after = Held { beyond: held.beyond + bytes, ..*held };
         self.change(&mut held, after);
     }
 
     /// Holds `bytes` less.
     pub(super) fn give_back(&self, bytes: u64) {
         let mut held = self.lock();
-        let after = held.saturating_sub(bytes);
+        let after = Held { bytes: held.bytes.saturating_sub(bytes), ..*held };
         self.change(&mut held, after);
     }
 
-    fn change(&self, held: &mut u64, after: u64) {
+    /// Holds `bytes` less of what it took beyond.
+    pub(super) fn give_back_beyond(&self, bytes: u64) {
+        let mut held = self.lock();
+        let after = Held { beyond: held.beyond.saturating_sub(bytes), ..*held };
+        self.change(&mut held, after);
+    }
+
+    fn change(&self, held: &mut Held, after: Held) {
         if let Some(common) = &self.common {
             let mut all = common.held();
-            *all = all.saturating_sub(self.beyond(*held)) + self.beyond(after);
+            *all = all.saturating_sub(self.common_of(*held)) + self.common_of(after);
         }
         *held = after;
     }
@@ -162,6 +191,7 @@ impl Drop for Share {
     /// An archiver that has ended holds nothing.
     fn drop(&mut self) {
         self.give_back(u64::MAX);
+        self.give_back_beyond(u64::MAX);
     }
 }
 

@@ -646,7 +646,10 @@ impl<'a> Stream<'a> {
                 biased;
                 () = shutdown.kill.cancelled() => return Ok(Ended::Killed),
                 Some(done) = self.running.next() => { self.confirm(done??)?; }
+                // A store that hangs is waited for, which is a turn too.
+                () = tokio::time::sleep(self.options.status_interval) => {}
             }
+            self.state.send_modify(|state| state.counts.turns += 1);
         }
         self.publish(false);
         Ok(Ended::Timeline(end))

@@ -70,7 +70,7 @@ impl Backups {
                     }
                     // Much may have happened until it is this cluster's turn.
                     if turn.is_none() {
-                        turn = Some(self.taker.turns.take().await);
+                        turn = Some(self.taker.turns.take_first().await);
                         continue;
                     }
                     tracing::info!("taking a base backup, because WAL was lost");

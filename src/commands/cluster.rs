@@ -8,12 +8,11 @@ use super::outside::Configured;
 use super::taking::Taker;
 use super::turns::Turns;
 use super::view::{Running, View};
-use super::{distinct, drills, jobs, keys, parts, sizes, troubles};
+use super::{drills, jobs, keys, parts, sizes, troubles};
 use crate::archive::{ArchiveOptions, Archiver, Claims, CommonMemory, IndexKeeper, PostgresSource, keep_index};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::history::index::Indexer;
-use crate::metrics::Metrics;
 use crate::notify::{Notifier, Trouble, hooks};
 use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks};
 use crate::store::{Conditional, Opener, Store};
@@ -91,16 +90,23 @@ impl Cluster {
         let mut backoff = Backoff::new(BEGIN_AGAIN);
         loop {
             let Err(error) = self.archive().await else { return Ok(()) };
-            self.view.ended(&error);
-            self.notifier.raise(Trouble::Stopped, format!("the archiver has ended: {error}"));
-            if !self.process.has_several() || !may_pass(&error) {
+            let begins_again = self.process.has_several() && may_pass(&error);
+            match begins_again {
+                true => self.view.pauses(&error),
+                false => self.view.ended(&error),
+            }
+            // Whoever starts one that is alone sees that it does not start.
+            if self.process.has_several() || self.view.has_run() {
+                self.notifier.raise(Trouble::Stopped, format!("the archiver has ended: {error}"));
+            }
+            if !begins_again {
                 self.notifier.flush(LAST_WORDS).await;
                 return Err(error);
             }
             let (pause, hint) = (backoff.next_pause(), error.hint_text().unwrap_or_default());
             tracing::error!(%error, hint, pause_seconds = pause.as_secs_f64(), "this cluster is not archived; beginning again");
             tokio::select! {
-                () = self.process.shutdown.stop.cancelled() => return Err(error),
+                () = self.process.shutdown.stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -109,8 +115,7 @@ impl Cluster {
     async fn archive(&self) -> Result<()> {
         let (clock, shutdown) = (self.process.clock.clone(), self.process.shutdown.clone());
         let settings = self.settings.borrow().clone();
-        let metrics = Metrics::new(&settings.cluster)?;
-        self.view.begins(metrics.clone());
+        let metrics = self.view.begins();
         let info = parts::connection(&settings)?;
         let observer = Arc::new(StoreMetrics::new(metrics.clone()));
         // Nothing is begun yet that would have to be finished: a stop need not wait for a store that hangs.
@@ -138,7 +143,7 @@ impl Cluster {
             indexer: Some(indexer.clone()),
             latency: Some(metrics.durable_latency()),
             common: self.process.memory.clone(),
-            claim: Some(self.process.claims.for_repository(distinct::repository_of(&settings)?)),
+            claim: Some(self.process.claims.for_slot(&settings.slot)),
             ..ArchiveOptions::default()
         };
         let archiver = Archiver::new(source, store.clone(), &settings.cluster, options, clock.clone());
@@ -202,7 +207,7 @@ impl Cluster {
     }
 }
 
-/// A server that refuses us may take us later, and a store too. Two histories do not become one by waiting.
-fn may_pass(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Postgres | Kind::Store | Kind::Local | Kind::Busy)
+/// A server that refuses us may take us later, and a store too; a defect may be met once. Two histories do not become one by waiting.
+pub(super) fn may_pass(error: &Error) -> bool {
+    !matches!(error.kind(), Kind::Diverged | Kind::Damaged)
 }

@@ -26,10 +26,7 @@ impl Way<'_> {
 }
 
 /// The repository of a cluster, by a name that is the same for the same place.
-///
-/// # Errors
-/// Of kind `Config`, if there is none.
-pub(super) fn repository_of(settings: &Settings) -> Result<String> {
+fn repository_of(settings: &Settings) -> Result<String> {
     let endpoint = settings.store.s3.endpoint.as_deref().unwrap_or_default();
     Ok(format!("{endpoint} {}", place_of(settings.repo()?)?))
 }

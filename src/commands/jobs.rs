@@ -2,6 +2,7 @@
 
 use super::audit::{Begun, Ended, actor};
 use super::taking::Taker;
+use super::turns::Turn;
 use super::{drill, print, prune, verify};
 use crate::archive::{ArchiveState, Phase};
 use crate::backup::Unfinished;
@@ -162,8 +163,13 @@ impl Jobs for RunJobs {
         }
     }
 
+    type Turn = Turn;
+
+    async fn turn(&self) -> Turn {
+        self.taker.turns.take().await
+    }
+
     async fn run(&self, job: Job) -> Result<()> {
-        let _turn = self.taker.turns.take().await;
         tracing::info!(%job, "begins, as scheduled");
         match job {
             Job::Full => self.back_up(BackupType::Full).await,

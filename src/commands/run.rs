@@ -1,6 +1,6 @@
 //! `seawall run`: every cluster streams, stores and acknowledges by itself; they are shown together, and told together when to stop.
 
-use super::cluster::{Cluster, Process};
+use super::cluster::{Cluster, Process, may_pass};
 use super::service::ServiceManager;
 use super::view::Views;
 use super::{distinct, reload, signals};
@@ -81,7 +81,34 @@ async fn run_all(mut clusters: Vec<Cluster>) -> Result<()> {
     }
     let mut first = Ok(());
     while let Some(ended) = running.next().await {
-        first = first.and(ended.flatten());
+        first = worth_a_restart(first, ended.flatten());
     }
     first
+}
+
+/// What the process says at its end, of two: the first, but for one that a start anew may mend, which the service manager must not
+/// be kept from.
+fn worth_a_restart(first: Result<()>, next: Result<()>) -> Result<()> {
+    match (first, next) {
+        (Ok(()), next) => next,
+        (Err(first), Err(next)) if !may_pass(&first) && may_pass(&next) => Err(next),
+        (first, _) => first,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divergence_of_one_does_not_keep_another_from_being_started_anew() {
+        let ended = |kind| Err(Error::new(kind, "it ended"));
+        let kind = |first, next| worth_a_restart(first, next).err().map(|error| error.kind());
+        assert_eq!(kind(ended(Kind::Diverged), ended(Kind::Internal)), Some(Kind::Internal));
+        assert_eq!(kind(ended(Kind::Postgres), ended(Kind::Internal)), Some(Kind::Postgres));
+        assert_eq!(kind(ended(Kind::Diverged), ended(Kind::Damaged)), Some(Kind::Diverged));
+        assert_eq!(kind(ended(Kind::Diverged), Ok(())), Some(Kind::Diverged));
+        assert_eq!(kind(Ok(()), ended(Kind::Damaged)), Some(Kind::Damaged));
+        assert_eq!(kind(Ok(()), Ok(())), None);
+    }
 }

@@ -46,17 +46,18 @@ impl ServiceManager {
     }
 
     /// Says that it is up, once all have begun, then how they are doing, for ever; may be dropped at any time. `look` says what
-    /// is seen of each cluster. An archiver that streams and makes no turn for as long as the watchdog is patient is no longer
-    /// vouched for, and the process with it. While it waits for a server or as a spare it has no turns to make, and that this
-    /// task runs is all that can be said.
+    /// is seen of each cluster. An archiver that streams and makes no turn for as long as the watchdog is patient hangs. One among
+    /// others that make theirs is named in the log, for ending the process would end those; where all that stream hang, the process
+    /// is no longer vouched for. While one waits for a server or as a spare it has no turns to make, and that this task runs is all
+    /// that can be said.
     pub(super) async fn follow(self, look: impl Fn() -> Vec<(String, Look)>, shutdown: Shutdown) {
         let beat = self.watchdog.map_or(STATUS_INTERVAL, |watchdog| (watchdog / 3).min(STATUS_INTERVAL));
         let mut looks = interval(beat.min(LOOK_INTERVAL));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let begun = Instant::now();
         let (mut next_beat, mut is_up, mut is_stopping, mut told) = (begun, false, false, None);
-        // Of each: when it made its last turn, and how many it had made then.
-        let mut turns: Vec<(Instant, u64)> = Vec::new();
+        // Of each: when it made its last turn, how many it had made then, and whether it was said that it hangs.
+        let mut turns: Vec<(Instant, u64, bool)> = Vec::new();
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
@@ -66,14 +67,18 @@ impl ServiceManager {
                 }
             }
             let (seen, now) = (look(), Instant::now());
-            turns.resize(seen.len(), (now, 0));
-            for ((last, turns), (_, look)) in turns.iter_mut().zip(&seen) {
-                if look.turns != Some(*turns) {
-                    (*last, *turns) = (now, look.turns.unwrap_or_default());
+            turns.resize(seen.len(), (now, 0, false));
+            for (turns, (_, look)) in turns.iter_mut().zip(&seen) {
+                if look.turns != Some(turns.1) {
+                    *turns = (now, look.turns.unwrap_or_default(), false);
                 }
             }
-            let have_begun = seen.iter().all(|(_, look)| look.has_started) || begun.elapsed() > BEGINNING_MAX;
-            if have_begun && !std::mem::replace(&mut is_up, true) {
+            let have_begun = match &seen[..] {
+                // One that is alone and fails at its start is never up.
+                [(_, only)] => only.has_run,
+                all => all.iter().all(|(_, look)| look.has_started),
+            };
+            if (have_begun || begun.elapsed() > BEGINNING_MAX) && !std::mem::replace(&mut is_up, true) {
                 self.tell("READY=1");
             }
             let (health, is_beat) = (summary(&seen), now >= next_beat);
@@ -84,8 +89,7 @@ impl ServiceManager {
             }
             if is_beat {
                 next_beat = now + beat;
-                let all_turn = |watchdog| turns.iter().all(|(last, _)| last.elapsed() < watchdog);
-                if self.watchdog.is_some_and(all_turn) {
+                if self.watchdog.is_some_and(|watchdog| is_alive(&seen, &mut turns, watchdog)) {
                     self.tell("WATCHDOG=1");
                 }
             }
@@ -98,6 +102,20 @@ impl ServiceManager {
             tracing::debug!(%error, what, "the service manager was not told");
         }
     }
+}
+
+/// True if nobody streams, or one that does makes turns. Says of each that hangs, once.
+fn is_alive(seen: &[(String, Look)], turns: &mut [(Instant, u64, bool)], watchdog: Duration) -> bool {
+    let (mut streaming, mut hanging) = (0, 0);
+    for ((last, _, is_told), (cluster, _)) in turns.iter_mut().zip(seen).filter(|(_, (_, look))| look.turns.is_some()) {
+        let hangs = last.elapsed() >= watchdog;
+        (streaming, hanging) = (streaming + 1, hanging + usize::from(hangs));
+        if hangs && !std::mem::replace(is_told, true) {
+            let seconds = last.elapsed().as_secs();
+            tracing::error!(%cluster, seconds, "the archiver hangs: it streams, and has done nothing for so long");
+        }
+    }
+    streaming == 0 || hanging < streaming
 }
 
 /// A path, or with `@` in front a name of Linux' own.
@@ -143,14 +161,15 @@ mod tests {
             ("WATCHDOG_PID", OsString::from(std::process::id().to_string())),
         ]);
         let manager = ServiceManager::find(&|name| variables.get(name).cloned()).unwrap();
-        // Given two, of which one waits for its server all the time
+        // Given three, of which one waits for its server all the time
         let (turns, watched) = watch::channel(None);
+        let (others, other) = watch::channel(None);
         let look = move || {
             let one = |turns| {
                 let health = Health { ready: true, reason: "well".to_owned() };
-                ("main".to_owned(), Look { health, has_started: true, turns })
+                ("main".to_owned(), Look { health, has_started: true, has_run: true, turns })
             };
-            vec![one(None), one(*watched.borrow())]
+            vec![one(None), one(*watched.borrow()), one(*other.borrow())]
         };
         let mut tasks = crate::runtime::Tasks::default();
         tasks.start(manager.follow(look, Shutdown::default()));
@@ -162,6 +181,7 @@ mod tests {
                 if makes_turns {
                     turns.send_modify(|turns| *turns = turns.map(|turns: u64| turns + 1));
                 }
+                others.send_modify(|turns| *turns = turns.map(|turns: u64| turns + 1));
                 signs += signs_of_life(&socket);
             }
             signs
@@ -176,6 +196,32 @@ mod tests {
         assert_eq!(lives(300, false).await, 0);
         // until it does again
         assert!(lives(15, true).await > 0);
+        // And where it hangs beside one that makes its turns, that one is not ended with it
+        others.send_replace(Some(0));
+        lives(31, false).await;
+        assert!(lives(300, false).await >= 29);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_fails_at_its_start_was_never_up_but_where_there_are_others() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        for (clusters, is_up) in [(1, false), (2, true)] {
+            let path = path.clone().into_os_string();
+            let manager = ServiceManager::find(&|name| (name == "NOTIFY_SOCKET").then(|| path.clone())).unwrap();
+            let look = move || {
+                let health = Health { ready: false, reason: "has ended".to_owned() };
+                let failed = Look { health, has_started: true, has_run: false, turns: None };
+                (0..clusters).map(|_| ("main".to_owned(), failed.clone())).collect()
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(5), manager.follow(look, Shutdown::default())).await;
+            let mut buffer = [0; 4096];
+            let told: Vec<_> =
+                std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())).collect();
+            assert_eq!(told.iter().any(|what| what == b"READY=1"), is_up, "of {clusters}");
+        }
     }
 
     #[tokio::test]

@@ -26,8 +26,18 @@ struct Now {
     metrics: Metrics,
     /// Its archiver, once its store and its server have answered; the last one, if it has ended.
     running: Option<Running>,
-    /// Why it has ended, if by an error.
-    ended: Option<String>,
+    /// It was at work once, in this attempt or in one before.
+    has_run: bool,
+    /// Why it is not archived, if by an error.
+    trouble: Option<NotArchived>,
+}
+
+/// Why, in words.
+enum NotArchived {
+    /// It begins again in a while.
+    Pausing(String),
+    /// For good.
+    Ended(String),
 }
 
 /// An archiver that is at work.
@@ -39,10 +49,13 @@ pub(super) struct Running {
 }
 
 /// A look at one cluster.
+#[derive(Clone)]
 pub(super) struct Look {
     pub(super) health: Health,
-    /// It has begun, or has ended before it could.
+    /// It has begun, or has met an error before it could.
     pub(super) has_started: bool,
+    /// It has begun at least once.
+    pub(super) has_run: bool,
     /// While it streams: how many turns it has made.
     pub(super) turns: Option<u64>,
 }
@@ -53,25 +66,41 @@ impl View {
     /// # Errors
     /// As [`Metrics::new`].
     pub(super) fn new(cluster: &str, clock: Clock) -> Result<View> {
-        let now = Now { metrics: Metrics::new(cluster)?, running: None, ended: None };
+        let metrics = Metrics::new(cluster)?;
+        show_nothing_known(&metrics);
+        let now = Now { metrics, running: None, has_run: false, trouble: None };
         Ok(View { cluster: cluster.to_owned(), clock, now: Mutex::new(now) })
     }
 
-    /// It begins, and counts from zero.
-    pub(super) fn begins(&self, metrics: Metrics) {
-        *self.now() = Now { metrics, running: None, ended: None };
+    /// It begins, or begins again. Its metrics are the same ones in every attempt: what was counted stays counted.
+    pub(super) fn begins(&self) -> Metrics {
+        let mut now = self.now();
+        show_nothing_known(&now.metrics);
+        (now.running, now.trouble) = (None, None);
+        now.metrics.clone()
     }
 
     /// It is at work.
     pub(super) fn runs(&self, running: Running) {
-        self.now().running = Some(running);
+        let mut now = self.now();
+        (now.running, now.has_run) = (Some(running), true);
     }
 
-    /// It has ended, because of this.
+    /// It was at work once.
+    pub(super) fn has_run(&self) -> bool {
+        self.now().has_run
+    }
+
+    /// It cannot be archived because of this, and begins again in a while.
+    pub(super) fn pauses(&self, error: &Error) {
+        self.now().trouble = Some(NotArchived::Pausing(error.to_string()));
+    }
+
+    /// It has ended for good, because of this.
     pub(super) fn ended(&self, error: &Error) {
         let mut now = self.now();
         now.metrics.set_stopped(error.kind());
-        now.ended = Some(error.to_string());
+        now.trouble = Some(NotArchived::Ended(error.to_string()));
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -88,25 +117,29 @@ impl View {
     pub(super) fn look(&self) -> Look {
         let now = self.now();
         let not_ready = |reason: String| Health { ready: false, reason };
-        match (&now.ended, &now.running) {
-            (Some(why), _) => Look { health: not_ready(format!("has ended: {why}")), has_started: true, turns: None },
-            (None, None) => Look { health: not_ready("starting".to_owned()), has_started: false, turns: None },
+        let (health, turns) = match (&now.trouble, &now.running) {
+            (Some(NotArchived::Ended(why)), _) => (not_ready(format!("has ended: {why}")), None),
+            (Some(NotArchived::Pausing(why)), _) => (not_ready(format!("not archived, beginning again: {why}")), None),
+            (None, None) => (not_ready("starting".to_owned()), None),
             (None, Some(running)) => {
                 let state = running.state.borrow();
-                let turns = (state.phase == Phase::Streaming).then_some(state.counts.turns);
-                Look { health: health_of(&state), has_started: true, turns }
+                (health_of(&state), (state.phase == Phase::Streaming).then_some(state.counts.turns))
             }
-        }
+        };
+        Look { health, has_started: now.has_run || now.trouble.is_some(), has_run: now.has_run, turns }
     }
 
     /// Its metrics, as they are now.
     pub(super) fn metrics(&self) -> Metrics {
-        let (metrics, running) = {
+        let (metrics, running, is_archived) = {
             let now = self.now();
-            (now.metrics.clone(), now.running.clone())
+            (now.metrics.clone(), now.running.clone(), now.trouble.is_none())
         };
         if let Some(Running { state, indexer, .. }) = running {
             show(&metrics, &state.borrow(), self.clock.now());
+            if !is_archived {
+                metrics.set_connected(false);
+            }
             let (unreadable, unstored) = indexer.failures();
             metrics.count_index_failures(unreadable, unstored);
         }
@@ -160,10 +193,18 @@ impl Served for Views {
     }
 
     fn life(&self, name: &str) -> Option<Health> {
-        let ended = self.of(name)?.now().ended.clone();
-        let reason = ended.as_ref().map_or("alive".to_owned(), |why| format!("has ended: {why}"));
-        Some(Health { ready: ended.is_none(), reason })
+        Some(match &self.of(name)?.now().trouble {
+            Some(NotArchived::Ended(why)) => Health { ready: false, reason: format!("has ended: {why}") },
+            _ => Health { ready: true, reason: "alive".to_owned() },
+        })
     }
+}
+
+/// Before anything is known of the server, a disaster may cost anything.
+fn show_nothing_known(metrics: &Metrics) {
+    metrics.set_rpo(f64::INFINITY, 0);
+    metrics.set_connected(false);
+    metrics.set_hot_spare(false);
 }
 
 /// Copies what the archiver shows into the metrics.
@@ -219,4 +260,35 @@ fn health_of(state: &ArchiveState) -> Health {
         }
     };
     Health { ready, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn what_begins_again_has_not_stopped_and_what_is_not_known_costs_everything() {
+        let view = Arc::new(View::new("shop", Clock::system()).unwrap());
+        let views = Views(vec![view.clone()]);
+        let shows = |line: &str| views.metrics().unwrap().lines().any(|it| it == line);
+        let refused = Error::new(Kind::Postgres, "no pg_hba.conf entry");
+        // Given a cluster that has not begun: nothing is safe yet
+        assert!(shows("seawall_rpo_seconds{cluster=\"shop\"} inf"), "{}", views.metrics().unwrap());
+        let metrics = view.begins();
+        metrics.count_reconnects(3);
+        // When it is refused, and begins again
+        view.pauses(&refused);
+        let stopped = "seawall_stopped{reason=\"other\",cluster=\"shop\"} 1";
+        assert!(!shows(stopped) && views.life("shop").unwrap().ready, "it has not ended");
+        let look = view.look();
+        assert!(!look.health.ready && look.health.reason.contains("pg_hba"), "{}", look.health.reason);
+        assert!(look.has_started && !look.has_run);
+        view.begins();
+        // Then it counts on, and once it ends for good that is shown
+        assert!(shows("seawall_reconnects_total{cluster=\"shop\"} 3"), "{}", views.metrics().unwrap());
+        assert!(shows("seawall_rpo_seconds{cluster=\"shop\"} inf"));
+        view.ended(&refused);
+        assert!(shows(stopped) && !views.life("shop").unwrap().ready);
+    }
 }

@@ -4,7 +4,7 @@
 //! large its head may be. One request a connection: a scrape every few seconds needs no more, and nobody can keep one.
 
 use crate::error::{Error, Kind, Result};
-use crate::runtime::Tasks;
+use crate::runtime::{Background, Tasks};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Connections served at once; further ones wait in the listener's queue.
@@ -42,7 +43,7 @@ pub struct Health {
     pub reason: String,
 }
 
-/// Whom the endpoint speaks for. Answers at once: nothing in here may wait.
+/// Whom the endpoint speaks for. Nothing in here may wait; metrics are processor time.
 pub trait Served: Send + Sync + 'static {
     /// The text of `/metrics`.
     ///
@@ -73,7 +74,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 ///
 /// A connection's failure is that client's matter, and a failed accept is tried again. May be dropped at any time.
 pub async fn serve(listener: TcpListener, served: Arc<impl Served>, shutdown: CancellationToken) {
-    let mut connections: Tasks<()> = Tasks::default();
+    let (mut connections, rendering): (Tasks<()>, _) = (Tasks::default(), Arc::new(Mutex::new(())));
     loop {
         tokio::select! {
             biased;
@@ -84,7 +85,7 @@ pub async fn serve(listener: TcpListener, served: Arc<impl Served>, shutdown: Ca
                 }
             }
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.start(converse(stream, served.clone())),
+                Ok((stream, _)) => connections.start(converse(stream, served.clone(), rendering.clone())),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept an HTTP connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -94,10 +95,10 @@ pub async fn serve(listener: TcpListener, served: Arc<impl Served>, shutdown: Ca
     }
 }
 
-async fn converse(stream: TcpStream, served: Arc<impl Served>) {
+async fn converse(stream: TcpStream, served: Arc<impl Served>, rendering: Arc<Mutex<()>>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), served.as_ref());
-        std::future::ready(Ok::<_, Infallible>(response))
+        let (served, rendering) = (served.clone(), rendering.clone());
+        async move { Ok::<_, Infallible>(answer(request.method(), request.uri().path(), served, rendering).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -112,7 +113,12 @@ async fn converse(stream: TcpStream, served: Arc<impl Served>) {
     }
 }
 
-fn answer(method: &Method, path: &str, served: &impl Served) -> Response<Full<Bytes>> {
+async fn answer(
+    method: &Method,
+    path: &str,
+    served: Arc<impl Served>,
+    rendering: Arc<Mutex<()>>,
+) -> Response<Full<Bytes>> {
     // `/readyz/shop` is of one cluster; whether that one is there, only whoever is served knows.
     let path = path.strip_prefix('/').unwrap_or_default();
     let (page, name) = match path.split_once('/') {
@@ -129,7 +135,7 @@ fn answer(method: &Method, path: &str, served: &impl Served) -> Response<Full<By
         return response;
     }
     match (page, name) {
-        ("metrics", _) => match served.metrics() {
+        ("metrics", _) => match render(served, rendering).await {
             Ok(text) => {
                 let mut response = plain(StatusCode::OK, text);
                 let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -142,6 +148,19 @@ fn answer(method: &Method, path: &str, served: &impl Served) -> Response<Full<By
         ("healthz", Some(name)) => shown(served.life(name)),
         (_, name) => shown(served.health(name)),
     }
+}
+
+/// Not on the threads that serve sockets: of many clusters it is megabytes. One at a time, whoever asks.
+async fn render(served: Arc<impl Served>, rendering: Arc<Mutex<()>>) -> Result<String> {
+    let one = rendering.lock_owned().await;
+    let (sender, text) = oneshot::channel();
+    Background::start(move || {
+        let text = served.metrics();
+        drop(one);
+        // Whoever asked may have gone.
+        let _ = sender.send(text);
+    });
+    text.await.map_err(|error| Error::new(Kind::Internal, "the metrics were not rendered").because(error))?
 }
 
 fn shown(health: Option<Health>) -> Response<Full<Bytes>> {

@@ -34,6 +34,12 @@ pub trait Jobs {
     /// Whoever was at a job before has died with it.
     fn succeeds(&self, _dead: &Holder) {}
 
+    /// The right to do something that is heavy, until it is dropped.
+    type Turn;
+
+    /// Waits for a turn, which may take hours: nothing is held meanwhile.
+    fn turn(&self) -> impl Future<Output = Self::Turn>;
+
     /// Does it, and notes what became of it. That something was found which is wrong is no error: it was done.
     fn run(&self, job: Job) -> impl Future<Output = Result<()>>;
 
@@ -97,6 +103,9 @@ impl<J: Jobs> Runner<J> {
     /// Looks up what was done, and does what is due first, if it can be done now. False if there was nothing to do.
     async fn turn(&mut self, memory: &mut Memory) -> bool {
         self.look_up(memory).await;
+        let Some(Next::Do(_)) = self.next(memory) else { return false };
+        // Before the lease, which would keep another process from it for as long.
+        let _turn = self.jobs.turn().await;
         let Some(Next::Do(job)) = self.next(memory) else { return false };
         let began = self.clock.now();
         let Runner { cluster, lease, clock, jobs } = self;
@@ -231,6 +240,8 @@ mod tests {
         takes: Duration,
         /// Every so many attempts fail; 0: none does.
         fails_every: u32,
+        /// It is its turn after so long.
+        waits: Duration,
     }
 
     impl Jobs for Fake {
@@ -253,6 +264,12 @@ mod tests {
             if may.wait_for(|may| *may != seen).await.is_err() {
                 std::future::pending::<()>().await;
             }
+        }
+
+        type Turn = ();
+
+        async fn turn(&self) {
+            sleep(self.waits).await;
         }
 
         async fn run(&self, job: Job) -> Result<()> {
@@ -327,6 +344,7 @@ mod tests {
             may: may.clone(),
             takes: Duration::from_secs(20 * 60),
             fails_every: 3,
+            waits: Duration::ZERO,
         };
         let week = Duration::from_secs(7 * 24 * 3600);
         tokio::join!(
@@ -364,6 +382,7 @@ mod tests {
             may: may_be,
             takes: Duration::from_secs(60),
             fails_every: 0,
+            waits: Duration::ZERO,
         };
         // Given an archiver that is a hot spare for five days
         let running = runs(archiver(&store, &clock, fake), Duration::from_secs(6 * 24 * 3600));
@@ -383,6 +402,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_turn_keeps_nobody_from_it_and_does_not_do_again_what_was_done() {
+        let schedule = schedule(&[(Job::Prune, "30 4 * * *")]);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let clock = Clock::simulated(at("2026-11-16T03:00:00Z"));
+        let noted = Arc::new(Noted::default());
+        let (_may, may) = watch::channel(true);
+        // Given two archivers of one cluster, of which one has to wait for hours among the clusters of its process
+        let fake = |name, waits| Fake {
+            schedule: schedule.clone(),
+            noted: noted.clone(),
+            name,
+            clock: clock.clone(),
+            may: may.clone(),
+            takes: Duration::from_secs(60),
+            fails_every: 0,
+            waits,
+        };
+        let (waits, half_a_day) = (Duration::from_secs(4 * 3600), Duration::from_secs(12 * 3600));
+        tokio::join!(
+            runs(archiver(&store, &clock, fake("db1", waits)), half_a_day),
+            runs(archiver(&store, &clock, fake("db2", Duration::from_secs(600))), half_a_day),
+        );
+        // Then the other one does it meanwhile, and it is done once
+        let done = noted.done.lock().unwrap();
+        assert_eq!(done.iter().map(|(job, _, name)| (*job, *name)).collect::<Vec<_>>(), [(Job::Prune, "db2")]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn while_nothing_is_due_nothing_is_asked() {
         let schedule = schedule(&[(Job::Prune, "30 4 1 * *")]);
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
@@ -390,8 +437,9 @@ mod tests {
         let noted = Arc::new(Noted::default());
         let (_may, may) = watch::channel(true);
         let takes = Duration::from_secs(1);
+        let (noted_there, clock_there, waits) = (noted.clone(), clock.clone(), Duration::ZERO);
         let fake =
-            Fake { schedule, noted: noted.clone(), name: "db1", clock: clock.clone(), may, takes, fails_every: 0 };
+            Fake { schedule, noted: noted_there, name: "db1", clock: clock_there, may, takes, fails_every: 0, waits };
         runs(archiver(&store, &clock, fake), Duration::from_secs(5 * 24 * 3600)).await;
         // What was done was looked up once, and the lease was left alone
         assert_eq!(*noted.lookups.lock().unwrap(), 1);

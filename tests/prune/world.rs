@@ -331,7 +331,7 @@ impl World {
         let store = MemoryStore::with_clock(self.clock.clone());
         for name in self.names().await {
             let bytes = self.store.get(&name, None).await.unwrap().collect().await.unwrap();
-            store.create(&name, Bytes::from(bytes).into(), Default::default()).await.unwrap();
+            store.create(&name, bytes.into(), Default::default()).await.unwrap();
         }
         let layout = self.repository.layout.clone();
         self.repository = Repository { store: Arc::new(store.clone()), layout: layout.clone() };

@@ -128,7 +128,7 @@ pub(super) const KEYS: &[Key] = &[
         default: Some("2"),
         example: "\"4\"",
         about: "Where one process archives several clusters, so many of them at once take a base backup, verify, drill or prune; the \
-                others wait for their turn, in the order in which they came. One that has waited for six hours goes nevertheless.",
+                others wait for their turn, in the order in which they came. A base backup that answers a gap goes first. What has lasted for six hours keeps nobody off any more.",
         set: |settings, text| {
             let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
             settings.run.jobs_at_once =
