@@ -218,7 +218,7 @@ fn what_pages_show_of_the_configuration_is_one_that_is_read() {
             let block = keys.iter().fold(block, |block, key| block.replace(key, &recipient));
             std::fs::write(&file, &block).unwrap();
             let arguments = ["seawall", "run", "--config", file.to_str().unwrap()].map(OsString::from);
-            let read = Settings::load(&cli::parse(arguments).unwrap(), &|_| None);
+            let read = Settings::load_all(&cli::parse(arguments).unwrap(), &|_| None);
             read.unwrap_or_else(|error| panic!("{}: {error}\n{block}", page.display()));
             blocks += 1;
         }
