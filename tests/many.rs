@@ -13,7 +13,7 @@ use s3::{Op, S3Server};
 use seawall::wal::Lsn;
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::metrics::Endpoint;
 use support::program::{Running, Seawall};
@@ -51,8 +51,8 @@ struct It {
     is_closed: AtomicBool,
     /// It has another history now.
     is_other: AtomicBool,
-    /// Its slot is somebody's.
-    is_taken: AtomicBool,
+    /// The process that has its slot; 0 if nobody has.
+    holder: AtomicU32,
     cut: Notify,
 }
 
@@ -65,7 +65,7 @@ impl Server {
             flushed: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
             is_other: AtomicBool::new(false),
-            is_taken: AtomicBool::new(false),
+            holder: AtomicU32::new(0),
             cut: Notify::new(),
         });
         Server::at_another_address(it).await
@@ -117,7 +117,9 @@ impl It {
         if !startup.contains("replication\0true\0") || self.is_closed.load(Ordering::SeqCst) {
             return socket.write_all(&say::error("FATAL", "28000", "no pg_hba.conf entry")).await;
         }
-        socket.write_all(&say::welcome("15.18")).await?;
+        // Each connection has a process of its own.
+        let process = u32::from(socket.peer_addr()?.port());
+        socket.write_all(&say::welcome_by("15.18", process)).await?;
         loop {
             let query = match message(&mut socket).await? {
                 (b'Q', body) => String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(&body)).into_owned(),
@@ -128,8 +130,9 @@ impl It {
             let one = |column: &str, value: &str| [say::result(&[column], &[Some(value)]), say::ready()].concat();
             if let Some(from) = query.strip_prefix("START_REPLICATION ") {
                 let from = from.split(' ').find_map(|word| word.parse::<Lsn>().ok()).expect("a position");
-                if self.is_taken.swap(true, Ordering::SeqCst) {
-                    let busy = say::error("ERROR", "55006", "replication slot \"seawall\" is active for PID 1");
+                if let Err(holder) = self.holder.compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst) {
+                    let busy = format!("replication slot \"seawall\" is active for PID {holder}");
+                    let busy = say::error("ERROR", "55006", &busy);
                     socket.write_all(&[busy, say::ready()].concat()).await?;
                     continue;
                 }
@@ -137,7 +140,7 @@ impl It {
                     Ok(()) => self.stream(socket, from.0).await,
                     failed => failed,
                 };
-                self.is_taken.store(false, Ordering::SeqCst);
+                self.holder.store(0, Ordering::SeqCst);
                 return streamed;
             }
             let answer = match query.as_str() {

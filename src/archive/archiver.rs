@@ -3,7 +3,7 @@
 mod holes;
 
 use super::budget::Budget;
-use super::claims::{Claim, Claimed};
+use super::claims::Claim;
 use super::divergence::{Behind, behind};
 use super::garbage::Garbage;
 use super::link::Link;
@@ -400,11 +400,13 @@ impl Archiver {
         shutdown: &Shutdown,
     ) -> Result<Outcome> {
         let (timeline, start) = (resume.timeline, resume.start);
-        let claimed = self.options.claim.as_ref().map(|claim| claim.take(writer.system_identifier(), &self.cluster));
+        let claim = self.options.claim.as_ref();
+        let claimed = claim.map(|claim| claim.take(writer.system_identifier(), &self.cluster, session.backend()));
+        let claimed = claimed.transpose()?;
         let feed = match session.start(start, timeline).await {
             Ok(Started::Streaming(feed)) => feed,
             Err(error) if error.kind == SourceErrorKind::SlotBusy => {
-                claimed.as_ref().map_or(Ok(()), Claimed::busy)?;
+                claimed.as_ref().map_or(Ok(()), |claimed| claimed.busy(error.slot_holder))?;
                 return self.judge(error);
             }
             Ok(Started::TimelineEnded(end)) => {

@@ -226,6 +226,10 @@ impl Session for PostgresSession {
         self.client.certificate_end()
     }
 
+    fn backend(&self) -> Option<u32> {
+        self.client.backend()
+    }
+
     async fn history_file(&mut self, timeline: TimelineId) -> Result<Bytes, SourceError> {
         Ok(self.client.timeline_history(timeline).await?)
     }
@@ -444,7 +448,8 @@ impl From<PgError> for SourceError {
             _ if error.is_transient() => SourceErrorKind::Lost,
             _ => SourceErrorKind::Refused,
         };
-        SourceError::new(kind, error.into())
+        let slot_holder = error.slot_holder();
+        SourceError { slot_holder, ..SourceError::new(kind, error.into()) }
     }
 }
 

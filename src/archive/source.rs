@@ -71,12 +71,14 @@ pub struct SourceError {
     pub kind: SourceErrorKind,
     /// For people.
     pub error: Error,
+    /// The server's process that has the slot, where that is why.
+    pub slot_holder: Option<u32>,
 }
 
 impl SourceError {
     /// Both together.
     pub fn new(kind: SourceErrorKind, error: Error) -> SourceError {
-        SourceError { kind, error }
+        SourceError { kind, error, slot_holder: None }
     }
 
     /// A connection that is gone.
@@ -158,6 +160,11 @@ pub trait Session: Send + Debug {
 
     /// When the certificate ends that the server has shown; `None` without TLS.
     fn certificate_end(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// The number of the server's process for this connection; `None` if it is not known.
+    fn backend(&self) -> Option<u32> {
         None
     }
 

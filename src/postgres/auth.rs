@@ -223,6 +223,7 @@ pub(super) fn unexpected(during: &str, message: &Message) -> PgError {
         Message::CopyData(_) => "CopyData",
         Message::CopyDone => "CopyDone",
         Message::ReadyForQuery => "ReadyForQuery",
+        Message::BackendKeyData(_) => "BackendKeyData",
         Message::Other => "another message",
     };
     PgError::protocol(format!("{name} during {during}"))

@@ -169,6 +169,11 @@ impl Client {
         self.server_version
     }
 
+    /// The number of the server's process for this connection, if it has told (`BackendKeyData`).
+    pub fn backend(&self) -> Option<u32> {
+        self.connection.backend()
+    }
+
     /// The server of the list that we got, `host:port`.
     pub fn host(&self) -> &str {
         &self.host

@@ -36,6 +36,7 @@ pub(super) struct Connection {
     input: BytesMut,
     output: BytesMut,
     parameters: BTreeMap<String, String>,
+    backend: Option<u32>,
     message_bytes_max: usize,
     streaming: bool,
     /// Something was handed to the socket and may still be in a buffer of TLS.
@@ -57,6 +58,7 @@ impl Connection {
             input: BytesMut::new(),
             output: BytesMut::new(),
             parameters: BTreeMap::new(),
+            backend: None,
             message_bytes_max: STRANGER_MESSAGE_BYTES_MAX,
             streaming: false,
             unflushed: false,
@@ -117,6 +119,11 @@ impl Connection {
         Ok(())
     }
 
+    /// The number of the server's process for this connection, if it has told.
+    pub(super) fn backend(&self) -> Option<u32> {
+        self.backend
+    }
+
     /// Closes the sending side; best effort.
     pub(super) async fn shut_down(mut self) {
         let _ = self.flush().await;
@@ -129,6 +136,7 @@ impl Connection {
             while let Some(message) = self.take_message()? {
                 match message {
                     Message::ParameterStatus(name, value) => self.note_parameter(name, value),
+                    Message::BackendKeyData(pid) => self.backend = Some(pid),
                     Message::Other => {}
                     message => return Ok(message),
                 }

@@ -35,7 +35,9 @@ pub(super) enum Message {
     CopyDone,
     /// `Z`
     ReadyForQuery,
-    /// `K`, `A`, `I`: nothing that concerns us.
+    /// `K`: the number of the server's process.
+    BackendKeyData(u32),
+    /// `A`, `I`: nothing that concerns us.
     Other,
 }
 
@@ -54,7 +56,8 @@ pub(super) fn decode(tag: u8, mut body: Bytes) -> Result<Message, PgError> {
         b'H' => Message::CopyOut,
         b'c' => Message::CopyDone,
         b'Z' => Message::ReadyForQuery,
-        b'K' | b'A' | b'I' => Message::Other,
+        b'K' => Message::BackendKeyData(get_u32(&mut body)?),
+        b'A' | b'I' => Message::Other,
         b'G' => Message::CopyIn,
         b'v' => return Err(PgError::protocol("the server does not speak protocol 3.0")),
         tag => return Err(PgError::protocol(format!("a message of unknown type {:?}", char::from(tag)))),

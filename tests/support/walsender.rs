@@ -303,10 +303,21 @@ pub mod say {
 
     /// What follows a login: the version, some parameters, the key for cancelling.
     pub fn settle(version: &str) -> Vec<u8> {
+        settle_as(version, 0)
+    }
+
+    /// The same, by a process with this number.
+    fn settle_as(version: &str, process: u32) -> Vec<u8> {
         let standby = parameter("in_hot_standby", "off");
         let read_only = parameter("default_transaction_read_only", "off");
         let states = if version.starts_with("13") { Vec::new() } else { [standby, read_only].concat() };
-        [parameter("server_version", version), states, frame(b'K', &[0; 8]), ready()].concat()
+        [parameter("server_version", version), states, frame(b'K', &(u64::from(process) << 32).to_be_bytes()), ready()]
+            .concat()
+    }
+
+    /// A login without a question, and what follows it, by a process with this number.
+    pub fn welcome_by(version: &str, process: u32) -> Vec<u8> {
+        [authentication(0, &[]), settle_as(version, process)].concat()
     }
 
     /// A login without a question, and what follows it.
