@@ -14,6 +14,7 @@ use crate::runtime::{Backoff, RetryPolicy};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How often the repository is looked at while a hole waits for a base backup, which another process may take, or while
 /// nothing can be read.
@@ -68,10 +69,13 @@ impl Backups {
                         drop(self.taker.one_at_a_time.lock().await);
                         continue;
                     }
-                    // Much may have happened until it is this cluster's turn.
                     if turn.is_none() {
+                        let begun = Instant::now();
                         turn = Some(self.taker.turns.take_first().await);
-                        continue;
+                        // Much may have happened until it was this cluster's turn.
+                        if begun.elapsed() > Duration::from_secs(1) {
+                            continue;
+                        }
                     }
                     tracing::info!("taking a base backup, because WAL was lost");
                     let taken = self.taker.take(BackupType::Full, "seawall, after a gap", &mut unfinished).await;

@@ -106,10 +106,12 @@ impl<J: Jobs> Runner<J> {
         let Some(Next::Do(_)) = self.next(memory) else { return false };
         // Before the lease, which would keep another process from it for as long.
         let _turn = self.jobs.turn().await;
+        // That may have taken hours.
+        self.look_up(memory).await;
         let Some(Next::Do(job)) = self.next(memory) else { return false };
         let began = self.clock.now();
         let Runner { cluster, lease, clock, jobs } = self;
-        let ended = match lease.take(job.name()).await {
+        let (job, ended) = match lease.take(job.name()).await {
             Ok(Held::ByUs(tenure)) => {
                 if let Some(dead) = tenure.after() {
                     jobs.succeeds(dead);
@@ -118,17 +120,18 @@ impl<J: Jobs> Runner<J> {
                     // Whoever had it before may have done it just now.
                     let known = jobs.last_runs().await?;
                     match next(jobs, cluster, clock, memory, &known) {
-                        Next::Do(job) => Box::pin(jobs.run(job)).await.map(|()| Some(job)),
+                        Next::Do(job) => Ok(Some((job, Box::pin(jobs.run(job)).await))),
                         Next::Nothing => Ok(None),
                     }
                 };
                 match Box::pin(tenure.hold(work)).await {
-                    Ok(Some(_)) => Ok(()),
+                    // It may be another than the one that the lease was taken for.
+                    Ok(Some(done)) => done,
                     Ok(None) => {
                         memory.known = None;
                         return false;
                     }
-                    Err(error) => Err(error),
+                    Err(error) => (job, Err(error)),
                 }
             }
             Ok(Held::ByOther(holder)) => {
@@ -136,7 +139,7 @@ impl<J: Jobs> Runner<J> {
                 tracing::debug!(%job, host, does, "somebody else is at it");
                 return false;
             }
-            Err(error) => Err(error),
+            Err(error) => (job, Err(error)),
         };
         match ended {
             Ok(()) => {
