@@ -19,6 +19,7 @@ use crate::store::{Conditional, Opener, Store};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
 /// How long an archiver that ends because of an error waits until somebody has been told.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -89,7 +90,11 @@ impl Cluster {
     pub(super) async fn run(self) -> Result<()> {
         let mut backoff = Backoff::new(BEGIN_AGAIN);
         loop {
+            let begun = Instant::now();
             let Err(error) = self.archive().await else { return Ok(()) };
+            if begun.elapsed() > BEGIN_AGAIN.longest_pause {
+                backoff.reset();
+            }
             let begins_again = self.process.has_several() && may_pass(&error);
             match begins_again {
                 true => self.view.pauses(&error),
@@ -115,7 +120,7 @@ impl Cluster {
     async fn archive(&self) -> Result<()> {
         let (clock, shutdown) = (self.process.clock.clone(), self.process.shutdown.clone());
         let settings = self.settings.borrow().clone();
-        let metrics = self.view.begins();
+        let metrics = self.view.begins()?;
         let info = parts::connection(&settings)?;
         let observer = Arc::new(StoreMetrics::new(metrics.clone()));
         // Nothing is begun yet that would have to be finished: a stop need not wait for a store that hangs.

@@ -76,9 +76,9 @@ impl ServiceManager {
             let have_begun = match &seen[..] {
                 // One that is alone and fails at its start is never up.
                 [(_, only)] => only.has_run,
-                all => all.iter().all(|(_, look)| look.has_started),
+                all => all.iter().all(|(_, look)| look.has_started) || begun.elapsed() > BEGINNING_MAX,
             };
-            if (have_begun || begun.elapsed() > BEGINNING_MAX) && !std::mem::replace(&mut is_up, true) {
+            if have_begun && !std::mem::replace(&mut is_up, true) {
                 self.tell("READY=1");
             }
             let (health, is_beat) = (summary(&seen), now >= next_beat);

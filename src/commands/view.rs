@@ -72,12 +72,17 @@ impl View {
         Ok(View { cluster: cluster.to_owned(), clock, now: Mutex::new(now) })
     }
 
-    /// It begins, or begins again. Its metrics are the same ones in every attempt: what was counted stays counted.
-    pub(super) fn begins(&self) -> Metrics {
+    /// It begins, or begins again, and counts from nothing, as a process does that was started again: the new archiver's totals would
+    /// say nothing until they reached those of the one before.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub(super) fn begins(&self) -> Result<Metrics> {
+        let metrics = Metrics::new(&self.cluster)?;
+        show_nothing_known(&metrics);
         let mut now = self.now();
-        show_nothing_known(&now.metrics);
-        (now.running, now.trouble) = (None, None);
-        now.metrics.clone()
+        (now.metrics, now.running, now.trouble) = (metrics.clone(), None, None);
+        Ok(metrics)
     }
 
     /// It is at work.
@@ -136,7 +141,9 @@ impl View {
             (now.metrics.clone(), now.running.clone(), now.trouble.is_none())
         };
         if let Some(Running { state, indexer, .. }) = running {
-            show(&metrics, &state.borrow(), self.clock.now());
+            // A copy: whoever streams is not to wait for this.
+            let state = state.borrow().clone();
+            show(&metrics, &state, self.clock.now());
             if !is_archived {
                 metrics.set_connected(false);
             }
@@ -275,8 +282,7 @@ mod tests {
         let refused = Error::new(Kind::Postgres, "no pg_hba.conf entry");
         // Given a cluster that has not begun: nothing is safe yet
         assert!(shows("seawall_rpo_seconds{cluster=\"shop\"} inf"), "{}", views.metrics().unwrap());
-        let metrics = view.begins();
-        metrics.count_reconnects(3);
+        view.begins().unwrap().count_reconnects(3);
         // When it is refused, and begins again
         view.pauses(&refused);
         let stopped = "seawall_stopped{reason=\"other\",cluster=\"shop\"} 1";
@@ -284,10 +290,11 @@ mod tests {
         let look = view.look();
         assert!(!look.health.ready && look.health.reason.contains("pg_hba"), "{}", look.health.reason);
         assert!(look.has_started && !look.has_run);
-        view.begins();
-        // Then it counts on, and once it ends for good that is shown
-        assert!(shows("seawall_reconnects_total{cluster=\"shop\"} 3"), "{}", views.metrics().unwrap());
+        // Then its totals are those of the new archiver, from the first one on
+        view.begins().unwrap().count_reconnects(2);
+        assert!(shows("seawall_reconnects_total{cluster=\"shop\"} 2"), "{}", views.metrics().unwrap());
         assert!(shows("seawall_rpo_seconds{cluster=\"shop\"} inf"));
+        // And once it ends for good that is shown.
         view.ended(&refused);
         assert!(shows(stopped) && !views.life("shop").unwrap().ready);
     }

@@ -4,7 +4,7 @@
 //! large its head may be. One request a connection: a scrape every few seconds needs no more, and nobody can keep one.
 
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{Background, Tasks};
+use crate::runtime::{self, Tasks};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// Connections served at once; further ones wait in the listener's queue.
@@ -150,17 +150,16 @@ async fn answer(
     }
 }
 
-/// Not on the threads that serve sockets: of many clusters it is megabytes. One at a time, whoever asks.
+/// Not on the threads that serve sockets: of many clusters it is megabytes. Nor behind what compresses, for who asks has seconds. One
+/// at a time, whoever asks.
 async fn render(served: Arc<impl Served>, rendering: Arc<Mutex<()>>) -> Result<String> {
     let one = rendering.lock_owned().await;
-    let (sender, text) = oneshot::channel();
-    Background::start(move || {
+    let work = move || {
         let text = served.metrics();
         drop(one);
-        // Whoever asked may have gone.
-        let _ = sender.send(text);
-    });
-    text.await.map_err(|error| Error::new(Kind::Internal, "the metrics were not rendered").because(error))?
+        text
+    };
+    runtime::blocking(work).await?
 }
 
 fn shown(health: Option<Health>) -> Response<Full<Bytes>> {
