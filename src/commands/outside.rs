@@ -84,7 +84,8 @@ impl Outside for Configured {
             Ok(drilled.document)
         };
         let drilled: Result<DrillDocument> = drilled.await;
-        let left = match place.0.take() {
+        // It stays in there until it is gone: this, too, may be given up.
+        let left = match &mut place.0 {
             Some(directory) => directory.remove().await,
             None => Ok(()),
         };
@@ -106,7 +107,7 @@ impl Drop for Place {
         let (done, is_done) = mpsc::channel::<()>();
         let thread = thread::Builder::new().name("seawall-scratch".to_owned());
         let _ = thread.spawn(move || {
-            drop(directory);
+            directory.remove_blocking();
             drop(done);
         });
         let _ = is_done.recv_timeout(DROP_PATIENCE);

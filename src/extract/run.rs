@@ -151,7 +151,7 @@ pub async fn extract(
         () = shutdown.stop.cancelled() => return Err(interrupted()),
         () = sweep(&options.scratch, PREFIX) => {}
     }
-    let scratch = Directory::create(&options.scratch, PREFIX)?;
+    let mut scratch = Directory::create(&options.scratch, PREFIX)?;
     let extraction = Extraction { repository, plan, options: &options, clients: &clients, progress: &progress };
     let ended = tokio::select! {
         biased;

@@ -7,13 +7,16 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// How long work that cannot be interrupted may go on writing into a directory that is being removed.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A directory of our own. Dropped, it is removed as far as that is possible at once.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ pub struct Directory {
     keep: bool,
     /// Held for as long as we live, so that a later process knows what we left if we were killed; `None` where the file system has no
     /// locks: nobody takes it there.
-    held: Option<Flock<File>>,
+    held: Option<Arc<Flock<File>>>,
 }
 
 impl Directory {
@@ -43,7 +46,7 @@ impl Directory {
             Ok(held) => {
                 let place = path.canonicalize().map_err(|error| Error::local("look at", path, error))?;
                 marker::put(path, &place)?;
-                directory.held = Some(held);
+                directory.held = Some(Arc::new(held));
             }
             Err(error) if has_no_locks(&error) => {}
             Err(error) => return Err(Error::local("lock", path, error)),
@@ -60,7 +63,7 @@ impl Directory {
         }
         let held = hold(&path).ok()?;
         // Somebody may have held it, and removed it, until now.
-        marker::is_in(&path, &path).then_some(Directory { path, keep: true, held: Some(held) })
+        marker::is_in(&path, &path).then_some(Directory { path, keep: true, held: Some(Arc::new(held)) })
     }
 
     /// Where it is.
@@ -77,31 +80,50 @@ impl Directory {
     ///
     /// # Errors
     /// [`crate::error::Kind::Local`] if something in it cannot be removed.
-    pub async fn remove(self) -> Result<()> {
+    pub async fn remove(&mut self) -> Result<()> {
         let deadline = Instant::now() + REMOVAL_PATIENCE;
         loop {
-            let path = self.path.clone();
-            match runtime::blocking(move || remove_all(&path)).await? {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            let (path, held) = (self.path.clone(), self.held.clone());
+            match runtime::blocking(move || remove_all(&path, held.as_deref())).await? {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
                 Err(error) if Instant::now() > deadline => return Err(Error::local("remove", &self.path, error)),
-                Err(_) => sleep(Duration::from_millis(50)).await,
+                Err(_) => sleep(REMOVAL_PAUSE).await,
             }
         }
+        self.keep = true;
+        Ok(())
+    }
+
+    /// The same, on a thread that may wait, as far as it can be done.
+    #[allow(clippy::disallowed_methods, reason = "the thread is there to wait")]
+    pub fn remove_blocking(mut self) {
+        let tries = REMOVAL_PATIENCE.as_millis() / REMOVAL_PAUSE.as_millis();
+        for _ in 0..tries {
+            match remove_all(&self.path, self.held.as_deref()) {
+                Err(error) if error.kind() != ErrorKind::NotFound => std::thread::sleep(REMOVAL_PAUSE),
+                _ => break,
+            }
+        }
+        self.keep = true;
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = remove_all(&self.path);
+            let _ = remove_all(&self.path, self.held.as_deref());
         }
     }
 }
 
-/// The marker goes last: if we are killed meanwhile, somebody else can tell what is left.
-fn remove_all(path: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(path)? {
+/// The marker goes last: if we are killed meanwhile, somebody else can tell what is left. What is in it is found through the directory
+/// that is held: whoever may write beside it could have put a link in its place.
+fn remove_all(path: &Path, held: Option<&Flock<File>>) -> std::io::Result<()> {
+    let inside = held.map(|held| PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())));
+    // Where nobody holds it there is no marker either.
+    let Some(inside) = inside.filter(|inside| inside.is_dir()) else { return std::fs::remove_dir_all(path) };
+    for entry in std::fs::read_dir(inside)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             std::fs::remove_dir_all(entry.path())?;
@@ -149,6 +171,23 @@ mod tests {
         drop(Directory::left(&path).unwrap());
         assert!(path.is_dir());
         std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_one_that_is_removed_is_not_followed() {
+        // Given a directory that somebody renamed, and a link where it was, to what is not ours
+        let others = tempfile::tempdir().unwrap();
+        let theirs = others.path().join("theirs");
+        std::fs::create_dir_all(theirs.join("more")).unwrap();
+        let directory = Directory::create(Path::new("/tmp"), "seawall-linked").unwrap();
+        let (path, renamed) = (directory.path().to_owned(), others.path().join("renamed"));
+        std::fs::write(path.join("ours"), "").unwrap();
+        std::fs::rename(&path, &renamed).unwrap();
+        std::os::unix::fs::symlink(&theirs, &path).unwrap();
+        // When it is removed, then what it had is gone, and nothing of theirs.
+        directory.remove_blocking();
+        assert!(theirs.join("more").is_dir() && !renamed.join("ours").exists());
+        assert!(path.symlink_metadata().is_err(), "the link is gone");
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn candidates(below: &Path, prefix: &str) -> Vec<PathBuf> {
     entries.filter(is_one).map(|entry| entry.path()).collect()
 }
 
-async fn remove(directory: Directory) -> Result<()> {
+async fn remove(mut directory: Directory) -> Result<()> {
     let user = Unprivileged::find()?;
     let data = directory.path().join(DATA);
     let servers = postmasters_in(&data, user.uid()).map_err(|error| {

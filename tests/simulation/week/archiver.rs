@@ -103,7 +103,7 @@ impl Outside for Town {
             std::future::pending::<()>().await;
         }
         let (plan, started_at) = (drill.planned().clone(), clock.now());
-        let place = Directory::create(&std::env::temp_dir(), "seawall-week")?;
+        let mut place = Directory::create(&std::env::temp_dir(), "seawall-week")?;
         let command = FetchCommand {
             executable: "seawall".into(),
             arguments: Vec::new(),
