@@ -4,6 +4,8 @@
 //! Each operation runs in a process of its own, which is this program again, so that one's peak is not another's.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+#[path = "support/base_backup.rs"]
+mod base_backup;
 #[path = "many_relations/server.rs"]
 mod server;
 #[path = "support/walsender.rs"]

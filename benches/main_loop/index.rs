@@ -2,13 +2,11 @@
 //! measured is the archiver and what keeps the index, as `run` puts them together, in a process of their own.
 
 use crate::Scale;
-use crate::fixture::{Fixture, settle};
-use crate::latency::{FLUSHED, lsn};
-use crate::process::{Cost, Measured};
+use crate::fixture::Fixture;
 use crate::s3::S3Server;
-use crate::s3_process::{Behaviour, S3Process};
+use crate::s3_process::S3Process;
 use crate::s3_store;
-use crate::throughput::{mb, report};
+use crate::throughput::{catches_up, mb, report};
 use seawall::archive::{ArchiveOptions, Archiver, IndexKeeper, PostgresSource, keep_index};
 use seawall::codec::Form;
 use seawall::history::index::Indexer;
@@ -16,9 +14,7 @@ use seawall::postgres::ConnInfo;
 use seawall::runtime::{Clock, Shutdown, Tasks, processors};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::block_in_place;
 
 /// The first argument with which this program is an archiver: then come the server, the store, and whether there is an index.
 pub const ARCHIVE: &str = "--archive";
@@ -71,30 +67,17 @@ async fn share(scale: &Scale, fixture: &Fixture, which: &str) {
     let bytes = fixture.waiting_bytes();
     let mut rounds = Vec::new();
     for _ in 0..scale.discarded + scale.rounds {
-        rounds.push([catch_up(fixture, INDEXED).await, catch_up(fixture, "bare").await]);
+        let indexed = catches_up(fixture, |store| archiver(fixture, store, INDEXED)).await;
+        let bare = catches_up(fixture, |store| archiver(fixture, store, "bare")).await;
+        rounds.push([indexed, bare]);
     }
     let names = ["the archiver, with the index of records", "without"];
     report(&format!("The index of {} of waiting WAL {which}", mb(bytes)), bytes, &names, &rounds[scale.discarded..]);
 }
 
-async fn catch_up(fixture: &Fixture, kind: &str) -> Cost {
-    let directory = fixture.empty_directory();
-    let store = S3Process::start(directory.path(), Behaviour::Elsewhere);
-    fixture.copy_slot("seawall").await;
-    let session = fixture.server.connect("postgres").await.unwrap();
-    settle();
-    let before = store.cpu_seconds();
+fn archiver(fixture: &Fixture, store: &S3Process, kind: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([ARCHIVE, &fixture.server.conninfo(), store.endpoint(), kind]);
     command.envs(S3Server::env_at(store.endpoint())).stdout(Stdio::null());
-    let mut running = Measured::start(command);
-    while lsn(&session, FLUSHED).await.is_none_or(|flushed| flushed < fixture.waiting.1) {
-        assert!(running.exited().is_none(), "the archiver ended");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let seconds = running.seconds();
-    let cost = block_in_place(|| running.terminate(seconds));
-    let store_cpu_seconds = store.cpu_seconds() - before;
-    fixture.drop_slot("seawall").await;
-    Cost { store_cpu_seconds, ..cost }
+    command
 }

@@ -8,7 +8,7 @@ use crate::s3_process::{Behaviour, S3Process};
 use crate::support::waiting::{PATIENCE, wait_for};
 use seawall::wal::Lsn;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
@@ -23,7 +23,7 @@ pub async fn catch_up(scale: &Scale, segment_mib: u32) {
     let mut rounds = Vec::new();
     for _ in 0..scale.discarded + scale.rounds {
         let synced = pg_receivewal(&fixture, &[]).await;
-        let ours = seawall_catches_up(&fixture).await;
+        let ours = catches_up(&fixture, |store| fixture.seawall(store, &["run", "--listen", "off"])).await;
         let unsynced = pg_receivewal(&fixture, &["--no-sync"]).await;
         rounds.push([ours, synced, unsynced]);
     }
@@ -33,14 +33,15 @@ pub async fn catch_up(scale: &Scale, segment_mib: u32) {
     println!("| `seawall run`, S3 hangs | | | {} | | | |", mb(memory_with_a_hanging_store(&fixture).await));
 }
 
-async fn seawall_catches_up(fixture: &Fixture) -> Cost {
+/// What it costs an archiver, given as the command that starts it, until all waiting WAL is stored.
+pub async fn catches_up(fixture: &Fixture, archiver: impl FnOnce(&S3Process) -> Command) -> Cost {
     let directory = fixture.empty_directory();
     let store = S3Process::start(directory.path(), Behaviour::Elsewhere);
     fixture.copy_slot("seawall").await;
     let session = fixture.server.connect("postgres").await.unwrap();
     settle();
     let before = store.cpu_seconds();
-    let mut running = Measured::start(fixture.seawall(&store, &["run", "--listen", "off"]));
+    let mut running = Measured::start(archiver(&store));
     let mut flushed = None;
     while flushed.is_none_or(|flushed| flushed < fixture.waiting.1) {
         fixture.check_runs(&mut running);

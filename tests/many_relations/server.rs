@@ -1,6 +1,7 @@
 //! A walsender with a million files, which are made as they are sent: it has none of them in memory.
 #![allow(unreachable_pub)]
 
+use crate::base_backup::{hex, manifest_entry, member};
 use crate::walsender::say;
 use seawall::wal::Lsn;
 use sha2::{Digest, Sha256};
@@ -177,8 +178,7 @@ fn send_backup(cluster: Cluster, incremental: bool, out: &mut impl Write) -> std
     out.write_all(&say::copy_out())?;
     out.write_all(&say::copy_data(b"nbase.tar\0\0"))?;
     for (path, content) in cluster.members(incremental) {
-        let padding = content.len().next_multiple_of(512) - content.len();
-        let member = [&b"d"[..], &header(&path, content.len()), &content, &[0; 512][..padding]].concat();
+        let member = [&b"d"[..], &member(&path, &content)].concat();
         out.write_all(&say::copy_data(&member))?;
     }
     out.write_all(&say::copy_data(&[&b"d"[..], &[0; 1024]].concat()))?;
@@ -190,13 +190,7 @@ fn send_backup(cluster: Cluster, incremental: bool, out: &mut impl Write) -> std
     };
     say(&format!("{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {SYSTEM},\n\"Files\": ["))?;
     for (number, (path, content)) in cluster.members(incremental).enumerate() {
-        let sum = hex(&crc32c::crc32c(&content).to_le_bytes());
-        say(&format!(
-            "{}\n{{ \"Path\": \"{path}\", \"Size\": {}, \"Last-Modified\": \"2026-11-20 14:03:00 GMT\", \
-             \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{sum}\" }}",
-            if number == 0 { "" } else { "," },
-            content.len()
-        ))?;
+        say(&format!("{}\n{}", if number == 0 { "" } else { "," }, manifest_entry(&path, &content)))?;
     }
     say(&format!(
         "\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": 1, \"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}\n],\n",
@@ -208,29 +202,4 @@ fn send_backup(cluster: Cluster, incremental: bool, out: &mut impl Write) -> std
     let last = [say::copy_done(), position(end(incremental)), say::complete("BASE_BACKUP"), say::ready()].concat();
     out.write_all(&last)?;
     out.flush()
-}
-
-/// A ustar header as PostgreSQL writes it.
-fn header(path: &str, bytes: usize) -> [u8; 512] {
-    let mut block = [0; 512];
-    let fields: [(usize, &[u8]); 7] = [
-        (0, path.as_bytes()),
-        (100, b"0000600\0"),
-        (124, &format!("{bytes:011o} ").into_bytes()),
-        (136, b"14000000000 "),
-        (148, b"        "),
-        (156, b"0"),
-        (257, b"ustar\x0000"),
-    ];
-    let mut sum = 0;
-    for (at, field) in fields {
-        block[at..at + field.len()].copy_from_slice(field);
-        sum += field.iter().map(|byte| u32::from(*byte)).sum::<u32>();
-    }
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    block
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

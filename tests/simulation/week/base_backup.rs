@@ -1,6 +1,7 @@
 //! The other side of base backups: a walsender in memory, which speaks the protocol of PostgreSQL 17 over a pipe. What it sends is small
 //! and different each time; the WAL positions are the model server's.
 
+use super::sent::{hex, manifest_entry, member};
 use super::walsender::say;
 use crate::counts::Counts;
 use crate::server::{SYSTEM_IDENTIFIER, Server};
@@ -177,8 +178,7 @@ impl Bases {
                     None => {}
                 }
             }
-            let padding = content.len().next_multiple_of(512) - content.len();
-            let member = [&b"d"[..], &header(path, content.len()), content, &[0; 512][..padding]].concat();
+            let member = [&b"d"[..], &member(path, content)].concat();
             socket.write_all(&say::copy_data(&member)).await?;
         }
         sleep(TAKES / 2).await;
@@ -263,44 +263,11 @@ fn members(start: Lsn, reference: Option<Lsn>, pages: Pages, before: Option<Page
 }
 
 fn manifest(members: &[(String, Vec<u8>)], start: Lsn, end: Lsn) -> String {
-    let file = |(path, content): &(String, Vec<u8>)| {
-        let sum = hex(&crc32c::crc32c(content).to_le_bytes());
-        format!(
-            "{{ \"Path\": \"{path}\", \"Size\": {}, \"Last-Modified\": \"2026-11-20 14:03:00 GMT\", \
-             \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{sum}\" }}",
-            content.len()
-        )
-    };
-    let files: Vec<String> = members.iter().map(file).collect();
+    let files: Vec<String> = members.iter().map(|(path, content)| manifest_entry(path, content)).collect();
     let text = format!(
         "{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {SYSTEM_IDENTIFIER},\n\"Files\": [\n{}\n],\n\
          \"WAL-Ranges\": [\n{{ \"Timeline\": 1, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{end}\" }}\n],\n",
         files.join(",\n")
     );
     format!("{text}\"Manifest-Checksum\": \"{}\"}}\n", hex(&Sha256::digest(text.as_bytes())))
-}
-
-/// A ustar header as PostgreSQL writes it.
-fn header(path: &str, bytes: usize) -> [u8; 512] {
-    let mut block = [0; 512];
-    let fields: [(usize, &[u8]); 7] = [
-        (0, path.as_bytes()),
-        (100, b"0000600\0"),
-        (124, &format!("{bytes:011o} ").into_bytes()),
-        (136, b"14000000000 "),
-        (148, b"        "),
-        (156, b"0"),
-        (257, b"ustar\x0000"),
-    ];
-    let mut sum = 0;
-    for (at, field) in fields {
-        block[at..at + field.len()].copy_from_slice(field);
-        sum += field.iter().map(|byte| u32::from(*byte)).sum::<u32>();
-    }
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    block
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

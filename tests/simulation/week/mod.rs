@@ -7,6 +7,8 @@
 mod archiver;
 mod base_backup;
 mod judge;
+#[path = "../../support/base_backup.rs"]
+mod sent;
 mod store;
 #[path = "../../support/walsender.rs"]
 mod walsender;
