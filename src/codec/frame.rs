@@ -89,7 +89,7 @@ impl FrameEncoder {
 
 /// Where a frame ends, and its plain bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Decoded {
+pub(super) struct DecodedFrame {
     /// Length of the frame.
     pub(super) frame_bytes: usize,
     /// End of the plain bytes in what they were written to.
@@ -133,7 +133,7 @@ impl FrameDecoder {
         limit_bytes: usize,
     ) -> Result<usize, CodecError> {
         match self.decode_at(raw, out, start.min(out.len()), limit_bytes)? {
-            Decoded { frame_bytes, plain_end } if frame_bytes == raw.len() => Ok(plain_end),
+            DecodedFrame { frame_bytes, plain_end } if frame_bytes == raw.len() => Ok(plain_end),
             _ => Err(CodecError::Malformed("is followed by other bytes")),
         }
     }
@@ -157,7 +157,7 @@ impl FrameDecoder {
         out: &mut Vec<u8>,
         start: usize,
         limit_bytes: usize,
-    ) -> Result<Decoded, CodecError> {
+    ) -> Result<DecodedFrame, CodecError> {
         match Magic::of(raw) {
             Ok(Magic::Zstd) => {
                 self.zstd.get_or_insert_with(zstd::Decoder::new).decode_frame(raw, out, start, limit_bytes)

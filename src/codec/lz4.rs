@@ -1,7 +1,7 @@
 //! LZ4 frames: one compressed and decompressed as a whole, with its checksums.
 
 use super::CodecError;
-use super::frame::Decoded;
+use super::frame::DecodedFrame;
 use super::lz4_header::{self, BLOCK_BYTES, BlockHeader, FIELD_BYTES, FrameHeader};
 use super::magic::u32_at;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, decompress_into_with_dict};
@@ -76,7 +76,7 @@ pub(super) fn decode_frame(
     out: &mut Vec<u8>,
     start: usize,
     limit_bytes: usize,
-) -> Result<Decoded, CodecError> {
+) -> Result<DecodedFrame, CodecError> {
     let frame = FrameHeader::read(raw)?;
     if let Some(bytes) = frame.content_bytes {
         if bytes > limit_bytes as u64 {
@@ -116,7 +116,7 @@ pub(super) fn decode_frame(
         }
         position += FIELD_BYTES;
     }
-    Ok(Decoded { frame_bytes: position, plain_end: end })
+    Ok(DecodedFrame { frame_bytes: position, plain_end: end })
 }
 
 /// Writes bytes at `start`, over what is there, and returns their end.

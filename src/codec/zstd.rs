@@ -3,7 +3,7 @@
 //! Format: RFC 8878, section 3.1.1.
 
 use super::CodecError;
-use super::frame::Decoded;
+use super::frame::DecodedFrame;
 use super::magic::{MAGIC_BYTES, ZSTD_MAGIC, cut};
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
 
@@ -92,7 +92,7 @@ impl Decoder {
         out: &mut Vec<u8>,
         start: usize,
         limit_bytes: usize,
-    ) -> Result<Decoded, CodecError> {
+    ) -> Result<DecodedFrame, CodecError> {
         let header = FrameHeader::read(raw)?;
         let (bytes, blocks) = measure(raw, &header)?;
         let frame = raw.get(..bytes).ok_or(cut(bytes))?;
@@ -106,7 +106,7 @@ impl Decoder {
             })?;
             out.truncate(start);
             out.extend_from_slice(&plain);
-            return Ok(Decoded { frame_bytes: bytes, plain_end: out.len() });
+            return Ok(DecodedFrame { frame_bytes: bytes, plain_end: out.len() });
         };
         if content_bytes > limit_bytes as u64 {
             return Err(CodecError::TooLarge { limit_bytes });
@@ -122,7 +122,7 @@ impl Decoder {
         let space = out.get_mut(start..end).unwrap_or_default();
         let written =
             context.decompress(space, frame).map_err(|code| CodecError::Zstd(zstd_safe::get_error_name(code)))?;
-        Ok(Decoded { frame_bytes: bytes, plain_end: start + written })
+        Ok(DecodedFrame { frame_bytes: bytes, plain_end: start + written })
     }
 }
 

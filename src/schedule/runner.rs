@@ -106,8 +106,7 @@ impl<J: Jobs> Runner<J> {
         let Some(Next::Do(_)) = self.next(memory) else { return false };
         // Before the lease, which would keep another process from it for as long.
         let _turn = self.jobs.turn().await;
-        // That may have taken hours.
-        self.look_up(memory).await;
+        // That may have taken hours. What was done meanwhile is looked up once the lease is ours.
         let Some(Next::Do(job)) = self.next(memory) else { return false };
         let began = self.clock.now();
         let Runner { cluster, lease, clock, jobs } = self;
