@@ -1,4 +1,5 @@
-//! An object's contents against what it must hold: its identity, its frames, its hashes. CPU work.
+//! An object's contents against what it must hold: its identity, its frames, its hashes; of WAL also whether its records are whole.
+//! CPU work.
 
 use super::report::{Finding, FindingKind};
 use crate::codec::{
@@ -6,7 +7,7 @@ use crate::codec::{
     encryption,
 };
 use crate::repository::{Archive, BackupId, Identity, Subject, hex};
-use crate::wal::{SegmentSize, WalRange};
+use crate::wal::{Lsn, PAGE_BYTES, RecordWalker, SegmentSize, WalRange, WalkError};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -22,6 +23,39 @@ pub(super) struct Expected {
     pub(super) plain_sha256: Option<String>,
     /// It must say its contents' BLAKE3 hash.
     pub(super) has_blake3: bool,
+}
+
+impl Expected {
+    /// What walks over the records of WAL; of what begins in the middle of a page nobody knows where one begins.
+    fn records(&self, size: SegmentSize) -> Option<Records> {
+        match self.subject {
+            Subject::Wal { start, .. } if start.0.is_multiple_of(PAGE_BYTES) => {
+                Some(Records { walker: RecordWalker::new(size, start), position: start, wrong: None })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Walks over the records of an object of WAL.
+struct Records {
+    walker: RecordWalker,
+    position: Lsn,
+    wrong: Option<WalkError>,
+}
+
+impl Records {
+    fn push(&mut self, bytes: &[u8]) {
+        if self.wrong.is_none() {
+            self.wrong = self.walker.push(self.position, bytes, &mut |_| {}).err();
+        }
+        self.position = self.position + bytes.len() as u64;
+    }
+
+    /// Why recovery ends in it, if it does. Nothing is said of what does not begin as WAL of a version that we know.
+    fn wrong(self) -> Option<WalkError> {
+        self.wrong.filter(|_| self.walker.has_met_wal())
+    }
 }
 
 /// What may lie here under a wrong name: an identity of anything else is itself damaged.
@@ -67,7 +101,7 @@ pub(super) fn judge(
 ) -> Judged {
     let damaged = |what: String| Judged::Wrong(Finding::of_object(FindingKind::WrongContents, name, what));
     let prefix = stored.clone();
-    match Contents::read(stored, identities, buffers) {
+    match Contents::read(stored, expected.records(others.size), identities, buffers) {
         Ok(contents) => match contents.identity(name) {
             Ok(identity) => contents.judge(name, &identity, expected, others),
             Err(why) => damaged(why),
@@ -129,12 +163,19 @@ struct Contents {
     bytes: u64,
     blake3: blake3::Hasher,
     sha256: Sha256,
+    records: Option<Records>,
 }
 
 impl Contents {
     /// Frame by frame: no more than one is in memory beside what is stored.
-    fn read(stored: Bytes, identities: &Identities, buffers: &Buffers) -> Result<Contents, CodecError> {
-        let mut contents = Contents { identity: None, bytes: 0, blake3: blake3::Hasher::new(), sha256: Sha256::new() };
+    fn read(
+        stored: Bytes,
+        records: Option<Records>,
+        identities: &Identities,
+        buffers: &Buffers,
+    ) -> Result<Contents, CodecError> {
+        let (blake3, sha256) = (blake3::Hasher::new(), Sha256::new());
+        let mut contents = Contents { identity: None, bytes: 0, blake3, sha256, records };
         let mut splitter = FrameSplitter::new(FRAME_STORED_BYTES_MAX);
         let mut decoder = FrameDecoder::new();
         let mut is_empty = true;
@@ -150,6 +191,9 @@ impl Contents {
                         contents.bytes += plain.len() as u64;
                         contents.blake3.update(&plain);
                         contents.sha256.update(plain.as_slice());
+                        if let Some(records) = &mut contents.records {
+                            records.push(&plain);
+                        }
                     }
                 }
             }
@@ -182,8 +226,21 @@ impl Contents {
             _ => {}
         }
         match &expected.plain_sha256 {
-            Some(sha256) if *sha256 != hex(&self.sha256.finalize()) => differs("SHA-256 that backup.json says"),
-            _ => Judged::Sound,
+            Some(sha256) if *sha256 != hex(&self.sha256.finalize()) => {
+                return differs("SHA-256 that backup.json says");
+            }
+            _ => {}
+        }
+        match self.records.and_then(Records::wrong) {
+            None => Judged::Sound,
+            Some(error) => {
+                let what = format!("holds what the server sent, but recovery ends in it: {error}");
+                let finding = Finding::of_object(FindingKind::WrongRecord, name, what);
+                Judged::Wrong(finding.hint(
+                    "Take a base backup now (`seawall backup`): what comes behind it can be restored from there. Then look after the \
+                     server's memory and disks.",
+                ))
+            }
         }
     }
 }

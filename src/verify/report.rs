@@ -22,6 +22,8 @@ pub enum FindingKind {
     WrongContents,
     /// An object is sound, and lies under the name of another.
     SwappedObject,
+    /// An object of WAL is sound, and a record in it is not: the server sent it so.
+    WrongRecord,
     /// A timeline has WAL or backups here, and no history file.
     MissingHistory,
     /// WAL is missing within what a base backup could be recovered to, or, as a note, in front of all of them.
@@ -34,12 +36,13 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// Every kind.
-    pub const ALL: [FindingKind; 9] = [
+    pub const ALL: [FindingKind; 10] = [
         FindingKind::MissingObject,
         FindingKind::UnknownObject,
         FindingKind::WrongLength,
         FindingKind::WrongContents,
         FindingKind::SwappedObject,
+        FindingKind::WrongRecord,
         FindingKind::MissingHistory,
         FindingKind::Hole,
         FindingKind::BackupNotRestorable,
@@ -54,6 +57,7 @@ impl FindingKind {
             FindingKind::WrongLength => "wrong length",
             FindingKind::WrongContents => "wrong contents",
             FindingKind::SwappedObject => "swapped object",
+            FindingKind::WrongRecord => "wrong record",
             FindingKind::MissingHistory => "missing history",
             FindingKind::Hole => "hole",
             FindingKind::BackupNotRestorable => "not restorable",

@@ -51,6 +51,50 @@ async fn a_bit_that_is_flipped_anywhere_is_found_and_named() {
     assert_sound(&stage.read_all().await);
 }
 
+/// A segment of 1 MiB as PostgreSQL 15 begins one (`XLogLongPageHeaderData` in `xlog_internal.h`), with one record of `body`, whose
+/// checksum is said to be `checksum`, and zeros behind it.
+fn segment(start: u64, body: &[u8], checksum: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(0xD110_u16.to_le_bytes());
+    bytes.extend(2_u16.to_le_bytes());
+    bytes.extend(2_u32.to_le_bytes());
+    bytes.extend(start.to_le_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(7_u64.to_le_bytes());
+    bytes.extend((1_u32 << 20).to_le_bytes());
+    bytes.extend(8192_u32.to_le_bytes());
+    bytes.extend((24 + body.len() as u32).to_le_bytes());
+    bytes.extend(0_u32.to_le_bytes());
+    bytes.extend((start - 100).to_le_bytes());
+    // Of the resource manager of heaps.
+    bytes.extend([0, 10, 0, 0]);
+    bytes.extend(checksum.to_le_bytes());
+    bytes.extend(body);
+    bytes.resize(MIB as usize, 0);
+    bytes
+}
+
+#[tokio::test]
+async fn a_record_that_the_server_sent_damaged_is_named() {
+    // Given WAL as it was received, in which a record is what it must be
+    let stage = Stage::new().await;
+    stage.block(range(2, 8 * MIB, 9 * MIB)).await;
+    let (block, body) = (range(2, 9 * MIB, 10 * MIB), [7; 100]);
+    let header = &segment(9 * MIB, &body, 0)[40..60];
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&body), header);
+    let key = Key::Block(block);
+    stage.writer.store_wal(&key, block, segment(9 * MIB, &body, checksum).into()).await.unwrap();
+    assert_sound(&stage.read_all().await);
+    // When it is not, and its object is sound nevertheless
+    stage.delete(&stage.layout().name(&key)).await;
+    stage.writer.store_wal(&key, block, segment(9 * MIB, &body, checksum ^ 1).into()).await.unwrap();
+    // Then nobody says so without reading it, and who reads it says where recovery will end.
+    assert_sound(&stage.looked().await);
+    let report = stage.read_all().await;
+    assert_eq!(found(&report), [(FindingKind::WrongRecord, stage.layout().name(&key))], "{:#?}", report.findings);
+    assert!(report.findings[0].message.contains("0/900028"), "{:#?}", report.findings);
+}
+
 #[tokio::test]
 async fn an_object_that_is_cut_is_found_and_named_also_where_a_frame_ends() {
     let stage = Stage::new().await;

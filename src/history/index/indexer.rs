@@ -63,7 +63,7 @@ impl BlockWalk {
         let mut going = self.going.take().filter(goes_on).unwrap_or_else(|| Going {
             timeline: range.timeline,
             began: range.start,
-            walker: RecordWalker::new(self.size, range.start),
+            walker: RecordWalker::new(self.size, range.start).trusting_the_rest(),
         });
         let is_known = going.began < range.start && going.has_met_a_record();
         let mut outliner = Outliner::new(range.start, self.hides_names);

@@ -77,6 +77,8 @@ pub struct RecordWalker {
     timeline: u32,
     /// The start of the last record, which the next one names.
     previous: Option<Lsn>,
+    /// Bodies that say nothing here are passed over without a look.
+    trusts_the_rest: bool,
     doing: Doing,
     /// What was left, where the walk began, of the record that it began in.
     rest_bytes: u64,
@@ -113,8 +115,8 @@ struct RecordInProgress {
     /// Bytes of header and body that have come; 0 between records.
     have_bytes: u32,
     total_bytes: u32,
-    /// CRC-32C of the body.
-    checksum: u32,
+    /// CRC-32C of the body, where it is to be verified.
+    checksum: Option<u32>,
     body: Body,
 }
 
@@ -131,6 +133,7 @@ impl RecordWalker {
             version: None,
             timeline: 0,
             previous: None,
+            trusts_the_rest: false,
             doing: if start.0.is_multiple_of(PAGE_BYTES) { Doing::Begin } else { Doing::Record },
             rest_bytes: 0,
             record: RecordInProgress {
@@ -138,7 +141,7 @@ impl RecordWalker {
                 header: [0; RECORD_HEADER_BYTES],
                 have_bytes: 0,
                 total_bytes: 0,
-                checksum: 0,
+                checksum: None,
                 body: Body::new(false),
             },
             end: None,
@@ -150,6 +153,13 @@ impl RecordWalker {
     /// with the lists that say so, which takes time.
     pub fn with_details(mut self) -> RecordWalker {
         self.record.body = Body::new(true);
+        self
+    }
+
+    /// The same, but checksums are verified of those records alone that are read. Of the others the length and the place are checked,
+    /// which the next one names: with records of a hundred bytes their checksums are most of a walk's work.
+    pub fn trusting_the_rest(mut self) -> RecordWalker {
+        self.trusts_the_rest = true;
         self
     }
 
@@ -187,6 +197,11 @@ impl RecordWalker {
         }
         self.position = self.position + rest.len() as u64;
         Ok(())
+    }
+
+    /// True once the header of a page was read, of a version that is known.
+    pub fn has_met_wal(&self) -> bool {
+        self.version.is_some()
     }
 
     /// Where the bytes pushed so far end: the next push begins here.
@@ -351,9 +366,7 @@ impl RecordWalker {
             if !is_linked || self.record.body.is_wanted(rmgr, info) {
                 break;
             }
-            let checksum = crc32c::crc32c(&record[RECORD_HEADER_BYTES..]);
-            let checksum = crc32c::crc32c_append(checksum, &header[..CHECKED_HEADER_BYTES]);
-            if u32_at(header, CHECKED_HEADER_BYTES) != Some(checksum) {
+            if !self.trusts_the_rest && !has_its_checksum(header, crc32c::crc32c(&record[RECORD_HEADER_BYTES..])) {
                 break;
             }
             let end = align(start + u64::from(length));
@@ -403,7 +416,7 @@ impl RecordWalker {
                 }
                 let [info, rmgr] = [record.header[16], record.header[17]];
                 let body_bytes = u64::from(record.total_bytes) - RECORD_HEADER_BYTES as u64;
-                record.checksum = 0;
+                record.checksum = (!self.trusts_the_rest || record.body.is_wanted(rmgr, info)).then_some(0);
                 record.body.begin(rmgr, info, self.version, body_bytes);
                 if body_bytes == 0 {
                     self.complete(self.position + piece.len() as u64, out)?;
@@ -417,7 +430,7 @@ impl RecordWalker {
     fn take_body(&mut self, bytes: &[u8], out: &mut dyn FnMut(Record)) -> Result<usize, WalkError> {
         let record = &mut self.record;
         let piece = shorter(bytes, u64::from(record.total_bytes - record.have_bytes));
-        record.checksum = crc32c::crc32c_append(record.checksum, piece);
+        record.checksum = record.checksum.map(|checksum| crc32c::crc32c_append(checksum, piece));
         record.body.push(piece);
         record.have_bytes += piece.len() as u32;
         if record.have_bytes == record.total_bytes {
@@ -429,8 +442,7 @@ impl RecordWalker {
     /// Checks and gives out the record that ends at `end`.
     fn complete(&mut self, end: Lsn, out: &mut dyn FnMut(Record)) -> Result<(), WalkError> {
         let record = &mut self.record;
-        let checksum = crc32c::crc32c_append(record.checksum, &record.header[..CHECKED_HEADER_BYTES]);
-        if u32_at(&record.header, CHECKED_HEADER_BYTES) != Some(checksum) {
+        if record.checksum.is_some_and(|body| !has_its_checksum(&record.header, body)) {
             return Err(WalkError::Record { start: record.start, problem: "does not match its checksum" });
         }
         let (kind, relation, top_xid) = (record.body.finish(), record.body.relation(), record.body.top_xid());
@@ -447,6 +459,11 @@ impl RecordWalker {
         out(Record { start, end, bytes, xid, top_xid, relation, kind });
         Ok(())
     }
+}
+
+/// True if the checksum in a record's header is that of its body, which is given, and of the header.
+fn has_its_checksum(header: &[u8; RECORD_HEADER_BYTES], body: u32) -> bool {
+    u32_at(header, CHECKED_HEADER_BYTES) == Some(crc32c::crc32c_append(body, &header[..CHECKED_HEADER_BYTES]))
 }
 
 /// The first `bytes_max` of `bytes`, or all.
