@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupStream, BaseBackupOptions, Client, PgError};
 use crate::repository::{BackupDocument, WalNeed, WalReader, Writer};
 use crate::runtime::{self, Clock};
-use crate::wal::{History, Lsn, TimelineId};
+use crate::wal::{History, Lsn, TimelineId, end_of_records_before};
 use std::collections::BTreeMap;
 use tokio::sync::watch;
 
@@ -186,11 +186,14 @@ where
                 return Err(promoted(timeline, start.timeline));
             }
             // What came between the look at the WAL and the beginning: the server knew nothing of it.
-            let cut = self.cut_until(start.start_lsn).await?;
-            let is_at_record = self
-                .search
-                .as_ref()
-                .is_some_and(|search| search.position() != start.start_lsn || search.is_between_records());
+            let size = self.reader.repository().layout.segment_size();
+            // A server that completes its segment before it begins (`do_pg_backup_start` in `xlog.c`) begins in front of nothing: then
+            // nobody waits until a new segment's header is stored.
+            let end = end_of_records_before(size, start.start_lsn);
+            let cut = self.cut_until(end).await?;
+            let is_at_record = self.search.as_ref().is_some_and(|search| {
+                ![end, start.start_lsn].contains(&search.position()) || search.is_between_records()
+            });
             if !is_at_record {
                 let why = format!("the backup begins at {}, where no record of the archived WAL does", start.start_lsn);
                 return Err(NotIncremental::Unavailable(Error::new(Kind::Damaged, why)));

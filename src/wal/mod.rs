@@ -12,7 +12,7 @@ pub use lsn::{Lsn, ParseLsnError};
 pub(crate) use record::testing;
 pub use record::{
     LISTED_RELATIONS_MAX, LISTED_SUBTRANSACTIONS_MAX, PAGE_BYTES, ParameterChange, PartialRecord, Record, RecordKind,
-    RecordWalker, RelationId, WalkError, begins_anew,
+    RecordWalker, RelationId, WalkError, begins_anew, end_of_records_before,
 };
 pub use segment::{BLOCK_BYTES_MAX, ParseSegmentError, Segment, SegmentSize, WalRange};
 pub use timeline::{History, HistoryEntry, ParseHistoryError, TimelineId};

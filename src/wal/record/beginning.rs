@@ -1,4 +1,4 @@
-//! The first bytes of a segment: whether WAL goes on there or was begun anew.
+//! The first bytes of a segment: whether WAL goes on there or was begun anew, and what of it lies in front of the first record.
 
 use super::Lsn;
 use super::main_data::{u32_at, u64_at};
@@ -12,6 +12,15 @@ pub fn begins_anew(size: SegmentSize, start: Lsn, bytes: &[u8]) -> bool {
     let Some(Page::Header(header)) = header else { return false };
     let (length, previous) = (u32_at(bytes, LONG_HEADER_BYTES), u64_at(bytes, LONG_HEADER_BYTES + 8));
     !header.continuation && length.is_some_and(|length| length > 0) && previous == Some(0)
+}
+
+/// Where the last record ends at the latest that begins before `start`, where a record begins: in front of the first one of a segment lies
+/// nothing but the segment's header, for had a record gone on from the segment before, its rest would lie there.
+pub fn end_of_records_before(size: SegmentSize, start: Lsn) -> Lsn {
+    match size.offset(start) as usize == LONG_HEADER_BYTES {
+        true => size.segment_start(start),
+        false => start,
+    }
 }
 
 #[cfg(test)]
@@ -46,5 +55,14 @@ mod tests {
         assert!(!begins_anew(size, Lsn(START.0 * 2), &segment(0, 0)), "another segment's bytes");
         assert!(!begins_anew(size, START, &segment(0, 0)[..50]), "too little to say");
         assert!(!begins_anew(size, START, &[]));
+    }
+
+    #[test]
+    fn in_front_of_a_segments_first_record_there_is_none() {
+        let size = SegmentSize::DEFAULT;
+        assert_eq!(end_of_records_before(size, START + 40), START);
+        for elsewhere in [START + 48, START + 8192 + 24, START + 8192 + 40] {
+            assert_eq!(end_of_records_before(size, elsewhere), elsewhere);
+        }
     }
 }

@@ -15,7 +15,7 @@ mod tests;
 mod transaction;
 mod walker;
 
-pub use beginning::begins_anew;
+pub use beginning::{begins_anew, end_of_records_before};
 pub use page::PAGE_BYTES;
 pub use transaction::{LISTED_RELATIONS_MAX, LISTED_SUBTRANSACTIONS_MAX};
 pub use walker::{PartialRecord, RecordWalker, WalkError};
