@@ -87,16 +87,28 @@ impl IndexKeeper {
         Ok(())
     }
 
-    /// What is known of `range`, or is found by reading it: it was stored before this process was there, or came twice.
+    /// What is known of `range`, and what is found by reading the rest: it was stored before this process was there, came twice, or was
+    /// more than the indexer could walk over.
     async fn outlines(&self, range: WalRange) -> Result<Vec<Outline>> {
-        if let Some(outlines) = contiguous(self.indexer.outlines(range), range) {
-            return Ok(outlines);
+        let mut outlines: Vec<Outline> = Vec::new();
+        for next in joined(self.indexer.outlines(range), range) {
+            match next {
+                Stretch::Known(known) => outlines.extend(known),
+                Stretch::Unknown(unknown) => {
+                    let found = self.index.outline(unknown).await?;
+                    if found.is_none() {
+                        self.indexer.count_unstored();
+                    }
+                    // The last ones that can be told: what is in front of a hole is of no use.
+                    let found = found.unwrap_or_default();
+                    if found.first().is_none_or(|first| first.start != unknown.start) {
+                        outlines.clear();
+                    }
+                    outlines.extend(found);
+                }
+            }
         }
-        let outlines = self.index.outline(range).await?;
-        if outlines.is_none() {
-            self.indexer.count_unstored();
-        }
-        Ok(outlines.unwrap_or_default())
+        Ok(outlines)
     }
 
     /// The archive goes on with another timeline: what is known of this one is stored, if it is little.
@@ -162,15 +174,58 @@ async fn advance(
     keeper.advance_to(timeline, start, durable).await
 }
 
-/// The outlines that cover `range`; `None` if some are missing.
-fn contiguous(outlines: BTreeMap<Lsn, Outline>, range: WalRange) -> Option<Vec<Outline>> {
-    let outlines: Vec<Outline> = outlines.into_values().collect();
+/// A part of a range.
+#[derive(PartialEq, Debug)]
+enum Stretch {
+    Known(Vec<Outline>),
+    Unknown(WalRange),
+}
+
+/// All of `range`, in order, of which `outlines` are known.
+fn joined(outlines: BTreeMap<Lsn, Outline>, range: WalRange) -> Vec<Stretch> {
+    let mut stretches = Vec::new();
     let mut position = range.start;
-    for outline in &outlines {
-        if outline.start != position {
-            return None;
+    let mut run = Vec::new();
+    for outline in outlines.into_values().filter(|outline| range.start <= outline.start && outline.end <= range.end) {
+        if outline.start > position {
+            stretches.extend((!run.is_empty()).then(|| Stretch::Known(std::mem::take(&mut run))));
+            stretches.push(Stretch::Unknown(WalRange { start: position, end: outline.start, ..range }));
         }
         position = outline.end;
+        run.push(outline);
     }
-    (position == range.end).then_some(outlines)
+    stretches.extend((!run.is_empty()).then_some(Stretch::Known(run)));
+    stretches.extend((position < range.end).then_some(Stretch::Unknown(WalRange { start: position, ..range })));
+    stretches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::index::Outliner;
+
+    fn range(start: u64, end: u64) -> WalRange {
+        WalRange { timeline: TimelineId(1), start: Lsn(start), end: Lsn(end) }
+    }
+
+    fn outline(start: u64, end: u64) -> Outline {
+        Outliner::new(Lsn(start), false).finish(Lsn(end), Lsn(end))
+    }
+
+    #[test]
+    fn only_what_is_not_known_is_read() {
+        let known = |blocks: &[u64]| blocks.iter().map(|at| (Lsn(*at), outline(*at, at + 10))).collect();
+        let stretches = |blocks: &[u64]| joined(known(blocks), range(0, 50));
+        let run = |blocks: &[u64]| Stretch::Known(blocks.iter().map(|at| outline(*at, at + 10)).collect());
+        assert_eq!(stretches(&[]), [Stretch::Unknown(range(0, 50))]);
+        assert_eq!(stretches(&[0, 10, 20, 30, 40]), [run(&[0, 10, 20, 30, 40])]);
+        assert_eq!(
+            stretches(&[10, 40]),
+            [Stretch::Unknown(range(0, 10)), run(&[10]), Stretch::Unknown(range(20, 40)), run(&[40])]
+        );
+        assert_eq!(
+            stretches(&[0, 20]),
+            [run(&[0]), Stretch::Unknown(range(10, 20)), run(&[20]), Stretch::Unknown(range(30, 50))]
+        );
+    }
 }
