@@ -471,7 +471,9 @@ impl<'a> Stream<'a> {
             if let (Some(indexer), Job::Store { key: Key::Block(range), pieces, .. }) = (&self.options.indexer, &job)
                 && range.is_whole_block(size)
             {
-                indexer.push(size, *range, pieces.clone());
+                // One more block waits at the server.
+                let catches_up = self.server_end > range.end + size.block_bytes();
+                indexer.push(size, *range, pieces.clone(), catches_up);
             }
             self.in_flight_bytes += job.range().bytes();
             self.comparing += usize::from(matches!(job, Job::Compare { .. }));

@@ -7,7 +7,7 @@ use crate::codec::{
     encryption,
 };
 use crate::repository::{Archive, BackupId, Identity, Subject, hex};
-use crate::wal::{Lsn, PAGE_BYTES, RecordWalker, SegmentSize, WalRange, WalkError};
+use crate::wal::{Lsn, PAGE_BYTES, RecordWalker, SegmentSize, TimelineId, WalRange, WalkError};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -63,9 +63,20 @@ impl Records {
 pub(super) struct Others {
     pub(super) size: SegmentSize,
     pub(super) backups: BTreeSet<BackupId>,
+    /// Where the finished ones begin.
+    pub(super) beginnings: Vec<(TimelineId, Lsn)>,
+    pub(super) dead_branches: Vec<WalRange>,
 }
 
 impl Others {
+    /// True if somebody may want to recover beyond `lsn` and has to come from in front of it: no base backup begins behind it, and the
+    /// timeline went on from there.
+    fn must_pass(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        let is_dead = |branch: &WalRange| branch.timeline == timeline && branch.start <= lsn && lsn < branch.end;
+        let is_behind = |(on, start): &(TimelineId, Lsn)| *on >= timeline && *start > lsn;
+        !self.dead_branches.iter().any(is_dead) && !self.beginnings.iter().any(is_behind)
+    }
+
     fn may_be(&self, identity: &Identity) -> bool {
         match &identity.subject {
             Subject::Wal { timeline, start, end } => {
@@ -236,10 +247,20 @@ impl Contents {
             Some(error) => {
                 let what = format!("holds what the server sent, but recovery ends in it: {error}");
                 let finding = Finding::of_object(FindingKind::WrongRecord, name, what);
-                Judged::Wrong(finding.hint(
-                    "Take a base backup now (`seawall backup`): what comes behind it can be restored from there. Then look after the \
-                     server's memory and disks.",
-                ))
+                let is_in_the_way = match (&expected.subject, error) {
+                    (Subject::Wal { timeline, .. }, WalkError::Record { start, .. }) => {
+                        others.must_pass(*timeline, start)
+                    }
+                    (Subject::Wal { timeline, start, .. }, _) => others.must_pass(*timeline, *start),
+                    _ => true,
+                };
+                Judged::Wrong(match is_in_the_way {
+                    true => finding.hint(
+                        "Take a base backup now (`seawall backup`): what comes behind it can be restored from there. Then look after the \
+                         server's memory and disks.",
+                    ),
+                    false => finding.into_note().hint("No moment behind it needs it: a base backup begins there, or nothing went on."),
+                })
             }
         }
     }

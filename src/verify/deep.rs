@@ -12,8 +12,8 @@ use crate::codec::Buffers;
 use crate::error::{Error, Result};
 use crate::history::index::Indexes;
 use crate::repository::{
-    Archive, BackupDocument, BackupId, ContentDigest, DeadBranchNote, GapNote, Heartbeat, Key, NamesAt, PART_BYTES_MAX,
-    PartName, Repository, Subject, WithoutFiles, hex,
+    Archive, BackupDocument, BackupId, Catalog, ContentDigest, DeadBranchNote, GapNote, Heartbeat, Key, NamesAt,
+    PART_BYTES_MAX, PartName, Repository, Subject, WithoutFiles, hex,
 };
 use crate::runtime;
 use crate::store::{ObjectInfo, StoreError};
@@ -123,14 +123,19 @@ impl<'a> Deep<'a> {
         };
         let downloads = options.downloads.max(1);
         let (pace, buffers) = (Pace::new(options.bytes_per_second), Buffers::new(downloads));
-        let others = Arc::new(Others { size: repository.layout.segment_size(), backups: BTreeSet::new() });
+        let size = repository.layout.segment_size();
+        let (backups, beginnings, dead_branches) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let others = Arc::new(Others { size, backups, beginnings, dead_branches });
         Ok(Deep { repository, system_identifier, downloads, pace, state, buffers, others, progress })
     }
 
     /// Reads everything, base backups first: they are fewer, and more is lost with one.
-    pub(super) async fn read(mut self, backups: Vec<BackupId>, findings: &mut Findings) -> Result<Reading> {
+    pub(super) async fn read(mut self, catalog: Catalog, findings: &mut Findings) -> Result<Reading> {
         let size = self.repository.layout.segment_size();
-        self.others = Arc::new(Others { size, backups: backups.iter().cloned().collect() });
+        let beginnings = catalog.finished_backups().map(|backup| (backup.timeline, backup.start_lsn)).collect();
+        let backups: Vec<BackupId> = catalog.backups.into_iter().map(|entry| entry.id).collect();
+        let known = backups.iter().cloned().collect();
+        self.others = Arc::new(Others { size, backups: known, beginnings, dead_branches: catalog.dead_branches });
         let mut reading = Reading::default();
         for id in backups {
             self.read_backup(id, (&mut reading, findings)).await?;

@@ -22,7 +22,7 @@ mod timelines;
 pub use report::{Checked, Finding, FindingKind, MissingWal, Reading, Report};
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{BackupEntry, BackupId, Catalog, Cluster, Key, Repository};
+use crate::repository::{BackupEntry, Catalog, Cluster, Key, Repository};
 use crate::restore::{self, Request, Target, TargetAction};
 use crate::wal::{History, SegmentSize, TimelineId};
 use backups::Folder;
@@ -95,11 +95,11 @@ pub async fn verify(
         checked: Checked::default(),
         findings: Findings::default(),
     };
-    let backups = verification.look(cluster).await?;
+    let catalog = verification.look(cluster).await?;
     let read = match deep {
         Some(deep) => {
             progress.send_modify(|progress| progress.total_bytes = verification.checked.object_bytes);
-            Some(Box::pin(deep.read(backups, &mut verification.findings)).await?)
+            Some(Box::pin(deep.read(catalog, &mut verification.findings)).await?)
         }
         None => None,
     };
@@ -131,8 +131,8 @@ impl Verification<'_> {
         }
     }
 
-    /// Everything that needs no object's contents but those of documents. Returns the names of all base backups, finished or not.
-    async fn look(&mut self, cluster: Cluster) -> Result<Vec<BackupId>> {
+    /// Everything that needs no object's contents but those of documents. Returns what there is, as far as those say it.
+    async fn look(&mut self, cluster: Cluster) -> Result<Catalog> {
         let size = SegmentSize::new(cluster.segment_bytes).ok_or_else(|| {
             Error::new(Kind::Damaged, format!("cluster.json names segments of {} bytes", cluster.segment_bytes))
         })?;
@@ -175,7 +175,7 @@ impl Verification<'_> {
             }
         }
         self.plan(&catalog);
-        Ok(catalog.backups.into_iter().map(|entry| entry.id).collect())
+        Ok(catalog)
     }
 
     async fn look_at_backups(&mut self) -> Result<Vec<BackupEntry>> {

@@ -93,6 +93,7 @@ async fn a_record_that_the_server_sent_damaged_is_named() {
     let report = stage.read_all().await;
     assert_eq!(found(&report), [(FindingKind::WrongRecord, stage.layout().name(&key))], "{:#?}", report.findings);
     assert!(report.findings[0].message.contains("0/900028"), "{:#?}", report.findings);
+    assert_eq!(report.problems, 1, "{:#?}", report.findings);
 }
 
 #[tokio::test]

@@ -156,11 +156,10 @@ impl RecordWalker {
         self
     }
 
-    /// The same, but checksums are verified of those records alone that are read. Of the others the length and the place are checked,
-    /// which the next one names: with records of a hundred bytes their checksums are most of a walk's work.
-    pub fn trusting_the_rest(mut self) -> RecordWalker {
-        self.trusts_the_rest = true;
-        self
+    /// From the next record on the checksums of all are verified, or with `trusts` of those alone that are read. Of the others the length
+    /// and the place are checked, which the next one names: with records of a hundred bytes their checksums are most of a walk's work.
+    pub fn trust_the_rest(&mut self, trusts: bool) {
+        self.trusts_the_rest = trusts;
     }
 
     /// The same, for a walk that begins where a record does, or a page header in front of it: the record before begins at
