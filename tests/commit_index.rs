@@ -166,6 +166,8 @@ async fn restores_are_planned_from_the_index(version: u32) {
     let listed: Value = serde_json::from_str(&scene.seawall(&["list", "--json"]).run_ok().await.stdout).unwrap();
     let newest = listed["backups"][0]["restorable_to_time"].as_str().unwrap_or_else(|| panic!("{listed}"));
     assert_eq!(scene.plan(&["--to", newest]).await.0["target"]["time"], newest);
+    let status: Value = serde_json::from_str(&scene.seawall(&["status", "--json"]).run_ok().await.stdout).unwrap();
+    assert_eq!(status["restorable_to_time"], newest, "status says another moment: {status}");
     let later: jiff::Timestamp = newest.parse().unwrap();
     let later = (later + jiff::SignedDuration::from_micros(1)).to_string();
     let too_late = ["restore", "--into", "/nonexistent/place", "--dry-run", "--to", &later];

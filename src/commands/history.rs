@@ -47,13 +47,14 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     let search = Search { from, to, removals: args.drops, whole };
     let names = read_name_book(&reader, &catalog, &history, from).await;
     let databases = args.database.as_deref().map(|name| databases(name, &names)).transpose()?;
+    let command = restore_command(&args, common);
     let printer = Printer {
         databases,
         names,
         from,
         to,
         history: history.clone(),
-        command: restore_command(&args, common),
+        command: command.clone(),
         zone: now.time_zone().clone(),
         limit: args.limit.map(|limit| limit as usize),
         args,
@@ -76,6 +77,9 @@ pub(super) async fn history(args: HistoryArgs, common: &Common, settings: Settin
     last.failure.map_or(Ok(()), Err)?;
     if limit.is_some() {
         print::stdout(&last.lines.into_iter().collect::<String>())?;
+    }
+    if last.wants_a_command {
+        print::stdout(&format!("before any other line: {command} --to-lsn ITS_LSN --to-exclusive\n"))?;
     }
     if walked.start.is_none() {
         return Err(Error::new(Kind::Refused, format!("no WAL of timeline {} is stored", history.timeline))
@@ -159,6 +163,8 @@ fn quoted(word: &str) -> String {
 #[derive(Default)]
 struct Last {
     lines: VecDeque<String>,
+    /// One of the entries has no command of its own.
+    wants_a_command: bool,
     failure: Option<Error>,
 }
 
@@ -193,6 +199,7 @@ impl Printer {
         if !is_early && !is_late && self.wants(entry) {
             let line = Line::of(entry, &self.history, &self.names, &self.command);
             let text = if self.args.json.json { line.json()? } else { line.text(&self.zone) };
+            last.wants_a_command |= !self.args.json.json && !line.has_command();
             match self.limit {
                 None => print::stdout(&text)?,
                 Some(limit) => {
@@ -374,10 +381,15 @@ impl Line {
         let records = format!("{at_least}{}", it.records);
         let size = print::size(it.bytes);
         let text = Line::row([&time, &lsn, &it.xid.to_string(), &database, &records, &size], &it.what());
-        match it.removes {
+        match self.has_command() {
             true => text + &format!("  before it: {}\n", self.restore),
             false => text,
         }
+    }
+
+    /// True if its way back stands below it; else it is told once for all, by their LSNs.
+    fn has_command(&self) -> bool {
+        self.before_lsn != self.lsn || self.transaction.as_ref().is_some_and(|transaction| transaction.removes)
     }
 }
 
