@@ -138,6 +138,10 @@ async fn what_was_done_is_told_and_can_be_undone(version: u32) {
     // by default of the last hour, for people too.
     let text = scene.seawall(&["history"]).run_ok().await.stdout;
     assert!(text.contains("restore point \"a good moment\"") && text.contains("drops 4 relations"), "{text}");
+    let way = text.lines().last().unwrap_or_default();
+    assert!(way.starts_with("before any other line: seawall restore") && way.ends_with("--to-exclusive"), "{text}");
+    let text = scene.seawall(&["history", "--drops"]).run_ok().await.stdout;
+    assert!(text.contains("before it: seawall restore") && !text.contains("any other line"), "{text}");
 
     // What was dropped comes back with the commands that are printed, a whole database too.
     let restored = undone(&scene, &entries[8], "before-table").await;
