@@ -25,6 +25,7 @@ use judge::Judge;
 use seawall::cli;
 use seawall::config::Settings;
 use seawall::error::{Kind, Result};
+use seawall::notify::Event;
 use seawall::repository::{Action, ActionResult, AuditEntry, BackupId, Key, Repository};
 use seawall::runtime::Clock;
 use seawall::store::{MemoryStore, Store, list_all};
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use store::WeekStore;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -63,7 +65,7 @@ minimum_window = "36h"
 const DAILY: [(Action, i8, i8); 3] = [(Action::Prune, 4, 30), (Action::DeepVerify, 6, 0), (Action::Drill, 8, 0)];
 
 /// What has to happen at least once in a run without a variable.
-const MUST: [&str; 26] = [
+const MUST: [&str; 34] = [
     "archiver: killed",
     "archiver: killed in a base backup",
     "audit: deep_verify bad",
@@ -90,6 +92,14 @@ const MUST: [&str; 26] = [
     "store: failed",
     "store: outage",
     "store: reply lost",
+    "told: gap, right again",
+    "told: gap, wrong",
+    "told: job_drill, right again",
+    "told: job_drill, wrong",
+    "told: job_prune, right again",
+    "told: job_prune, wrong",
+    "told: job_verify, right again",
+    "told: job_verify, wrong",
 ];
 
 /// Something that goes wrong.
@@ -128,6 +138,8 @@ struct Week {
     orphaned: Vec<BackupId>,
     /// Entries of the audit trail that were looked at.
     seen: usize,
+    /// What people are told.
+    told: mpsc::Receiver<Event>,
 }
 
 impl Week {
@@ -143,6 +155,7 @@ impl Week {
         server.set_clients(2);
         let judge = Judge::new(memory.clone(), server.clone(), ledger.clone(), clock.clone(), counts.clone(), WINDOW);
         let judge = Arc::new(judge);
+        let (teller, told) = mpsc::channel(64);
         let town = Town {
             bases: Arc::new(Bases::new(server.clone(), counts.clone())),
             server,
@@ -151,10 +164,11 @@ impl Week {
             clock,
             counts: counts.clone(),
             hangs: Arc::new(AtomicBool::new(false)),
+            told: teller,
         };
         let random = fastrand::Rng::with_seed(seed);
-        let (processes, dead) = (Vec::new(), Vec::new());
-        Week { town, judge, ledger, counts, memory, random, processes, dead, lost: None, orphaned: Vec::new(), seen: 0 }
+        let (processes, dead, orphaned) = (Vec::new(), Vec::new(), Vec::new());
+        Week { town, judge, ledger, counts, memory, random, processes, dead, lost: None, orphaned, seen: 0, told }
     }
 
     fn start(&mut self, number: usize) {
@@ -334,6 +348,10 @@ impl Week {
             }
             self.live(10 * MINUTE).await;
             self.look_at_audit().await;
+            while let Ok(event) = self.told.try_recv() {
+                let state = if event.is_resolved { "right again" } else { "wrong" };
+                self.counts.add(String::leak(format!("told: {}, {state}", event.trouble.name())));
+            }
             turn += 1;
         }
         for index in (0..self.processes.len()).rev() {
