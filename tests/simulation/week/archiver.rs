@@ -65,7 +65,7 @@ impl Town {
             form: Form::default(),
             store,
             metrics: Metrics::new(CLUSTER)?,
-            notifier: Notifier::to(CLUSTER, notify::Form::Json, self.told.clone(), self.clock.clone()),
+            notifier: Notifier::to(CLUSTER, notify::Form::PagerDuty, self.told.clone(), self.clock.clone()),
             clock: self.clock.clone(),
             outside: Arc::new(self),
             turns: Turns::new(Turns::MOST),

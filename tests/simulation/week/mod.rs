@@ -25,7 +25,8 @@ use judge::Judge;
 use seawall::cli;
 use seawall::config::Settings;
 use seawall::error::{Kind, Result};
-use seawall::notify::Event;
+use seawall::metrics::Job;
+use seawall::notify::{Event, Trouble};
 use seawall::repository::{Action, ActionResult, AuditEntry, BackupId, Key, Repository};
 use seawall::runtime::Clock;
 use seawall::store::{MemoryStore, Store, list_all};
@@ -65,7 +66,7 @@ minimum_window = "36h"
 const DAILY: [(Action, i8, i8); 3] = [(Action::Prune, 4, 30), (Action::DeepVerify, 6, 0), (Action::Drill, 8, 0)];
 
 /// What has to happen at least once in a run without a variable.
-const MUST: [&str; 34] = [
+const MUST: [&str; 38] = [
     "archiver: killed",
     "archiver: killed in a base backup",
     "audit: deep_verify bad",
@@ -96,10 +97,14 @@ const MUST: [&str; 34] = [
     "told: gap, wrong",
     "told: job_drill, right again",
     "told: job_drill, wrong",
+    "told: job_incremental, right again",
+    "told: job_incremental, wrong",
     "told: job_prune, right again",
     "told: job_prune, wrong",
     "told: job_verify, right again",
     "told: job_verify, wrong",
+    "told: schedule, right again",
+    "told: schedule, wrong",
 ];
 
 /// Something that goes wrong.
@@ -279,6 +284,24 @@ impl Week {
         self.seen = entries.len();
     }
 
+    /// What people are told since the last look.
+    async fn look_at_what_is_told(&mut self) {
+        let entries = self.audit().await;
+        while let Ok(event) = self.told.try_recv() {
+            let state = if event.is_resolved { "right again" } else { "wrong" };
+            self.counts.add(String::leak(format!("told: {}, {state}", event.trouble.name())));
+            if event.is_resolved && event.trouble == Trouble::Job(Job::Verify) {
+                // What reading everything has found, nothing less takes back, not even in another process.
+                let read = entries.iter().filter(|entry| {
+                    let is_read = entry.action == Action::DeepVerify && entry.result != ActionResult::Failed;
+                    is_read && entry.started_at <= event.at
+                });
+                let last = read.max_by_key(|entry| entry.started_at);
+                assert!(last.is_none_or(|last| last.result == ActionResult::Good), "{event:?}, but {last:?}");
+            }
+        }
+    }
+
     fn repository(&self) -> Repository {
         Repository { store: Arc::new(self.memory.clone()), layout: self.judge.layout.clone() }
     }
@@ -348,10 +371,7 @@ impl Week {
             }
             self.live(10 * MINUTE).await;
             self.look_at_audit().await;
-            while let Ok(event) = self.told.try_recv() {
-                let state = if event.is_resolved { "right again" } else { "wrong" };
-                self.counts.add(String::leak(format!("told: {}, {state}", event.trouble.name())));
-            }
+            self.look_at_what_is_told().await;
             turn += 1;
         }
         for index in (0..self.processes.len()).rev() {
