@@ -143,10 +143,11 @@ async fn what_is_wrong_is_told_once_and_so_is_its_end_and_nothing_waits_for_who_
     .await;
     assert_eq!(statuses(&told[before..]), ["firing", "resolved"]);
     // And who looks is told that the other does not listen, and what became of the messages
-    let status = scene.seawall(&[&["status"], &config[..]].concat()).run_ok().await.stdout;
+    let looking = ["status", "check"].map(|command| scene.seawall(&[&[command], &config[..]].concat()).run_ok());
+    let [status, checked] = futures_util::future::join_all(looking).await.try_into().unwrap();
+    let (status, checked) = (status.stdout, checked.stdout);
     assert!(status.contains("notifications  slack at 127.0.0.1: no answer within 5 s"), "{status}");
     assert!(status.contains("a receiver of notifications does not answer"), "{status}");
-    let checked = scene.seawall(&[&["check"], &config[..]].concat()).run_ok().await.stdout;
     let line = |verdict: &str, found: &str| {
         checked.lines().any(|line| line.starts_with(verdict) && line.contains("notifications") && line.ends_with(found))
     };
