@@ -4,6 +4,7 @@
 
 use seawall::commands::exit;
 use seawall::{cli, config, metrics};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -117,6 +118,90 @@ fn a_wrong_configuration_ends_with_3_and_says_where() {
     );
     let output = seawall(&["list"]).env("SEAWALL_CLUSTER", "a/b").output().expect("start seawall");
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+}
+
+/// A configuration that nobody else may read; the directory is gone with it.
+fn configuration(contents: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("seawall.toml");
+    std::fs::write(&file, contents).expect("write");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set its rights");
+    let path = file.display().to_string();
+    (directory, path)
+}
+
+#[test]
+fn what_holds_is_shown_with_who_said_so_and_without_secrets() {
+    let (_place, file) = configuration(
+        "pg = \"host=db user=seawall password=s3cret\"\nrepo = \"s3://b/x\"\n[notify]\nwebhook = \"https://h.example/s3cret\"\n\
+         slack = \"https://h.example/T0/s3cret\"\npagerduty = \"s3cret\"\nstream_after = \"30s\"\n",
+    );
+    for json in [&[][..], &["--json"]] {
+        let show = [&["config", "show", "--config", &file], json].concat();
+        let output = seawall(&show).env("SEAWALL_CLUSTER", "shop").output().expect("start seawall");
+        let shown = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(!shown.contains("s3cret"), "{shown}");
+        if !json.is_empty() {
+            let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+            for (name, value, from) in [
+                ("pg", "(with a password, so it is not shown)", &*file),
+                ("notify.slack", "(a secret, so it is not shown)", &*file),
+                ("cluster", "\"shop\"", "SEAWALL_CLUSTER"),
+            ] {
+                assert_eq!(shown[name], serde_json::json!({ "value": value, "from": from }), "{name}");
+            }
+            continue;
+        }
+        for line in [
+            format!("pg = (with a password, so it is not shown)  # {file}"),
+            format!("repo = \"s3://b/x\"  # {file}"),
+            format!("notify.webhook = (a secret, so it is not shown)  # {file}"),
+            format!("notify.slack = (a secret, so it is not shown)  # {file}"),
+            format!("notify.pagerduty = (a secret, so it is not shown)  # {file}"),
+            format!("notify.stream_after = \"30s\"  # {file}"),
+            "cluster = \"shop\"  # SEAWALL_CLUSTER".to_owned(),
+            "slot = \"seawall\"  # default".to_owned(),
+        ] {
+            assert!(shown.lines().any(|it| it == line), "no {line:?} in\n{shown}");
+        }
+    }
+    // What has no password is shown as it is
+    let (_place, file) = configuration("pg = \"host=db passfile=/p\"\n");
+    let shown = text(&output(&["config", "show", "--config", &file]).stdout);
+    assert!(shown.contains("pg = \"host=db passfile=/p\""), "{shown}");
+}
+
+#[test]
+fn what_would_fail_at_night_is_refused_by_day() {
+    let place = tempfile::tempdir().expect("a directory");
+    let identity = place.path().join("key").display().to_string();
+    let made = output(&["keygen", "--out", &identity]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let recipient = text(&made.stdout).split_whitespace().find(|word| word.starts_with("age1")).map(str::to_owned);
+    let recipient = recipient.expect("the public key");
+    let closed = format!(
+        "repo = \"s3://b/x\"\n[schedule]\ndrill = \"0 6 * * MON\"\n[encryption]\nrecipients = [\"{recipient}\"]\n"
+    );
+    let opened = format!("{closed}identity_file = \"{identity}\"\n");
+    let nowhere = "repo = \"s3://b/x\"\n[drill]\nscratch = \"/nowhere/to/drill\"\n";
+    for (contents, said) in [
+        (&*closed, Some("schedule.drill cannot open what encryption.recipients closes")),
+        (&*opened, None),
+        (nowhere, Some("drill.scratch is no directory: /nowhere/to/drill")),
+        ("[schedule]\nfull = \"0 2 * * *\"\n", Some("repo")),
+    ] {
+        let (_place, file) = configuration(contents);
+        let checked = output(&["config", "check", "--config", &file]);
+        let errors = text(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(if said.is_some() { 3 } else { 0 }), "{contents}{errors}");
+        assert!(said.is_none_or(|said| errors.contains(said) && errors.contains("hint:")), "{contents}{errors}");
+    }
+    // Of several it is said whose it is
+    let (_place, file) =
+        configuration(&format!("{nowhere}[cluster.a]\npg = \"host=a\"\n[cluster.b]\npg = \"host=b\"\n"));
+    let errors = text(&output(&["config", "check", "--config", &file]).stderr);
+    assert!(errors.contains("cluster a"), "{errors}");
 }
 
 #[test]
@@ -241,7 +326,6 @@ fn wal_fetch_says_nothing_and_still_fails_right_when_standard_error_is_gone() {
 
 #[test]
 fn a_key_is_made_for_its_owner_alone_and_never_overwritten() {
-    use std::os::unix::fs::PermissionsExt;
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("identity.txt");
     let path = file.to_str().unwrap();

@@ -214,26 +214,50 @@ fn the_image_is_made_as_images_should_be() {
     run(Command::new(linters().join("bin/hadolint")).arg(root().join("docker/Dockerfile")));
 }
 
+/// Applied as it is, this takes base backups, and does not keep them for ever. `pg` and `repo` may come from the environment.
+fn assert_backs_up_by_itself(configuration: &str, whose: &str) {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("seawall.toml");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall"));
+    command.args(["config", "check", "--config"]).arg(&file);
+    command.env("SEAWALL_PG", "host=postgres").env("SEAWALL_REPO", "s3://backups/x");
+    let checked = run(&mut command);
+    for job in ["full: ", "prune: "] {
+        assert!(checked.lines().any(|line| line.starts_with(job)), "{whose} has no {job}in its schedule:\n{checked}");
+    }
+    for note in ["takes no base backup", "the repository grows"] {
+        assert!(!checked.contains(note), "{whose}:\n{checked}");
+    }
+}
+
 #[test]
 fn kubernetes_takes_the_manifests_and_runs_them_without_rights() {
     let directory = root().join("docker/kubernetes");
-    let mut containers = 0;
+    let (mut containers, mut configurations) = (0, 0);
     for file in ["secret.yaml", "deployment.yaml", "sidecar.yaml"].map(|name| directory.join(name)) {
         let mut validate = Command::new("python3");
         validate.env("PYTHONPATH", linters()).args(["-m", "kubernetes_validate", "--strict"]);
         run(validate.arg(&file));
         for document in yaml(&file) {
+            if document["kind"] == "ConfigMap" {
+                let configuration = document["data"]["seawall.toml"].as_str().unwrap();
+                assert_backs_up_by_itself(configuration, &file.display().to_string());
+                configurations += 1;
+            }
             let found = document["spec"]["template"]["spec"]["containers"].as_array().cloned().unwrap_or_default();
             for container in found.iter().filter(|container| container["name"] == "seawall") {
                 let rights = &container["securityContext"];
                 assert_eq!(rights["readOnlyRootFilesystem"], true, "{}", file.display());
                 assert_eq!(rights["allowPrivilegeEscalation"], false, "{}", file.display());
                 assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz", "{}", file.display());
+                assert_eq!(container["args"], serde_json::json!(["run", "--config", "/etc/seawall/seawall.toml"]));
                 containers += 1;
             }
         }
     }
     assert_eq!(containers, 2, "one beside the server, and one of its own");
+    assert_eq!(configurations, 2, "each with what it does by itself");
 }
 
 #[test]
@@ -245,8 +269,7 @@ fn what_compose_names_is_there() {
         for volume in service["volumes"].as_array().unwrap_or(&Vec::new()) {
             let from = volume.as_str().unwrap().split(':').next().unwrap();
             let is_there = if from.starts_with('.') {
-                // Grafana's files may come with another change than this one
-                from.starts_with("../grafana/")
+                directory.join(from).exists()
             } else {
                 compose["volumes"].as_object().unwrap().contains_key(from)
             };
@@ -258,5 +281,6 @@ fn what_compose_names_is_there() {
         }
     }
     assert_eq!(services["seawall"]["read_only"], true);
+    assert_backs_up_by_itself(compose["configs"]["seawall"]["content"].as_str().unwrap(), "compose.yaml");
     assert!(directory.join("Dockerfile").exists() && services["seawall"]["build"]["dockerfile"] == "docker/Dockerfile");
 }

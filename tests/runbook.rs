@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 use support::postgres::{DEBIAN, programs, scratch_directory};
+use support::printed::assert_printed;
 use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
@@ -35,6 +36,7 @@ fn sections(page: &str) -> Vec<(String, Vec<Block>)> {
                 let (_, blocks) = sections.last_mut().expect("a block stands below a heading");
                 match *language {
                     "sh" => blocks.push(Block { script: std::mem::take(text), printed: None }),
+                    "text" if blocks.is_empty() => text.clear(), // what no command prints
                     "text" => blocks.last_mut().expect("commands come first").printed = Some(std::mem::take(text)),
                     "toml" => text.clear(), // read, and not typed
                     other => panic!("a block of {other:?}"),
@@ -49,26 +51,6 @@ fn sections(page: &str) -> Vec<(String, Vec<Block>)> {
         }
     }
     sections
-}
-
-/// A line without what differs from one time to the next: numbers, times, positions, units.
-fn shape(line: &str) -> String {
-    const UNITS: [&str; 8] = ["B", "KiB", "MiB", "GiB", "s", "ms", "min", "h"];
-    let word = |word: &str| match word {
-        _ if word.contains(|letter: char| letter.is_ascii_digit()) => "#".to_owned(),
-        _ if UNITS.contains(&word.trim_end_matches(',')) => "unit".to_owned(),
-        _ => word.to_owned(),
-    };
-    line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
-}
-
-/// Every line of `expected` was printed, in this order.
-fn assert_printed(expected: &str, printed: &str, script: &str) {
-    let mut lines = printed.lines().map(shape);
-    for line in expected.lines().filter(|line| *line != "…") {
-        let wanted = shape(line);
-        assert!(lines.any(|line| line == wanted), "{script}printed no line such as {wanted:?}, in order:\n{printed}");
-    }
 }
 
 /// A machine with PostgreSQL, a repository, and an archiver, as the page describes it.

@@ -2,7 +2,7 @@
 
 mod bucket;
 
-use super::{distinct, parts, print};
+use super::{distinct, parts, print, receivers};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, Mode, SlotHealth, SlotState, WalStatus};
@@ -137,7 +137,27 @@ async fn look(settings: &Settings) -> Findings {
         Ok(store) => check_store(settings, store, system, &mut findings).await,
         Err(error) => findings.failed("repository", &error),
     }
+    check_receivers(settings, &mut findings).await;
     findings
+}
+
+/// Whether somebody is there to be told what is wrong. Archiving goes on if not.
+async fn check_receivers(settings: &Settings, findings: &mut Findings) {
+    match receivers::ask(settings).await {
+        Ok(asked) => {
+            for asked in asked {
+                match asked.answered {
+                    Ok(()) => findings.ok("notifications", format!("{} answers", asked.who)),
+                    Err(error) => findings.warning(
+                        "notifications",
+                        format!("{}: {error}", asked.who),
+                        "Nobody is told there what is wrong: mend it, or take it out of [notify].",
+                    ),
+                }
+            }
+        }
+        Err(error) => findings.failed("notifications", &error),
+    }
 }
 
 async fn check_server(mut client: Client, settings: &Settings, findings: &mut Findings) -> Option<u64> {

@@ -79,7 +79,7 @@ impl Cluster {
         let now = settings.borrow().clone();
         let mut tasks = Tasks::default();
         let notifier = Notifier::new(&now.cluster, hooks(&now.notify.hooks)?, process.clock.clone(), &mut tasks);
-        let view = Arc::new(View::new(&now.cluster, process.clock.clone())?);
+        let view = Arc::new(View::new(&now.cluster, notifier.clone(), process.clock.clone())?);
         Ok(Cluster { view, process, settings, notifier, _hooks: tasks })
     }
 
@@ -173,7 +173,8 @@ impl Cluster {
         services.start(names.run());
         services.start(drills::follow(settings.as_ref().clone(), store.clone(), metrics.clone()));
         services.start(sizes::follow(settings.as_ref().clone(), store.clone(), metrics.clone(), archiver.state()));
-        services.start(troubles::follow(archiver.state(), self.notifier.clone(), settings.notify.stream_after));
+        let limits = troubles::Limits { stream: settings.notify.stream_after, rpo: settings.notify.rpo_above };
+        services.start(troubles::follow(archiver.state(), self.notifier.clone(), limits));
         let taker = Arc::new(Taker {
             settings: self.settings.clone(),
             form,

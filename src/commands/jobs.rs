@@ -45,7 +45,7 @@ pub async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
         taker,
         started: Instant::now(),
         told: Default::default(),
-        deep_trouble: AtomicBool::new(false),
+        deep: Default::default(),
         state,
         unfinished: Mutex::default(),
         has_heritage: AtomicBool::new(false),
@@ -75,8 +75,8 @@ struct RunJobs {
     /// What was said of the schedule last.
     told: std::sync::Mutex<Option<Schedule>>,
     state: watch::Receiver<ArchiveState>,
-    /// The last verification that read everything has found something.
-    deep_trouble: AtomicBool,
+    /// When everything was read last, and whether something was found.
+    deep: std::sync::Mutex<(Timestamp, bool)>,
     /// A base backup that failed, to be gone on with.
     unfinished: Mutex<Option<BackupId>>,
     /// Somebody died who took a base backup on schedule.
@@ -123,6 +123,10 @@ impl Jobs for RunJobs {
         for year in [this - 1, this] {
             for key in repository.audit_of_year(year).await? {
                 let counts = key.result != ActionResult::Failed && key.started_at <= latest;
+                // By another process, or by one before this: its trouble does not end with it.
+                if counts && key.action == Action::DeepVerify {
+                    self.has_read_everything(key.started_at, key.result == ActionResult::Bad);
+                }
                 if let Some(job) = scheduled(key.action).filter(|_| counts) {
                     last.insert(job, key.started_at);
                 }
@@ -183,6 +187,12 @@ impl Jobs for RunJobs {
     fn unknown(&self, error: &Error) {
         let hint = error.hint_text().unwrap_or_default();
         tracing::error!(%error, hint, "what was done cannot be looked up, so nothing is done on schedule");
+        let summary = format!("nothing is done on schedule, for what was done cannot be looked up: {error}");
+        self.taker.notifier.raise(Trouble::Schedule, summary);
+    }
+
+    fn known(&self) {
+        self.taker.notifier.clear(Trouble::Schedule);
     }
 
     fn failed(&self, job: Job, error: &Error, pause: Duration) {
@@ -244,8 +254,18 @@ impl RunJobs {
         Ok(())
     }
 
+    /// Everything was read then, and something was found, or not: the last one counts.
+    fn has_read_everything(&self, at: Timestamp, is_bad: bool) {
+        if let Ok(mut deep) = self.deep.lock()
+            && deep.0 <= at
+        {
+            *deep = (at, is_bad);
+        }
+    }
+
     async fn verify(&self, action: Action) -> Result<()> {
-        let (begun, begun_at) = (Begun::now("run", action, &self.taker.clock), Instant::now());
+        let (started_at, begun_at) = (self.taker.clock.now(), Instant::now());
+        let begun = Begun::at("run", action, started_at);
         let (_, writer, _) = self.taker.repository().await?;
         let verified = verify::by_itself(&self.taker, action == Action::DeepVerify).await;
         let ended = verify::said(&verified);
@@ -253,15 +273,14 @@ impl RunJobs {
             tracing::error!(problems = ended.about, first = first.message, "what is stored is not as it should be");
         }
         let is_good = ended.result == ActionResult::Good;
-        // What reading everything has found, a look that reads nothing does not take back.
-        let is_deep = action == Action::DeepVerify;
-        if is_good {
-            _ = self.deep_trouble.fetch_and(!is_deep, Ordering::Relaxed);
-        } else {
-            self.deep_trouble.fetch_or(is_deep, Ordering::Relaxed);
+        if action == Action::DeepVerify {
+            self.has_read_everything(started_at, !is_good);
+        }
+        if !is_good {
             self.taker.notifier.raise(Trouble::Job(Job::Verify), format!("verify: {}", ended.about));
         }
-        let is_all_good = is_good && !self.deep_trouble.load(Ordering::Relaxed);
+        // What reading everything has found, a look that reads nothing does not take back.
+        let is_all_good = is_good && !self.deep.lock().is_ok_and(|deep| deep.1);
         if is_all_good {
             self.taker.notifier.clear(Trouble::Job(Job::Verify));
         }

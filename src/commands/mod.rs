@@ -29,6 +29,7 @@ mod parts;
 pub mod print;
 pub mod progress;
 pub mod prune;
+mod receivers;
 mod reload;
 mod restore;
 mod run;

@@ -2,7 +2,7 @@
 
 use super::list::{self, BACKUP_NEEDED};
 use super::print::{self, Align, Table};
-use super::{parts, time};
+use super::{parts, receivers, time};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::repository::{BackupId, DrillDocument, PruneDocument};
@@ -39,6 +39,8 @@ struct Status {
     last_drill_passed: Option<bool>,
     last_prune_at: Option<Timestamp>,
     last_prune_passed: Option<bool>,
+    /// Receivers of notifications that do not answer, with why.
+    deaf_receivers: Vec<String>,
     /// What somebody has to do something about.
     problems: Vec<&'static str>,
 }
@@ -59,6 +61,7 @@ impl Status {
             (self.damaged_backups > 0, "a base backup is damaged"),
             (self.last_drill_passed == Some(false), "the last drill failed"),
             (self.last_prune_passed == Some(false), "the last prune failed"),
+            (!self.deaf_receivers.is_empty(), "a receiver of notifications does not answer"),
         ];
         self.problems = all.into_iter().filter_map(|(is_so, problem)| is_so.then_some(problem)).collect();
     }
@@ -171,6 +174,13 @@ async fn stand(settings: &Settings) -> Result<Standing> {
         Ok(mut client) => client.identify_system().await.map(|system| system.flush_lsn).map_err(Error::from),
         Err(error) => Err(error),
     };
+    let deaf_receivers = match receivers::ask(settings).await {
+        Ok(asked) => {
+            let deaf = asked.into_iter().filter_map(|asked| Some(format!("{}: {}", asked.who, asked.answered.err()?)));
+            deaf.collect()
+        }
+        Err(error) => vec![error.to_string()],
+    };
     let stored_to = report.wal.last().and_then(|timeline| timeline.stored.last()).map(|run| run.end);
     let server_lsn = server.as_ref().ok().copied();
     let mut status = Status {
@@ -192,6 +202,7 @@ async fn stand(settings: &Settings) -> Result<Standing> {
         last_drill_passed: drill.as_ref().map(|drill| drill.passed),
         last_prune_at: prune.as_ref().map(|prune| prune.ended_at),
         last_prune_passed: prune.as_ref().map(|prune| prune.passed),
+        deaf_receivers,
         problems: Vec::new(),
     };
     status.find_problems(repository.layout.segment_size(), Clock::system().now());
@@ -255,12 +266,13 @@ impl Standing {
                 "damaged        {damaged} of the base backups, which no restore uses unless it is named: see `seawall list`\n"
             ),
         };
+        let deaf: String = status.deaf_receivers.iter().map(|deaf| format!("notifications  {deaf}\n")).collect();
         let verdict = match &status.problems[..] {
             [] => "nothing wrong was found".to_owned(),
             problems => format!("to be done     {}", problems.join("; ")),
         };
         format!(
-            "cluster        {}\nnewest backup  {backup}\nrestorable to  {restorable_to}\nserver         {server}\nlost WAL       {lost}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}{verdict}\n",
+            "cluster        {}\nnewest backup  {backup}\nrestorable to  {restorable_to}\nserver         {server}\nlost WAL       {lost}\nlast drill     {drill}\nlast prune     {prune}\n{damaged}{deaf}{verdict}\n",
             status.cluster
         )
     }

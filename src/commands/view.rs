@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::history::index::Indexer;
 use crate::http::{Health, Served};
 use crate::metrics::{self, Metrics, WalObject};
+use crate::notify::Notifier;
 use crate::postgres::WalStatus;
 use crate::runtime::Clock;
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 /// One cluster, from outside.
 pub(super) struct View {
     pub(super) cluster: String,
+    notifier: Notifier,
     clock: Clock,
     now: Mutex<Now>,
 }
@@ -65,11 +67,11 @@ impl View {
     ///
     /// # Errors
     /// As [`Metrics::new`].
-    pub(super) fn new(cluster: &str, clock: Clock) -> Result<View> {
+    pub(super) fn new(cluster: &str, notifier: Notifier, clock: Clock) -> Result<View> {
         let metrics = Metrics::new(cluster)?;
         show_nothing_known(&metrics);
         let now = Now { metrics, running: None, has_run: false, trouble: None };
-        Ok(View { cluster: cluster.to_owned(), clock, now: Mutex::new(now) })
+        Ok(View { cluster: cluster.to_owned(), notifier, clock, now: Mutex::new(now) })
     }
 
     /// It begins, or begins again, and counts from nothing, as a process does that was started again: the new archiver's totals would
@@ -149,6 +151,9 @@ impl View {
             }
             let (unreadable, unstored) = indexer.failures();
             metrics.count_index_failures(unreadable, unstored);
+        }
+        for (receiver, result, total) in self.notifier.sent() {
+            metrics.count_notifications(receiver, result, total);
         }
         metrics
     }
@@ -273,12 +278,18 @@ fn health_of(state: &ArchiveState) -> Health {
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use crate::notify::Form;
 
     #[test]
     fn what_begins_again_has_not_stopped_and_what_is_not_known_costs_everything() {
-        let view = Arc::new(View::new("shop", Clock::system()).unwrap());
+        let (queue, _events) = tokio::sync::mpsc::channel(1);
+        let notifier = Notifier::to("shop", Form::Slack, queue, Clock::system());
+        let view = Arc::new(View::new("shop", notifier, Clock::system()).unwrap());
         let views = Views(vec![view.clone()]);
         let shows = |line: &str| views.metrics().unwrap().lines().any(|it| it == line);
+        // Before anything is told, so that the first that is lost is seen as one more
+        let lost = "seawall_notifications_total{receiver=\"slack\",result=\"failed\",cluster=\"shop\"} 0";
+        assert!(shows(lost), "{}", views.metrics().unwrap());
         let refused = Error::new(Kind::Postgres, "no pg_hba.conf entry");
         // Given a cluster that has not begun: nothing is safe yet
         assert!(shows("seawall_rpo_seconds{cluster=\"shop\"} inf"), "{}", views.metrics().unwrap());

@@ -113,6 +113,8 @@ pub struct NotifySettings {
     pub hooks: BTreeMap<Form, String>,
     /// So long the stream may be interrupted.
     pub stream_after: Duration,
+    /// So much may be lost while it is not.
+    pub rpo_above: Duration,
 }
 
 /// For `drill` alone.

@@ -7,6 +7,7 @@
 mod backup;
 mod drill;
 mod jobs;
+mod notify;
 mod page;
 mod prune;
 mod registry;
@@ -57,6 +58,7 @@ struct Inner {
     drill: drill::Drill,
     jobs: jobs::Jobs,
     prune: prune::Prune,
+    notify: notify::Notify,
     repository: repository::Repository,
 }
 
@@ -85,6 +87,7 @@ impl Metrics {
             drill: drill::Drill::register(&mut build)?,
             jobs: jobs::Jobs::register(&mut build)?,
             prune: prune::Prune::register(&mut build)?,
+            notify: notify::Notify::register(&mut build)?,
             repository: repository::Repository::register(&mut build)?,
             registry: build.registry,
             definitions: build.definitions,

@@ -57,8 +57,8 @@ impl Store {
             credentials_end: build.gauges(
                 "seawall_credentials_expiry_timestamp_seconds",
                 &[],
-                "When the store's credentials end that are used; absent if they do not say. New ones are asked for 30 s \
-                 before that, when the next request is made.",
+                "When the store's credentials end that are used; absent if they do not say. New ones are asked for ten \
+                 minutes before that, or in the last quarter of their life, when the next request is made.",
             )?,
             credentials_failures: build.counter(
                 "seawall_credentials_failures_total",

@@ -18,6 +18,20 @@ pub enum Form {
 pub(super) const PAGERDUTY: &str = "https://events.pagerduty.com/v2/enqueue";
 
 impl Form {
+    /// In metrics and messages, as the setting is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Json => "webhook",
+            Form::Slack => "slack",
+            Form::PagerDuty => "pagerduty",
+        }
+    }
+
+    /// Remembers by a name what is wrong, so that it can be told of the end of what it was never told, or by another process.
+    pub(super) fn has_incidents(self) -> bool {
+        self == Form::PagerDuty
+    }
+
     /// The body; `key` is PagerDuty's routing key.
     pub(super) fn body(self, event: &Event, host: &str, key: &str) -> Value {
         let severity = if event.trouble.is_critical() { "critical" } else { "warning" };
@@ -81,6 +95,7 @@ mod tests {
             cluster: "shop".to_owned(),
             trouble: Trouble::Job(Job::Drill),
             is_resolved: false,
+            is_of_before: false,
             summary: "a < b & c".to_owned(),
             since: at,
             at,

@@ -8,12 +8,13 @@ mod webhook;
 
 pub use form::Form;
 pub use trouble::{Event, Trouble};
-pub use webhook::Hook;
+pub use webhook::{Failure, Hook};
 
 use crate::error::Result;
 use crate::runtime::{Backoff, Clock, RetryPolicy, Tasks};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -35,22 +36,45 @@ const PAUSES: RetryPolicy = RetryPolicy {
 pub struct Notifier {
     cluster: String,
     board: Arc<Mutex<Board>>,
-    queues: Vec<mpsc::Sender<Event>>,
+    receivers: Vec<Receiver>,
     /// Messages that are neither delivered nor given up.
     waiting: watch::Sender<usize>,
     clock: Clock,
 }
 
+/// Somebody who is told.
+#[derive(Clone, Debug)]
+struct Receiver {
+    form: Form,
+    queue: mpsc::Sender<Event>,
+    sent: Arc<Sent>,
+}
+
+/// What became of the messages to one receiver, since the start of the process.
+#[derive(Default, Debug)]
+struct Sent {
+    delivered: AtomicU64,
+    failed: AtomicU64,
+    dropped: AtomicU64,
+}
+
 impl Notifier {
     /// For the cluster of this name; `tasks` deliver to the hooks, each at its own pace.
     pub fn new(cluster: &str, hooks: Vec<Hook>, clock: Clock, tasks: &mut Tasks<()>) -> Notifier {
-        let (mut queues, waiting) = (Vec::new(), watch::Sender::new(0));
+        let (mut receivers, waiting) = (Vec::new(), watch::Sender::new(0));
         for hook in hooks {
             let (queue, events) = mpsc::channel(QUEUE);
-            queues.push(queue);
-            tasks.start(deliver(hook, events, waiting.clone()));
+            let receiver = Receiver { form: hook.form(), queue, sent: Arc::default() };
+            tasks.start(deliver(hook, events, waiting.clone(), receiver.sent.clone()));
+            receivers.push(receiver);
         }
-        Notifier { cluster: cluster.to_owned(), board: Arc::default(), queues, waiting, clock }
+        Notifier { cluster: cluster.to_owned(), board: Arc::default(), receivers, waiting, clock }
+    }
+
+    /// Tells who reads the other end of `queue`, as a receiver of this form would be told. It counts as delivered to nobody.
+    pub fn to(cluster: &str, form: Form, queue: mpsc::Sender<Event>, clock: Clock) -> Notifier {
+        let (receivers, waiting) = (vec![Receiver { form, queue, sent: Arc::default() }], watch::Sender::new(0));
+        Notifier { cluster: cluster.to_owned(), board: Arc::default(), receivers, waiting, clock }
     }
 
     /// Something is wrong. Told once, until it is right again.
@@ -58,7 +82,8 @@ impl Notifier {
         self.tell(|board, now| board.raise(trouble, summary.into(), now));
     }
 
-    /// It is right again. Told if it was told that it is wrong.
+    /// It is right again. Told if it was told that it is wrong; for the first time also to who may have been told so by a process
+    /// before this one, and can take that back.
     pub fn clear(&self, trouble: Trouble) {
         self.tell(|board, now| board.clear(trouble, now));
     }
@@ -67,16 +92,31 @@ impl Notifier {
         let event = self.board.lock().ok().and_then(|mut board| change(&mut board, self.clock.now()));
         let Some(mut event) = event else { return };
         event.cluster.clone_from(&self.cluster);
-        for queue in &self.queues {
+        for Receiver { form, queue, sent } in &self.receivers {
+            if event.is_of_before && !form.has_incidents() {
+                continue;
+            }
             self.waiting.send_modify(|waiting| *waiting += 1);
             if queue.try_send(event.clone()).is_err() {
                 self.waiting.send_modify(|waiting| *waiting -= 1);
+                sent.dropped.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
+                    to = form.name(),
                     event = event.trouble.name(),
                     "a notification is dropped: too many wait to be delivered"
                 );
             }
         }
+    }
+
+    /// Of each receiver, by the name of its form, what became of how many messages since the start of the process: `delivered`,
+    /// `failed`, `dropped`.
+    pub fn sent(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        self.receivers.iter().flat_map(|Receiver { form, sent, .. }| {
+            let Sent { delivered, failed, dropped } = sent.as_ref();
+            let all = [("delivered", delivered), ("failed", failed), ("dropped", dropped)];
+            all.map(|(result, count)| (form.name(), result, count.load(Ordering::Relaxed)))
+        })
     }
 
     /// Waits until everything is delivered or given up, but not for longer than `patience`: for whoever is about to end.
@@ -87,17 +127,21 @@ impl Notifier {
 }
 
 /// Delivers one after the other, for ever; may be dropped at any time.
-async fn deliver(hook: Hook, mut events: mpsc::Receiver<Event>, waiting: watch::Sender<usize>) {
+async fn deliver(hook: Hook, mut events: mpsc::Receiver<Event>, waiting: watch::Sender<usize>, sent: Arc<Sent>) {
     while let Some(event) = events.recv().await {
         let (mut backoff, began) = (Backoff::new(PAUSES), Instant::now());
         loop {
-            let Err(failure) = hook.send(&event).await else { break };
+            let Err(failure) = hook.send(&event).await else {
+                sent.delivered.fetch_add(1, Ordering::Relaxed);
+                break;
+            };
             let is_over = PAUSES.budget.is_some_and(|budget| began.elapsed() > budget);
             if is_over || !failure.is_transient {
+                sent.failed.fetch_add(1, Ordering::Relaxed);
                 // Of the address only the host: the rest is a secret with most of them.
                 tracing::error!(
                     to = hook.host(),
-                    why = failure.why,
+                    why = %failure,
                     event = event.trouble.name(),
                     "a notification was not delivered"
                 );
@@ -147,5 +191,24 @@ mod tests {
         let flushed = timeout(Duration::from_secs(60), notifier.flush(Duration::from_millis(50))).await;
         flushed.expect("last words have their time");
         assert!(*notifier.waiting.borrow() > 0, "what waits for the hook is still there");
+        // And what found no place is counted, for who watches
+        let sent: BTreeMap<_, _> = notifier.sent().map(|(_, result, count)| (result, count)).collect();
+        assert!(sent["dropped"] >= 3 * QUEUE as u64 - 1 && sent["delivered"] == 0, "{sent:?}");
+    }
+
+    #[test]
+    fn of_what_an_earlier_process_may_have_told_only_who_can_take_it_back_hears() {
+        let told = |form| {
+            let (queue, mut events) = mpsc::channel(QUEUE);
+            let notifier = Notifier::to("main", form, queue, Clock::system());
+            notifier.clear(Trouble::Stopped);
+            notifier.clear(Trouble::Stopped);
+            notifier.raise(Trouble::Stopped, "ended");
+            notifier.clear(Trouble::Stopped);
+            std::iter::from_fn(|| events.try_recv().ok()).map(|event| event.is_resolved).collect::<Vec<_>>()
+        };
+        assert_eq!(told(Form::PagerDuty), [true, false, true], "its incident may be open");
+        assert_eq!(told(Form::Slack), [false, true], "nobody reads there that nothing was wrong");
+        assert_eq!(told(Form::Json), [false, true]);
     }
 }

@@ -7,7 +7,7 @@ use crate::runtime::Tasks;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
@@ -20,6 +20,9 @@ use tokio_rustls::TlsConnector;
 
 /// From the connection to the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same, where somebody waits for it at a terminal.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where events are sent.
 pub struct Hook {
@@ -40,9 +43,10 @@ impl fmt::Debug for Hook {
 }
 
 /// Why an event was not delivered.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) why: String,
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Failure {
+    why: String,
     /// It may be tried again.
     pub(super) is_transient: bool,
 }
@@ -71,13 +75,16 @@ impl Hook {
     /// # Errors
     /// [`Kind::Config`] for what is no address. It is not quoted.
     pub(super) fn new(form: Form, address: &str, tls: Arc<ClientConfig>) -> Result<Hook> {
+        match form {
+            Form::PagerDuty => Hook::at(form, PAGERDUTY, address, tls),
+            Form::Json | Form::Slack => Hook::at(form, address, "", tls),
+        }
+    }
+
+    fn at(form: Form, address: &str, key: &str, tls: Arc<ClientConfig>) -> Result<Hook> {
         let bad = || {
             Error::new(Kind::Config, format!("the address for notifications ({form:?}) cannot be used"))
                 .hint("It is https://host/path, or http://host/path within a network of your own.")
-        };
-        let (address, key) = match form {
-            Form::PagerDuty => (PAGERDUTY, address),
-            Form::Json | Form::Slack => (address, ""),
         };
         let uri: Uri = address.parse().map_err(|_| bad())?;
         let is_tls = match uri.scheme_str() {
@@ -90,15 +97,21 @@ impl Hook {
         Ok(Hook { form, uri, host, port, key: key.to_owned(), tls: is_tls.then_some(tls) })
     }
 
+    /// Whose.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
     /// For messages.
-    pub(super) fn host(&self) -> &str {
+    pub fn host(&self) -> &str {
         &self.host
     }
 
     /// Delivers an event.
     pub(super) async fn send(&self, event: &Event) -> std::result::Result<(), Failure> {
-        let late = Failure { why: format!("no answer within {} s", TIMEOUT.as_secs()), is_transient: true };
-        let status = tokio::time::timeout(TIMEOUT, self.post(event)).await.unwrap_or(Err(late))?;
+        let here = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
+        let body = self.form.body(event, &here, &self.key).to_string();
+        let status = self.ask(Method::POST, body, TIMEOUT).await?;
         match status {
             status if status.is_success() => Ok(()),
             status => {
@@ -108,10 +121,28 @@ impl Hook {
         }
     }
 
-    async fn post(&self, event: &Event) -> std::result::Result<StatusCode, Failure> {
+    /// Asks whether anybody is there, by a request that tells nothing (OPTIONS). Whatever is answered is an answer, unless it is that
+    /// nobody is behind it.
+    ///
+    /// # Errors
+    /// If nobody answers.
+    pub async fn probe(&self) -> std::result::Result<(), Failure> {
+        let status = self.ask(Method::OPTIONS, String::new(), PROBE_TIMEOUT).await?;
+        match status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+            true => Err(Failure { why: format!("the answer was {status}"), is_transient: true }),
+            false => Ok(()),
+        }
+    }
+
+    async fn ask(&self, method: Method, body: String, patience: Duration) -> std::result::Result<StatusCode, Failure> {
+        let late = Failure { why: format!("no answer within {} s", patience.as_secs()), is_transient: true };
+        let request = self.request(method, body)?;
+        tokio::time::timeout(patience, self.exchange(request)).await.unwrap_or(Err(late))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> std::result::Result<StatusCode, Failure> {
         let connected = TcpStream::connect((self.host.as_str(), self.port)).await;
         let stream = connected.map_err(|error| Failure { why: error.to_string(), is_transient: true })?;
-        let request = self.request(event)?;
         let Some(tls) = &self.tls else { return exchange(stream, request).await };
         let name = ServerName::try_from(self.host.clone())
             .map_err(|error| Failure { why: error.to_string(), is_transient: false })?;
@@ -119,14 +150,14 @@ impl Hook {
         exchange(connected.map_err(|error| Failure { why: error.to_string(), is_transient: true })?, request).await
     }
 
-    fn request(&self, event: &Event) -> std::result::Result<Request<Full<Bytes>>, Failure> {
-        let here = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
-        let body = self.form.body(event, &here, &self.key).to_string();
+    fn request(&self, method: Method, body: String) -> std::result::Result<Request<Full<Bytes>>, Failure> {
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let authority = self.uri.authority().map_or("", |authority| authority.as_str());
         // What stands before the host is a name and a password: no header has those.
         let authority = authority.rsplit('@').next().unwrap_or_default();
-        Request::post(path)
+        Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, authority)
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("seawall/", env!("CARGO_PKG_VERSION")))
@@ -146,4 +177,122 @@ async fn exchange(
     let mut driving = Tasks::default();
     driving.start(connection);
     Ok(sender.send_request(request).await.map_err(failed)?.status())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Trouble;
+    use super::*;
+    use http_body_util::BodyExt;
+    use hyper::Response;
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use rustls::ServerConfig;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+    use serde_json::{Value, json};
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    type Taken = Arc<Mutex<Vec<(String, Value)>>>;
+
+    /// A receiver on `localhost` behind TLS that answers so; where it is, what it took, and who trusts it.
+    async fn receiver(answer: StatusCode, tasks: &mut Tasks<()>) -> (String, Taken, Arc<ClientConfig>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate: CertificateDer<'static> = params.self_signed(&key).unwrap().der().clone();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key);
+        let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let trust = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let listener = TcpListener::bind("localhost:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let taken = Taken::default();
+        let (all, taken) = (taken.clone(), taken);
+        tasks.start(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // Whoever does not trust it hangs up.
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let all = all.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let all = all.clone();
+                    async move {
+                        let what = format!("{} {} {:?}", request.method(), request.uri(), request.headers()[HOST]);
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        all.lock().unwrap().push((what, serde_json::from_slice(&body).unwrap_or_default()));
+                        let mut response = Response::new(Full::<Bytes>::default());
+                        *response.status_mut() = answer;
+                        Ok::<_, Infallible>(response)
+                    }
+                });
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            }
+        });
+        (format!("https://localhost:{port}/v2/enqueue"), taken, Arc::new(trust))
+    }
+
+    fn event(is_resolved: bool) -> Event {
+        let at = "2026-11-22T09:00:00Z".parse().unwrap();
+        Event {
+            cluster: "shop".to_owned(),
+            trouble: Trouble::Rpo,
+            is_resolved,
+            is_of_before: false,
+            summary: "what is committed is not stored".to_owned(),
+            since: at,
+            at,
+        }
+    }
+
+    #[tokio::test]
+    async fn pagerduty_opens_an_incident_and_closes_the_same_over_tls() {
+        let mut tasks = Tasks::default();
+        let (address, taken, trust) = receiver(StatusCode::ACCEPTED, &mut tasks).await;
+        let hook = Hook::at(Form::PagerDuty, &address, "routing", trust).unwrap();
+        hook.send(&event(false)).await.unwrap();
+        hook.send(&event(true)).await.unwrap();
+        let taken = taken.lock().unwrap();
+        let host = address.trim_start_matches("https://").trim_end_matches("/v2/enqueue");
+        for ((what, body), action) in taken.iter().zip(["trigger", "resolve"]) {
+            assert_eq!(*what, format!("POST /v2/enqueue {host:?}"));
+            assert_eq!(
+                (&body["event_action"], &body["routing_key"], &body["dedup_key"], &body["payload"]["severity"]),
+                (&json!(action), &json!("routing"), &json!("seawall/shop/rpo"), &json!("critical"))
+            );
+        }
+        assert_eq!(taken.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_is_not_trusted_is_told_nothing_and_what_is_refused_is_not_tried_again() {
+        let mut tasks = Tasks::default();
+        let (address, taken, trust) = receiver(StatusCode::FORBIDDEN, &mut tasks).await;
+        // Given somebody else's certificate
+        let (.., others) = receiver(StatusCode::OK, &mut tasks).await;
+        let failure = Hook::at(Form::Slack, &address, "", others).unwrap().send(&event(false)).await.unwrap_err();
+        assert!(failure.is_transient, "{failure}");
+        assert!(taken.lock().unwrap().is_empty(), "the message is a secret");
+        // And the right one, of a receiver that does not want it
+        let hook = Hook::at(Form::Slack, &address, "", trust).unwrap();
+        let failure = hook.send(&event(false)).await.unwrap_err();
+        assert!(!failure.is_transient && failure.to_string().contains("403"), "{failure}");
+        // Then somebody is there nevertheless, who is told nothing by being asked
+        hook.probe().await.unwrap();
+        let taken = taken.lock().unwrap();
+        assert_eq!(taken.last().map(|(what, body)| (what.starts_with("OPTIONS "), body)), Some((true, &Value::Null)));
+    }
+
+    #[tokio::test]
+    async fn who_is_only_in_front_of_a_receiver_is_none() {
+        let mut tasks = Tasks::default();
+        let (address, _, trust) = receiver(StatusCode::BAD_GATEWAY, &mut tasks).await;
+        let hook = Hook::at(Form::Json, &address, "", trust).unwrap();
+        assert!(hook.send(&event(false)).await.unwrap_err().is_transient);
+        assert!(hook.probe().await.unwrap_err().to_string().contains("502"));
+    }
 }

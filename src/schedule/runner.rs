@@ -46,6 +46,9 @@ pub trait Jobs {
     /// What was done could not be looked up. Said once, until something else is wrong with it.
     fn unknown(&self, error: &Error);
 
+    /// It was looked up.
+    fn known(&self) {}
+
     /// It failed, and is tried again after the pause.
     fn failed(&self, job: Job, error: &Error, pause: Duration);
 }
@@ -166,7 +169,10 @@ impl<J: Jobs> Runner<J> {
 
     async fn look_up(&self, memory: &mut Memory) {
         match self.jobs.last_runs().await {
-            Ok(known) => (memory.known, memory.trouble) = (Some(known), None),
+            Ok(known) => {
+                (memory.known, memory.trouble) = (Some(known), None);
+                self.jobs.known();
+            }
             Err(error) => {
                 let trouble = error.to_string();
                 if memory.trouble.as_ref() != Some(&trouble) {

@@ -1,5 +1,5 @@
-//! The Terraform module under `docs/terraform`. Its provider cannot be fetched here, so that `terraform validate` has never seen it:
-//! it is read as HCL, and everything that it refers to must be there.
+//! The Terraform module under `docs/terraform`: it is read as HCL, and everything that it refers to must be there; where terraform
+//! and its provider can be had, `terraform validate` sees it, too.
 
 use crate::page::{ROLES, docs};
 use serde_json::{Map, Value};
@@ -113,4 +113,42 @@ fn the_files_are_laid_out_as_terraform_does_it() {
         return;
     };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn terraform_takes_the_module_where_it_and_its_provider_can_be_had() {
+    // In a copy: what is fetched for it is none of the module's.
+    let place = tempfile::tempdir().unwrap();
+    let policies = place.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    for file in files() {
+        std::fs::copy(&file, place.path().join(file.file_name().unwrap())).unwrap();
+    }
+    for role in ROLES {
+        let name = format!("{role}.json");
+        std::fs::copy(module().join("policies").join(&name), policies.join(&name)).unwrap();
+    }
+    // A provider is hundreds of megabytes.
+    let fetched = Path::new(env!("CARGO_TARGET_TMPDIR")).join("terraform");
+    std::fs::create_dir_all(&fetched).unwrap();
+    let terraform = |arguments: &[&str]| {
+        let mut command = Command::new("terraform");
+        command.arg(format!("-chdir={}", place.path().display())).args(arguments).arg("-no-color");
+        command.env("CHECKPOINT_DISABLE", "1").env("TF_IN_AUTOMATION", "1").env("TF_PLUGIN_CACHE_DIR", &fetched);
+        let output = command.output()?;
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        std::io::Result::Ok((output.status.success(), said))
+    };
+    let Ok((is_ready, said)) = terraform(&["init", "-backend=false", "-input=false"]) else {
+        eprintln!("terraform is not installed here");
+        return;
+    };
+    // What is wrong with the module itself it says before it asks for providers.
+    if !is_ready && ["query available provider packages", "install provider"].iter().any(|it| said.contains(it)) {
+        eprintln!("the provider cannot be fetched here, so the module was not validated:\n{said}");
+        return;
+    }
+    assert!(is_ready, "{said}");
+    let (is_valid, said) = terraform(&["validate"]).unwrap();
+    assert!(is_valid, "{said}");
 }

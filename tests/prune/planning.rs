@@ -5,7 +5,7 @@ use crate::world::{Event, World, run};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use seawall::repository::{BackupId, is_permanent};
+use seawall::repository::{BackupId, Key, is_permanent};
 use seawall::retention::{Ages, Doomed, Group, Inventory, Period, Plan, Policy, Step, after, plan, prove};
 use seawall::store::list_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +224,29 @@ fn a_server_that_is_dead_loses_nothing_to_the_prunes_that_go_on() {
         let (inventory, plan) = planned(&world, &policy, world.clock.now()).await;
         assert_eq!(plan.doomed_backups(), before.doomed_backups());
         assert_eq!(inventory.unknown, Vec::<String>::new(), "and every name is known, those of the audit trail too");
+    });
+}
+
+#[test]
+fn a_lease_stays_however_old_it_is() {
+    run(async {
+        let mut world = daily(20).await;
+        // Given a lease whose holder died long ago, beside garbage that is as old
+        let keys = [Key::Lease(7), Key::Probe("a7".to_owned())];
+        let names = keys.map(|key| world.repository.layout.name(&key));
+        for name in &names {
+            let body = bytes::Bytes::from_static(b"{}").into();
+            world.repository.store.create(name, body, Default::default()).await.unwrap();
+        }
+        for _ in 0..72 {
+            tokio::time::advance(std::time::Duration::from_secs(3600)).await;
+            world.happen(&Event::Wal(1)).await;
+        }
+        // When it is pruned, then the garbage goes, and the lease, by whose number the next one is known, stays
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let (_, plan) = planned(&world, &policy, world.clock.now()).await;
+        let goes = |name: &String| plan.doomed_objects().any(|doomed| doomed.name == *name);
+        assert_eq!(names.each_ref().map(goes), [false, true]);
     });
 }
 

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use seawall::repository::{BackupBegin, BackupDocument};
 use seawall::scratch::{Server, ServerOptions};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const CLUSTER: &str = "backups/main/";
@@ -116,4 +117,29 @@ async fn what_stays_of_a_real_cluster_restores_at_both_ends_of_its_window() {
     let said = scene.seawall(&plan).run_ok().await;
     let said = said.stdout + &said.stderr;
     assert!(said.contains("deleted by retention") && !said.contains("never acknowledged"), "{said}");
+    // And who did what is in the audit trail: what was only planned is not
+    let noted = scene.seawall(&["audit", "--since", "1 week ago", "--json"]).run_ok().await.stdout;
+    let noted: Vec<Value> = serde_json::from_str(&noted).unwrap();
+    let mut counts = BTreeMap::new();
+    for entry in &noted {
+        let word = |name: &str| entry[name].as_str().unwrap();
+        *counts.entry((word("action"), word("result"), entry["by"]["command"].as_str().unwrap())).or_insert(0) += 1;
+    }
+    for (what, count) in [
+        (("full", "good", "backup"), 5),
+        (("keep", "good", "keep"), 1),
+        (("prune", "failed", "prune"), 1),
+        (("prune", "good", "prune"), 1),
+        (("deep_verify", "good", "verify"), 1),
+        (("restore", "good", "restore"), 3),
+    ] {
+        assert_eq!(counts.remove(&what), Some(count), "{what:?} of {noted:#?}");
+    }
+    assert!(counts.is_empty(), "{counts:?}");
+    let about = |action: &str| {
+        let found = noted.iter().find(|entry| entry["action"] == action && entry["result"] == "good").unwrap();
+        (found["backup"].as_str().unwrap_or_default(), found["about"].as_str().unwrap())
+    };
+    assert!(about("keep").0 == ids[0] && about("keep").1.contains("before the upgrade"), "{noted:#?}");
+    assert!(about("prune").1.contains("freed") || about("prune").1.contains("deleted"), "{noted:#?}");
 }

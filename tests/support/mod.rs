@@ -14,6 +14,7 @@ pub mod archiver;
 pub mod metrics;
 pub mod oracle;
 pub mod postgres;
+pub mod printed;
 pub mod program;
 pub mod proxy;
 pub mod waiting;

@@ -14,7 +14,7 @@ pub(crate) struct Panel {
     pub(crate) place: String,
     /// What it asks.
     pub(crate) queries: Vec<String>,
-    json: Value,
+    pub(crate) json: Value,
 }
 
 /// The panels of a dashboard, but for the headings of its rows.

@@ -11,6 +11,7 @@ mod support;
 
 mod alerts;
 mod dashboards;
+mod figures;
 mod prometheus;
 mod real_run;
 

@@ -2,12 +2,14 @@
 //! panel stays empty, and nothing is alarmed about.
 
 use crate::dashboards::{DASHBOARDS, panels};
-use crate::file;
+use crate::figures::figures;
 use crate::prometheus::{Prometheus, promtool};
 use crate::s3::S3Server;
 use crate::scene::Scene;
 use crate::support::postgres::{DEBIAN, Load, pgbench_tables, programs, scratch_directory};
+use crate::support::printed::assert_printed;
 use crate::support::waiting::{PATIENCE, wait_for};
+use crate::{file, read};
 use rcgen::{CertificateParams, KeyPair};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
@@ -43,6 +45,11 @@ fn credentials_that_end(directory: &Path) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// A query as Grafana sends it.
+fn filled(query: &str) -> String {
+    query.replace("$cluster", "main").replace("$__rate_interval", "10s")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_query_of_every_panel_has_an_answer_and_nothing_is_alarmed_about() {
     // Given a server with TLS and a limit to its slot, archived with credentials that end, with a base backup and a drill
@@ -72,7 +79,7 @@ async fn every_query_of_every_panel_has_an_answer_and_nothing_is_alarmed_about()
         .into_iter()
         .flat_map(panels)
         .flat_map(|panel| panel.queries.into_iter().map(move |query| (panel.place.clone(), query)))
-        .map(|(place, query)| (place, query.replace("$cluster", "main").replace("$__rate_interval", "10s")))
+        .map(|(place, query)| (place, filled(&query)))
         .collect();
     let last = std::cell::RefCell::new(String::new());
     let all = async {
@@ -85,6 +92,13 @@ async fn every_query_of_every_panel_has_an_answer_and_nothing_is_alarmed_about()
     };
     let answered = tokio::time::timeout(PATIENCE / 2, all).await;
     assert!(answered.is_ok(), "without an answer: {}", last.borrow());
+    // and what they show is as the README has it
+    let shown = tokio::task::block_in_place(|| figures(&panels(DASHBOARDS[0]), &prometheus, filled));
+    println!("{shown}");
+    let readme = read("README.md");
+    let section = readme.split_once("\n## Watch it\n").unwrap().1.split("\n## ").next().unwrap();
+    let block = section.split_once("```text\n").and_then(|(_, block)| block.split_once("```")).unwrap().0;
+    assert_printed(block, &shown, "the dashboard of one cluster ");
     // and what is well raises no alarm
     let firing = tokio::task::block_in_place(|| prometheus.query("ALERTS{alertstate=\"firing\"}"));
     assert!(firing.is_empty(), "{firing:#?}");

@@ -3,6 +3,10 @@
 use super::{Key, Written, parse_duration};
 use crate::config::Settings;
 use crate::notify::Form;
+use std::time::Duration;
+
+/// A flush takes its time.
+const RPO_ABOVE_MIN: Duration = Duration::from_secs(1);
 
 pub(super) const KEYS: &[Key] = &[
     Key {
@@ -13,7 +17,7 @@ pub(super) const KEYS: &[Key] = &[
         default: None,
         example: "\"https://alerts.example.org/seawall\"",
         about: "`run` posts a small JSON document to this address when something is wrong, and when it is right again: no WAL comes, \
-                the slot is in danger, WAL was lost, the archiver has ended because of an error, what is scheduled failed or found \
+                what comes is not stored, the slot is in danger, WAL was lost, the archiver has ended because of an error, what is scheduled failed or found \
                 something. Each is told once. It is tried for ten minutes, and nothing waits for it. A file with an address or a key \
                 for notifications is refused if others may read it.",
         set: |settings, text| set(settings, Form::Json, text),
@@ -50,6 +54,23 @@ pub(super) const KEYS: &[Key] = &[
         set: |settings, text| {
             settings.notify.stream_after = parse_duration(text)?;
             Ok(())
+        },
+    },
+    Key {
+        name: "notify.rpo_above",
+        flag: None,
+        variable: None,
+        written: Written::Text,
+        default: Some("5m"),
+        example: "\"1m\"",
+        about: "So much may be lost, in time, while the stream comes: above that, because the store hangs, refuses or is slow, \
+                somebody is told that what is committed does not become durable. At a start it is counted from there.",
+        set: |settings, text| match parse_duration(text)? {
+            length if length < RPO_ABOVE_MIN => Err("is at least 1s".to_owned()),
+            length => {
+                settings.notify.rpo_above = length;
+                Ok(())
+            }
         },
     },
 ];

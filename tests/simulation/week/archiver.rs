@@ -19,7 +19,7 @@ use seawall::config::Settings;
 use seawall::drill::Drill;
 use seawall::error::{Error, Kind, Result};
 use seawall::metrics::Metrics;
-use seawall::notify::Notifier;
+use seawall::notify::{self, Event, Notifier};
 use seawall::postgres::{Client, ConnInfo, Mode};
 use seawall::repository::{DrillDocument, FORMAT_VERSION, Repository};
 use seawall::restore::{FetchCommand, RestoreOptions, execute};
@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::duplex;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::sleep;
 
 /// What every archiver of this cluster is given.
@@ -45,6 +45,8 @@ pub struct Town {
     pub counts: Arc<Counts>,
     /// The next drill does not end.
     pub hangs: Arc<AtomicBool>,
+    /// Who is told what is wrong.
+    pub told: mpsc::Sender<Event>,
 }
 
 impl Town {
@@ -58,13 +60,12 @@ impl Town {
         let archiver = Archiver::new(source, store.clone(), CLUSTER, options, self.clock.clone());
         let state = archiver.state();
         let (_reloads, settings) = watch::channel(self.settings.clone());
-        let mut nobody = Tasks::default();
         let taker = Arc::new(Taker {
             settings,
             form: Form::default(),
             store,
             metrics: Metrics::new(CLUSTER)?,
-            notifier: Notifier::new(CLUSTER, Vec::new(), self.clock.clone(), &mut nobody),
+            notifier: Notifier::to(CLUSTER, notify::Form::PagerDuty, self.told.clone(), self.clock.clone()),
             clock: self.clock.clone(),
             outside: Arc::new(self),
             turns: Turns::new(Turns::MOST),
