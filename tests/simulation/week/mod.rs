@@ -6,6 +6,7 @@
 
 mod archiver;
 mod base_backup;
+mod idle;
 mod judge;
 #[path = "../../support/base_backup.rs"]
 mod sent;
@@ -44,8 +45,6 @@ const DAYS: u64 = 7;
 const WINDOW: SignedDuration = SignedDuration::from_hours(60);
 
 const CONFIGURATION: &str = r#"
-pg = "host=/nonexistent user=seawall"
-repo = "file:///nonexistent"
 [schedule]
 time_zone = "UTC"
 full = "0 2 * * WED,SUN"
@@ -147,7 +146,7 @@ impl Week {
             bases: Arc::new(Bases::new(server.clone(), counts.clone())),
             server,
             store: WeekStore::new(memory.clone(), judge.clone(), counts.clone(), seed),
-            settings: Arc::new(settings()),
+            settings: Arc::new(settings(CONFIGURATION)),
             clock,
             counts: counts.clone(),
             hangs: Arc::new(AtomicBool::new(false)),
@@ -383,10 +382,11 @@ fn told(entries: &[AuditEntry]) -> String {
     entries.iter().map(line).collect()
 }
 
-fn settings() -> Settings {
+fn settings(configuration: &str) -> Settings {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("seawall.toml");
-    std::fs::write(&file, format!("cluster = \"{CLUSTER}\"\n{CONFIGURATION}")).unwrap();
+    let places = "pg = \"host=/nonexistent user=seawall\"\nrepo = \"file:///nonexistent\"\n";
+    std::fs::write(&file, format!("cluster = \"{CLUSTER}\"\n{places}{configuration}")).unwrap();
     let cli = cli::parse(["seawall", "run", "--config", file.to_str().unwrap()].map(Into::into)).unwrap();
     Settings::load(&cli, &|_| None).unwrap()
 }
