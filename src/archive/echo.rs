@@ -36,11 +36,11 @@ impl Echo {
         self.asked.push_back(now);
     }
 
-    /// An answer came, sent when the server's clock showed `micros`.
-    pub(super) fn answered(&mut self, micros: i64) {
-        if let Some(asked) = self.asked.pop_front() {
-            self.anchor = (asked, Some(micros));
-        }
+    /// An answer came, sent when the server's clock showed `micros`; says when its question was asked.
+    pub(super) fn answered(&mut self, micros: i64) -> Option<Instant> {
+        let asked = self.asked.pop_front()?;
+        self.anchor = (asked, Some(micros));
+        Some(asked)
     }
 
     /// A message that is read now was sent when the server's clock showed `micros`: not before this moment of ours.

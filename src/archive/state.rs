@@ -4,7 +4,7 @@ use super::rpo::Rpo;
 use super::source::{CommitWaits, SourceErrorKind};
 use crate::postgres::SlotHealth;
 use crate::wal::{Lsn, TimelineId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -50,6 +50,8 @@ pub struct ArchiveState {
     pub is_server_leaving: bool,
     /// When the certificate ends that the server has shown; `None` without TLS.
     pub certificate_end: Option<Timestamp>,
+    /// How far the server's clock is ahead of ours, or behind it if negative; `None` until the server has answered.
+    pub server_clock_ahead: Option<SignedDuration>,
     /// Our slot as the server shows it, every few seconds; `None` where we may not look.
     pub slot: Option<SlotHealth>,
     /// Bytes that are on their way into the store.
@@ -125,6 +127,7 @@ impl ArchiveState {
             commit_waits: CommitWaits::default(),
             is_server_leaving: false,
             certificate_end: None,
+            server_clock_ahead: None,
             slot: None,
             in_flight_bytes: 0,
             live_tails: 0,

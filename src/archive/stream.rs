@@ -19,6 +19,7 @@ use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Writer, wal_held_bytes_m
 use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::StoreErrorKind;
 use crate::wal::Lsn;
+use jiff::SignedDuration;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,6 +52,9 @@ const KEEP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long PostgreSQL may take to end a stream when we are done with it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An answer that took longer may have lain in buffers, and says too little about the server's clock.
+const ANSWER_AT_ONCE: Duration = Duration::from_secs(10);
 
 /// How a stream ended, when nothing is wrong with the data.
 #[derive(Debug)]
@@ -359,8 +363,8 @@ impl<'a> Stream<'a> {
                 self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
             }
             FeedMessage::Keepalive { server_end, server_micros, reply_requested } => {
-                if !reply_requested {
-                    self.echo.answered(server_micros);
+                if !reply_requested && let Some(asked) = self.echo.answered(server_micros) {
+                    self.compare_clocks(now - asked, server_micros);
                 }
                 self.saw_server(now, server_end, server_micros);
                 if reply_requested {
@@ -414,6 +418,18 @@ impl<'a> Stream<'a> {
         // While nothing is read, it cannot ask; but others hear that it shuts down.
         let leaves = asks || self.state.borrow().is_server_leaving;
         leaves && self.last_progress.elapsed() >= SHUTDOWN_PATIENCE
+    }
+
+    /// An answer was on its way for no longer than this, and was sent when the server's clock showed `micros`.
+    fn compare_clocks(&self, took: Duration, micros: i64) {
+        if took > ANSWER_AT_ONCE {
+            return;
+        }
+        let ahead = micros.saturating_sub(self.clock.now_postgres_micros());
+        self.state.send_if_modified(|state| {
+            state.server_clock_ahead = Some(SignedDuration::from_micros(ahead));
+            false
+        });
     }
 
     fn saw_server(&mut self, now: Instant, server_end: Lsn, server_micros: i64) {

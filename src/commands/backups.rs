@@ -1,9 +1,10 @@
 //! What `seawall run` does about base backups while it streams: it keeps their metrics, and answers a hole in the archive
-//! with a new one, because nothing behind the hole can be restored before that.
+//! with a new one, because nothing behind the hole can be restored before that. A verification follows each that shows up.
 
 use super::looks::Looks;
 use super::parts;
 use super::taking::Taker;
+use super::verifying::{self, Finished};
 use crate::archive::{ArchiveState, Phase};
 use crate::cli::BackupType;
 use crate::error::Result;
@@ -36,9 +37,14 @@ pub struct Backups {
 impl Backups {
     /// Runs for ever; may be dropped at any time, and what an unfinished backup has stored is then never used.
     pub async fn run(self) {
+        let (newest, seen) = watch::channel(None);
+        tokio::join!(self.look_after(newest), verifying::follow(&self.taker, self.state.clone(), seen));
+    }
+
+    async fn look_after(&self, finished: watch::Sender<Option<Finished>>) {
         let mut looks = Looks::new(self.state.clone());
         let mut backoff = Backoff::new(PAUSES);
-        let (mut told, mut newest, mut unfinished) = (None, None, None);
+        let (mut told, mut unfinished) = (None, None);
         let mut turn = None;
         loop {
             // A store that fails shows in its own metrics; the numbers here stay as they were.
@@ -46,9 +52,9 @@ impl Backups {
             let is_settled = found.as_ref().is_some_and(|found| found.unanswered.is_none());
             if let Some(found) = found {
                 let (unanswered, wants_backup) = (found.unanswered, found.wants_backup);
-                let found_newest = found.newest_backup.map(|backup| backup.id);
-                if found_newest.is_some() && found_newest != newest {
-                    newest = found_newest;
+                let found_newest = found.newest_backup.map(|backup| (backup.id, backup.ended_at));
+                if found_newest.is_some() && *finished.borrow() != found_newest {
+                    finished.send_replace(found_newest);
                     looks.found_new_backup();
                 }
                 self.taker.metrics.set_backup_needed(unanswered.is_some());
@@ -119,6 +125,7 @@ impl Backups {
         let loss = repository.read_loss(followed).await?;
         if let Some(backup) = &loss.newest_backup {
             let took = backup.ended_at.duration_since(backup.started_at).unsigned_abs();
+            self.taker.metrics.set_newest_date("backup", backup.ended_at);
             self.taker.metrics.set_last_backup(backup.ended_at, backup.plain_bytes, backup.stored_bytes, took);
             self.taker.metrics.set_last_backup_findings(backup.findings.damaged, backup.findings.rejected_page_count);
         }

@@ -5,10 +5,11 @@ use super::backups::Backups;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
 use super::outside::Configured;
+use super::results::Results;
 use super::taking::Taker;
 use super::turns::Turns;
 use super::view::{Running, View};
-use super::{drills, jobs, keys, parts, sizes, troubles};
+use super::{jobs, keys, parts, results, sizes, troubles};
 use crate::archive::{ArchiveOptions, Archiver, Claims, CommonMemory, IndexKeeper, PostgresSource, keep_index};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
@@ -171,7 +172,6 @@ impl Cluster {
             told: Vec::new(),
         };
         services.start(names.run());
-        services.start(drills::follow(settings.as_ref().clone(), store.clone(), metrics.clone()));
         services.start(sizes::follow(settings.as_ref().clone(), store.clone(), metrics.clone(), archiver.state()));
         let limits = troubles::Limits { stream: settings.notify.stream_after, rpo: settings.notify.rpo_above };
         services.start(troubles::follow(archiver.state(), self.notifier.clone(), limits));
@@ -185,7 +185,9 @@ impl Cluster {
             clock,
             turns: self.process.turns.clone(),
             one_at_a_time: Mutex::default(),
+            results: Results::default(),
         });
+        services.start(results::follow(taker.clone(), archiver.state()));
         services.start(Box::pin(Backups { taker: taker.clone(), state: archiver.state() }.run()));
         services.start(Box::pin(jobs::run(taker.clone(), archiver.state())));
         self.view.runs(Running { state: archiver.state(), indexer, taker });

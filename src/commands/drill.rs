@@ -3,7 +3,7 @@
 use super::audit::{Begun, Ended};
 use super::fetch_command::fetch_command;
 use super::taking::Taker;
-use super::{parts, print, progress, restore, signals};
+use super::{parts, print, progress, restore, results, signals};
 use crate::cli::DrillArgs;
 use crate::config::Settings;
 use crate::drill::{Drill, DrillOptions, Drilled};
@@ -83,6 +83,7 @@ pub(super) async fn by_itself(taker: &Taker) -> Result<()> {
     begun.end(&writer, said(&drilled, &writer), &taker.clock).await;
     let document = drilled?;
     store(&writer, &document).await?;
+    taker.metrics.set_last_drill(&results::shown(&document));
     verdict(&document)
 }
 

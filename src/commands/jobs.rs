@@ -1,9 +1,10 @@
 //! What `seawall run` does on schedule: each job as its own command does it, noted in the audit trail, shown in metrics.
 
 use super::audit::{Begun, Ended, actor};
+use super::results::{CLOCKS_DIFFER, Done, FIRST_CONNECTION};
 use super::taking::Taker;
 use super::turns::Turn;
-use super::{drill, print, prune, verify};
+use super::{drill, print, prune};
 use crate::archive::{ArchiveState, Phase};
 use crate::backup::Unfinished;
 use crate::cli::BackupType;
@@ -14,8 +15,7 @@ use crate::notify::Trouble;
 use crate::repository::{Action, ActionResult, BackupId};
 use crate::runtime::{Backoff, RetryPolicy};
 use crate::schedule::{Holder, Jobs, LastRuns, Lease, Runner, Schedule};
-use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -45,7 +45,6 @@ pub async fn run(taker: Arc<Taker>, state: watch::Receiver<ArchiveState>) {
         taker,
         started: Instant::now(),
         told: Default::default(),
-        deep: Default::default(),
         state,
         unfinished: Mutex::default(),
         has_heritage: AtomicBool::new(false),
@@ -60,12 +59,6 @@ fn tell(settings: &Settings, now: Timestamp) {
     }
 }
 
-/// So much the clocks of two machines may differ.
-const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_hours(1);
-
-/// So long a new process has to find its server, or that another archiver has the slot, before it does what needs no server.
-const FIRST_CONNECTION: Duration = Duration::from_secs(5 * 60);
-
 /// A store that lets a job hang may let its note hang, too.
 const NOTE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -75,8 +68,6 @@ struct RunJobs {
     /// What was said of the schedule last.
     told: std::sync::Mutex<Option<Schedule>>,
     state: watch::Receiver<ArchiveState>,
-    /// When everything was read last, and whether something was found.
-    deep: std::sync::Mutex<(Timestamp, bool)>,
     /// A base backup that failed, to be gone on with.
     unfinished: Mutex<Option<BackupId>>,
     /// Somebody died who took a base backup on schedule.
@@ -111,25 +102,21 @@ impl Jobs for RunJobs {
                 }
                 Err(error) => return Err(error),
             };
-            let Some(backup) = backup.filter(|backup| backup.started_at <= latest) else { continue };
+            let Some(backup) = backup else { continue };
+            if backup.started_at > latest {
+                let (backup, began) = (id, backup.started_at);
+                tracing::warn!(%backup, %began, "dated ahead of this machine's clock, so that it does not count for the schedule");
+                continue;
+            }
             last.entry(Job::Incremental).or_insert(backup.started_at);
             if backup.reference.is_none() {
                 last.insert(Job::Full, backup.started_at);
                 break;
             }
         }
-        let year = |time: Timestamp| time.to_zoned(TimeZone::UTC).year();
-        let this = year(self.taker.clock.now());
-        for year in [this - 1, this] {
-            for key in repository.audit_of_year(year).await? {
-                let counts = key.result != ActionResult::Failed && key.started_at <= latest;
-                // By another process, or by one before this: its trouble does not end with it.
-                if counts && key.action == Action::DeepVerify {
-                    self.has_read_everything(key.started_at, key.result == ActionResult::Bad);
-                }
-                if let Some(job) = scheduled(key.action).filter(|_| counts) {
-                    last.insert(job, key.started_at);
-                }
+        for key in self.taker.learn(&repository).await? {
+            if let Some(job) = scheduled(key.action).filter(|_| key.result != ActionResult::Failed) {
+                last.insert(job, key.started_at);
             }
         }
         Ok(last)
@@ -178,9 +165,9 @@ impl Jobs for RunJobs {
         match job {
             Job::Full => self.back_up(BackupType::Full).await,
             Job::Incremental => self.back_up(BackupType::Auto).await,
-            Job::Verify => self.in_time(job, Action::DeepVerify, self.verify(Action::DeepVerify)).await,
-            Job::Drill => self.in_time(job, Action::Drill, self.drill()).await,
-            Job::Prune => self.in_time(job, Action::Prune, self.prune()).await,
+            Job::Verify => self.taker.in_time(job, Action::DeepVerify, self.taker.verify(Action::DeepVerify)).await,
+            Job::Drill => self.taker.in_time(job, Action::Drill, self.drill()).await,
+            Job::Prune => self.taker.in_time(job, Action::Prune, self.prune()).await,
         }
     }
 
@@ -220,106 +207,71 @@ impl RunJobs {
             *unfinished = Unfinished::left_over(&repository, &self.taker.clock).await?.or(unfinished.take());
             self.has_heritage.store(false, Ordering::Relaxed);
         }
-        self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
+        let taken = self.taker.take(wanted, "seawall, on schedule", &mut unfinished).await?;
         // A full one is as good as an incremental one.
         self.taker.notifier.clear(Trouble::Job(Job::Incremental));
         if wanted == BackupType::Full {
             self.taker.notifier.clear(Trouble::Job(Job::Full));
         }
         if self.taker.settings().schedule.verify_after
-            && let Err(error) = self.in_time(Job::Verify, Action::Verify, self.verify(Action::Verify)).await
+            && let Err(error) = self.taker.verify_after(&(taken.id, taken.ended_at)).await
         {
+            // Not given up: it is looked for whenever the newest base backup is (verifying.rs).
             tracing::error!(%error, "the verification after the base backup failed");
         }
         Ok(())
     }
 
+    async fn prune(&self) -> Result<()> {
+        let Taker { store, metrics, clock, .. } = self.taker.as_ref();
+        let (started_at, begun_at) = (clock.now(), Instant::now());
+        let pruned = Box::pin(prune::prune_once("run", &self.taker.settings(), store.clone(), clock)).await;
+        let failure = pruned.as_ref().map_or_else(Some, |summary| summary.error.as_ref());
+        let wrong = failure.map(ToString::to_string);
+        self.taker.ended(Action::Prune, Done { started_at, ended_at: clock.now(), took: begun_at.elapsed(), wrong });
+        let summary = pruned?;
+        let (objects, bytes) = (summary.document.deleted_objects, summary.document.deleted_bytes);
+        metrics.add_pruned(objects, bytes);
+        tracing::info!(objects, bytes, "pruned");
+        summary.error.map_or(Ok(()), Err)
+    }
+
+    async fn drill(&self) -> Result<()> {
+        let (started_at, begun_at) = (self.taker.clock.now(), Instant::now());
+        let drilled = drill::by_itself(&self.taker).await;
+        let (ended_at, wrong) = (self.taker.clock.now(), drilled.as_ref().err().map(ToString::to_string));
+        self.taker.ended(Action::Drill, Done { started_at, ended_at, took: begun_at.elapsed(), wrong });
+        match drilled {
+            Err(error) if error.kind() == Kind::Failed => {
+                tracing::error!(%error, "the drill did not pass");
+                Ok(())
+            }
+            ended => ended,
+        }
+    }
+}
+
+impl Taker {
     /// What does not end keeps everything else from happening. It was done then, and not well: from its beginning again it would take as
     /// long, so that it waits for its next time.
-    async fn in_time(&self, job: Job, action: Action, work: impl Future<Output = Result<()>>) -> Result<()> {
-        let Taker { metrics, clock, .. } = self.taker.as_ref();
-        let (begun, begun_at) = (Begun::now("run", action, clock), Instant::now());
-        let limit = self.taker.settings().schedule.time_limit;
+    ///
+    /// # Errors
+    /// As `work`.
+    pub(super) async fn in_time(&self, job: Job, action: Action, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let (started_at, begun_at) = (self.clock.now(), Instant::now());
+        let limit = self.settings().schedule.time_limit;
         if let Ok(ended) = tokio::time::timeout(limit, Box::pin(work)).await {
             return ended;
         }
         let what = format!("{action} did not end within {}", print::duration(limit));
         let hint = "It waits for its next time. schedule.time_limit says how long is too long. Does the store answer, does the server of the drill?";
         tracing::error!(%job, hint, "{what}");
-        if let Ok(Ok((_, writer, _))) = tokio::time::timeout(NOTE_PATIENCE, self.taker.repository()).await {
-            begun.end(&writer, Ended::done(false, what.clone()), clock).await;
+        if let Ok(Ok((_, writer, _))) = tokio::time::timeout(NOTE_PATIENCE, self.repository()).await {
+            let begun = Begun::at("run", action, started_at);
+            begun.end(&writer, Ended::done(false, what.clone()), &self.clock).await;
         }
-        metrics.job_ended(job, clock.now(), begun_at.elapsed(), false);
-        self.taker.notifier.raise(Trouble::Job(job), what);
+        let (ended_at, took) = (self.clock.now(), begun_at.elapsed());
+        self.ended(action, Done { started_at, ended_at, took, wrong: Some(what) });
         Ok(())
-    }
-
-    /// Everything was read then, and something was found, or not: the last one counts.
-    fn has_read_everything(&self, at: Timestamp, is_bad: bool) {
-        if let Ok(mut deep) = self.deep.lock()
-            && deep.0 <= at
-        {
-            *deep = (at, is_bad);
-        }
-    }
-
-    async fn verify(&self, action: Action) -> Result<()> {
-        let (started_at, begun_at) = (self.taker.clock.now(), Instant::now());
-        let begun = Begun::at("run", action, started_at);
-        let (_, writer, _) = self.taker.repository().await?;
-        let verified = verify::by_itself(&self.taker, action == Action::DeepVerify).await;
-        let ended = verify::said(&verified);
-        if let Some(first) = verified.as_ref().ok().and_then(|report| report.findings.iter().find(|it| it.is_problem)) {
-            tracing::error!(problems = ended.about, first = first.message, "what is stored is not as it should be");
-        }
-        let is_good = ended.result == ActionResult::Good;
-        if action == Action::DeepVerify {
-            self.has_read_everything(started_at, !is_good);
-        }
-        if !is_good {
-            self.taker.notifier.raise(Trouble::Job(Job::Verify), format!("verify: {}", ended.about));
-        }
-        // What reading everything has found, a look that reads nothing does not take back.
-        let is_all_good = is_good && !self.deep.lock().is_ok_and(|deep| deep.1);
-        if is_all_good {
-            self.taker.notifier.clear(Trouble::Job(Job::Verify));
-        }
-        begun.end(&writer, ended, &self.taker.clock).await;
-        self.taker.metrics.job_ended(Job::Verify, self.taker.clock.now(), begun_at.elapsed(), is_all_good);
-        verified.map(|_| ())
-    }
-
-    async fn prune(&self) -> Result<()> {
-        let Taker { store, metrics, clock, .. } = self.taker.as_ref();
-        let begun_at = Instant::now();
-        let pruned = Box::pin(prune::prune_once("run", &self.taker.settings(), store.clone(), clock)).await;
-        let is_good = pruned.as_ref().is_ok_and(|summary| summary.error.is_none());
-        metrics.job_ended(Job::Prune, clock.now(), begun_at.elapsed(), is_good);
-        let summary = pruned?;
-        let (objects, bytes) = (summary.document.deleted_objects, summary.document.deleted_bytes);
-        metrics.add_pruned(objects, bytes);
-        tracing::info!(objects, bytes, "pruned");
-        if summary.error.is_none() {
-            self.taker.notifier.clear(Trouble::Job(Job::Prune));
-        }
-        summary.error.map_or(Ok(()), Err)
-    }
-
-    async fn drill(&self) -> Result<()> {
-        let begun_at = Instant::now();
-        let drilled = drill::by_itself(&self.taker).await;
-        self.taker.metrics.job_ended(Job::Drill, self.taker.clock.now(), begun_at.elapsed(), drilled.is_ok());
-        match drilled {
-            Err(error) if error.kind() == Kind::Failed => {
-                tracing::error!(%error, "the drill did not pass");
-                self.taker.notifier.raise(Trouble::Job(Job::Drill), error.to_string());
-                Ok(())
-            }
-            Ok(()) => {
-                self.taker.notifier.clear(Trouble::Job(Job::Drill));
-                Ok(())
-            }
-            failed => failed,
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::list::{self, BACKUP_NEEDED};
 use super::print::{self, Align, Table};
+use super::results::CLOCKS_DIFFER;
 use super::{parts, receivers, time};
 use crate::config::Settings;
 use crate::error::{Error, Result};
@@ -26,6 +27,9 @@ struct Status {
     newest_backup_type: Option<&'static str>,
     newest_backup_reference: Option<BackupId>,
     newest_backup_ended_at: Option<Timestamp>,
+    /// The latest end of any base backup.
+    #[serde(skip)]
+    newest_date: Option<Timestamp>,
     restorable_to: Option<Lsn>,
     restorable_to_time: Option<Timestamp>,
     timeline: Option<TimelineId>,
@@ -51,6 +55,7 @@ impl Status {
         // Without any date in the WAL, the backup says how old it is at least.
         let newest = self.restorable_to_time.or(self.newest_backup_ended_at);
         let is_old = newest.is_some_and(|newest| now.duration_since(newest) > ARCHIVED_WITHIN);
+        let is_ahead = |date: Option<Timestamp>| date.is_some_and(|date| date.duration_since(now) > CLOCKS_DIFFER);
         let is_behind = self.behind_bytes.is_some_and(|behind| behind > segment.bytes());
         let all = [
             (self.newest_backup.is_none(), "no base backup can be restored"),
@@ -62,6 +67,8 @@ impl Status {
             (self.last_drill_passed == Some(false), "the last drill failed"),
             (self.last_prune_passed == Some(false), "the last prune failed"),
             (!self.deaf_receivers.is_empty(), "a receiver of notifications does not answer"),
+            (is_ahead(self.newest_date), "a base backup is dated ahead of this machine's clock: which clock is wrong?"),
+            (is_ahead(self.restorable_to_time), "WAL is dated ahead of this machine's clock: is the server's wrong?"),
         ];
         self.problems = all.into_iter().filter_map(|(is_so, problem)| is_so.then_some(problem)).collect();
     }
@@ -189,6 +196,7 @@ async fn stand(settings: &Settings) -> Result<Standing> {
         newest_backup_type: newest.map(|window| window.backup_type),
         newest_backup_reference: newest.and_then(|window| window.reference.clone()),
         newest_backup_ended_at: newest.map(|window| window.ended_at),
+        newest_date: report.backups.iter().map(|window| window.ended_at).max(),
         restorable_to: newest.and_then(|window| window.restorable_to),
         restorable_to_time: newest.and_then(|window| window.restorable_to_time),
         timeline: report.wal.last().map(|timeline| timeline.timeline),
@@ -281,6 +289,26 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_dated_ahead_is_a_problem_and_clocks_that_differ_a_little_are_none() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        let problems = |backup_minutes, wal_minutes| {
+            let ahead = |minutes| now.checked_add(SignedDuration::from_mins(minutes)).unwrap();
+            let mut status = Status {
+                newest_backup: Some("20261122T100000Z".to_owned()),
+                newest_date: Some(ahead(backup_minutes)),
+                restorable_to: Some(Lsn(7 << 24)),
+                restorable_to_time: Some(ahead(wal_minutes)),
+                ..Status::default()
+            };
+            status.find_problems(SegmentSize::DEFAULT, now);
+            status.problems
+        };
+        assert_eq!(problems(59, 59), [""; 0]);
+        assert_eq!(problems(61, 0), ["a base backup is dated ahead of this machine's clock: which clock is wrong?"]);
+        assert_eq!(problems(-600, 61), ["WAL is dated ahead of this machine's clock: is the server's wrong?"]);
+    }
 
     #[test]
     fn an_archive_that_stands_still_is_a_problem_and_one_that_is_a_little_behind_is_none() {

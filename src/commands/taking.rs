@@ -2,6 +2,7 @@
 
 use super::audit::{Begun, Ended};
 use super::outside::Outside;
+use super::results::Results;
 use super::turns::Turns;
 use super::{names, parts, print};
 use crate::backup::{
@@ -45,6 +46,8 @@ pub struct Taker {
     pub turns: Turns,
     /// Held while one is taken.
     pub one_at_a_time: Mutex<()>,
+    /// What is known of what else is done.
+    pub results: Results,
 }
 
 impl Taker {

@@ -43,7 +43,8 @@ impl Drill {
             timestamp: build.gauges(
                 "seawall_drill_timestamp_seconds",
                 &[],
-                "When the last drill ended; absent, as all of these, if there was none. Looked up once an hour.",
+                "When the last drill ended; absent, as all of these, if there was none. Looked up \
+                 when this process takes charge of the cluster, after its own drills, and once a day; a hot spare shows none.",
             )?,
             success: build.gauges("seawall_drill_success", &[], "1 if the last drill passed, else 0.")?,
             recovery_seconds: build.gauges(
@@ -72,6 +73,16 @@ impl Drill {
                 "1 if what was stored was no older than `drill.rpo`, else 0; absent without that.",
             )?,
         })
+    }
+}
+
+impl Drill {
+    /// Nothing is known of it any more.
+    pub(super) fn forget(&self) {
+        let Drill { timestamp, success, recovery_seconds, recovered_lsn, recovered_timestamp, rto_met, rpo_met } = self;
+        for gauge in [timestamp, success, recovery_seconds, recovered_lsn, recovered_timestamp, rto_met, rpo_met] {
+            gauge.reset();
+        }
     }
 }
 

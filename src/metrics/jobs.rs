@@ -62,8 +62,8 @@ impl Jobs {
             last_success: build.gauges(
                 "seawall_job_last_success_timestamp_seconds",
                 TASK,
-                "When `full`, `incremental`, `verify`, `drill` or `prune` ended well for the last time; absent, as all of \
-                 these, as long as it is not known to have been done.",
+                "When `full`, `incremental`, `verify`, `drill` or `prune` ended well for the last time, whoever did it; absent, as all \
+                 of these, as long as it is not known to have been done, and in a hot spare.",
             )?,
             last_run: build.gauges(
                 "seawall_job_last_run_timestamp_seconds",
@@ -91,6 +91,15 @@ impl Metrics {
             last_success.set(last_success.get().max(at));
         }
     }
+
+    /// Another process is in charge: what was known of jobs, and of the last drill, is no longer shown.
+    pub fn forget_jobs(&self) {
+        let Jobs { last_success, last_run, last_result, duration } = &self.0.jobs;
+        for gauge in [last_success, last_run, last_result, duration] {
+            gauge.reset();
+        }
+        self.0.drill.forget();
+    }
 }
 
 #[cfg(test)]
@@ -114,5 +123,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|got| got == line), "{line} is not in:\n{text}");
         }
+        metrics.forget_jobs();
+        assert!(!metrics.render().expect("text").contains("seawall_job_"), "another process is in charge");
     }
 }

@@ -14,6 +14,7 @@ pub(super) struct Repository {
     has_window: AtomicBool,
     objects: GaugeVec,
     bytes: GaugeVec,
+    newest_date: GaugeVec,
 }
 
 impl Repository {
@@ -39,6 +40,12 @@ impl Repository {
                  at the start and then once a day, if WAL came.",
             )?,
             bytes: build.gauges("seawall_repository_bytes", &["part"], "Their bytes, as they are stored.")?,
+            newest_date: build.gauges(
+                "seawall_newest_date_timestamp_seconds",
+                &["of"],
+                "The newest date of a finished base backup (`backup`) and in the audit trail (`audit`), however wrong: what is dated more \
+                 than an hour ahead was dated by a clock that was wrong, and does not count for the schedule.",
+            )?,
         })
     }
 }
@@ -54,6 +61,11 @@ impl Metrics {
     pub fn set_newest_restorable(&self, newest: Option<Timestamp>) {
         let newest = newest.filter(|_| self.0.repository.has_window.load(Ordering::Relaxed));
         show(&self.0.repository.newest_restorable, newest.map(unix_seconds));
+    }
+
+    /// The newest date of what there is of a kind. Its name must come from a small fixed set.
+    pub fn set_newest_date(&self, of: &'static str, newest: Timestamp) {
+        self.0.repository.newest_date.with_label_values(&[of]).set(unix_seconds(newest));
     }
 
     /// What one part of the repository holds. The name must come from a small fixed set.

@@ -4,7 +4,7 @@ use super::Metrics;
 use super::registry::{Builder, count_to, flag, show, unix_seconds, whole};
 use crate::error::{Kind, Result};
 use crate::wal::{Lsn, TimelineId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge};
 use std::fmt;
 use std::time::Duration;
@@ -51,6 +51,7 @@ pub(super) struct Stream {
     interruptions: IntCounterVec,
     stopped: GaugeVec,
     certificate_end: GaugeVec,
+    clock_ahead: GaugeVec,
     gaps: IntGauge,
     slot_status: GaugeVec,
     slot_safe_bytes: GaugeVec,
@@ -118,6 +119,12 @@ impl Stream {
                 "seawall_server_certificate_expiry_timestamp_seconds",
                 &[],
                 "When the certificate ends that the PostgreSQL server has shown; absent without TLS.",
+            )?,
+            clock_ahead: build.gauges(
+                "seawall_server_clock_ahead_seconds",
+                &[],
+                "How far the server's clock is ahead of this machine's, or behind it if negative, as far as an answer that came \
+                 within ten seconds can tell; absent until there was one.",
             )?,
             gaps: build.int_gauge("seawall_gaps", "Holes in the archived WAL: moments in them cannot be restored.")?,
             slot_status: build.gauges(
@@ -236,5 +243,10 @@ impl Metrics {
     /// When the certificate of the server ends.
     pub fn set_server_certificate_end(&self, end: Option<Timestamp>) {
         show(&self.0.stream.certificate_end, end.map(unix_seconds));
+    }
+
+    /// How far the server's clock is ahead of ours.
+    pub fn set_server_clock_ahead(&self, ahead: Option<SignedDuration>) {
+        show(&self.0.stream.clock_ahead, ahead.map(|ahead| ahead.as_secs_f64()));
     }
 }

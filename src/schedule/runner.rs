@@ -90,7 +90,10 @@ impl<J: Jobs> Runner<J> {
         let (started, done, pauses) = (self.clock.now(), LastRuns::new(), BTreeMap::new());
         let mut memory = Memory { started, known: None, done, pauses, trouble: None };
         loop {
-            if !self.jobs.schedule().jobs.is_empty()
+            // Who may do nothing looks nothing up.
+            let is_in_charge = Job::ALL.into_iter().any(|job| self.jobs.may(job));
+            if is_in_charge
+                && !self.jobs.schedule().jobs.is_empty()
                 && self.next(&memory) != Some(Next::Nothing)
                 && self.turn(&mut memory).await
             {

@@ -90,6 +90,8 @@ pub struct Inner {
     pub(crate) clients: u32,
     stranger: Option<Stranger>,
     changed_at: Option<Instant>,
+    /// Its clock is wrong by so much.
+    pub(crate) clock_ahead_micros: i64,
 }
 
 impl Server {
@@ -121,6 +123,7 @@ impl Server {
             clients: 0,
             stranger: None,
             changed_at: None,
+            clock_ahead_micros: 0,
             random,
         };
         let shared = Shared { inner: Mutex::new(inner), changed: watch::channel(0).0, wal, ledger, counts, clock };
@@ -156,6 +159,16 @@ impl Server {
     }
 
     /// A major version, and whether SQL is allowed.
+    /// Somebody streams through the slot, or has gone a moment ago.
+    pub fn is_slot_held(&self) -> bool {
+        self.lock().is_slot_held()
+    }
+
+    /// Its clock shows so much more than it is.
+    pub fn set_clock_ahead(&self, micros: i64) {
+        self.lock().clock_ahead_micros = micros;
+    }
+
     pub fn set_version(&self, version: u32, allows_sql: bool) {
         let mut inner = self.lock();
         (inner.version, inner.allows_sql) = (version, allows_sql);
@@ -507,6 +520,10 @@ impl Server {
 }
 
 impl Inner {
+    pub(crate) fn is_slot_held(&self) -> bool {
+        self.held_until > Instant::now() || self.holder.is_some_and(|holder| holder > self.cut)
+    }
+
     pub(crate) fn go_down(&mut self, orderly: bool) {
         if orderly {
             self.saved_slot = self.slot;

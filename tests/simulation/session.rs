@@ -183,7 +183,7 @@ impl Session for SimSession {
         let Some((branch, end, next)) = server.end_of(&inner, timeline) else {
             return Err(refused(SourceErrorKind::NotInHistory, "requested timeline is not in this server's history"));
         };
-        let is_held = inner.held_until > Instant::now() || inner.holder.is_some_and(|holder| holder > inner.cut);
+        let is_held = inner.is_slot_held();
         if is_held && !inner.shares_slot {
             server.count("server: slot busy");
             return Err(refused(SourceErrorKind::SlotBusy, "replication slot is active"));
@@ -281,7 +281,7 @@ impl SimFeed {
         let Some((_, end, next)) = server.end_of(&inner, self.timeline) else {
             return Err(SourceError::lost("the server took another way"));
         };
-        let server_micros = server.shared.clock.now_postgres_micros();
+        let server_micros = server.shared.clock.now_postgres_micros() + inner.clock_ahead_micros;
         if self.sent < inner.removed_before {
             return Err(refused(SourceErrorKind::WalRemoved, "requested WAL segment has already been removed"));
         }

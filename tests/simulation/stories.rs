@@ -32,6 +32,26 @@ fn an_idle_server_costs_four_heartbeats_an_hour_and_no_listing() {
 }
 
 #[test]
+fn a_server_whose_clock_is_wrong_is_seen_by_how_much() {
+    simulate(5, async {
+        let mut world = World::new(5, Arc::new(Counts::default()));
+        world.start();
+        world.catch_up().await;
+        // Given clocks that agree, then one that was set back, and one that was set forward
+        for hours in [0, -3, 2] {
+            world.server.set_clock_ahead(hours * 3_600_000_000);
+            world.server.write(5_000);
+            world.live(HOUR / 2).await;
+            let ahead = world.state().server_clock_ahead.expect("the server was asked, and has answered");
+            let wrong_by = (ahead.as_secs_f64() - hours as f64 * 3600.0).abs();
+            assert!(wrong_by < 10.0, "{ahead} ahead, and it is {hours} hours");
+        }
+        world.finish().await;
+        world.assert_clean();
+    });
+}
+
+#[test]
 fn a_block_that_trickles_full_over_a_day_has_few_live_tails_and_only_those_are_deleted() {
     simulate(2, async {
         let counts = Arc::new(Counts::default());

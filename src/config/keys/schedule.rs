@@ -143,8 +143,9 @@ pub(super) const KEYS: &[Key] = &[
         written: Written::Boolean,
         default: Some("true"),
         example: "false",
-        about: "Every base backup that `run` takes is followed by a look at what is stored, as `seawall verify` does: nothing \
-                missing, nothing unknown, no hole, every backup restorable. It lists and reads no contents.",
+        about: "Every base backup is followed by a look at what is stored, as `seawall verify` does: nothing missing, nothing \
+                unknown, no hole, every backup restorable. It lists and reads no contents. `run` does so after its own base \
+                backups, and after those that it finds, such as one taken by hand.",
         set: |settings, text| {
             settings.schedule.verify_after =
                 text.parse().map_err(|_| format!("cannot be {text:?}: it is true or false"))?;

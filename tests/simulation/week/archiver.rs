@@ -13,6 +13,7 @@ use seawall::codec::Form;
 use seawall::commands::backups::Backups;
 use seawall::commands::jobs;
 use seawall::commands::outside::Outside;
+use seawall::commands::results::{self, Results};
 use seawall::commands::taking::Taker;
 use seawall::commands::turns::Turns;
 use seawall::config::Settings;
@@ -70,11 +71,13 @@ impl Town {
             outside: Arc::new(self),
             turns: Turns::new(Turns::MOST),
             one_at_a_time: Mutex::default(),
+            results: Results::default(),
         });
         let shutdown = Shutdown::default();
         // As in `seawall run`: they end with it.
         let mut services: Tasks<()> = Tasks::default();
         services.start(Box::pin(Backups { taker: taker.clone(), state: state.clone() }.run()));
+        services.start(results::follow(taker.clone(), state.clone()));
         services.start(Box::pin(jobs::run(taker, state)));
         archiver.run(&shutdown).await
     }
@@ -178,8 +181,12 @@ impl Source for Unhurried {
     }
 
     async fn wait_for_slot(&self) -> Result<(), SourceError> {
-        sleep(Duration::from_secs(300)).await;
-        Ok(())
+        loop {
+            sleep(Duration::from_secs(300)).await;
+            if !self.0.is_slot_held() {
+                return Ok(());
+            }
+        }
     }
 
     async fn peek(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Bytes>, SourceError> {

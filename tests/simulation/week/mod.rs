@@ -6,6 +6,7 @@
 
 mod archiver;
 mod base_backup;
+mod idle;
 mod judge;
 #[path = "../../support/base_backup.rs"]
 mod sent;
@@ -20,6 +21,8 @@ use crate::simulate;
 use crate::wal::{SEGMENT_BYTES, Wal};
 use archiver::Town;
 use base_backup::{Bases, Fate};
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 use judge::Judge;
 use seawall::cli;
@@ -47,8 +50,6 @@ const DAYS: u64 = 7;
 const WINDOW: SignedDuration = SignedDuration::from_hours(60);
 
 const CONFIGURATION: &str = r#"
-pg = "host=/nonexistent user=seawall"
-repo = "file:///nonexistent"
 [schedule]
 time_zone = "UTC"
 full = "0 2 * * WED,SUN"
@@ -65,8 +66,15 @@ minimum_window = "36h"
 /// What happens each day, at which hour and minute.
 const DAILY: [(Action, i8, i8); 3] = [(Action::Prune, 4, 30), (Action::DeepVerify, 6, 0), (Action::Drill, 8, 0)];
 
+/// At which hours of each day a base backup is due; on some days the first of them is a full one.
+const BACKUPS: [i8; 3] = [2, 10, 18];
+const FULL_ON: [Weekday; 2] = [Weekday::Wednesday, Weekday::Sunday];
+
+/// So long after a base backup, whatever goes wrong, what is stored was looked at.
+const FOLLOWED_WITHIN: SignedDuration = SignedDuration::from_hours(4);
+
 /// What has to happen at least once in a run without a variable.
-const MUST: [&str; 38] = [
+const MUST: [&str; 39] = [
     "archiver: killed",
     "archiver: killed in a base backup",
     "audit: deep_verify bad",
@@ -105,6 +113,7 @@ const MUST: [&str; 38] = [
     "told: job_verify, wrong",
     "told: schedule, right again",
     "told: schedule, wrong",
+    "verified: after a gap",
 ];
 
 /// Something that goes wrong.
@@ -141,6 +150,9 @@ struct Week {
     lost: Option<(String, seawall::store::Body)>,
     /// Base backups whose archivers died.
     orphaned: Vec<BackupId>,
+    /// Base backups that answered a gap, and those that another process has gone on with.
+    after_gaps: Vec<BackupId>,
+    gone_on_with: Vec<BackupId>,
     /// Entries of the audit trail that were looked at.
     seen: usize,
     /// What people are told.
@@ -165,15 +177,32 @@ impl Week {
             bases: Arc::new(Bases::new(server.clone(), counts.clone())),
             server,
             store: WeekStore::new(memory.clone(), judge.clone(), counts.clone(), seed),
-            settings: Arc::new(settings()),
+            settings: Arc::new(settings(CONFIGURATION)),
             clock,
             counts: counts.clone(),
             hangs: Arc::new(AtomicBool::new(false)),
             told: teller,
         };
         let random = fastrand::Rng::with_seed(seed);
-        let (processes, dead, orphaned) = (Vec::new(), Vec::new(), Vec::new());
-        Week { town, judge, ledger, counts, memory, random, processes, dead, lost: None, orphaned, seen: 0, told }
+        let (processes, dead) = (Vec::new(), Vec::new());
+        let (orphaned, after_gaps, gone_on_with) = Default::default();
+        let lost = None;
+        Week {
+            town,
+            judge,
+            ledger,
+            counts,
+            memory,
+            random,
+            processes,
+            dead,
+            lost,
+            orphaned,
+            after_gaps,
+            gone_on_with,
+            seen: 0,
+            told,
+        }
     }
 
     fn start(&mut self, number: usize) {
@@ -269,9 +298,11 @@ impl Week {
             {
                 if backup.label.contains("gap") {
                     self.counts.add("backup: after a gap");
+                    self.after_gaps.push(id.clone());
                 }
                 if self.orphaned.contains(id) {
                     self.counts.add("backup: gone on with by another process");
+                    self.gone_on_with.push(id.clone());
                 }
             }
             self.judge.step(&format!("after {} ({})", entry.action, entry.result.name())).await;
@@ -403,6 +434,7 @@ impl Week {
                 assert_eq!(done.count(), 1, "{action} of {due} was not done once: {}", told(&entries));
             }
         }
+        self.check_backups(&entries);
         assert!(self.judge.is_anything_restorable());
         let violations = self.ledger.violations();
         assert!(
@@ -414,6 +446,59 @@ impl Week {
     }
 }
 
+impl Week {
+    /// Each was taken when it was due, and is of the right kind; there are no others but the first and those after gaps; and what is
+    /// stored was looked at behind each.
+    fn check_backups(&self, entries: &[AuditEntry]) {
+        let is_backup = |entry: &&AuditEntry| matches!(entry.action, Action::Full | Action::Incremental);
+        let taken: Vec<&AuditEntry> =
+            entries.iter().filter(is_backup).filter(|entry| entry.result == ActionResult::Good).collect();
+        let first_day: Timestamp = "2026-11-16T00:00:00Z".parse().unwrap();
+        let mut due = Vec::new();
+        for day in 0..DAYS as i64 {
+            for hour in BACKUPS {
+                due.push(first_day.checked_add((24 * day + i64::from(hour)).hours()).unwrap());
+            }
+        }
+        let is_listed =
+            |list: &[BackupId], entry: &AuditEntry| entry.backup.as_ref().is_some_and(|id| list.contains(id));
+        for (index, begin) in due.iter().enumerate() {
+            let end = due.get(index + 1).copied().unwrap_or(self.town.clock.now());
+            let local = begin.to_zoned(TimeZone::UTC);
+            let is_full = local.hour() == BACKUPS[0] && FULL_ON.contains(&local.weekday());
+            let is_right = |entry: &AuditEntry| match entry.action {
+                Action::Full => is_full || is_listed(&self.gone_on_with, entry),
+                _ => !is_full,
+            };
+            let of_time: Vec<&&AuditEntry> =
+                taken.iter().filter(|entry| *begin <= entry.started_at && entry.started_at < end).collect();
+            assert!(
+                of_time.iter().any(|entry| is_right(entry)),
+                "no {} backup at {begin}: {}",
+                if is_full { "full" } else { "incremental" },
+                told(entries)
+            );
+        }
+        // A cluster without any gets one at once.
+        let most = 1 + due.len() + self.after_gaps.len();
+        assert!(taken.len() <= most, "{} base backups, and {most} were due: {}", taken.len(), told(entries));
+        for backup in &taken {
+            let until = backup.ended_at.checked_add(FOLLOWED_WITHIN).unwrap();
+            let is_followed = entries.iter().any(|entry| {
+                let has_looked = matches!(entry.action, Action::Verify | Action::DeepVerify);
+                let is_behind =
+                    backup.ended_at.as_second() <= entry.started_at.as_second() && entry.started_at <= until;
+                has_looked && entry.result != ActionResult::Failed && is_behind
+            });
+            let is_over = until <= self.town.clock.now();
+            assert!(is_followed || !is_over, "nothing was verified after {:?}: {}", backup.backup, told(entries));
+            if is_listed(&self.after_gaps, backup) && is_followed {
+                self.counts.add("verified: after a gap");
+            }
+        }
+    }
+}
+
 fn told(entries: &[AuditEntry]) -> String {
     let line = |entry: &AuditEntry| {
         format!("\n{} {} {}: {}", entry.started_at, entry.action.name(), entry.result.name(), entry.about)
@@ -421,10 +506,11 @@ fn told(entries: &[AuditEntry]) -> String {
     entries.iter().map(line).collect()
 }
 
-fn settings() -> Settings {
+fn settings(configuration: &str) -> Settings {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("seawall.toml");
-    std::fs::write(&file, format!("cluster = \"{CLUSTER}\"\n{CONFIGURATION}")).unwrap();
+    let places = "pg = \"host=/nonexistent user=seawall\"\nrepo = \"file:///nonexistent\"\n";
+    std::fs::write(&file, format!("cluster = \"{CLUSTER}\"\n{places}{configuration}")).unwrap();
     let cli = cli::parse(["seawall", "run", "--config", file.to_str().unwrap()].map(Into::into)).unwrap();
     Settings::load(&cli, &|_| None).unwrap()
 }

@@ -9,6 +9,7 @@ use seawall::store::{
     Upload,
 };
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -30,6 +31,7 @@ struct Shared {
     outage_until: Mutex<Instant>,
     /// So many deletions more, and one is refused that a prune asks for.
     refuses: Mutex<Option<u32>>,
+    never_fails: AtomicBool,
 }
 
 impl WeekStore {
@@ -39,12 +41,18 @@ impl WeekStore {
             random: Mutex::new(fastrand::Rng::with_seed(seed ^ 0x5707_E000)),
             outage_until: Mutex::new(Instant::now()),
             refuses: Mutex::default(),
+            never_fails: AtomicBool::new(false),
         };
         WeekStore { memory, judge, shared: Arc::new(shared) }
     }
 
     pub fn fail_for(&self, time: Duration) {
         *self.shared.outage_until.lock().unwrap() = Instant::now() + time;
+    }
+
+    /// From now on.
+    pub fn fail_never(&self) {
+        self.shared.never_fails.store(true, Ordering::Relaxed);
     }
 
     /// One deletion of the next prune is refused.
@@ -59,7 +67,17 @@ impl WeekStore {
     /// Time passes, or it fails. True: it happens, and its reply is lost.
     async fn begin(&self, action: &'static str, key: &str) -> Result<bool, StoreError> {
         let failed = || StoreError::new(StoreErrorKind::Transient, action, key).because("as the simulation wants it");
+        self.shared.counts.add(match action {
+            "store" => "asked: to store",
+            "list" => "asked: to list",
+            "read" => "asked: to read",
+            "look at" => "asked: to look at",
+            _ => "asked: to delete",
+        });
         sleep(Duration::from_millis(u64::from(self.draw(1..30)))).await;
+        if self.shared.never_fails.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         if *self.shared.outage_until.lock().unwrap() > Instant::now() {
             self.shared.counts.add("store: outage");
             return Err(failed());
