@@ -226,7 +226,7 @@ fn show(metrics: &Metrics, state: &ArchiveState, now: Timestamp) {
     let lost = Duration::try_from_secs_f64(lost_seconds).ok();
     metrics.set_newest_restorable(lost.and_then(|lost| now.checked_sub(lost).ok()));
     metrics.set_server_certificate_end(state.certificate_end);
-    metrics.set_server_clock_ahead(state.server_clock_ahead);
+    metrics.set_server_clock_ahead(state.server_clock_ahead.filter(|_| state.phase == Phase::Streaming));
     metrics.set_connected(state.phase == Phase::Streaming);
     metrics.set_hot_spare(state.phase == Phase::HotSpare);
     let waits = state.commit_waits;

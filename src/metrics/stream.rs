@@ -124,7 +124,7 @@ impl Stream {
                 "seawall_server_clock_ahead_seconds",
                 &[],
                 "How far the server's clock is ahead of this machine's, or behind it if negative, as far as an answer that came \
-                 within ten seconds can tell; absent until there was one.",
+                 within ten seconds can tell; absent until there was one, and while nothing streams.",
             )?,
             gaps: build.int_gauge("seawall_gaps", "Holes in the archived WAL: moments in them cannot be restored.")?,
             slot_status: build.gauges(
