@@ -159,26 +159,38 @@ async fn a_dropped_table_is_found_by_its_name() {
 }
 
 async fn before_drop(version: u32) {
-    // Given a base backup that has seen a table, a view and a table that refers to it,
+    // Given a base backup that has seen a table, a view, a table that refers to it and one with partitions, and another
+    // database with a name that is there twice,
     let scene = Scene::new(version, &[("autovacuum", "off")]).await;
     let sql = async |text: &str| scene.server.sql(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
     sql("CREATE TABLE accounts (id int PRIMARY KEY, note text); CREATE VIEW seen AS SELECT 1 AS one; \
-         CREATE TABLE entries (account int REFERENCES accounts); INSERT INTO accounts VALUES (1)")
+         CREATE TABLE entries (account int REFERENCES accounts); INSERT INTO accounts VALUES (1); \
+         CREATE TABLE events (id int) PARTITION BY RANGE (id); \
+         CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (1); \
+         CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM (1) TO (2)")
     .await;
+    sql("CREATE DATABASE blog").await;
+    let blog = scene.server.connect("blog").await.unwrap();
+    blog.sql("CREATE TABLE entries (id int)").await.unwrap();
     let _archiver = scene.archived().await;
     let from = scene.server.value("SELECT pg_current_wal_insert_lsn()").await;
-    // when it is rewritten, made smaller and bigger, and dropped at last, and another after it,
+    // when it is rewritten, others are dropped, it is made bigger and dropped at last, and another after it,
     sql("VACUUM FULL accounts").await;
     sql("DROP TABLE entries").await;
+    blog.sql("DROP TABLE entries").await.unwrap();
+    sql("DROP TABLE events_1").await;
+    sql("DROP TABLE events").await;
+    let early = scene.server.value(NOW).await;
     sql("INSERT INTO accounts VALUES (2, 'kept')").await;
     sql("DROP TABLE accounts; DROP VIEW seen").await;
+    let between = scene.server.value(NOW).await;
     sql("CREATE TABLE unseen (id int)").await;
     sql("DROP TABLE unseen").await;
     scene.settle().await;
 
     // then the history has names, for files that were there at the backup,
     let drops = history(&scene, &["--from", &from, "--drops", "--database", "postgres"]).await;
-    assert_eq!(drops.len(), 4, "{drops:#?}");
+    assert_eq!(drops.len(), 6, "{drops:#?}");
     assert!(drops.iter().all(|entry| entry["database_name"] == "postgres"), "{drops:#?}");
     assert_eq!(
         drops[0]["removed"].as_array().unwrap().iter().filter(|it| it["relation"] == "public.accounts").count(),
@@ -186,28 +198,49 @@ async fn before_drop(version: u32) {
     );
     assert_eq!(drops[1]["removed"][0]["relation"], "public.entries", "{drops:#?}");
     // and for a table that was rewritten since, by its number.
-    let changed = drops[2]["changed_relations"].as_array().unwrap();
+    let changed = drops[4]["changed_relations"].as_array().unwrap();
     assert!(changed.iter().any(|name| name == "public.accounts"), "PostgreSQL {version}: {drops:#?}");
-    assert!(drops[3].get("changed_relations").is_none(), "{drops:#?}");
+    assert!(drops[5].get("changed_relations").is_none(), "{drops:#?}");
+    let of_blog = history(&scene, &["--from", &from, "--drops", "--database", "blog"]).await;
+    assert_eq!(of_blog.len(), 1, "{of_blog:#?}");
 
-    // A restore finds the moment, with all that came before,
+    // A restore finds the moment, with all that came before, of a table that has only partitions too, and in the database that is
+    // meant,
     let into = scene.places.path().join("before");
-    let restore = |relation: &'static str| {
-        let arguments = ["restore", "--into", into.to_str().unwrap(), "--before-drop", relation, "--dry-run", "--json"];
-        scene.seawall(&arguments)
+    let restore = |relation: &'static str, more: &[&str]| {
+        let arguments = ["restore", "--into", into.to_str().unwrap(), "--before-drop", relation, "--dry-run"];
+        scene.seawall(&[&arguments[..], more].concat())
     };
-    let plan: Value = serde_json::from_str(&restore("public.accounts").run_ok().await.stdout).unwrap();
-    assert_eq!(plan["target"]["lsn"], drops[2]["lsn"], "PostgreSQL {version}: {plan:#}");
-    assert_eq!(plan["exclusive"], true);
-    let plan: Value = serde_json::from_str(&restore("public.entries").run_ok().await.stdout).unwrap();
-    assert_eq!(plan["target"]["lsn"], drops[1]["lsn"], "PostgreSQL {version}: {plan:#}");
-    // or says which drops have no name,
-    let refused = restore("public.unseen").run_err(6).await.stderr;
-    assert!(refused.contains(&format!("--to-lsn {} --to-exclusive", drops[3]["lsn"].as_str().unwrap())), "{refused}");
-    restore("accounts").run_err(2).await;
+    for (relation, to, drop) in [
+        ("public.accounts", &between, &drops[4]),
+        ("public.events", &early, &drops[3]),
+        ("public.events_1", &early, &drops[2]),
+        ("postgres.public.entries", &early, &drops[1]),
+        ("blog.public.entries", &early, &of_blog[0]),
+    ] {
+        let plan = restore(relation, &["--json", "--to", to]).run_ok().await.stdout;
+        let plan: Value = serde_json::from_str(&plan).unwrap();
+        assert_eq!(plan["target"]["lsn"], drop["lsn"], "{relation} of PostgreSQL {version}: {plan:#}");
+        assert_eq!(plan["exclusive"], true, "{relation}: {plan:#}");
+    }
+    let said = restore("blog.public.entries", &["--to", &early]).run_ok().await.stdout;
+    assert!(said.contains("dropped public.entries in database blog at"), "{said}");
+    // which has to be said if it was dropped in both,
+    let refused = restore("public.entries", &["--to", &early]).run_err(6).await.stderr;
+    for command in ["--before-drop postgres.public.entries", "--before-drop blog.public.entries"] {
+        assert!(refused.contains(command), "{command}: {refused}");
+    }
+    // or says which drops have no name, and does not choose where one of them may be meant,
+    let target = |drop: &Value| format!("--to-lsn {} --to-exclusive", drop["lsn"].as_str().unwrap());
+    let refused = restore("public.unseen", &[]).run_err(6).await.stderr;
+    assert!(refused.contains(&target(&drops[5])), "{refused}");
+    let refused = restore("public.accounts", &[]).run_err(6).await.stderr;
+    assert!(refused.contains(&target(&drops[4])) && refused.contains(&target(&drops[5])), "{refused}");
+    restore("accounts", &[]).run_err(2).await;
     // and comes back with the table.
     if version == support::postgres::DEBIAN {
-        let entry = serde_json::json!({ "restore": "seawall restore --into DIR --before-drop public.accounts" });
+        let command = format!("seawall restore --into DIR --before-drop public.accounts --to {between}");
+        let entry = serde_json::json!({ "restore": command });
         let restored = undone(&scene, &entry, "named").await;
         let rows = restored.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM accounts, seen").await.unwrap();
         assert_eq!(rows[0][0].as_deref(), Some("1 2"));

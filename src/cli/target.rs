@@ -23,8 +23,8 @@ pub struct TargetArgs {
     /// To the end of what is stored; also what happens without a target
     #[arg(long, group = "target")]
     pub to_end: bool,
-    /// To just before this relation was dropped, as schema.name: the newest drop, with --to the newest up to then. Needs its
-    /// name from the base backups, as `seawall history` does
+    /// To just before this relation was dropped, as schema.name or database.schema.name: the newest drop, with --to the newest up to
+    /// then. Needs the names that are stored with base backups and by `seawall run`
     #[arg(long, value_name = "RELATION", conflicts_with_all = ["to_lsn", "to_xid", "to_name", "to_end", "to_exclusive"])]
     pub before_drop: Option<String>,
     /// Stop just before the target instead of just behind it

@@ -34,7 +34,8 @@ pub(super) async fn run(args: ExtractArgs, settings: Settings) -> Result<()> {
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
     let catalog = Catalog::read(&repository, cluster).await?;
     if let Some(relation) = &args.target.before_drop {
-        before_drop::aim(&mut request, relation, &reader, &catalog, !says).await?;
+        let database = Some(args.database.as_str());
+        Box::pin(before_drop::aim_in(&mut request, database, relation, &reader, &catalog, !says)).await?;
     }
     let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
     let options = ExtractOptions {

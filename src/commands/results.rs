@@ -112,12 +112,19 @@ impl Results {
 impl Taker {
     /// Something came to its end: shows it, and tells it. What is older than what is known changes nothing.
     pub(super) fn ended(&self, action: Action, done: Done) {
-        let Some(job) = job_of(action) else { return };
+        if let Some((job, wrong)) = self.show(action, done) {
+            self.tell(job, wrong);
+        }
+    }
+
+    /// Shows it. Returns how things stand now.
+    fn show(&self, action: Action, done: Done) -> Option<(Job, Option<String>)> {
+        let job = job_of(action)?;
         let wrong = {
             let mut known = self.results.known();
             let is_old = known.last.get(&action).is_some_and(|(began, _)| *began > done.started_at);
             if known.is_spare || is_old {
-                return;
+                return None;
             }
             known.last.insert(action, (done.started_at, done.wrong));
             // What reading everything has found, a look that reads nothing does not take back.
@@ -125,6 +132,10 @@ impl Taker {
             of_job.filter_map(|(_, (_, wrong))| wrong.clone()).next()
         };
         self.metrics.job_ended(job, done.ended_at, done.took, wrong.is_none());
+        Some((job, wrong))
+    }
+
+    fn tell(&self, job: Job, wrong: Option<String>) {
         match wrong {
             Some(wrong) => self.notifier.raise(Trouble::Job(job), format!("{job}: {wrong}")),
             None => self.notifier.clear(Trouble::Job(job)),
@@ -151,6 +162,8 @@ impl Taker {
         }
         keys.retain(|key| key.started_at <= latest);
         let telling = telling(&keys);
+        // How things stand is known once all of them are read.
+        let mut stands = BTreeMap::new();
         for key in &telling {
             if self.results.known().read.contains(key) {
                 continue;
@@ -165,8 +178,9 @@ impl Taker {
                     Done { started_at, ended_at: started_at, took: Duration::ZERO, wrong }
                 }
             };
-            self.ended(action, done);
+            stands.extend(self.show(action, done));
         }
+        stands.into_iter().for_each(|(job, wrong)| self.tell(job, wrong));
         self.results.known().read = telling;
         Ok(keys)
     }
