@@ -278,7 +278,7 @@ impl RunJobs {
         metrics.job_ended(Job::Prune, clock.now(), begun_at.elapsed(), is_good);
         let summary = pruned?;
         let (objects, bytes) = (summary.document.deleted_objects, summary.document.deleted_bytes);
-        metrics.add_pruned(objects, bytes);
+        metrics.add_pruned(objects, bytes, summary.document.undeleted_objects);
         tracing::info!(objects, bytes, "pruned");
         if summary.error.is_none() {
             self.taker.notifier.clear(Trouble::Job(Job::Prune));

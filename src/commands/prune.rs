@@ -75,6 +75,7 @@ pub(super) async fn prune_once(
         failure: outcome.error.as_ref().map(ToString::to_string),
         deleted_objects: outcome.objects,
         deleted_bytes: outcome.bytes,
+        undeleted_objects: outcome.undeleted,
         deleted_backups: outcome.backups,
     };
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
