@@ -194,7 +194,7 @@ async fn restores_are_planned_from_the_index(version: u32) {
         &["history", "--json", "--from", &between, "--min-bytes", "1k"],
         &["history", "--json", "--from", &between, "--database", "postgres"],
         &["history", "--json", "--from", "0/0", "--to", &between, "--drops"],
-        &["restore", "--into", "/nonexistent/place", "--dry-run", "--json", "--before-drop", "public.known"],
+        &["restore", "--into", "/nowhere", "--dry-run", "--json", "--before-drop", "public.known", "--to", &between],
     ];
     let mut told_with_index = Vec::new();
     for question in questions {

@@ -142,6 +142,7 @@ data "aws_iam_policy_document" "key" {
     }
   }
 
+  # Where the role may store reports of drills and the audit trail, it needs what the others do.
   statement {
     sid       = "Read"
     actions   = ["kms:Decrypt"]

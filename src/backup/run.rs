@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::{BackupStart, BackupStream, BaseBackupOptions, Client, PgError};
 use crate::repository::{
     BackupBegin, BackupDocument, BackupFiles, BackupId, BackupPart, BackupTablespace, EarlierParts, FORMAT_VERSION,
-    Findings, Key, Writer, whole_path,
+    Findings, Key, Repository, Writer, whole_path,
 };
 use crate::runtime::{Backoff, Clock, RetryPolicy, Tasks};
 use crate::store::StoreErrorKind;
@@ -457,10 +457,10 @@ impl Run<'_> {
             parts,
             files,
         };
+        let begun_at = self.check_begun(id).await?;
         if let Some(reference) = &document.reference {
-            self.check_there(reference).await?;
+            self.check_there(reference, begun_at).await?;
         }
-        self.check_begun(id).await?;
         if !earlier.is_empty() {
             self.writer.check_parts(id, &document.parts).await?;
         }
@@ -482,8 +482,8 @@ impl Run<'_> {
     }
 
     /// A prune takes an unfinished backup to which nothing was stored for a day, `begin.json` first. One that has waited for its WAL for
-    /// so long must not come to exist without its parts.
-    async fn check_begun(&self, id: &BackupId) -> Result<()> {
+    /// so long must not come to exist without its parts. Returns when it was begun, by the store's clock.
+    async fn check_begun(&self, id: &BackupId) -> Result<Timestamp> {
         let name = self.writer.layout().name(&Key::BackupBegin(id.clone()));
         match self.writer.store().head(&name).await {
             Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::new(
@@ -494,13 +494,19 @@ impl Run<'_> {
                 "A prune takes it for left over once nothing was stored of it for a day. Take another backup; `seawall verify` says \
                  whether this one is listed and lacks anything.",
             )),
-            found => found.map(|_| ()).map_err(Error::from),
+            found => found.map(|found| found.info.modified).map_err(Error::from),
         }
     }
 
     /// What this backup builds on may have been deleted in the hours since it was chosen; then it is of no use, and must not
-    /// pass for the newest.
-    async fn check_there(&self, reference: &BackupId) -> Result<()> {
+    /// pass for the newest. A prune that has seen `begin.json` of this one lets it stay; one that was about to delete it before that has
+    /// said so.
+    async fn check_there(&self, reference: &BackupId, begun_at: Timestamp) -> Result<()> {
+        let repository = Repository { store: self.writer.store().clone(), layout: self.writer.layout().clone() };
+        if repository.is_going(reference, begun_at).await? {
+            let what = format!("a prune was about to delete base backup {reference}, and this backup builds on it");
+            return Err(Error::new(Kind::Busy, what).hint("Take it again: with --type full, if it is to be now."));
+        }
         let name = self.writer.layout().name(&Key::BackupEnd(reference.clone()));
         match self.writer.store().head(&name).await {
             Err(error) if error.kind == StoreErrorKind::NotFound => {

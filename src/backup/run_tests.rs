@@ -8,7 +8,7 @@ use crate::postgres::{BackupEvent, PgError, ServerMessage, Tablespace};
 use crate::repository::incremental::testing::incremental;
 use crate::repository::manifest::{FileCheck, testing::manifest};
 use crate::repository::tar::testing::{file, header};
-use crate::repository::{Archive, BackupVerdict, Layout, WalNeed};
+use crate::repository::{Archive, BackupVerdict, Intent, Layout, WalNeed};
 use crate::store::{
     Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, StoreErrorKind,
     Upload, list_all,
@@ -378,6 +378,24 @@ async fn a_backup_whose_reference_was_deleted_meanwhile_does_not_come_to_be() {
     assert!(error.to_string().contains("this backup builds on it"), "{error}");
     let names = list_all(store.as_ref(), "").await.unwrap();
     assert!(!names.iter().any(|object| object.key.ends_with("/backup.json")), "{names:?}");
+}
+
+#[tokio::test]
+async fn an_incremental_backup_on_one_that_is_about_to_go_does_not_come_to_be() {
+    // Given a prune that has said that it deletes what the backup builds on, and has not done it yet
+    let store = Arc::new(MemoryStore::new());
+    let writer = writer(store.clone());
+    let reference = BackupId::parse("20261119T140300Z").unwrap();
+    writer.store_plain(&Key::BackupEnd(reference.clone()), Bytes::from_static(b"{}")).await.unwrap();
+    let said = writer.store_intent(Intent::Going, &reference, Clock::system().now()).await.unwrap();
+    let script = || incremental_script(&incremental(7, &[(3, page(131_075, 1, 1))]));
+    let error = store_incremental_with(&writer, script()).await.unwrap_err();
+    assert!(error.kind() == Kind::Busy && error.to_string().contains("about to delete"), "{error}");
+    let names = list_all(store.as_ref(), "").await.unwrap();
+    assert!(!names.iter().any(|object| object.key.contains("20261120") && object.key.ends_with("/backup.json")));
+    // When it takes that back, then another one comes to be
+    store.delete(&writer.layout().name(&said)).await.unwrap();
+    store_incremental_with(&writer, script()).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `--before-drop` of `restore` and `extract`: from the name of a relation to the moment before it was dropped.
 
-use super::{history, print};
+use super::history::{self, quoted};
+use super::print;
 use crate::error::{Error, Kind, Result};
 use crate::history::{Bound, Drops, Entry, Event, Transaction, find_drops};
 use crate::repository::{Catalog, WalReader};
@@ -187,12 +188,4 @@ fn unclear(drops: &Drops) -> Error {
     let lines = lines.join("\n  ");
     Error::new(Kind::Refused, message)
         .hint(format!("{NAMELESS} Choose in place of --before-drop, the newest last:\n  {lines}"))
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    match word.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter)) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }

@@ -231,7 +231,7 @@ impl RunJobs {
         self.taker.ended(Action::Prune, Done { started_at, ended_at: clock.now(), took: begun_at.elapsed(), wrong });
         let summary = pruned?;
         let (objects, bytes) = (summary.document.deleted_objects, summary.document.deleted_bytes);
-        metrics.add_pruned(objects, bytes);
+        metrics.add_pruned(objects, bytes, summary.document.undeleted_objects);
         tracing::info!(objects, bytes, "pruned");
         summary.error.map_or(Ok(()), Err)
     }

@@ -6,9 +6,9 @@ use crate::cli::KeepArgs;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Action, BackupId, Cluster, FORMAT_VERSION, KeepMark, Repository, Writer};
-use crate::retention::{Held, Inventory, hold, hold_folders, release};
+use crate::retention::{Held, Inventory, hold, hold_again, hold_folders, mark, release};
 use crate::runtime::Clock;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -122,21 +122,18 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// First the mark: no hold is without one, and whoever releases meanwhile finds it.
+    /// First the mark: no hold is without one, and whoever deletes or releases meanwhile finds it.
     async fn apply(&self, now: Timestamp) -> Result<Option<Held>> {
         let (repository, backup) = (self.repository, &self.mark.backup);
         if self.mark.keep || self.is_marked {
-            self.writer.store_keep_mark(repository, self.mark).await?;
-        }
-        // One that a prune deleted in this moment is not kept by it.
-        if self.mark.keep && repository.finished_backup(backup).await?.is_none() {
-            return Err(Error::new(Kind::Busy, format!("base backup {backup} was deleted in this moment")));
+            mark(repository, self.writer, self.mark).await?;
         }
         if !self.locks {
             return Ok(None);
         }
         if !self.mark.keep {
-            let released = release(repository, self.cluster, &[backup.clone()].into(), now).await;
+            again(hold_again(repository, self.cluster, now, None).await)?;
+            let released = release(repository, self.writer, self.cluster, &[backup.clone()].into(), now).await;
             return done(released, "were released; it has no mark, and others may be held still").map(Some);
         }
         let inventory = match Inventory::read(repository, self.cluster.clone()).await {
@@ -150,21 +147,29 @@ impl Change<'_> {
                 )));
             }
         };
-        done(hold(repository, &inventory, backup).await, "were held; it is marked").map(Some)
+        let held = done(hold(repository, &inventory, backup).await, "were held; it is marked")?;
+        drop(inventory);
+        again(hold_again(repository, self.cluster, now, None).await)?;
+        Ok(Some(held))
     }
 }
 
-/// Of backups that are about to go: what is deleted under a hold would stay as an older version, for ever. Their marks have ended, or
-/// were taken away halfway.
+/// What is young may be of somebody who is at work.
+const YOUNG: SignedDuration = SignedDuration::from_hours(24);
+
+/// Before a prune: what somebody took off who was killed is held again. And backups that are about to go are released: what is deleted
+/// under a hold would stay as an older version, for ever. Their marks have ended, or were taken away halfway.
 ///
 /// # Errors
 /// What the store says.
-pub(super) async fn release_doomed(
+pub(super) async fn settle_holds(
     repository: &Repository,
     cluster: &Cluster,
     doomed: &BTreeSet<BackupId>,
     now: Timestamp,
 ) -> Result<()> {
+    let dead_since = now.saturating_sub(YOUNG).unwrap_or(Timestamp::MIN);
+    again(hold_again(repository, cluster, now, Some(dead_since)).await)?;
     // One that was marked again since the look keeps its holds, and stops the prune.
     let marks = repository.read_keep_marks().await?;
     let ended = marks.into_iter().filter(|(backup, mark)| doomed.contains(backup) && !mark.holds(now));
@@ -172,7 +177,13 @@ pub(super) async fn release_doomed(
     if ended.is_empty() {
         return Ok(());
     }
-    done(release(repository, cluster, &ended, now).await, "were released, and nothing was deleted yet").map(drop)
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
+    let released = release(repository, &writer, cluster, &ended, now).await;
+    done(released, "were released, and nothing was deleted yet").map(drop)
+}
+
+fn again(held: Held) -> Result<()> {
+    done(held, "were held again, of what somebody took off who was cut off").map(drop)
 }
 
 /// What was held or released, if all of it was.

@@ -56,7 +56,7 @@ pub(super) async fn prune_once(
             let now = Ages::of(&inventory, settings.retention.minimum_window, clock.now()).now;
             drop(inventory);
             let released = match repository.store.lock_period() {
-                Some(_) => keep::release_doomed(&repository, &cluster, &plan.doomed_backups(), now).await,
+                Some(_) => keep::settle_holds(&repository, &cluster, &plan.doomed_backups(), now).await,
                 None => Ok(()),
             };
             let outcome = match released {
@@ -75,6 +75,7 @@ pub(super) async fn prune_once(
         failure: outcome.error.as_ref().map(ToString::to_string),
         deleted_objects: outcome.objects,
         deleted_bytes: outcome.bytes,
+        undeleted_objects: outcome.undeleted,
         deleted_backups: outcome.backups,
     };
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);

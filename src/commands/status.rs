@@ -262,9 +262,13 @@ impl Standing {
             None => "none".to_owned(),
             Some(prune) => {
                 let age = print::age(prune.ended_at, now);
+                let undeleted = match prune.undeleted_objects {
+                    0 => String::new(),
+                    undeleted => format!(" ({undeleted} objects could not be deleted)"),
+                };
                 match &prune.failure {
                     None => format!("{age}, freed {}", print::size(prune.deleted_bytes)),
-                    Some(failure) => format!("{age}, FAILED: {failure}"),
+                    Some(failure) => format!("{age}, FAILED: {failure}{undeleted}"),
                 }
             }
         };

@@ -20,6 +20,7 @@
 //! <cluster>/audit/2026/20261120T140300Z-full-good.json
 //! <cluster>/open/lease-0000000000000001
 //! <cluster>/keep/20261120T140300Z.00001.json
+//! <cluster>/keep/20261120T140300Z.going-000644B5E3DF9900.json                                 or releasing-…
 //! <cluster>/prunes/20261120T140300Z.json
 //! <cluster>/open/probe-<id>
 //! ```
@@ -165,10 +166,33 @@ pub enum Key {
     Lease(u64),
     /// Whether a base backup is kept whatever the policy says: of several the one with the highest number counts.
     Keep(BackupId, u32),
+    /// Somebody is about to do this to a base backup, or was when he was cut off; a number for each.
+    Intent(BackupId, Intent, u64),
     /// What a prune did that ended at this time, to the second.
     Prune(Timestamp),
     /// A name to try the store with.
     Probe(String),
+}
+
+/// What somebody is about to do to a base backup that a mark forbids.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Intent {
+    /// It is deleted.
+    Going,
+    /// Legal holds are taken off what restores it.
+    Releasing,
+}
+
+impl Intent {
+    /// Both.
+    pub const ALL: [Intent; 2] = [Intent::Going, Intent::Releasing];
+
+    fn name(self) -> &'static str {
+        match self {
+            Intent::Going => "going",
+            Intent::Releasing => "releasing",
+        }
+    }
 }
 
 /// True for the name of an object that stays once it is stored, whichever cluster's: all but those below `open/`, where tails are
@@ -281,6 +305,9 @@ impl Layout {
             }
             Key::Lease(number) => format!("{}lease-{number:016X}", self.open_root()),
             Key::Keep(id, number) => format!("{}{id}.{number:05}.json", self.keep_prefix()),
+            Key::Intent(id, intent, number) => {
+                format!("{}{id}.{}-{number:016X}.json", self.keep_prefix(), intent.name())
+            }
             Key::Prune(time) => format!("{}{}.json", self.prunes_prefix(), compact(*time)),
             Key::Probe(id) => format!("{cluster}/open/probe-{id}"),
         }
@@ -337,9 +364,14 @@ impl Layout {
             }
             "prunes" => parse_compact(rest.strip_suffix(".json")?).map(Key::Prune),
             "keep" => {
-                let (id, digits) = rest.strip_suffix(".json")?.split_once('.')?;
-                let number: u32 = digits.parse().ok()?;
-                (number > 0 && format!("{number:05}") == digits).then_some(Key::Keep(BackupId::parse(id)?, number))
+                let (id, rest) = rest.strip_suffix(".json")?.split_once('.')?;
+                let id = BackupId::parse(id)?;
+                if let Some((name, number)) = rest.split_once('-') {
+                    let intent = Intent::ALL.into_iter().find(|intent| intent.name() == name)?;
+                    return Some(Key::Intent(id, intent, parse_hex(number, 16)?));
+                }
+                let number: u32 = rest.parse().ok()?;
+                (number > 0 && format!("{number:05}") == rest).then_some(Key::Keep(id, number))
             }
             "base" => {
                 let (id, file) = rest.split_once('/')?;
@@ -591,6 +623,7 @@ mod tests {
                 Key::BackupManifest(id.clone(), digest),
                 Key::BackupPart(id.clone(), PartName { archive: Archive::Base, number, digest }),
                 Key::Keep(id.clone(), number),
+                Key::Intent(id.clone(), Intent::ALL[number as usize % 2], length),
                 Key::BackupPart(id, PartName { archive: Archive::Tablespace(oid), number, digest }),
                 Key::Drill(time),
                 Key::Audit(AuditKey {

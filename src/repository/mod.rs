@@ -12,6 +12,7 @@ mod drills;
 mod file_path;
 mod identity;
 pub mod incremental;
+mod intents;
 mod keeps;
 mod layout;
 mod loss;
@@ -43,8 +44,9 @@ pub use documents::{
 pub use drills::{DrillCheck, DrillDocument, OWN_CHECKS, Objective, Outcome};
 pub use file_path::{FilePath, FilePathError, FilePathRef};
 pub use identity::{Identity, Subject};
+pub use intents::{ACTS_WITHIN, IntentNote, Said};
 pub use keeps::KeepMark;
-pub use layout::{Archive, BackupId, Key, Layout, NamesAt, ParseKeyError, is_permanent};
+pub use layout::{Archive, BackupId, Intent, Key, Layout, NamesAt, ParseKeyError, is_permanent};
 pub use loss::Loss;
 pub use names::{DatabaseNames, NAMED_RELATIONS_MAX, Names, RelationName, Snapshot};
 pub use part_name::{ContentDigest, PartName};

@@ -25,6 +25,9 @@ pub struct PruneDocument {
     pub deleted_objects: u64,
     /// Bytes of them, as stored.
     pub deleted_bytes: u64,
+    /// Objects that it could not delete.
+    #[serde(default)]
+    pub undeleted_objects: u64,
     /// Base backups that it deleted, or began to delete.
     pub deleted_backups: Vec<BackupId>,
 }

@@ -1,6 +1,7 @@
 //! Carries out a plan. Whenever it is cut off, everything that stays can be restored, and the next prune goes on. An object that
 //! cannot be deleted keeps no others from going, but for those that only go once it is gone.
 
+use super::going::Going;
 use super::inventory::read_entry;
 use super::plan::{Doomed, Plan, Step};
 use crate::error::{Error, Kind, Result};
@@ -38,7 +39,8 @@ pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u6
     let doomed = plan.doomed_backups();
     let orphans = selection.orphans.iter().cloned().collect();
     let (held, outcome) = (BTreeSet::new(), Outcome::default());
-    let mut run = Run { repository, system_identifier, now, known, orphans, doomed, held, outcome };
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
+    let mut run = Run { repository, writer, system_identifier, now, known, orphans, doomed, held, outcome };
     let ended = run.steps(plan).await.err();
     let (changed, failed) = match ended {
         Some(error) if error.kind() == Kind::Busy => (Some(error), None),
@@ -56,6 +58,7 @@ pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u6
 
 struct Run<'a> {
     repository: &'a Repository,
+    writer: Writer,
     system_identifier: u64,
     now: Timestamp,
     /// Backups that were there: what they build on stays.
@@ -97,10 +100,7 @@ impl Run<'_> {
             // Whoever goes on with one that stays needs WAL from its beginning on.
             Step::Note(_) if !self.held.is_empty() => Ok(()),
             Step::Objects(objects) if !self.held.is_empty() && self.are_wal(objects) => Ok(()),
-            Step::Note(range) => {
-                let (store, layout) = (self.repository.store.clone(), self.repository.layout.clone());
-                Writer::new(store, layout, self.system_identifier).store_pruned_note(*range).await
-            }
+            Step::Note(range) => self.writer.store_pruned_note(*range).await,
             // What says why WAL is missing goes once nothing is in front of it.
             Step::Objects(objects) if self.outcome.undeleted > 0 && self.are_notes(objects) => Ok(()),
             Step::Objects(objects) => self.try_to_delete(objects.clone()).await,
@@ -125,24 +125,40 @@ impl Run<'_> {
     /// two stays, so does the rest, and what this one builds on.
     async fn backup(&mut self, id: &BackupId) -> Result<()> {
         let Objects { end, begin, parts } = self.folder(id).await?;
+        // What is known by now needs nothing to be said.
         self.look_again(id).await?;
+        let going = Going::say(self.repository, &self.writer, id, self.now).await?;
+        if let Err(error) = self.look_again(id).await {
+            going.take_back().await;
+            return Err(error);
+        }
         self.outcome.backups.push(id.clone());
-        self.delete(end).await?;
+        // If that fails, it may be done all the same, or later: what was said stays.
+        going.in_time(self.delete(end)).await??;
+        going.take_back().await;
         self.delete(begin).await?;
         self.try_to_delete(parts).await
     }
 
-    /// One that nobody is at, still. `begin.json` goes first, and then it is looked whether there is a `backup.json`: a backup looks for
-    /// `begin.json` once it has stored that. So one of the two sees the other, and no backup is taken for a good one whose parts go.
-    /// Where `begin.json` cannot be deleted, it stays with all that it needs.
+    /// One that nobody is at, still. It is said as of any other: somebody may finish it, and somebody else mark it, in this moment.
     async fn orphan(&mut self, id: &BackupId) -> Result<()> {
         self.look_again(id).await?;
+        let going = Going::say(self.repository, &self.writer, id, self.now).await?;
+        let gone = self.take_orphan(id, &going).await;
+        going.take_back().await;
+        gone
+    }
+
+    /// `begin.json` goes first, and then it is looked whether there is a `backup.json`: a backup looks for
+    /// `begin.json` once it has stored that. So one of the two sees the other, and no backup is taken for a good one whose parts go.
+    /// Where `begin.json` cannot be deleted, it stays with all that it needs.
+    async fn take_orphan(&mut self, id: &BackupId, going: &Going) -> Result<()> {
         if self.has_gone_on(id).await? {
             return Err(changed(format!("somebody has gone on with base backup {id}")));
         }
         let Objects { begin, parts, .. } = self.folder(id).await?;
         let undeleted = self.outcome.undeleted;
-        self.try_to_delete(begin).await?;
+        going.in_time(self.try_to_delete(begin)).await??;
         if self.outcome.undeleted > undeleted {
             return self.hold(id).await;
         }
@@ -197,8 +213,7 @@ impl Run<'_> {
         }
     }
 
-    /// What came since the plan was made: a backup that builds on one which is about to go, or a mark. Those last: whoever marks one looks
-    /// afterwards whether it is still there.
+    /// What came since the plan was made: a backup that builds on one which is about to go, or a mark.
     async fn look_again(&mut self, id: &BackupId) -> Result<()> {
         for other in self.repository.backup_ids().await? {
             let is_orphan = self.orphans.contains(&other);

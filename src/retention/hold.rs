@@ -2,13 +2,14 @@
 //! the WAL that makes them consistent, and what says how timelines hang together: with those alone it can be restored. Tails are not:
 //! each is replaced by a block once that is full, and what is held cannot go.
 //!
-//! A mark comes before its holds, so that no hold is without a mark; and whoever releases looks for marks at its end.
+//! A mark comes before its holds, so that no hold is without a mark; and whoever releases looks for marks at its end. Should it be killed
+//! before that, what it said before it began tells the next one, who looks in its place.
 
 use super::inventory::Inventory;
 use super::needs::Needs;
 use super::select::Selection;
 use crate::error::{Error, Result};
-use crate::repository::{BackupId, Cluster, Key, Repository, Stored};
+use crate::repository::{BackupId, Cluster, Intent, Key, Repository, Stored, Writer};
 use crate::store::{StoreError, StoreErrorKind};
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -54,9 +55,28 @@ pub async fn hold_folders(repository: &Repository, backup: &BackupId) -> Held {
 
 /// Takes the holds off that the marks of these backups put there, but for what a mark keeps at `now`. Marks are read before and after:
 /// what a mark keeps that was set meanwhile is held again, for its holds may have been taken off behind its back.
-pub async fn release(repository: &Repository, cluster: &Cluster, backups: &BTreeSet<BackupId>, now: Timestamp) -> Held {
+pub async fn release(
+    repository: &Repository,
+    writer: &Writer,
+    cluster: &Cluster,
+    backups: &BTreeSet<BackupId>,
+    now: Timestamp,
+) -> Held {
     let mut run = Run { repository, on: false, held: Held::default() };
-    run.held.error = Box::pin(run.release(cluster, backups, now)).await.err();
+    run.held.error = Box::pin(run.say_and_release(writer, cluster, backups, now)).await.err();
+    run.held
+}
+
+/// In the place of everybody who took holds off and was cut off: what it may have taken off and a mark keeps is held again. One listing,
+/// if there is none. What was said before `dead_since`, by the store's clock, is taken back: whoever said it has gone.
+pub async fn hold_again(
+    repository: &Repository,
+    cluster: &Cluster,
+    now: Timestamp,
+    dead_since: Option<Timestamp>,
+) -> Held {
+    let mut run = Run { repository, on: true, held: Held::default() };
+    run.held.error = Box::pin(run.hold_again(cluster, now, dead_since)).await.err();
     run.held
 }
 
@@ -83,9 +103,13 @@ impl Protected {
         marked: impl IntoIterator<Item = &'a BackupId>,
     ) -> Protected {
         let catalog = &inventory.catalog;
-        let mut selection = Selection::default();
+        let (mut selection, mut half_gone) = (Selection::default(), BTreeSet::new());
         for id in marked {
-            let Some(backup) = catalog.finished_backups().find(|backup| backup.id == *id) else { continue };
+            let Some(backup) = catalog.finished_backups().find(|backup| backup.id == *id) else {
+                // What is left of one that was marked when it was whole.
+                half_gone.extend(inventory.folders.contains_key(id).then(|| id.clone()));
+                continue;
+            };
             // Of a chain with a hole in it, what is there.
             let references = catalog.chain(backup).unwrap_or_default();
             for link in references.into_iter().chain([backup]) {
@@ -93,7 +117,7 @@ impl Protected {
             }
         }
         if selection.finished.is_empty() {
-            return Protected::default();
+            return Protected { backups: half_gone, ..Protected::default() };
         }
         let needs = Needs::of(inventory, &selection);
         let stored = catalog.coverage.values().flat_map(|coverage| coverage.objects());
@@ -110,8 +134,15 @@ impl Protected {
                 .chain(histories)
                 .chain([layout.name(&Key::Cluster)])
                 .collect(),
-            backups: selection.finished.into_keys().collect(),
+            backups: selection.finished.into_keys().chain(half_gone).collect(),
         }
+    }
+
+    /// What is in both.
+    fn and(mut self, other: &Protected) -> Protected {
+        self.backups.retain(|id| other.backups.contains(id));
+        self.names.retain(|name| other.names.contains(name));
+        self
     }
 }
 
@@ -122,6 +153,52 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    async fn say_and_release(
+        &mut self,
+        writer: &Writer,
+        cluster: &Cluster,
+        backups: &BTreeSet<BackupId>,
+        now: Timestamp,
+    ) -> Result<()> {
+        let (store, layout) = (&self.repository.store, &self.repository.layout);
+        let mut said = Vec::new();
+        for backup in backups {
+            said.push(layout.name(&writer.store_intent(Intent::Releasing, backup, now).await?));
+        }
+        self.release(cluster, backups, now).await?;
+        for name in said {
+            // What stays costs the next one a look.
+            if let Err(error) = store.delete(&name).await {
+                tracing::debug!(%error, "that holds are taken off stays said");
+            }
+        }
+        Ok(())
+    }
+
+    async fn hold_again(&mut self, cluster: &Cluster, now: Timestamp, dead_since: Option<Timestamp>) -> Result<()> {
+        let repository = self.repository;
+        let mut said = repository.read_intents().await?;
+        said.retain(|said| said.intent == Intent::Releasing);
+        if said.is_empty() {
+            return Ok(());
+        }
+        let kept = holding(repository, now).await?;
+        let inventory = Inventory::read(repository, cluster.clone()).await?;
+        let kept = Protected::by(repository, &inventory, &kept);
+        // Of one that is gone nobody can tell what it needed.
+        let is_there = said.iter().all(|said| inventory.folders.contains_key(&said.backup));
+        let released = match is_there {
+            true => Protected::by(repository, &inventory, said.iter().map(|said| &said.backup)).and(&kept),
+            false => kept,
+        };
+        drop(inventory);
+        self.all(&released).await?;
+        for said in said.iter().filter(|said| dead_since.is_some_and(|since| said.stored_at < since)) {
+            repository.store.delete(&said.name).await?;
+        }
+        Ok(())
+    }
+
     async fn release(&mut self, cluster: &Cluster, backups: &BTreeSet<BackupId>, now: Timestamp) -> Result<()> {
         let repository = self.repository;
         // Marks first: a backup that was marked before the look is seen by it.

@@ -3,6 +3,7 @@
 
 mod age;
 mod execute;
+mod going;
 mod hold;
 mod inventory;
 mod needs;
@@ -13,7 +14,8 @@ mod select;
 
 pub use age::Ages;
 pub use execute::{Outcome, execute};
-pub use hold::{Held, hold, hold_folders, release};
+pub use going::mark;
+pub use hold::{Held, hold, hold_again, hold_folders, release};
 pub use inventory::{Folder, Inventory, Object};
 pub use needs::Needs;
 pub use plan::{Doomed, Group, Plan, Step, plan};

@@ -105,7 +105,13 @@ pub fn plan(inventory: &Inventory, policy: &Policy, zone: &TimeZone, now: Timest
     planner.leftovers();
     let stays = planner.wal();
     planner.others(&stays);
-    let notes = planner.selection.all_wal.iter().map(|why| format!("no WAL goes: {why}")).collect();
+    let mut notes: Vec<String> = planner.selection.all_wal.iter().map(|why| format!("no WAL goes: {why}")).collect();
+    notes.extend(planner.selection.half_gone.iter().map(|id| {
+        format!(
+            "base backup {id} is marked, and its backup.json is missing: it stays, with what it builds on and all WAL behind its beginning. \
+             Is there an older version of that document? If not, `seawall keep {id} --remove` lets go of it"
+        )
+    }));
     let unknown = inventory.unknown.len() as u64;
     if unknown > 0 {
         planner.group("names that are none of ours", false, "never deleted", unknown, 0);
@@ -162,6 +168,9 @@ impl Planner<'_> {
                             ("unfinished", true, "nothing was stored of it for a day".to_owned())
                         }
                     }
+                }
+                None if self.selection.half_gone.contains(&entry.id) => {
+                    ("unfinished", false, "marked, and its backup.json is missing".to_owned())
                 }
                 None => ("unfinished", false, "somebody may be at it".to_owned()),
             };
@@ -345,11 +354,13 @@ impl Planner<'_> {
                 Key::Drill(time) => ("reports of drills", *time >= cutoff || Some(*time) == last_drill),
                 Key::Prune(time) => ("reports of prunes", *time >= cutoff || Some(*time) == last_prune),
                 Key::Keep(id, _) => ("marks of backups", inventory.folders.contains_key(id)),
+                // Whoever said so is long done, or was killed.
+                Key::Intent(..) => ("notes of what was about to be done", false),
                 Key::Audit(_) => ("the audit trail", true),
                 Key::Probe(_) => ("probes of the store", false),
                 _ => ("other objects", true),
             };
-            let is_garbage = matches!(object.key, Key::Keep(..) | Key::Probe(_));
+            let is_garbage = matches!(object.key, Key::Keep(..) | Key::Intent(..) | Key::Probe(_));
             let is_locked = !matches!(object.key, Key::Probe(_)) && self.locked_until(object.modified).is_some();
             let may_go = self.ages.is_old(object.modified) && !is_locked;
             let goes = !is_of_use && may_go && (is_garbage || !is_garbage_only);

@@ -30,8 +30,11 @@ pub struct Stay {
 pub struct Selection {
     /// Finished ones.
     pub finished: BTreeMap<BackupId, Stay>,
-    /// Ones that somebody may be at.
+    /// Ones that somebody may be at, and [`Selection::half_gone`].
     pub begun: BTreeSet<BackupId>,
+    /// Marked ones without `backup.json`, at which nobody is. That may come back, from an older version: until the mark is taken away they
+    /// need what one does that somebody is at.
+    pub half_gone: BTreeSet<BackupId>,
     /// Ones that nobody is at any more.
     pub orphans: BTreeSet<BackupId>,
     /// Why no WAL goes at all, if that is so.
@@ -142,10 +145,15 @@ impl Selection {
             // With nothing of ours in it, it is no backup.
             let Some(newest) = inventory.folders.get(&entry.id).and_then(|folder| folder.newest) else { continue };
             // One that is gone on with is stored to for days.
-            match ages.is_old(newest) {
+            let is_old = ages.is_old(newest);
+            let is_marked = inventory.marks.get(&entry.id).is_some_and(|mark| mark.holds(ages.now));
+            match is_old && !is_marked {
                 true => self.orphans.insert(entry.id.clone()),
                 false => self.begun.insert(entry.id.clone()),
             };
+            if is_old && is_marked {
+                self.half_gone.insert(entry.id.clone());
+            }
         }
     }
 

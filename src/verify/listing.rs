@@ -75,8 +75,10 @@ impl Listing {
 pub(super) fn report(layout: &Layout, object: &ObjectInfo, checked: &mut Checked) -> Option<Finding> {
     checked.objects += 1;
     checked.object_bytes += object.bytes;
-    let is_known =
-        matches!(layout.parse(&object.key), Ok(Key::Drill(_) | Key::Audit(_) | Key::Prune(_) | Key::Keep(..)));
+    let is_known = matches!(
+        layout.parse(&object.key),
+        Ok(Key::Drill(_) | Key::Audit(_) | Key::Prune(_) | Key::Keep(..) | Key::Intent(..))
+    );
     (!is_known).then(|| unknown(&object.key))
 }
 

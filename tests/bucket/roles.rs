@@ -60,7 +60,7 @@ impl Stage {
                 backup.started_at -= by;
                 backup.ended_at -= by;
                 serde_json::to_vec(&backup)
-            } else if name.contains("/keep/") {
+            } else if is_mark(name) {
                 let mut mark: KeepMark = serde_json::from_slice(&bytes).unwrap();
                 mark.until = mark.until.map(|until| until - by);
                 serde_json::to_vec(&mark)
@@ -170,13 +170,18 @@ async fn each_role_can_do_what_it_is_for_and_nothing_that_it_is_not_for() {
     assert!(said.contains("asked for by s3.object_lock_mode, and not seen"), "{said}");
 }
 
+/// And no note of what somebody is about to do.
+fn is_mark(name: &str) -> bool {
+    name.contains("/keep/") && !name.contains(".going-") && !name.contains(".releasing-")
+}
+
 /// The pruner marks the first backup.
 async fn marks_come_before_their_holds_and_go_before_them(stage: &Stage) {
     let bucket = &stage.scene.bucket;
     let id = &stage.backups().await[0];
     let keep = || stage.seawall("prune", &["keep", id, "--reason", "before the upgrade"]);
     let remove = || stage.seawall("prune", &["keep", id, "--remove"]);
-    let marks = || bucket.snapshot().keys().filter(|name| name.contains("/keep/")).count();
+    let marks = || bucket.snapshot().keys().filter(|name| is_mark(name)).count();
     let document = format!("{PREFIX}/main/base/{id}/begin.json");
     // Given a hold that fails halfway, then there is a mark, and it says how far it came
     bucket.fault(Op::LegalHold.at(&document), Fault::ACCESS_DENIED);

@@ -55,6 +55,10 @@ impl Store for Cut {
         if self.held.contains(key) {
             return Err(StoreError::new(StoreErrorKind::Denied, "delete", key));
         }
+        // What was said of a backup and is taken back is no matter of the plan's.
+        if key.contains(".going-") {
+            return self.store.delete(key).await;
+        }
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match left {
             Ok(_) => {
@@ -94,6 +98,11 @@ async fn prune_held(
     let store = Cut { store, left, kind, lands: None, held };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
     execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await
+}
+
+/// All that is stored, but for what whoever was cut off has said: that goes a day later.
+async fn what_counts(world: &World) -> Vec<String> {
+    world.names().await.into_iter().filter(|name| !name.contains(".going-")).collect()
 }
 
 async fn problems(world: &World) -> Vec<String> {
@@ -154,7 +163,7 @@ fn cut_off_after_any_deletion_every_promised_window_restores_and_the_next_prune_
             // Nothing is left to do.
             let (_, again) = planned(&world, &policy, world.clock.now()).await;
             assert!(again.steps.is_empty(), "{:?}", again.steps);
-            (world.names().await, outcome.objects as usize, promise, before)
+            (what_counts(&world).await, outcome.objects as usize, promise, before)
         });
         for deletions in 0..in_all {
             run(async {
@@ -174,7 +183,7 @@ fn cut_off_after_any_deletion_every_promised_window_restores_and_the_next_prune_
                 // When it runs again, then the end is as if nothing had been
                 let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
                 assert!(outcome.error.is_none(), "{:?}", outcome.error);
-                assert_eq!(world.names().await, whole, "after {deletions} deletions and another prune");
+                assert_eq!(what_counts(&world).await, whole, "after {deletions} deletions and another prune");
             });
             cuts += 1;
         }
@@ -195,7 +204,7 @@ fn a_store_that_refuses_to_delete_loses_nothing_and_is_told() {
         let outcome = prune(&world, &policy, 0, StoreErrorKind::Denied).await;
         let error = outcome.error.expect("an error");
         assert!(error.hint_text().unwrap_or_default().contains("right to delete"), "{error:?}");
-        assert_eq!((outcome.objects, world.names().await), (0, before));
+        assert_eq!((outcome.objects, what_counts(&world).await), (0, before));
     });
 }
 
@@ -380,6 +389,45 @@ fn what_began_or_was_marked_since_the_look_is_found_before_anything_goes() {
         let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
         assert_eq!(world.names().await, before);
+    });
+}
+
+#[test]
+fn what_is_left_of_a_marked_backup_without_its_document_stays_and_keeps_nothing_else_from_going() {
+    run(async {
+        // Given a month of backups, one of which was marked and has lost its document
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend([(20, Event::Full), (5, Event::Wal(2))]);
+        }
+        let mut world = World::of(&events).await;
+        world.mark(2, None).await;
+        let id = world.backups[2].id.clone();
+        let folder = world.repository.layout.backup_prefix(&id);
+        world.store.delete(&format!("{folder}backup.json")).await.unwrap();
+        let of_it = async |world: &World| {
+            world.names().await.into_iter().filter(|name| name.starts_with(&folder)).collect::<Vec<_>>()
+        };
+        let left = of_it(&world).await;
+        // When it is pruned, then that is said of it, and others go
+        let policy = Policy { full: Some(1), ..Policy::default() };
+        let (_, plan) = planned(&world, &policy, world.clock.now()).await;
+        let said = plan.groups.iter().find(|group| group.what.contains(id.as_str())).expect("it is in the plan");
+        assert!(!said.goes && said.reason == "marked, and its backup.json is missing", "{said:?}");
+        assert!(plan.notes.iter().any(|note| note.contains("--remove")), "{:?}", plan.notes);
+        let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(outcome.error.is_none() && outcome.backups.contains(&world.backups[0].id), "{outcome:?}");
+        // with all that it needs, should its document come back
+        assert_eq!(of_it(&world).await, left);
+        let start = world.backups[2].document.start_lsn;
+        let (inventory, _) = planned(&world, &policy, world.clock.now()).await;
+        let first = inventory.catalog.coverage.values().filter_map(|it| it.objects().first()).map(|it| it.range.start);
+        assert!(first.min().unwrap() <= start && outcome.objects > 20, "{outcome:?}");
+        // Until the mark is taken away
+        world.unmark(2).await;
+        world.wait(24).await;
+        let outcome = prune(&world, &policy, usize::MAX, StoreErrorKind::Denied).await;
+        assert!(outcome.error.is_none() && of_it(&world).await.is_empty(), "{outcome:?}");
     });
 }
 

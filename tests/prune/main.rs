@@ -6,6 +6,7 @@ mod cutting;
 mod planning;
 mod program;
 mod promises;
+mod racing;
 #[path = "../support/s3/mod.rs"]
 mod s3;
 #[path = "../support/scene.rs"]

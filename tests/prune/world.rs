@@ -291,10 +291,19 @@ impl World {
 
     /// Marks one of the backups.
     pub(crate) async fn mark(&self, backup: usize, until: Option<Timestamp>) {
+        self.store_mark(backup, true, until).await;
+    }
+
+    /// Takes its mark away.
+    pub(crate) async fn unmark(&self, backup: usize) {
+        self.store_mark(backup, false, None).await;
+    }
+
+    async fn store_mark(&self, backup: usize, keep: bool, until: Option<Timestamp>) {
         let mark = KeepMark {
             format: FORMAT_VERSION,
             backup: self.backups[backup].id.clone(),
-            keep: true,
+            keep,
             reason: "a test's".to_owned(),
             until,
             set_at: self.clock.now(),
