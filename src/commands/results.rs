@@ -200,6 +200,7 @@ impl Taker {
         *known = Known { is_spare: !is_ours, followed: known.followed.take(), ..Known::default() };
         if !is_ours {
             self.metrics.forget_jobs();
+            Job::ALL.iter().for_each(|job| self.notifier.forget(Trouble::Job(*job)));
         }
     }
 }

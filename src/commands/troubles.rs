@@ -76,6 +76,7 @@ impl Memory {
                 (self.gone_since, self.stored_since) = (None, None);
                 notifier.clear(Trouble::Stopped);
                 notifier.clear(Trouble::Stream);
+                notifier.forget(Trouble::Rpo);
             }
             Phase::Stopping => {}
         }

@@ -88,6 +88,13 @@ impl Notifier {
         self.tell(|board, now| board.clear(trouble, now));
     }
 
+    /// Another archiver sees to it from now on: what was told of it is for that one to take back, and told again if it comes back here.
+    pub fn forget(&self, trouble: Trouble) {
+        if let Ok(mut board) = self.board.lock() {
+            board.forget(trouble);
+        }
+    }
+
     fn tell(&self, change: impl FnOnce(&mut Board, Timestamp) -> Option<Event>) {
         let event = self.board.lock().ok().and_then(|mut board| change(&mut board, self.clock.now()));
         let Some(mut event) = event else { return };

@@ -89,6 +89,12 @@ impl Board {
         })
     }
 
+    /// Somebody else sees to it from now on, and tells of it: nothing is known of it any more.
+    pub(super) fn forget(&mut self, trouble: Trouble) {
+        self.wrong.remove(&trouble);
+        self.known.remove(&trouble);
+    }
+
     /// What there is to tell of its end. Nothing, if it was not told, but for the first time: a process before this one may have told.
     pub(super) fn clear(&mut self, trouble: Trouble, now: Timestamp) -> Option<Event> {
         let is_new = self.known.insert(trouble);
