@@ -135,6 +135,8 @@ async fn what_stays_of_a_real_cluster_restores_at_both_ends_of_its_window() {
     ] {
         assert_eq!(counts.remove(&what), Some(count), "{what:?} of {noted:#?}");
     }
+    // `run` verifies whenever it finds a new base backup.
+    counts.retain(|what, _| *what != ("verify", "good", "run"));
     assert!(counts.is_empty(), "{counts:?}");
     let about = |action: &str| {
         let found = noted.iter().find(|entry| entry["action"] == action && entry["result"] == "good").unwrap();
