@@ -162,7 +162,8 @@ async fn on_a_hangup_what_is_scheduled_changes_and_the_stream_goes_on() {
     any.arrived(1).await;
     let held = scene.bucket.log().into_iter().rev().find_map(|(op, key)| {
         let id = key.strip_prefix("backups/main/base/")?.split('/').next()?;
-        (op == Op::Put).then(|| Op::Put.at(format!("backups/main/base/{id}/")))
+        // Its parts: one that begins in the same second finds the name taken, and has another.
+        (op == Op::Put).then(|| Op::Put.at(format!("backups/main/base/{id}/base.")))
     });
     let held = scene.bucket.hold(held.expect("a base backup has begun"));
     any.release();
