@@ -76,7 +76,7 @@ impl Memory {
                 (self.gone_since, self.stored_since) = (None, None);
                 notifier.clear(Trouble::Stopped);
                 notifier.clear(Trouble::Stream);
-                notifier.forget(Trouble::Rpo);
+                notifier.hand_over(Trouble::Rpo);
             }
             Phase::Stopping => {}
         }
@@ -214,11 +214,14 @@ mod tests {
         }
         // Then that is told once
         assert_eq!(archiver.told(), only("rpo", false));
-        // And a spare knows nothing of it
+        // And a spare leaves it to the archiver that streams, once
         archiver.set(|state| state.phase = Phase::HotSpare);
         sleep(Duration::from_secs(1000)).await;
-        assert_eq!(archiver.told(), []);
+        assert_eq!(archiver.told(), only("rpo", true));
+        // until it streams itself, and it is so again.
         archiver.set(|state| state.phase = Phase::Streaming);
+        archiver.live(310, false).await;
+        assert_eq!(archiver.told(), only("rpo", false));
         archiver.live(10, true).await;
         assert_eq!(archiver.told(), only("rpo", true));
     }

@@ -88,6 +88,12 @@ impl Notifier {
         self.tell(|board, now| board.clear(trouble, now));
     }
 
+    /// Another archiver sees to it from now on, as of what was told here it is over. Told if it was told that it is wrong; and told again
+    /// if it comes back here.
+    pub fn hand_over(&self, trouble: Trouble) {
+        self.tell(|board, now| board.hand_over(trouble, now));
+    }
+
     /// Another archiver sees to it from now on: what was told of it is for that one to take back, and told again if it comes back here.
     pub fn forget(&self, trouble: Trouble) {
         if let Ok(mut board) = self.board.lock() {

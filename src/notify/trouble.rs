@@ -95,6 +95,13 @@ impl Board {
         self.known.remove(&trouble);
     }
 
+    /// The same, where that one tells in its own time: what there is to tell of its end here.
+    pub(super) fn hand_over(&mut self, trouble: Trouble, now: Timestamp) -> Option<Event> {
+        let event = self.wrong.contains_key(&trouble).then(|| self.clear(trouble, now)).flatten();
+        self.forget(trouble);
+        event
+    }
+
     /// What there is to tell of its end. Nothing, if it was not told, but for the first time: a process before this one may have told.
     pub(super) fn clear(&mut self, trouble: Trouble, now: Timestamp) -> Option<Event> {
         let is_new = self.known.insert(trouble);
