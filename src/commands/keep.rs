@@ -167,8 +167,9 @@ pub(super) async fn settle_holds(
     cluster: &Cluster,
     doomed: &BTreeSet<BackupId>,
     now: Timestamp,
+    clock: &Clock,
 ) -> Result<()> {
-    let dead_since = now.saturating_sub(YOUNG).unwrap_or(Timestamp::MIN);
+    let dead_since = clock.now().saturating_sub(YOUNG).unwrap_or(Timestamp::MIN);
     again(hold_again(repository, cluster, now, Some(dead_since)).await)?;
     // One that was marked again since the look keeps its holds, and stops the prune.
     let marks = repository.read_keep_marks().await?;

@@ -56,11 +56,11 @@ pub(super) async fn prune_once(
             let now = Ages::of(&inventory, settings.retention.minimum_window, clock.now()).now;
             drop(inventory);
             let released = match repository.store.lock_period() {
-                Some(_) => keep::settle_holds(&repository, &cluster, &plan.doomed_backups(), now).await,
+                Some(_) => keep::settle_holds(&repository, &cluster, &plan.doomed_backups(), now, clock).await,
                 None => Ok(()),
             };
             let outcome = match released {
-                Ok(()) => execute(&repository, &plan, system_identifier, now).await,
+                Ok(()) => execute(&repository, &plan, system_identifier, now, clock).await,
                 Err(error) => Outcome { error: Some(error), ..Outcome::default() },
             };
             (Some(plan), outcome)

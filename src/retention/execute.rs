@@ -6,6 +6,7 @@ use super::inventory::read_entry;
 use super::plan::{Doomed, Plan, Step};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupId, Key, Repository, Writer};
+use crate::runtime::Clock;
 use crate::store::{Store, StoreError, StoreErrorKind, list_all};
 use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -32,15 +33,22 @@ pub struct Outcome {
     pub error: Option<Error>,
 }
 
-/// Carries it out. `system_identifier` is the cluster's, `now` what counted as now when it was planned.
-pub async fn execute(repository: &Repository, plan: &Plan, system_identifier: u64, now: Timestamp) -> Outcome {
+/// Carries it out. `system_identifier` is the cluster's, `now` what counted as now when it was planned, which is never later
+/// than what `clock` says.
+pub async fn execute(
+    repository: &Repository,
+    plan: &Plan,
+    system_identifier: u64,
+    now: Timestamp,
+    clock: &Clock,
+) -> Outcome {
     let selection = &plan.selection;
     let known = selection.finished.keys().chain(&selection.begun).cloned().collect();
     let doomed = plan.doomed_backups();
     let orphans = selection.orphans.iter().cloned().collect();
     let (held, outcome) = (BTreeSet::new(), Outcome::default());
     let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
-    let mut run = Run { repository, writer, system_identifier, now, known, orphans, doomed, held, outcome };
+    let mut run = Run { repository, writer, system_identifier, now, clock, known, orphans, doomed, held, outcome };
     let ended = run.steps(plan).await.err();
     let (changed, failed) = match ended {
         Some(error) if error.kind() == Kind::Busy => (Some(error), None),
@@ -61,6 +69,7 @@ struct Run<'a> {
     writer: Writer,
     system_identifier: u64,
     now: Timestamp,
+    clock: &'a Clock,
     /// Backups that were there: what they build on stays.
     known: BTreeSet<BackupId>,
     /// Those that were never finished, and at which nobody was.
@@ -127,7 +136,7 @@ impl Run<'_> {
         let Objects { end, begin, parts } = self.folder(id).await?;
         // What is known by now needs nothing to be said.
         self.look_again(id).await?;
-        let going = Going::say(self.repository, &self.writer, id, self.now).await?;
+        let going = Going::say(self.repository, &self.writer, id, self.clock).await?;
         if let Err(error) = self.look_again(id).await {
             going.take_back().await;
             return Err(error);
@@ -143,7 +152,7 @@ impl Run<'_> {
     /// One that nobody is at, still. It is said as of any other: somebody may finish it, and somebody else mark it, in this moment.
     async fn orphan(&mut self, id: &BackupId) -> Result<()> {
         self.look_again(id).await?;
-        let going = Going::say(self.repository, &self.writer, id, self.now).await?;
+        let going = Going::say(self.repository, &self.writer, id, self.clock).await?;
         let gone = self.take_orphan(id, &going).await;
         going.take_back().await;
         gone

@@ -7,9 +7,10 @@
 //! ```
 
 use crate::error::{Error, Kind, Result};
-use crate::repository::{ACTS_WITHIN, BackupId, Intent, KeepMark, Repository, Writer};
-use crate::store::Store;
-use jiff::Timestamp;
+use crate::repository::{ACTS_WITHIN, BackupId, Intent, KeepMark, Key, Repository, Writer};
+use crate::runtime::Clock;
+use crate::store::{Store, StoreErrorKind};
+use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 use tokio::time::{Instant, sleep_until};
 
@@ -19,6 +20,9 @@ pub(super) struct Going {
     store: Arc<dyn Store>,
     name: String,
     deadline: Instant,
+    /// The same by a clock that goes on while the machine sleeps.
+    clock: Clock,
+    said_at: Timestamp,
 }
 
 impl Going {
@@ -30,12 +34,13 @@ impl Going {
         repository: &Repository,
         writer: &Writer,
         backup: &BackupId,
-        now: Timestamp,
+        clock: &Clock,
     ) -> Result<Going> {
         // Counted from before it is stored: the request may take its time.
-        let deadline = Instant::now() + ACTS_WITHIN;
-        let key = writer.store_intent(Intent::Going, backup, now).await?;
-        Ok(Going { store: repository.store.clone(), name: repository.layout.name(&key), deadline })
+        let (deadline, said_at) = (Instant::now() + ACTS_WITHIN, clock.now());
+        let key = writer.store_intent(Intent::Going, backup, said_at).await?;
+        let (store, name) = (repository.store.clone(), repository.layout.name(&key));
+        Ok(Going { store, name, deadline, clock: clock.clone(), said_at })
     }
 
     /// Does what was said, as long as it counts.
@@ -43,10 +48,16 @@ impl Going {
     /// # Errors
     /// [`Kind::Busy`] if that is over; then it may have been done or not.
     pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        let late = || {
+            Error::new(Kind::Busy, "this took so long that somebody may have marked it meanwhile")
+                .hint("Run it again: it plans anew.")
+        };
+        if self.clock.now().duration_since(self.said_at).unsigned_abs() > ACTS_WITHIN {
+            return Err(late());
+        }
         tokio::select! {
             biased;
-            () = sleep_until(self.deadline) => Err(Error::new(Kind::Busy, "the store took so long that somebody may have marked it meanwhile")
-                .hint("Run it again: it plans anew.")),
+            () = sleep_until(self.deadline) => Err(late()),
             done = work => Ok(done),
         }
     }
@@ -72,17 +83,32 @@ pub async fn mark(repository: &Repository, writer: &Writer, mark: &KeepMark) -> 
     let marked_at = repository.store.head(&name).await?.info.modified;
     // In this order: what is said is taken back once `backup.json` is gone.
     let is_going = repository.is_going(backup, marked_at).await?;
-    if repository.finished_backup(backup).await?.is_none() {
+    let Some(document) = repository.finished_backup(backup).await? else {
         return Err(Error::new(Kind::Busy, format!("base backup {backup} was deleted in this moment")).hint(format!(
             "It is marked nevertheless: what is left of it stays. `seawall keep {backup} --remove` lets go of that."
         )));
-    }
-    match is_going {
-        true => Err(Error::new(
+    };
+    if is_going {
+        return Err(Error::new(
             Kind::Busy,
             format!("base backup {backup} is marked, but a prune was about to delete it"),
         )
-        .hint("The same once more says whether it is kept. If that prune was killed, it can say so after an hour.")),
-        false => Ok(()),
+        .hint("The same once more says whether it is kept. If that prune was killed, it can say so after an hour."));
+    }
+    // What took less than a day no prune took for one that nobody is at.
+    if document.ended_at.duration_since(document.started_at) < SignedDuration::from_hours(24) {
+        return Ok(());
+    }
+    // Such a one loses that first, and perhaps more.
+    match repository.store.head(&repository.layout.name(&Key::BackupBegin(backup.clone()))).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Error::new(
+            Kind::Busy,
+            format!("base backup {backup} is marked, but its begin.json is gone, as if a prune had been at it"),
+        )
+        .hint(
+            "`seawall verify` says whether the rest is there. If it is not, `--remove` the mark and keep another one.",
+        )),
+        Err(error) => Err(error.into()),
     }
 }

@@ -186,7 +186,8 @@ impl Run<'_> {
         let inventory = Inventory::read(repository, cluster.clone()).await?;
         let kept = Protected::by(repository, &inventory, &kept);
         // Of one that is gone nobody can tell what it needed.
-        let is_there = said.iter().all(|said| inventory.folders.contains_key(&said.backup));
+        let is_finished = |id: &BackupId| inventory.catalog.finished_backups().any(|backup| backup.id == *id);
+        let is_there = said.iter().all(|said| is_finished(&said.backup));
         let released = match is_there {
             true => Protected::by(repository, &inventory, said.iter().map(|said| &said.backup)).and(&kept),
             false => kept,

@@ -97,7 +97,7 @@ async fn prune_held(
     let (store, left, held) = (world.store.clone(), AtomicUsize::new(deletions), held.clone());
     let store = Cut { store, left, kind, lands: None, held };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
-    execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await
+    execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now(), &world.clock).await
 }
 
 /// All that is stored, but for what whoever was cut off has said: that goes a day later.
@@ -223,7 +223,8 @@ async fn prune_but_for(held: impl Fn(&str) -> bool) -> (World, Outcome, Vec<Stri
     let (store, left) = (world.store.clone(), AtomicUsize::new(usize::MAX));
     let store = Cut { store, left, kind: StoreErrorKind::Denied, lands: None, held: [name.clone()].into() };
     let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
-    let outcome = execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now()).await;
+    let outcome =
+        execute(&repository, &plan, inventory.catalog.cluster.system_identifier, world.clock.now(), &world.clock).await;
     let left = world.names().await.into_iter().collect();
     (world, outcome, left, name)
 }
@@ -315,7 +316,7 @@ fn what_changed_meanwhile_is_told_also_behind_an_object_that_cannot_be_deleted()
         let store = Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands, held };
         let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
         let system = inventory.catalog.cluster.system_identifier;
-        let outcome = execute(&repository, &plan, system, world.clock.now()).await;
+        let outcome = execute(&repository, &plan, system, world.clock.now(), &world.clock).await;
         // Then whoever runs it again at once is told so
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
     });
@@ -386,7 +387,7 @@ fn what_began_or_was_marked_since_the_look_is_found_before_anything_goes() {
         world.mark(1, None).await;
         let before = world.names().await;
         let system = inventory.catalog.cluster.system_identifier;
-        let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
+        let outcome = execute(&world.repository, &plan, system, world.clock.now(), &world.clock).await;
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
         assert_eq!(world.names().await, before);
     });
@@ -453,7 +454,7 @@ fn a_backup_that_finishes_while_it_goes_as_left_over_keeps_its_parts() {
             Cut { store: world.store.clone(), left, kind: StoreErrorKind::Denied, lands, held: BTreeSet::new() };
         let repository = Repository { store: Arc::new(store), layout: world.repository.layout.clone() };
         let system = inventory.catalog.cluster.system_identifier;
-        let outcome = execute(&repository, &plan, system, world.clock.now()).await;
+        let outcome = execute(&repository, &plan, system, world.clock.now(), &world.clock).await;
         // Then it stops there, and nothing else of it is gone
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
         let left = world.names().await;
@@ -497,7 +498,7 @@ fn an_incremental_backup_that_begins_behind_the_look_keeps_what_it_builds_on() {
         let before = world.names().await;
         // When it is carried out, then it stops there, and the next plan keeps that backup
         let system = inventory.catalog.cluster.system_identifier;
-        let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
+        let outcome = execute(&world.repository, &plan, system, world.clock.now(), &world.clock).await;
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
         assert_eq!(world.names().await, before);
         let (_, again) = planned(&world, &policy, world.clock.now()).await;
@@ -528,7 +529,7 @@ fn a_backup_that_was_taken_for_left_over_and_goes_on_keeps_what_it_builds_on() {
         };
         let before = of_both().await;
         let system = inventory.catalog.cluster.system_identifier;
-        let outcome = execute(&world.repository, &plan, system, world.clock.now()).await;
+        let outcome = execute(&world.repository, &plan, system, world.clock.now(), &world.clock).await;
         assert_eq!(outcome.error.map(|error| error.kind()), Some(seawall::error::Kind::Busy));
         assert_eq!(of_both().await, before);
     });

@@ -9,6 +9,7 @@ use futures_util::future::LocalBoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use seawall::repository::{BackupId, Cluster, FORMAT_VERSION, KeepMark, Repository, Writer};
 use seawall::retention::{Inventory, Plan, Policy, Step, execute, hold, hold_again, mark as store_mark, release};
+use seawall::runtime::Clock;
 use seawall::store::{
     Body, Created, Level, ListPage, MemoryStore, Metadata, ObjectHead, ObjectStream, Store, StoreError, Upload,
 };
@@ -271,7 +272,9 @@ async fn cluster(repository: &Repository) -> Cluster {
 
 /// `now`: so late that nothing that is stored is young.
 fn prunes<'a>(plan: &'a Plan, now: Timestamp) -> Actor<'a> {
-    Box::new(move |repository| Box::pin(async move { execute(&repository, plan, SYSTEM, now).await.error.is_none() }))
+    Box::new(move |repository| {
+        Box::pin(async move { execute(&repository, plan, SYSTEM, now, &Clock::simulated(now)).await.error.is_none() })
+    })
 }
 
 /// What there was of a backup when its mark was said to keep it.
