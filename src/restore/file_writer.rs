@@ -68,9 +68,14 @@ impl FileWriter {
         Ok(FileWriter { path: path.to_owned(), file: tree.open(path, mode)?, direct: Direct::NotTried })
     }
 
-    /// Writes that make a file longer wait for each other, and so does a change of its length, even to what it is.
+    /// Writes that make a file longer wait for each other, and so does a change of its length, even to what it is. So do, on ext4 and
+    /// XFS, writes around the cache into a hole, of which a large file therefore has none.
     fn set_len(&self, bytes: u64) -> io::Result<()> {
-        match self.file.metadata()?.len() == bytes {
+        let found = self.file.metadata()?.len();
+        if found < bytes && bytes >= DIRECT_BYTES_MIN as u64 && reserve(&self.file, bytes)? {
+            return Ok(());
+        }
+        match found == bytes {
             true => Ok(()),
             false => self.file.set_len(bytes),
         }
@@ -104,6 +109,27 @@ impl FileWriter {
         }
         done
     }
+}
+
+/// Makes a file of so many bytes that has its place on the disk; false if this file system cannot.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, bytes: u64) -> io::Result<bool> {
+    use nix::errno::Errno;
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let Ok(length) = bytes.try_into() else { return Ok(false) };
+    loop {
+        return match fallocate(file, FallocateFlags::empty(), 0, length) {
+            Ok(()) => Ok(true),
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => Ok(false),
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_: &File, _: u64) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Opens `file`, which is at `path`, once more, to write around the cache.
