@@ -6,9 +6,9 @@ use crate::cli::KeepArgs;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Action, BackupId, Cluster, FORMAT_VERSION, KeepMark, Repository, Writer};
-use crate::retention::{Held, Inventory, hold, hold_again, hold_folders, mark, release};
+use crate::retention::{Held, Inventory, YOUNG, hold, hold_again, hold_folders, mark, release};
 use crate::runtime::Clock;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -153,9 +153,6 @@ impl Change<'_> {
         Ok(Some(held))
     }
 }
-
-/// What is young may be of somebody who is at work.
-const YOUNG: SignedDuration = SignedDuration::from_hours(24);
 
 /// Before a prune: what somebody took off who was killed is held again. And backups that are about to go are released: what is deleted
 /// under a hold would stay as an older version, for ever. Their marks have ended, or were taken away halfway.

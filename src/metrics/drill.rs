@@ -74,9 +74,7 @@ impl Drill {
             )?,
         })
     }
-}
 
-impl Drill {
     /// Nothing is known of it any more.
     pub(super) fn forget(&self) {
         let Drill { timestamp, success, recovery_seconds, recovered_lsn, recovered_timestamp, rto_met, rpo_met } = self;

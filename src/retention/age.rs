@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 const LONGEST_SILENCE: SignedDuration = SignedDuration::from_hours(24);
 
 /// What is younger may belong to somebody who is at work.
-const YOUNG: SignedDuration = SignedDuration::from_hours(24);
+pub const YOUNG: SignedDuration = SignedDuration::from_hours(24);
 
 /// The moments by which retention judges.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

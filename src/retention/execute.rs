@@ -1,6 +1,7 @@
 //! Carries out a plan. Whenever it is cut off, everything that stays can be restored, and the next prune goes on. An object that
 //! cannot be deleted keeps no others from going, but for those that only go once it is gone.
 
+use super::age::YOUNG;
 use super::going::Going;
 use super::inventory::read_entry;
 use super::plan::{Doomed, Plan, Step};
@@ -9,7 +10,7 @@ use crate::repository::{BackupId, Key, Repository, Writer};
 use crate::runtime::Clock;
 use crate::store::{Store, StoreError, StoreErrorKind, list_all};
 use futures_util::{StreamExt, stream};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 
 /// Deletions at once.
@@ -180,7 +181,7 @@ impl Run<'_> {
     async fn has_gone_on(&self, id: &BackupId) -> Result<bool> {
         let objects = list_all(self.store(), &self.repository.layout.backup_prefix(id)).await?;
         let end = self.repository.layout.name(&Key::BackupEnd(id.clone()));
-        let young = self.now.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
+        let young = self.now.saturating_sub(YOUNG).unwrap_or(Timestamp::MIN);
         Ok(objects.iter().any(|object| object.key == end || object.modified > young))
     }
 

@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! prune: look ─► say ─► look again ─► delete backup.json, in time ─► take back ─► the rest
-//! keep:  mark ─► is it said? ─► is backup.json there? ─► kept
+//! keep:  mark ─► is it said? ─► is backup.json there, and begin.json, if it took so long that it may have passed for left over? ─► kept
 //! ```
 
+use super::age::YOUNG;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{ACTS_WITHIN, BackupId, Intent, KeepMark, Key, Repository, Writer};
 use crate::runtime::Clock;
 use crate::store::{Store, StoreErrorKind};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep_until};
 
@@ -96,7 +97,7 @@ pub async fn mark(repository: &Repository, writer: &Writer, mark: &KeepMark) -> 
         .hint("The same once more says whether it is kept. If that prune was killed, it can say so after an hour."));
     }
     // What took less than a day no prune took for one that nobody is at.
-    if document.ended_at.duration_since(document.started_at) < SignedDuration::from_hours(24) {
+    if document.ended_at.duration_since(document.started_at) < YOUNG {
         return Ok(());
     }
     // Such a one loses that first, and perhaps more.

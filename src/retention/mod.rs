@@ -12,7 +12,7 @@ mod policy;
 mod prove;
 mod select;
 
-pub use age::Ages;
+pub use age::{Ages, YOUNG};
 pub use execute::{Outcome, execute};
 pub use going::mark;
 pub use hold::{Held, hold, hold_again, hold_folders, release};
