@@ -11,7 +11,7 @@ use crate::support::oracle::{Commit, Oracle, missing};
 use crate::support::postgres::DEBIAN;
 use crate::support::proxy::Proxy;
 use crate::support::waiting::{PATIENCE, wait_for};
-use crate::{Victim, on_every_version, rounds};
+use crate::{Victim, archived_under_load, load, on_every_version, rounds};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -141,7 +141,7 @@ async fn whatever_is_killed_no_more_is_lost_than_was_published() {
 async fn scenario(version: u32) {
     // Given an archiver, clients who commit, and somebody who scrapes
     let mut scene = Scene::new(version, &[]).await;
-    let mut archiver = scene.archived().await;
+    let (mut archiver, mut pgbench) = archived_under_load(&scene).await;
     let control = Control::start();
     let clients = Oracle::start(&scene.server.conninfo(), 2, Duration::from_millis(10));
     let mut evidence = Vec::new();
@@ -175,16 +175,18 @@ async fn scenario(version: u32) {
             ));
         }
         victim.kill_and_start(&mut scene, &mut archiver).await;
+        pgbench = load(&scene);
     }
     archiver.running.kill();
     scene.server.kill().await.unwrap();
-    drop(clients);
-    // Then the copies have what they should
-    assert!(evidence.iter().any(|evidence| evidence.caught_up), "the archiver never stayed caught up for two seconds");
-    let chosen = [evidence.len() - 1, version as usize % evidence.len()];
-    for index in BTreeSet::from(chosen) {
-        let rows = scene.rows_of(&evidence[index].copy, &format!("copy-{index}")).await;
-        evidence[index].judge(&rows);
+    drop((clients, pgbench));
+    // Then the copies have what they should: one for which both bounds hold, and one of an archiver that had hardly begun
+    let (steady, begun): (Vec<&Evidence>, Vec<_>) = evidence.iter().partition(|evidence| evidence.caught_up);
+    assert!(!steady.is_empty(), "the archiver never stayed caught up for two seconds on PostgreSQL {version}");
+    let chosen = [&steady, &begun].map(|kind| kind.get(version as usize % kind.len().max(1)));
+    for (index, evidence) in chosen.into_iter().flatten().enumerate() {
+        let rows = scene.rows_of(&evidence.copy, &format!("copy-{index}")).await;
+        evidence.judge(&rows);
     }
 }
 

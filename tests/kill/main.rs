@@ -19,7 +19,7 @@ mod synchronous;
 use scene::{Archiver, Scene};
 use seawall::scratch::StopMode;
 use std::future::Future;
-use support::postgres::SERVER_VERSIONS;
+use support::postgres::{Load, SERVER_VERSIONS, pgbench_tables};
 
 /// What is killed, in turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +62,21 @@ impl Victim {
         }
         assert!(archiver.running.is_running(), "the archiver ended:\n{}", archiver.running.stderr());
     }
+}
+
+/// Transactions a second beside the clients that remember: the versions run side by side on few processors.
+const LOAD_PER_SECOND: u32 = 20;
+
+/// An archiver that streams, a base backup, and pgbench at work.
+async fn archived_under_load(scene: &Scene) -> (Archiver, Load) {
+    pgbench_tables(&scene.server, 1).await;
+    let archiver = scene.archived().await;
+    (archiver, load(scene))
+}
+
+/// pgbench at work until the server goes.
+fn load(scene: &Scene) -> Load {
+    Load::paced(&scene.server, 2, LOAD_PER_SECOND)
 }
 
 fn rounds() -> usize {

@@ -4,7 +4,7 @@ use crate::s3::{Fault, Op};
 use crate::scene::Scene;
 use crate::support::oracle::{Oracle, missing};
 use crate::support::waiting::{PATIENCE, wait_for};
-use crate::{Victim, on_every_version, rounds};
+use crate::{Victim, archived_under_load, load, on_every_version, rounds};
 use std::time::Duration;
 
 /// So many commits are told between two kills.
@@ -18,7 +18,7 @@ async fn whatever_is_killed_a_copy_of_the_bucket_has_every_commit_that_was_told(
 async fn scenario(version: u32) {
     // Given an archiver for which commits wait, and clients who commit
     let mut scene = Scene::new(version, &[]).await;
-    let mut archiver = scene.archived().await;
+    let (mut archiver, mut pgbench) = archived_under_load(&scene).await;
     scene.server.sql("ALTER SYSTEM SET synchronous_standby_names = 'seawall'").await.unwrap();
     scene.server.sql("SELECT pg_reload_conf()").await.unwrap();
     scene
@@ -40,6 +40,7 @@ async fn scenario(version: u32) {
         let told = clients.told();
         copies.push((format!("before killing {:?}", Victim::of(version, round)), told, scene.bucket.snapshot()));
         Victim::of(version, round).kill_and_start(&mut scene, &mut archiver).await;
+        pgbench = load(&scene);
     }
     more_are_told(&clients).await;
     // and at last the server is lost for good, with its clients in the middle of it
@@ -48,7 +49,7 @@ async fn scenario(version: u32) {
     archiver.running.kill();
     scene.server.kill().await.unwrap();
     let asked = clients.asked();
-    drop(clients);
+    drop((clients, pgbench));
     // Then the copy has everything that was told; and so has one of those before
     let earlier = version as usize % rounds().max(1);
     for chosen in [copies.len() - 1, earlier] {

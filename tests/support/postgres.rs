@@ -144,6 +144,13 @@ impl Load {
         Load(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
+    /// As [`Load::start`], with so many transactions a second.
+    pub fn paced(server: &Server, clients: u32, per_second: u32) -> Load {
+        let (clients, rate) = (clients.to_string(), per_second.to_string());
+        let mut command = pgbench(server, &["-n", "-T", "3600", "-c", &clients, "-R", &rate]);
+        Load(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
     /// True as long as it has not ended by itself, as it does when the server goes.
     pub fn is_running(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
