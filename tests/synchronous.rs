@@ -155,6 +155,34 @@ async fn commits_that_come_together_go_together() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_are_under_way_together_and_acknowledged_in_order() {
+    // Given a commit whose object the store holds
+    let scene = Scene::new(DEBIAN, "seawall").await;
+    let mut archiver = scene.archiver(&["--listen", "off"]);
+    scene.server.sql("CREATE TABLE t (n int)").await.unwrap();
+    archiver.wait_for_text("commits wait for this archiver").await;
+    let hold = scene.bucket.hold(Op::Put);
+    let first = scene.commit("INSERT INTO t VALUES (1)").await;
+    hold.arrived(1).await;
+    // When another one comes, whose object the store takes at once
+    hold.let_later_ones_pass();
+    let before = scene.bucket.count(Op::Put.at("backups/main/open/"));
+    let second = scene.commit("INSERT INTO t VALUES (2)").await;
+    wait_for("the second upload, beside the first", PATIENCE, async || {
+        (scene.bucket.count(Op::Put.at("backups/main/open/")) > before).then_some(())
+    })
+    .await;
+    // Then it waits for the one before, and returns with it
+    scene.waiting(2).await;
+    assert_waits(&scene, &second).await;
+    assert!(!first.is_finished(), "the first commit returned, and is not stored");
+    drop(hold);
+    scene.returns("the first commit", first).await;
+    scene.returns("the second commit", second).await;
+    assert!(archiver.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_switched_on_and_off_while_everything_runs() {
     // Given a server that waits for nobody, and an archiver that is in no hurry
     let scene = Scene::new(DEBIAN, "").await;

@@ -6,6 +6,7 @@
 
 mod archiver;
 mod base_backup;
+mod gap;
 mod idle;
 mod judge;
 #[path = "../../support/base_backup.rs"]

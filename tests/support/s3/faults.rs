@@ -237,13 +237,18 @@ impl Hold {
         *self.gate.arrived.borrow()
     }
 
+    /// Those that are held stay, and all that come later pass.
+    pub fn let_later_ones_pass(&self) {
+        self.rules.lock().unwrap().gates.retain(|(_, gate)| !Arc::ptr_eq(gate, &self.gate));
+    }
+
     /// Lets them go, and all that come later pass.
     pub fn release(self) {}
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.rules.lock().unwrap().gates.retain(|(_, gate)| !Arc::ptr_eq(gate, &self.gate));
+        self.let_later_ones_pass();
         self.gate.open.cancel();
     }
 }
