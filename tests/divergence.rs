@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use support::archiver::{Archiving, catalog, contents};
-use support::postgres::{DEBIAN, Postgres, programs, tool};
+use support::postgres::{DEBIAN, Postgres, SERVER_VERSIONS, programs, tool};
 use support::program::Seawall;
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
@@ -107,7 +107,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_rolled_back_and_has_written_more_than_the_archive_has_is_found_out() {
-    join_all([13, DEBIAN, 17].map(|version| async move {
+    join_all(SERVER_VERSIONS.map(|version| async move {
         // Given an archive that goes on behind the copy
         let mut scene = Scene::new(version).await;
         write(&scene.server, 'b', 100).await;
@@ -127,7 +127,7 @@ async fn a_server_that_was_rolled_back_and_has_written_more_than_the_archive_has
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_rolled_back_behind_the_archive_is_not_taken_for_one_that_will_catch_up() {
-    join_all([13, DEBIAN, 18].map(|version| async move {
+    join_all(SERVER_VERSIONS.map(|version| async move {
         let mut scene = Scene::new(version).await;
         write(&scene.server, 'b', 3000).await;
         let stored = scene.archive().await;
@@ -184,7 +184,7 @@ async fn what_is_equal_by_chance_proves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clone_that_archives_into_the_same_folder_is_found_out() {
-    join_all([DEBIAN, 18].map(|version| async move {
+    join_all(SERVER_VERSIONS.map(|version| async move {
         // Given a server that is archived, and a clone of it that lives at the same time
         let scene = Scene::new(version).await;
         let clone = Server::open(&programs(version), &scene.copy, options()).await.unwrap();
@@ -273,7 +273,7 @@ async fn wal_that_was_reset_behind_the_archive_is_found_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_divergence_at_a_border_whose_segment_is_gone_is_found_by_the_link() {
-    join_all([DEBIAN, 16].map(|version| async move {
+    join_all(SERVER_VERSIONS.map(|version| async move {
         // Given an archive that ends with a whole segment
         let mut scene = Scene::new(version).await;
         let archiving = Archiving::start(&scene.server.conninfo(), &scene.store);

@@ -6,13 +6,14 @@
 mod s3;
 mod support;
 
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use s3::{Op, S3Server};
 use seawall::scratch::ServerOptions;
 use seawall::wal::Lsn;
 use std::time::Duration;
 use support::metrics::Endpoint;
-use support::postgres::{DEBIAN, Load, Postgres, pgbench_tables};
+use support::postgres::{DEBIAN, Load, Postgres, SERVER_VERSIONS, pgbench_tables};
 use support::program::{Running, Seawall};
 use support::proxy::Proxy;
 use support::waiting::{PATIENCE, wait_for};
@@ -27,10 +28,10 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(hba: &[&str]) -> Scene {
+    async fn new(version: u32, hba: &[&str]) -> Scene {
         let hba = hba.iter().map(|line| (*line).to_owned()).collect();
         let options = ServerOptions { listen_tcp: true, hba, ..ServerOptions::default() };
-        Scene { server: Postgres::create(DEBIAN, options).await, bucket: S3Server::start() }
+        Scene { server: Postgres::create(version, options).await, bucket: S3Server::start() }
     }
 
     fn seawall(&self, conninfo: &str, arguments: &[&str]) -> Seawall {
@@ -93,12 +94,16 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_first_process_dies_the_second_goes_on() {
+async fn on_every_major_version_the_second_goes_on_when_the_first_process_dies() {
+    join_all(SERVER_VERSIONS.map(killed)).await;
+}
+
+async fn killed(version: u32) {
     // Given load, one archiver that works and one that waits
-    let scene = Scene::new(&[]).await;
+    let scene = Scene::new(version, &[]).await;
     pgbench_tables(&scene.server, 1).await;
     let (mut first, mut second) = scene.pair(&scene.server.conninfo()).await;
-    let load = Load::start(&scene.server, 1);
+    let load = Load::paced(&scene.server, 1, 30);
     scene.settle().await;
     // Then the one that waits asks the store for nothing, and the server for nothing that would fill its log
     let metrics = Endpoint::of(&mut second).await;
@@ -116,7 +121,7 @@ async fn when_the_first_process_dies_the_second_goes_on() {
         first.kill();
         let took = scene.taken_over(&holder).await;
         scene.settle().await;
-        println!("killed: taken over after {took:?}, round {round}");
+        println!("PostgreSQL {version}, killed: taken over after {took:?}, round {round}");
         let mut next = scene.archiver(&scene.server.conninfo());
         next.wait_for_text(SPARE).await;
         (first, second) = (second, next);
@@ -131,7 +136,7 @@ async fn when_the_first_process_dies_the_second_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_first_host_goes_silent_the_second_goes_on() {
     // Given an archiver behind a network, with the time that it gives itself, and one that waits elsewhere
-    let scene = Scene::new(&[]).await;
+    let scene = Scene::new(DEBIAN, &[]).await;
     pgbench_tables(&scene.server, 1).await;
     let network = Proxy::start(([127, 0, 0, 1], scene.server.port()).into()).await;
     let far = format!("host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=disable", network.address().port());
@@ -163,7 +168,7 @@ async fn when_the_first_host_goes_silent_the_second_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_was_frozen_and_wakes_up_harms_nothing() {
     // Given one archiver that works, with little time, and one that waits
-    let scene = Scene::new(&[]).await;
+    let scene = Scene::new(DEBIAN, &[]).await;
     scene.server.sql("CREATE TABLE t (n int)").await.unwrap();
     let short = format!("{} options='-c wal_sender_timeout=2s'", scene.server.conninfo());
     let (mut first, mut second) = scene.pair(&short).await;
@@ -214,7 +219,7 @@ async fn a_process_that_was_frozen_and_wakes_up_harms_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_may_only_replicate_can_wait_as_well() {
     // Given a role without SQL, which cannot look at the slot
-    let scene = Scene::new(&["local replication plain trust", "local all plain reject"]).await;
+    let scene = Scene::new(DEBIAN, &["local replication plain trust", "local all plain reject"]).await;
     scene.server.sql("CREATE ROLE plain LOGIN REPLICATION").await.unwrap();
     let plain = format!("host={} port={} user=plain", scene.server.socket_directory().display(), scene.server.port());
     let mut first = scene.archiver(&plain);
@@ -242,7 +247,7 @@ async fn a_role_that_may_only_replicate_can_wait_as_well() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spare_bears_a_store_and_a_server_that_go_away_for_a_while() {
-    let mut scene = Scene::new(&[]).await;
+    let mut scene = Scene::new(DEBIAN, &[]).await;
     scene.server.sql("CREATE TABLE t (n int)").await.unwrap();
     let (mut first, mut second) = scene.pair(&scene.server.conninfo()).await;
     scene.settle().await;

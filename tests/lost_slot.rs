@@ -198,7 +198,7 @@ async fn a_slot_that_does_not_keep_what_it_claims_is_not_believed_even_where_nob
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_was_dropped_and_made_again_ahead_of_us_is_no_loss_while_the_server_has_the_wal() {
-    join_all([13, 15, 18].map(|version| async move {
+    join_all(SERVER_VERSIONS.map(|version| async move {
         let server = Postgres::create(version, options(&[("wal_keep_size", "200MB")])).await;
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let archiving = Archiving::start(&server.conninfo(), &store).await_flushed(&server).await;

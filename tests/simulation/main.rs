@@ -32,7 +32,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 /// Seeds of a run without variables, in all tests together.
-const SEEDS_DEFAULT: u64 = 1_200;
+const SEEDS_DEFAULT: u64 = 2_400;
 
 /// Tests that share the seeds, so that as many cores are busy.
 const SHARES: u64 = 4;
