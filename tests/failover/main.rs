@@ -182,6 +182,8 @@ async fn half_a_record(version: u32) {
     old.mark("first").await;
     archiver.acknowledged(ONE, old.lsn().await).await;
     stage.backup(&old).await;
+    old.mark("through the standby").await;
+    let time = old.time().await;
     // Given a message of many segments, of which the archiver has some when its writer stops in the middle
     let mut whole = 0;
     loop {
@@ -229,8 +231,10 @@ async fn half_a_record(version: u32) {
     assert_eq!((branches[0].start, branches[0].end), (switch, received), "PostgreSQL {version}");
     archiver.stop().await;
     let restored = stage.restored("end", &["--to-end"]).await;
-    assert_eq!(marks(&restored).await, ["first", "second"], "PostgreSQL {version}");
+    assert_eq!(marks(&restored).await, ["first", "through the standby", "second"], "PostgreSQL {version}");
     assert_eq!(restored.digests().await, new.digests().await);
+    let restored = stage.restored("before", &["--to", &time]).await;
+    assert_eq!(marks(&restored).await, ["first", "through the standby"], "PostgreSQL {version}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -242,7 +246,7 @@ async fn a_cascade_of_promotions_while_the_archiver_is_away_is_archived_in_order
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cascade_of_promotions_is_followed_from_server_to_server() {
-    for version in [14, 17] {
+    for version in [14, 15, 17] {
         cascade(version, true).await;
     }
 }
@@ -305,9 +309,7 @@ async fn cascade(version: u32, is_attached: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_promoted_apart_are_never_merged() {
-    for version in [13, 18] {
-        promoted_apart(version).await;
-    }
+    each_version(promoted_apart).await;
 }
 
 async fn promoted_apart(version: u32) {
@@ -315,6 +317,8 @@ async fn promoted_apart(version: u32) {
     let mut old = Node::primary(version, None).await;
     let [ours, theirs, twin] = old.standbys().await;
     let archiver = stage.archive(&hosts(&[&old, &ours], "primary"));
+    archiver.settled(&old).await;
+    stage.backup(&old).await;
     old.mark("shared").await;
     archiver.settled(&old).await;
     let fork = old.lsn().await;
@@ -331,6 +335,7 @@ async fn promoted_apart(version: u32) {
     assert_ne!(theirs.promote().await, first);
     old.server.kill().await.unwrap();
     ours.mark("ours").await;
+    let time = ours.time().await;
     theirs.mark("theirs").await;
     for n in 0..20 {
         twin.mark(&format!("of the twin, {n}")).await;
@@ -357,6 +362,11 @@ async fn promoted_apart(version: u32) {
     ours.mark("ours still").await;
     archiver.settled(&ours).await;
     archiver.stop().await;
+    // and what comes back is what the one that was followed had, and nothing of the others
+    let restored = stage.restored("end", &["--to-end"]).await;
+    assert_eq!(restored.digests().await, ours.digests().await, "PostgreSQL {version}");
+    let restored = stage.restored("between", &["--to", &time]).await;
+    assert_eq!(marks(&restored).await, ["shared", "ours"], "PostgreSQL {version}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
