@@ -11,7 +11,7 @@ use super::route::Route;
 use super::survey::{Found, Goal, NewTablespace, Survey};
 use crate::error::{Error, Kind, Result};
 use crate::history::index::{Span, Transaction};
-use crate::repository::{BackupDocument, BackupFiles, BackupId, BackupTablespace, WalNeed};
+use crate::repository::{BackupDocument, BackupFiles, BackupId, BackupTablespace, Catalog, WalNeed};
 use crate::wal::{Lsn, SegmentSize, TimelineId};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -68,6 +68,8 @@ pub struct Plan {
     pub wal: Vec<WalNeed>,
     /// Bytes of it, uncompressed.
     pub wal_bytes: u64,
+    /// Bytes of the objects that hold it: what is fetched.
+    pub wal_stored_bytes: u64,
     /// Settings that must have at least these values.
     pub requirements: BTreeMap<String, i64>,
     /// Tablespaces in the backup.
@@ -279,6 +281,7 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
         end_lsn,
         action: choice.request.action,
         wal_bytes: wal.iter().map(|range| range.end - range.start).sum(),
+        wal_stored_bytes: wal.iter().map(|range| stored_bytes(choice.catalog, range)).sum(),
         wal,
         requirements: requirements(document, survey),
         tablespaces: document.tablespaces.clone(),
@@ -290,6 +293,12 @@ fn build(choice: &Choice<'_>, candidate: &Candidate<'_>, survey: &Survey, stop: 
             .map(|&link| BackupDocument { files: BackupFiles::default(), ..link.clone() })
             .collect(),
     }
+}
+
+/// Of the objects that hold a range. An object that reaches beyond it is fetched whole.
+fn stored_bytes(catalog: &Catalog, range: &WalNeed) -> u64 {
+    let stored = catalog.coverage.get(&range.timeline).map(|coverage| coverage.chain(range.start, range.end));
+    stored.and_then(|chain| chain.ok()).unwrap_or_default().iter().map(|object| object.stored_bytes).sum()
 }
 
 /// The path up to the timeline on which recovery stops, if what is stored of that reaches so far: the segment with a switch
@@ -429,7 +438,7 @@ impl fmt::Display for Plan {
         for range in &self.wal {
             writeln!(f, "WAL          {} to {} of timeline {}", range.start, range.end, range.timeline)?;
         }
-        writeln!(f, "             {} in all", mib(self.wal_bytes))?;
+        writeln!(f, "             {} to replay, {} to fetch", mib(self.wal_bytes), mib(self.wal_stored_bytes))?;
         for tablespace in &self.tablespaces {
             writeln!(f, "tablespace   {} at {}", tablespace.oid, tablespace.location)?;
         }

@@ -148,6 +148,8 @@ fn a_time_between_two_commits_becomes_the_first_ones_record() {
     assert_eq!(plan.last_transaction.map(|transaction| transaction.xid), Some(723));
     assert_eq!(plan.requirements["max_connections"], 100);
     assert_eq!((plan.timeline, plan.wal[0].start), (TimelineId(1), Lsn(3 * MIB)));
+    // and as many objects to fetch as hold it: these are of one MiB of WAL, and one byte each
+    assert_eq!(plan.wal_stored_bytes, plan.wal_bytes.div_ceil(MIB), "{plan}");
     let text = plan.to_string();
     assert!(text.contains("transaction 723") && text.contains("consistent before the target"), "{text}");
     assert!(serde_json::to_string(&plan).unwrap().contains("\"system_identifier\":\"7\""));
