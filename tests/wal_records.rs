@@ -8,10 +8,10 @@ mod mutated;
 mod recorded;
 mod support;
 
-use seawall::scratch::{ServerOptions, StopMode};
+use seawall::scratch::{Server, ServerOptions, StopMode};
 use seawall::wal::{Lsn, Record, RecordKind, RecordWalker, Segment, SegmentSize, TimelineId};
 use std::path::Path;
-use support::postgres::{DEBIAN, Postgres, tool};
+use support::postgres::{DEBIAN, Postgres, pgbench_tables, pgbench_transactions, tool};
 
 /// A record as PostgreSQL sees it, described as `pg_waldump` does.
 struct Dumped {
@@ -22,12 +22,13 @@ struct Dumped {
     description: String,
 }
 
-/// Everything from `start` to the end of WAL, as `pg_waldump` sees it.
-fn dump(server: &Postgres, start: Lsn) -> Vec<Dumped> {
+/// Everything of a timeline from `start` to the end of its WAL, as `pg_waldump` sees it.
+fn dump(server: &Postgres, timeline: u32, start: Lsn) -> Vec<Dumped> {
     let wal = server.data_directory().join("pg_wal");
+    let mut pg_waldump = tool("pg_waldump");
+    pg_waldump.env("TZ", "UTC").arg("-p").arg(wal).args(["-t", &timeline.to_string(), "-s", &start.to_string()]);
     // It ends with an error where WAL ends.
-    let output =
-        tool("pg_waldump").env("TZ", "UTC").arg("-p").arg(wal).args(["-s", &start.to_string()]).output().unwrap();
+    let output = pg_waldump.output().unwrap();
     let lines = read_dump(&String::from_utf8_lossy(&output.stdout));
     assert!(!lines.is_empty(), "pg_waldump printed no records: {}", String::from_utf8_lossy(&output.stderr));
     lines
@@ -49,17 +50,16 @@ fn read_dump(text: &str) -> Vec<Dumped> {
     text.lines().filter(|line| line.starts_with("rmgr:")).map(parse).collect()
 }
 
-/// The segments in `pg_wal`, in order, with their bytes: also those beyond the end, which hold older WAL or zeros.
-fn segments(data: &Path, size: SegmentSize) -> Vec<(Segment, Vec<u8>)> {
+/// The segments of a timeline in `pg_wal`, in order, with their bytes: also those beyond the end, which hold older WAL or zeros.
+fn segments(data: &Path, timeline: u32, size: SegmentSize) -> Vec<(Segment, Vec<u8>)> {
     let entries = std::fs::read_dir(data.join("pg_wal")).unwrap().map(Result::unwrap);
     let mut segments: Vec<_> = entries
         .filter_map(|entry| {
             let segment = Segment::parse(entry.file_name().to_str()?, size).ok()?;
-            Some((segment, std::fs::read(entry.path()).unwrap()))
+            (segment.timeline == TimelineId(timeline)).then(|| (segment, std::fs::read(entry.path()).unwrap()))
         })
         .collect();
     segments.sort_by_key(|(segment, _)| segment.start);
-    assert!(segments.iter().all(|(segment, _)| segment.timeline == TimelineId(1)));
     segments
 }
 
@@ -285,6 +285,7 @@ fn compare(record: &Record, dumped: &Dumped) {
         "SWITCH",
         "TRUNCATE base",
         "END_OF_RECOVERY",
+        "OVERWRITE_CONTRECORD",
     ];
     let read = !matches!(record.kind, RecordKind::Other { .. });
     let ours = matches!(&dumped.rmgr[..], "XLOG" | "Transaction" | "Storage");
@@ -344,8 +345,8 @@ async fn the_walker_sees_what_pg_waldump_sees() {
         // Given the WAL of a server that did a bit of everything,
         let size = SegmentSize::new(u64::from(megabytes) << 20).unwrap();
         let server = crashed(DEBIAN, megabytes, 20_000).await;
-        let segments = segments(server.data_directory(), size);
-        let dumped = dump(&server, segments[0].0.start);
+        let segments = segments(server.data_directory(), 1, size);
+        let dumped = dump(&server, 1, segments[0].0.start);
 
         // when all files in `pg_wal` are walked over, however they come,
         let (walker, records) = walk(&segments, size, 1 << 20);
@@ -366,6 +367,49 @@ async fn the_walker_sees_what_pg_waldump_sees() {
         assert_eq!(walker.end_of_wal(), records.last().map(|record| record.end));
         // and the workload did write what this test is about.
         assert_all_kinds_are_there(&records);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_walker_sees_what_pg_waldump_sees_of_pgbench_an_overwritten_record_and_a_promotion() {
+    // Given a server under pgbench that crashed in the middle of a record of several segments, of which the last were not written,
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let settings = [("wal_keep_size", "4GB"), ("wal_buffers", "64kB"), ("autovacuum", "off")];
+    let settings: Vec<_> = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let options = ServerOptions { settings: settings.clone(), wal_segment_mib: Some(1), ..ServerOptions::default() };
+    let mut server = Postgres::create(DEBIAN, options).await;
+    pgbench_tables(&server, 1).await;
+    pgbench_transactions(&server, 300).await;
+    let session = server.connect("postgres").await.unwrap();
+    session.sql("BEGIN").await.unwrap();
+    let begun: Lsn = server.value("SELECT pg_current_wal_insert_lsn()").await.parse().unwrap();
+    session.sql("SELECT pg_logical_emit_message(false, 'seawall', repeat('x', 5000000))").await.unwrap();
+    server.kill().await.unwrap();
+    let (pg_wal, kept) = (server.data_directory().join("pg_wal"), size.segment_start(begun).0 + 2 * size.bytes());
+    for (segment, _) in segments(server.data_directory(), 1, size).iter().filter(|it| it.0.start.0 >= kept) {
+        std::fs::remove_file(pg_wal.join(segment.name())).unwrap();
+    }
+    server.start().await.unwrap();
+    pgbench_transactions(&server, 300).await;
+    // and that was promoted, and crashed again,
+    server.stop(StopMode::Fast).await.unwrap();
+    std::fs::write(server.data_directory().join("standby.signal"), "").unwrap();
+    let options = ServerOptions { settings, standby: true, ..ServerOptions::default() };
+    let mut promoted = Server::open(server.programs(), server.data_directory(), options).await.unwrap();
+    promoted.sql("SELECT pg_promote()").await.unwrap();
+    pgbench_transactions(&promoted, 300).await;
+    promoted.kill().await.unwrap();
+    // when the WAL of each timeline is walked over,
+    for (timeline, what) in [(1, "OVERWRITE_CONTRECORD"), (2, "END_OF_RECOVERY")] {
+        let segments = segments(server.data_directory(), timeline, size);
+        let dumped = dump(&server, timeline, segments[0].0.start);
+        let (walker, records) = walk(&segments, size, 1 << 20);
+        // then the records are those that PostgreSQL's own program prints,
+        records.iter().zip(&dumped).for_each(|(record, dumped)| compare(record, dumped));
+        assert_eq!(records.len(), dumped.len(), "one of the two stopped early on timeline {timeline}");
+        assert_eq!(walker.end_of_wal(), records.last().map(|record| record.end));
+        // among them the one that this is about.
+        assert!(dumped.iter().any(|dumped| dumped.description.starts_with(what)), "there is no {what}");
     }
 }
 
@@ -411,7 +455,7 @@ async fn the_walker_sees_what_pg_walinspect_sees(version: u32) {
     server.start().await.unwrap();
     // when it is walked over,
     let end = server.value("SELECT pg_current_wal_flush_lsn()").await;
-    let segments = segments(server.data_directory(), SegmentSize::DEFAULT);
+    let segments = segments(server.data_directory(), 1, SegmentSize::DEFAULT);
     let (_, records) = walk(&segments, SegmentSize::DEFAULT, 1 << 20);
     // then the records are those that the server's own extension shows.
     let dumped = inspect(&server, segments[0].0.start, &end).await;

@@ -26,7 +26,7 @@ fn unpacked(name: String) -> Vec<u8> {
 async fn record(version: u32, pg_waldump: &Path) {
     let size = SegmentSize::new(SEGMENT_BYTES).unwrap();
     let server = crashed(version, 1, 1_500).await;
-    let all = segments(server.data_directory(), size);
+    let all = segments(server.data_directory(), 1, size);
     let is_ours = |record: &&Record| record.relation.is_some_and(|relation| relation.file >= FIRST_NORMAL_OID);
     let start = size.segment_start(walk(&all, size, 1 << 20).1.iter().find(is_ours).unwrap().start);
     let kept = all.into_iter().filter(|(segment, _)| segment.start >= start);
