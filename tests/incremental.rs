@@ -16,6 +16,7 @@ use seawall::scratch::{Server, ServerOptions, StopMode};
 use seawall::store::{FileStore, MemoryStore};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -131,13 +132,24 @@ impl Scene {
     }
 
     async fn restore(&self, name: &str, more: &[&str]) -> Server {
+        self.restoring(name, more).run_ok().await;
+        self.open(name).await
+    }
+
+    /// The command that restores, to be run.
+    fn restoring(&self, name: &str, more: &[&str]) -> Seawall {
         let into = self.places.path().join(name);
         let program = path_for_server(self.places.path());
         let map = format!("{}={}", self.space.display(), self.places.path().join(format!("{name}.space")).display());
         let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", self.server.user().name()];
         let map = if self.has_space { &["--tablespace-map", map.as_str()][..] } else { &[] };
         let arguments = [&arguments[..], map, more].concat();
-        self.seawall(&arguments).program(&program).run_ok().await;
+        self.seawall(&arguments).program(&program)
+    }
+
+    /// Starts a server on what was restored.
+    async fn open(&self, name: &str) -> Server {
+        let into = self.places.path().join(name);
         // The server reads WAL there.
         self.server.user().give_all(&self.repository()).unwrap();
         // Else it makes every file durable once more, one after the other.
@@ -301,6 +313,11 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
             "CREATE DATABASE other",
         ])
         .await;
+    let in_database = async |database: &str, statement: &str| {
+        scene.server.connect(database).await.unwrap().sql(statement).await.unwrap();
+    };
+    in_database("other", "CREATE TABLE rows AS SELECT n AS id, md5(n::text) AS what FROM generate_series(1, 20000) n")
+        .await;
     let full = scene.backup("full").await;
     assert_eq!((full["type"].as_str(), &full["reference"]), (Some("full"), &Value::Null));
 
@@ -319,8 +336,10 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
             "UPDATE spaced SET id = -id WHERE id < 500",
             "CREATE TABLE spaced_too TABLESPACE apart AS SELECT generate_series(1, 5000) AS id",
             "UPDATE long SET what = repeat(md5(what), 400) WHERE id < 20",
+            "CREATE DATABASE copied TEMPLATE other STRATEGY file_copy",
         ])
         .await;
+    in_database("other", "UPDATE rows SET what = 'first' WHERE id < 100").await;
     let first = scene.backup("incremental").await;
     assert_eq!((first["type"].as_str(), &first["reference"]), (Some("incremental"), &full["id"]));
     let (files, go_on) = incremental_files(&scene.document(&first));
@@ -333,18 +352,23 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
             "VACUUM fresh",
             "INSERT INTO fresh SELECT n, 'more' FROM generate_series(1, 3000) n",
             "REINDEX TABLE long",
-            "CREATE DATABASE copied TEMPLATE other STRATEGY file_copy",
             "INSERT INTO spaced_too VALUES (7)",
             "DELETE FROM still WHERE id > 100",
             "VACUUM still",
         ])
         .await;
+    for database in ["other", "copied"] {
+        in_database(database, "UPDATE rows SET what = 'second' WHERE id > 19900").await;
+    }
     let second = scene.backup("auto").await;
     assert_eq!((second["type"].as_str(), &second["reference"]), (Some("incremental"), &first["id"]));
     let bytes = |backup: &Value| backup["stored_bytes"].as_u64().unwrap();
     assert!(bytes(&second) * 4 < bytes(&full), "{} of {}", bytes(&second), bytes(&full));
     // and more that is in WAL only
     scene.sql(&["INSERT INTO fresh VALUES (0, 'last')", "CREATE TABLE last AS SELECT 1 AS id"]).await;
+    for database in ["other", "copied"] {
+        in_database(database, "UPDATE rows SET what = 'last' WHERE id % 5000 = 0").await;
+    }
     let expected = scene.digests().await;
 
     // Then each of the three restores to the same end, page by page
@@ -357,6 +381,21 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     let end = first["end_lsn"].as_str().unwrap();
     let restored = scene.restored("middle", &["--to-lsn", end]).await;
     assert_eq!(digests(&restored).await, first_digests);
+    let newest = ["--backup", second["id"].as_str().unwrap()];
+    // and one database alone does, out of the three, with files for the other that are as long as they were
+    let said = scene.restoring("one", &[&newest[..], &["--database", "other"]].concat()).run_ok().await.stdout;
+    let copied = scene.server.connect("copied").await.unwrap();
+    let rows = copied.sql("SELECT pg_relation_filepath('rows'), pg_relation_size('rows')").await.unwrap().remove(0);
+    let found = std::fs::metadata(scene.places.path().join("one").join(rows[0].as_ref().unwrap())).unwrap();
+    assert_eq!((Some(found.len().to_string()), found.blocks()), (rows[1].clone(), 0), "{rows:?}");
+    drop(copied);
+    let restored = scene.open("one").await;
+    assert_eq!(row_digests(&restored, "other").await, expected["other"]);
+    assert_sound_pages(&restored).await;
+    for statement in said.lines().map(str::trim).filter(|line| line.ends_with(';')) {
+        restored.sql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    assert_eq!(restored.sql("SELECT 1 FROM pg_database WHERE datname = 'copied'").await.unwrap().len(), 0, "{said}");
     // and lists and plans name the chain.
     let listed = scene.seawall(&["list"]).run_ok().await.stdout;
     let status = scene.seawall(&["status", "--json"]).run_ok().await.stdout;

@@ -28,9 +28,9 @@ pub struct ExtractOptions {
 impl ExtractOptions {
     /// The databases to restore: the one, if the backup lets one be restored alone; all if there is none.
     pub(super) fn databases(&self, plan: &Plan) -> Vec<String> {
-        // `restore` refuses single databases of both: pages of the others are needed.
+        // `restore` refuses single databases then: pages of the others are needed.
         let is_off = plan.document.settings.get("full_page_writes").is_some_and(|value| value == "off");
-        match self.whole_cluster || is_off || !plan.references.is_empty() {
+        match self.whole_cluster || is_off {
             true => Vec::new(),
             false => vec![self.database.clone()],
         }

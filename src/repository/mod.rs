@@ -53,7 +53,7 @@ pub use part_name::{ContentDigest, PartName};
 pub(crate) use paths::{PathOrder, Paths, make_room};
 pub use prunes::{PruneDocument, PrunedNote};
 pub use reader::{WalReader, Window};
-pub use relation_file::{Fork, RelationFile, whole_path};
+pub use relation_file::{Fork, RelationFile, incremental_path, whole_path};
 pub use sizes::{PartSize, RepositoryPart};
 pub use stored_parts::{EarlierParts, StoredPart};
 pub use walk::{RecordSink, WalWalk};

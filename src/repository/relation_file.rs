@@ -92,6 +92,13 @@ pub fn whole_path<'a>(path: impl Into<FilePathRef<'a>>) -> Option<FilePath> {
     FilePath::parse(format!("{directory}/{}", name.strip_prefix(INCREMENTAL_PREFIX)?).as_bytes()).ok()
 }
 
+/// Where an incremental backup has the changed blocks of the file at `path`: `base/5/INCREMENTAL.16384` for `base/5/16384`.
+pub fn incremental_path<'a>(path: impl Into<FilePathRef<'a>>) -> Option<FilePath> {
+    let bytes = path.into().as_bytes();
+    let (directory, name) = bytes.split_at(bytes.iter().rposition(|&byte| byte == b'/')? + 1);
+    FilePath::parse(&[directory, INCREMENTAL_PREFIX.as_bytes(), name].concat()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +154,8 @@ mod tests {
             ("pg_tblspc/16400/PG_18_1/5/INCREMENTAL.16401.2", "pg_tblspc/16400/PG_18_1/5/16401.2"),
         ] {
             assert_eq!(whole(incremental).as_deref(), Some(expected));
+            let changes = incremental_path(&FilePath::parse(expected.as_bytes()).unwrap());
+            assert_eq!(changes.map(|path| path.to_string()).as_deref(), Some(incremental));
             let (one, other) = (file(incremental).unwrap(), file(expected).unwrap());
             assert_eq!(RelationFile { is_incremental: false, ..one }, other);
         }

@@ -5,7 +5,7 @@ use super::file_writer::FileWriter;
 use super::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::repository::FilePath;
-use crate::repository::incremental::{BLOCK_BYTES, HeaderReader};
+use crate::repository::incremental::{BLOCK_BYTES, HeaderReader, IncrementalError};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -62,8 +62,7 @@ impl BlockWriter {
     pub(super) fn take(&mut self, tree: &Tree, offset: u64, bytes: &[u8]) -> Result<Option<Listed>> {
         let mut found = None;
         if let Source::Begun(reader) = &mut self.source {
-            let unusable = |error| Error::new(Kind::Damaged, format!("{} cannot be used", self.whole)).because(error);
-            reader.push(bytes).map_err(unusable)?;
+            reader.push(bytes).map_err(|error| unusable(&self.whole, error))?;
             let Some(header) = reader.header().cloned() else { return Ok(None) };
             if self.level.wanted.is_none() {
                 let (path, bytes) = (tree.path_of(&self.whole), u64::from(header.whole_blocks()) * BLOCK_BYTES);
@@ -98,9 +97,7 @@ impl BlockWriter {
     pub(super) fn finish(&self) -> Result<()> {
         match &self.source {
             Source::Known(_) => Ok(()),
-            Source::Begun(_) => {
-                Err(Error::new(Kind::Damaged, format!("{} cannot be used: its header is cut", self.whole)))
-            }
+            Source::Begun(_) => Err(cut(&self.whole)),
         }
     }
 
@@ -108,4 +105,45 @@ impl BlockWriter {
     pub(super) fn whole(&self) -> &FilePath {
         &self.whole
     }
+}
+
+/// Makes a file of zeros that is as long as the whole one, which the header of an incremental one tells.
+pub(super) struct ZerosWriter {
+    whole: FilePath,
+    reader: HeaderReader,
+}
+
+impl ZerosWriter {
+    /// For the file at `whole`, of which a member has the changed blocks.
+    pub(super) fn new(whole: FilePath, member_bytes: u64) -> ZerosWriter {
+        ZerosWriter { whole, reader: HeaderReader::new(member_bytes) }
+    }
+
+    /// Takes the next bytes of the member.
+    pub(super) fn take(&mut self, tree: &Tree, bytes: &[u8]) -> Result<()> {
+        if self.reader.header().is_some() {
+            return Ok(());
+        }
+        self.reader.push(bytes).map_err(|error| unusable(&self.whole, error))?;
+        match self.reader.header() {
+            Some(header) => tree.put_zeros(&tree.path_of(&self.whole), u64::from(header.whole_blocks()) * BLOCK_BYTES),
+            None => Ok(()),
+        }
+    }
+
+    /// Says that the member, or the part that it begins in, ends here.
+    ///
+    /// # Errors
+    /// If its header was not complete.
+    pub(super) fn finish(&self) -> Result<()> {
+        self.reader.header().map(|_| ()).ok_or_else(|| cut(&self.whole))
+    }
+}
+
+fn unusable(whole: &FilePath, error: IncrementalError) -> Error {
+    Error::new(Kind::Damaged, format!("{whole} cannot be used")).because(error)
+}
+
+fn cut(whole: &FilePath) -> Error {
+    Error::new(Kind::Damaged, format!("{whole} cannot be used: its header is cut"))
 }

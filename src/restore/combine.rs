@@ -24,6 +24,11 @@ impl Listed {
         Listed { truncation_block: header.truncation_block, blocks }
     }
 
+    /// Of a file whose header was not read: anything may be left to older backups.
+    pub(super) fn unread() -> Listed {
+        Listed { truncation_block: u32::MAX, blocks: NumberSet::default() }
+    }
+
     /// The header again, for the rest of the file.
     pub(super) fn header(&self) -> IncrementalHeader {
         IncrementalHeader {

@@ -1,20 +1,96 @@
-//! Single small files out of a base backup, into memory.
+//! Single small files out of a base backup, and out of what it builds on, into memory.
 
-use super::stored::part_bytes;
+use super::combine::{Assembly, Combination, Content, Listed};
+use super::stored::{part_bytes, with_files};
 use crate::codec::{self, encryption};
 use crate::error::{Error, Kind, Result};
+use crate::repository::incremental::{BLOCK_BYTES, HeaderReader};
 use crate::repository::manifest::Manifest;
-use crate::repository::{BackupDocument, FilePath, Identity, Repository, Subject};
+use crate::repository::{BackupDocument, FilePath, Identity, Repository, Subject, incremental_path};
 use crate::runtime;
 
 /// The largest file that is read so: no catalogue of databases comes near.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
+/// The file at `path` as a restore of `document` writes it, together with `references`, the nearest first.
+///
+/// # Errors
+/// [`Kind::Damaged`] if they do not have it, whole.
+pub(super) async fn read_combined(
+    repository: &Repository,
+    (document, manifest): (&BackupDocument, &Manifest),
+    references: &[BackupDocument],
+    path: &str,
+) -> Result<Vec<u8>> {
+    let mut piece = read_piece(repository, (document, manifest), path).await?;
+    let Content::Listed(header) = &piece.content else { return Ok(piece.bytes) };
+    let whole_bytes = u64::from(header.whole_blocks()) * BLOCK_BYTES;
+    if whole_bytes > FILE_BYTES_MAX {
+        return Err(Error::new(Kind::Damaged, format!("{path} cannot have {whole_bytes} bytes")));
+    }
+    let mut whole = vec![0; whole_bytes as usize];
+    piece.copy_into(&mut whole, None);
+    let mut combination = Combination::of_newest(piece.listed());
+    for link in references {
+        let Some(assembly) = combination.file(&piece.path) else { break };
+        let (link, manifest) = (with_files(repository, link).await?, repository.read_manifest(link).await?);
+        piece = read_piece(repository, (&link, &manifest), path).await?;
+        piece.copy_into(&mut whole, Some(assembly));
+        combination.take_in(piece.listed());
+    }
+    Ok(whole)
+}
+
+/// What one backup has of a file.
+struct Piece {
+    /// Of the whole file.
+    path: FilePath,
+    content: Content,
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    fn listed(&self) -> Vec<(FilePath, Listed)> {
+        match &self.content {
+            Content::Listed(header) => vec![(self.path.clone(), Listed::of(header))],
+            Content::Whole(_) => Vec::new(),
+        }
+    }
+
+    fn copy_into(&self, whole: &mut [u8], assembly: Option<&Assembly>) {
+        for (range, place) in self.content.places(assembly, 0, self.bytes.len()) {
+            if let Some(to) = whole.get_mut(place as usize..place as usize + range.len()) {
+                to.copy_from_slice(&self.bytes[range]);
+            }
+        }
+    }
+}
+
+async fn read_piece(
+    repository: &Repository,
+    (document, manifest): (&BackupDocument, &Manifest),
+    path: &str,
+) -> Result<Piece> {
+    let damaged = |why: &str| Error::new(Kind::Damaged, format!("the file {path} of backup {} {why}", document.id));
+    let name = FilePath::parse(path.as_bytes()).map_err(|error| damaged("cannot be").because(error))?;
+    let changes = incremental_path(&name).filter(|changes| manifest.files.find(changes).is_some());
+    let Some(changes) = changes.filter(|_| document.reference.is_some()) else {
+        let bytes = read_file(repository, document, manifest, path).await?;
+        let blocks = u32::try_from(bytes.len() as u64 / BLOCK_BYTES).unwrap_or(u32::MAX);
+        return Ok(Piece { path: name, content: Content::Whole(blocks), bytes });
+    };
+    let bytes = read_file(repository, document, manifest, &changes.to_string()).await?;
+    let mut reader = HeaderReader::new(bytes.len() as u64);
+    let header = reader.push(&bytes).and_then(|()| reader.finish());
+    let header = header.map_err(|error| damaged("cannot be used").because(error))?;
+    Ok(Piece { path: name, content: Content::Listed(header), bytes })
+}
+
 /// The file at `path`, as the manifest lists it.
 ///
 /// # Errors
 /// [`Kind::Damaged`] if the backup does not have it, whole.
-pub(super) async fn read_file(
+async fn read_file(
     repository: &Repository,
     document: &BackupDocument,
     manifest: &Manifest,

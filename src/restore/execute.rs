@@ -142,7 +142,7 @@ pub async fn execute(
     }
     let prepared = preparation::prepare(repository, plan, options, destination, &progress).await?;
     let (files, bytes, selection) = (prepared.fetched_files(), prepared.written_bytes(plan), prepared.selection());
-    let Preparation { destination, manifest, comparison, databases, zeros, skipped, parts } = prepared;
+    let Preparation { destination, manifest, comparison, databases, zeros, skipped, parts, .. } = prepared;
     let again = |error: Error| match (error.hint_text(), error.kind()) {
         (None, Kind::Store | Kind::Local) => {
             error.hint("No server starts on what is there so far. The same command again goes on with it.")

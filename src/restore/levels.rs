@@ -9,6 +9,7 @@ use super::combine::Combination;
 use super::execute::{Phase, RestoreProgress};
 use super::label::{self, LABEL_FILE};
 use super::number_set::NumberSet;
+use super::older;
 use super::part::{Extracted, Source};
 use super::plan::Plan;
 use super::selection::Selection;
@@ -18,7 +19,7 @@ use super::verify::Verification;
 use crate::error::{Error, Kind, Result};
 use crate::repository::{BackupDocument, BackupFiles, BackupPart, FilePath, Repository, whole_path};
 use crate::runtime;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -67,17 +68,17 @@ impl Levels<'_> {
                 return Ok(());
             }
             let link = stored::with_files(self.repository, link).await?;
-            let is_incremental = link.reference.is_some();
-            let members = combination.members(&link.files, is_incremental).map_err(|missing| {
-                Error::new(Kind::Damaged, format!("backup {} has nothing of the file {missing}", link.id))
-                    .hint("The backups of this chain do not belong together. Try one before it (`seawall list`).")
-            })?;
-            let Needed { parts, verification } = Needed::of(self.repository, &link, members).await?;
+            let members = older::members(&combination, &link)?;
+            let Needed { parts, verification } = Needed::of(self.repository, &link, &members).await?;
             // Many, and of no use any more.
             let link = BackupDocument { files: BackupFiles::default(), ..link };
             self.spare(bytes_of(&link.parts) - bytes_of(&parts));
             let wanted = Arc::new(combination);
-            let level = Level { is_incremental, wanted: Some(Arc::clone(&wanted)), listed: Arc::default() };
+            let level = Level {
+                is_incremental: link.reference.is_some(),
+                wanted: Some(Arc::clone(&wanted)),
+                listed: Arc::default(),
+            };
             let compared = (verification, Selection::default());
             let extracted = self.write_level(&link, parts, Some(level), compared).await?;
             label::check(&held_label(extracted.label, &link)?.0, &link, references.get(index + 1))?;
@@ -153,32 +154,17 @@ struct Needed {
 
 impl Needed {
     /// For `members`, places in the list of files of `backup`.
-    async fn of(repository: &Repository, backup: &BackupDocument, mut members: NumberSet) -> Result<Needed> {
+    async fn of(repository: &Repository, backup: &BackupDocument, members: &NumberSet) -> Result<Needed> {
         let manifest = repository.read_manifest(backup).await?;
-        let mut indexes = BTreeSet::new();
         let mut wanted = NumberSet::default();
-        for (place, file) in backup.files.iter().enumerate() {
-            if file.path.as_bytes() == LABEL_FILE.as_bytes() {
-                members.insert(place);
-            }
-            if !members.contains(place) {
-                continue;
-            }
+        for file in members.iter().filter_map(|place| backup.files.get(place)) {
             let unknown = || {
                 let text = format!("the file {} of backup {} is not in the manifest", file.path, backup.id);
                 Error::new(Kind::Damaged, text).hint("Try an older backup (`seawall list`).")
             };
             wanted.insert(manifest.files.find(file.path).ok_or_else(unknown)?);
-            let first = file.part as usize;
-            let rest = backup.parts.get(first.saturating_add(1)..).unwrap_or_default().iter();
-            let rest = rest.take_while(|part| part.continues.as_ref().is_some_and(|from| file.path == from.path));
-            indexes.extend(first..=first.saturating_add(rest.count()));
         }
-        let parts: Option<Vec<BackupPart>> =
-            indexes.into_iter().map(|index| backup.parts.get(index).cloned()).collect();
-        let parts = parts.ok_or_else(|| {
-            Error::new(Kind::Damaged, format!("backup.json of {} names a part that it does not list", backup.id))
-        })?;
+        let parts = older::parts(backup, members)?;
         Ok(Needed { parts, verification: Verification::of_some(Arc::new(manifest), wanted) })
     }
 }

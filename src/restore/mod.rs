@@ -26,6 +26,7 @@ mod levels;
 mod local_wal;
 mod newest;
 mod number_set;
+mod older;
 mod part;
 mod pin;
 mod plan;

@@ -1,6 +1,6 @@
 //! One part of a base backup: checked, decompressed, written. CPU work and blocking calls.
 
-use super::blocks::{BlockWriter, Level};
+use super::blocks::{BlockWriter, Level, ZerosWriter};
 use super::combine::Listed;
 use super::file_writer::{self, FileWriter};
 use super::label::LABEL_FILE;
@@ -167,6 +167,8 @@ enum Sink {
     /// `pg_control`, or else `backup_label`.
     Held(Vec<u8>, u32),
     Nothing,
+    /// Passed over, and as long as its header says.
+    Zeros(ZerosWriter),
     /// Not even looked at.
     Skipped,
 }
@@ -208,7 +210,7 @@ impl Writer<'_> {
         let name = path.to_string();
         let is_held = name == CONTROL_FILE && !self.is_older() || name == LABEL_FILE && self.source.level.is_some();
         let sink = if self.source.selection.skips(&path) {
-            Sink::Skipped
+            self.passed_over(&path, start, file_bytes)
         } else if is_held && start == 0 && file_bytes <= HELD_BYTES_MAX {
             Sink::Held(Vec::new(), mode.unwrap_or(0o600))
         } else if is_held {
@@ -225,6 +227,14 @@ impl Writer<'_> {
         };
         self.open = Some(Open { path, sink, start, bytes: 0, crc32c: 0, file_bytes });
         Ok(())
+    }
+
+    /// Of a file that is passed over, nobody but the header of an incremental one knows how long it is.
+    fn passed_over(&self, path: &FilePath, start: u64, file_bytes: u64) -> Sink {
+        match whole_path(path).filter(|_| self.source.level.is_some() && start == 0) {
+            Some(whole) => Sink::Zeros(ZerosWriter::new(whole, file_bytes)),
+            None => Sink::Skipped,
+        }
     }
 
     /// True for a backup of which nothing is taken but blocks that newer ones lack.
@@ -260,6 +270,7 @@ impl Writer<'_> {
             }
             Sink::Held(held, _) => held.extend_from_slice(bytes),
             Sink::Nothing => {}
+            Sink::Zeros(writer) => return writer.take(self.tree, bytes),
             Sink::Skipped => return Ok(()),
         }
         open.bytes += bytes.len() as u64;
@@ -268,10 +279,12 @@ impl Writer<'_> {
     }
 
     fn end_file(&mut self) -> Result<()> {
-        let open = self.open.take().filter(|open| !matches!(open.sink, Sink::Skipped));
-        let Some(open) = open else { return Ok(()) };
-        if let Sink::Blocks(writer) = &open.sink {
-            writer.finish()?;
+        let Some(open) = self.open.take() else { return Ok(()) };
+        match &open.sink {
+            Sink::Skipped => return Ok(()),
+            Sink::Zeros(writer) => return writer.finish(),
+            Sink::Blocks(writer) => writer.finish()?,
+            Sink::File(_) | Sink::Held(..) | Sink::Nothing => {}
         }
         if let Sink::Held(bytes, mode) = open.sink {
             let is_label = open.path.as_bytes() == LABEL_FILE.as_bytes();

@@ -3,10 +3,11 @@
 use super::database::{self, Choice, Database, SHARED_MAP};
 use super::delta::{self, Compared, Comparison, Removed};
 use super::destination::Destination;
-use super::excerpt::read_file;
+use super::excerpt::read_combined;
 use super::execute::{Phase, RestoreOptions, RestoreProgress};
 use super::ground::Ground;
 use super::number_set::NumberSet;
+use super::older::{self, Expected};
 use super::part::NOT_WRITTEN;
 use super::plan::Plan;
 use super::room::Room;
@@ -14,7 +15,7 @@ use super::selection::Selection;
 use super::stored;
 use crate::error::{Error, Kind, Result};
 use crate::repository::manifest::{FileCheck, Manifest};
-use crate::repository::{BackupPart, FilePath, FilePathRef, Repository};
+use crate::repository::{BackupPart, FilePath, FilePathRef, Repository, whole_path};
 use crate::runtime;
 use serde::Serialize;
 use std::fmt;
@@ -32,12 +33,14 @@ pub(super) struct Preparation {
     pub(super) comparison: Comparison,
     /// Which databases, if not all of them.
     pub(super) databases: Option<Choice>,
-    /// Files of the others, by their places in the manifest.
+    /// Files of the others, by their places in the manifest; without incremental ones, whose length comes with them.
     pub(super) zeros: NumberSet,
     /// Files that are not fetched, by their places in the manifest.
     pub(super) skipped: NumberSet,
     /// The parts to fetch.
     pub(super) parts: Vec<BackupPart>,
+    /// What comes from backups that it builds on.
+    older: Expected,
 }
 
 impl Preparation {
@@ -59,9 +62,9 @@ impl Preparation {
 
     /// Bytes of the files that will be written.
     pub(super) fn written_bytes(&self, plan: &Plan) -> u64 {
-        match plan.references.is_empty() {
-            true => self.fetched().map(|(_, check)| check.size_bytes).fold(0, u64::saturating_add),
-            // Of an incremental backup the manifest has only what it sent.
+        // Of an incremental backup the manifest has only what it sent.
+        match plan.references.is_empty() || self.databases.is_some() {
+            true => self.fetched().map(|(_, check)| check.size_bytes).fold(self.older.bytes, u64::saturating_add),
             false => plan.backup.plain_bytes.saturating_sub(self.comparison.kept_bytes),
         }
     }
@@ -81,24 +84,34 @@ pub(super) async fn prepare(
     let manifest = Arc::new(repository.read_manifest(&plan.document).await?);
     let databases = choose_databases(repository, plan, &manifest, &options.databases).await?;
     let is_emptied = |path| databases.as_ref().is_some_and(|choice| choice.is_emptied(path));
-    let zeros: NumberSet =
-        manifest.files.iter().filter(|(_, path, _)| is_emptied(*path)).map(|(place, ..)| place).collect();
+    let emptied = || manifest.files.iter().filter(|(_, path, _)| is_emptied(*path));
+    let passed_over: NumberSet = emptied().map(|(place, ..)| place).collect();
+    let is_chain = !plan.references.is_empty();
+    let zeros = emptied().filter(|(_, path, _)| !is_chain || whole_path(*path).is_none()).map(|(place, ..)| place);
+    let zeros = zeros.collect();
     let comparison = match destination.ground {
         Ground::Empty => Comparison::default(),
-        _ => compare(&destination, &manifest, &zeros, plan, progress).await?,
+        _ => compare(&destination, &manifest, &passed_over, plan, progress).await?,
     };
     let mut skipped = comparison.kept.clone();
     if !skipped.is_empty() {
         let not_written = NOT_WRITTEN.iter().filter_map(|name| FilePath::parse(name.as_bytes()).ok());
         skipped.extend(not_written.filter_map(|name| manifest.files.find(&name)));
     }
-    skipped.extend(zeros.iter());
-    let mut prepared = Preparation { destination, manifest, comparison, databases, zeros, skipped, parts: Vec::new() };
+    skipped.extend(passed_over.iter());
+    let (parts, older) = (Vec::new(), Expected::default());
+    let mut prepared = Preparation { destination, manifest, comparison, databases, zeros, skipped, parts, older };
     prepared.parts = needed_parts(repository, plan, &prepared.selection()).await?;
     let mut room = Room::new(&prepared.destination, plan.segment_bytes);
     prepared.fetched().for_each(|(path, check)| room.add(&prepared.destination, path, check.size_bytes));
-    // What an incremental backup leaves out may belong anywhere.
-    room.add_of_references(plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes));
+    if is_chain {
+        let incomplete = prepared.fetched().filter_map(|(path, _)| whole_path(path)).collect();
+        let see = |path: FilePathRef<'_>, bytes| room.add_older(&prepared.destination, path, bytes);
+        let expected = older::expect(repository, &plan.references, incomplete, see).await?;
+        let left_out = plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes);
+        room.limit_older(left_out);
+        prepared.older = Expected { bytes: expected.bytes.min(left_out), ..expected };
+    }
     prepared.comparison.freed.iter().for_each(|(path, bytes)| room.free(&prepared.destination, path.view(), *bytes));
     room.add_wal(options.wal.segments(plan)?.len() as u64 * plan.segment_bytes);
     room.check()?;
@@ -159,16 +172,12 @@ async fn choose_databases(
         let text = "the server ran with full_page_writes = off: recovery needs every database's pages";
         return Err(Error::new(Kind::Refused, text).hint("Restore without --database."));
     }
-    if !plan.references.is_empty() {
-        let text = format!("{} is an incremental backup: single databases are restored from full ones", plan.backup.id);
-        return Err(Error::new(Kind::Refused, text)
-            .hint("Name a full one with --backup (`seawall list`), or restore without --database."));
-    }
     let document = stored::with_files(repository, &plan.document).await?;
-    let map = read_file(repository, &document, manifest, SHARED_MAP).await?;
+    let read = async |path: &str| read_combined(repository, (&document, manifest), &plan.references, path).await;
+    let map = read(SHARED_MAP).await?;
     let catalogue = database::catalogue_file(&map, database::PG_DATABASE)
         .ok_or_else(|| Error::new(Kind::Damaged, format!("{SHARED_MAP} of the backup cannot be read")))?;
-    let heap = read_file(repository, &document, manifest, &catalogue).await?;
+    let heap = read(&catalogue).await?;
     Choice::new(wanted, &database::rows(&heap), manifest.files.iter().map(|(_, path, _)| path)).map(Some)
 }
 
@@ -208,20 +217,14 @@ pub async fn preview(
 ) -> Result<Preview> {
     let prepared = prepare(repository, plan, options, Destination::check(plan, options)?, &progress).await?;
     let (written_files, written_bytes) = (prepared.fetched_files(), prepared.written_bytes(plan));
-    let Preparation { destination, comparison, databases, parts, .. } = prepared;
+    let Preparation { destination, comparison, databases, parts, older, .. } = prepared;
     Ok(Preview {
         destination,
         kept_files: comparison.kept.len(),
         kept_bytes: comparison.kept_bytes,
         written_files,
         written_bytes,
-        fetched_bytes: plan
-            .references
-            .iter()
-            .flat_map(|link| &link.parts)
-            .chain(&parts)
-            .map(|part| part.stored_bytes)
-            .sum(),
+        fetched_bytes: parts.iter().map(|part| part.stored_bytes).fold(older.stored_bytes, u64::saturating_add),
         removed: comparison.removed,
         emptied: databases.map(|choice| choice.emptied).unwrap_or_default(),
         warnings: comparison.warnings,

@@ -21,6 +21,8 @@ const DISK_BLOCK_BYTES: u64 = 4096;
 pub(super) struct Room {
     /// Bytes by directory: the data directory, its WAL, the tablespaces.
     needs: Vec<(PathBuf, u64)>,
+    /// In the same places, what the backups give that an incremental one builds on.
+    older: Vec<u64>,
     /// Bytes in the first two for WAL, counted in.
     recovery_bytes: u64,
 }
@@ -34,21 +36,29 @@ impl Room {
             [(data.clone(), BATCH_BYTES), (data.join(WAL_DIRECTORY), SEGMENTS_KEPT.saturating_mul(segment_bytes))];
         let recovery_bytes = own.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let tablespaces = destination.tablespaces.iter().map(|tablespace| (tablespace.to.clone(), 0));
-        Room { needs: own.into_iter().chain(tablespaces).collect(), recovery_bytes }
+        let needs: Vec<_> = own.into_iter().chain(tablespaces).collect();
+        Room { older: vec![0; needs.len()], needs, recovery_bytes }
     }
 
     /// A file of the backup that will be written.
     pub(super) fn add(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
-        if let Some(needed) = self.place(destination, path) {
+        if let Some((_, needed)) = self.needs.get_mut(place(destination, path)) {
             let bytes = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
             *needed = needed.saturating_add(bytes);
         }
     }
 
-    /// What the backups give that an incremental one builds on: it may belong anywhere, and counts for the data directory.
-    pub(super) fn add_of_references(&mut self, bytes: u64) {
-        if let Some((_, needed)) = self.needs.first_mut() {
+    /// Bytes that an older backup has of a file of which the newest has only changes.
+    pub(super) fn add_older(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
+        if let Some(needed) = self.older.get_mut(place(destination, path)) {
             *needed = needed.saturating_add(bytes);
+        }
+    }
+
+    /// All older backups are seen. They have the same blocks more than once, and give so many bytes together at most.
+    pub(super) fn limit_older(&mut self, bytes_max: u64) {
+        for ((_, needed), older) in self.needs.iter_mut().zip(&mut self.older) {
+            *needed = needed.saturating_add(std::mem::take(older).min(bytes_max));
         }
     }
 
@@ -62,18 +72,9 @@ impl Room {
 
     /// A file that will be removed before, with what it takes on the disk.
     pub(super) fn free(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
-        if let Some(needed) = self.place(destination, path) {
+        if let Some((_, needed)) = self.needs.get_mut(place(destination, path)) {
             *needed = needed.saturating_sub(bytes);
         }
-    }
-
-    fn place(&mut self, destination: &Destination, path: FilePathRef<'_>) -> Option<&mut u64> {
-        let tablespace = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
-        let place = match tablespace {
-            Some(index) => index + 2,
-            None => usize::from(path.is_within(WAL_DIRECTORY)),
-        };
-        self.needs.get_mut(place).map(|(_, needed)| needed)
     }
 
     /// Fails if a file system has less room than is needed on it.
@@ -122,7 +123,66 @@ impl Room {
     }
 }
 
+/// Where a file lies, by the order of the places.
+fn place(destination: &Destination, path: FilePathRef<'_>) -> usize {
+    let tablespace = destination.tablespaces.iter().position(|it| path.is_within(&format!("pg_tblspc/{}", it.oid)));
+    match tablespace {
+        Some(index) => index + 2,
+        None => usize::from(path.is_within(WAL_DIRECTORY)),
+    }
+}
+
 /// The part of the path that is there.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::destination::TablespaceDestination;
+    use super::super::ground::Ground;
+    use super::*;
+    use crate::repository::FilePath;
+
+    /// A data directory and two tablespaces.
+    fn destination() -> Destination {
+        let tablespace = |oid: u32| TablespaceDestination {
+            oid,
+            from: format!("/srv/{oid}"),
+            to: format!("/new/{oid}").into(),
+            in_place: false,
+        };
+        Destination {
+            data: "/new/data".into(),
+            ground: Ground::Empty,
+            control: None,
+            tablespaces: [16_384, 16_385].map(tablespace).to_vec(),
+            creates: Vec::new(),
+            owner: None,
+            directory_mode: 0o700,
+        }
+    }
+
+    #[test]
+    fn every_file_counts_in_its_own_place_once_however_many_backups_have_it() {
+        let destination = destination();
+        let path = |name: &str| FilePath::parse(name.as_bytes()).unwrap();
+        let mut room = Room::new(&destination, 1 << 20);
+        let recovery: Vec<u64> = room.needs.iter().map(|(_, bytes)| *bytes).collect();
+        assert_eq!((recovery[1], &recovery[2..]), (4 << 20, &[0, 0][..]));
+        // Given files that will be written, whole blocks of the disk each
+        room.add(&destination, path("base/5/1259").view(), 10_000);
+        room.add(&destination, path("pg_wal/archive_status/x").view(), 1);
+        room.add(&destination, path("pg_tblspc/16384/PG_18_1/5/16390").view(), 1 << 20);
+        // and what older backups have of some, which is more than they give
+        for _ in 0..2 {
+            room.add_older(&destination, path("pg_tblspc/16385/PG_18_1/5/16391").view(), 5 << 20);
+        }
+        room.add_older(&destination, path("base/5/1260").view(), 1 << 20);
+        room.limit_older(8 << 20);
+        // and one that goes, which is more than what comes in its place.
+        room.free(&destination, path("pg_tblspc/16384/PG_18_1/5").view(), 2 << 20);
+        let needs: Vec<u64> = room.needs.iter().zip(recovery).map(|((_, bytes), own)| bytes - own).collect();
+        assert_eq!(needs, [(1 << 20) + 12_288, 4096, 0, 8 << 20]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::number_set::NumberSet;
 use crate::repository::manifest::Manifest;
-use crate::repository::{BackupFiles, BackupPart, FilePathRef};
+use crate::repository::{BackupFiles, BackupPart, FilePathRef, whole_path};
 use std::sync::Arc;
 
 /// Files that are not fetched: they are there, or are made in another way. By itself: none.
@@ -32,20 +32,22 @@ impl Selection {
         skipped.manifest.files.find(path).is_some_and(|place| skipped.places.contains(place))
     }
 
-    /// The parts to fetch, by their index: those with a file that is not skipped, and those in which no file is known to
-    /// be, which may hold directories alone.
+    /// The parts to fetch, by their index: those with a file that is not skipped, those in which no file is known to be,
+    /// which may hold directories alone, and those in which an incremental file begins, of which the length is needed.
     pub(super) fn parts(&self, parts: &[BackupPart], files: &BackupFiles) -> Vec<usize> {
         let (mut known, mut wanted) = (vec![false; parts.len()], vec![false; parts.len()]);
-        let mut see = |part: usize, path: FilePathRef<'_>| {
+        let mut see = |part: usize, is_wanted: bool| {
             if let (Some(known), Some(wanted)) = (known.get_mut(part), wanted.get_mut(part)) {
                 *known = true;
-                *wanted = *wanted || !self.skips(path);
+                *wanted = *wanted || is_wanted;
             }
         };
-        files.iter().for_each(|file| see(file.part as usize, file.path));
+        for file in files.iter() {
+            see(file.part as usize, !self.skips(file.path) || whole_path(file.path).is_some());
+        }
         for (index, part) in parts.iter().enumerate() {
             if let Some(from) = &part.continues {
-                see(index, from.path.view());
+                see(index, !self.skips(&from.path));
             }
         }
         (0..parts.len()).filter(|&index| wanted[index] || !known[index]).collect()
@@ -95,5 +97,19 @@ mod tests {
         assert_eq!(needed(&["a", "large"]), [0, 3, 4]);
         assert_eq!(needed(&["a", "b", "c", "large"]), [4]);
         assert_eq!(needed(&["unknown", "c"]), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn of_an_incremental_file_that_is_passed_over_the_beginning_is_needed_for_its_length() {
+        // Given one over two parts, the second of which holds nothing else, and a whole file in a third
+        let (changes, whole) = ("base/16400/INCREMENTAL.16385", "base/16400/16390");
+        let parts = [part(1, None), part(2, Some(changes)), part(3, None)];
+        let file = |name: &str, part| BackupFile { path: path(name), part, offset: 0, bytes: 1 };
+        let files: BackupFiles = [file(changes, 0), file(whole, 2)].into_iter().collect();
+        let listed = [changes, whole].map(|name| (name.to_owned(), FileCheck { size_bytes: 1, crc32c: 0 }));
+        let need = WalNeed { timeline: TimelineId(1), start: Lsn(1), end: Lsn(2) };
+        let manifest = Arc::new(Manifest::parse(manifest(None, &listed, &[need]).as_bytes()).unwrap());
+        let all = [changes, whole].iter().map(|name| manifest.files.find(&path(name)).unwrap()).collect();
+        assert_eq!(Selection::without(manifest, all).parts(&parts, &files), [0]);
     }
 }
