@@ -4,23 +4,21 @@
 mod support;
 
 use async_trait::async_trait;
-use seawall::backup::{
-    BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, WalWaiter, take, take_incremental,
-};
+use seawall::backup::{BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, WalWaiter, take_incremental};
 use seawall::codec::Compression;
 use seawall::error::Result;
-use seawall::postgres::{Client, ConnInfo, Mode};
-use seawall::repository::{BackupDocument, Findings, Layout, Repository, WalNeed, WalReader, Writer};
+use seawall::repository::{BackupDocument, Layout, Repository, WalNeed, WalReader, Writer};
 use seawall::runtime::Clock;
 use seawall::scratch::{Server, ServerOptions, StopMode};
-use seawall::store::{FileStore, MemoryStore};
+use seawall::store::FileStore;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::postgres::{Postgres, programs, row_digests, scratch_directory};
+use support::pages::assert_sound_pages;
+use support::postgres::{Postgres, connect, programs, row_digests, scratch_directory};
 use support::program::{Running, Seawall, path_for_server};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
@@ -239,10 +237,6 @@ fn archiver(server: &Server, places: &TempDir, recipients: Option<&str>) -> Runn
     }
 }
 
-async fn connect(conninfo: &str) -> Client {
-    Client::connect(&ConnInfo::parse(conninfo, &|_| None).unwrap(), Mode::Physical, &[]).await.unwrap()
-}
-
 /// What every database holds.
 async fn digests(server: &Server) -> BTreeMap<String, BTreeMap<String, (u64, String)>> {
     let databases = server.sql("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1").await.unwrap();
@@ -251,39 +245,6 @@ async fn digests(server: &Server) -> BTreeMap<String, BTreeMap<String, (u64, Str
         digests.insert(database.clone(), row_digests(server, &database).await);
     }
     digests
-}
-
-/// For a backup whose WAL nobody needs.
-#[derive(Debug)]
-struct Unneeded;
-
-#[async_trait]
-impl WalWaiter for Unneeded {
-    async fn wait_covered(&self, _: &[WalNeed]) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Has every page of a server looked at: by the server itself, and by a base backup into memory.
-async fn assert_sound_pages(server: &Server) {
-    server.sql("CHECKPOINT").await.unwrap();
-    let mut client = connect(&server.conninfo()).await;
-    assert_eq!(client.show("data_checksums").await.unwrap(), "on");
-    let layout = Layout::new("look", client.wal_segment_size().await.unwrap(), Compression::Lz4);
-    let system_identifier = client.identify_system().await.unwrap().system_identifier;
-    let writer = Writer::new(Arc::new(MemoryStore::new()), layout, system_identifier);
-    let (progress, _) = watch::channel(BackupProgress::default());
-    let (options, clock) = (BackupOptions::default(), Clock::system());
-    let again = || async { Ok(connect(&server.conninfo()).await) };
-    let looked = Box::pin(take(again, &writer, &options, &clock, &Unneeded, progress)).await.unwrap();
-    assert_eq!(looked.findings, Findings::default(), "pages of a restored server");
-    // And indexes against their tables.
-    server.sql("CREATE EXTENSION IF NOT EXISTS amcheck").await.unwrap();
-    let check = "SELECT count(bt_index_check(c.oid, true)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
-                 JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisvalid";
-    server.sql(check).await.unwrap();
-    let heaps = "SELECT count(*) FROM pg_class c, verify_heapam(c.oid) WHERE c.relkind IN ('r', 't', 'm')";
-    assert_eq!(server.sql(heaps).await.unwrap()[0][0].as_deref(), Some("0"), "verify_heapam found something");
 }
 
 /// How many files of a backup hold changes only, and how many of them go on in another part.

@@ -13,6 +13,7 @@
 pub mod archiver;
 pub mod metrics;
 pub mod oracle;
+pub mod pages;
 pub mod postgres;
 pub mod printed;
 pub mod program;

@@ -1,5 +1,6 @@
 //! Real PostgreSQL servers of every supported major version, load for them, and what they hold.
 
+use seawall::postgres::{Client, ConnInfo, Mode};
 use seawall::scratch::{Programs, Server, ServerOptions, Unprivileged};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -110,6 +111,11 @@ impl std::ops::DerefMut for Postgres {
     fn deref_mut(&mut self) -> &mut Server {
         &mut self.server
     }
+}
+
+/// A replication connection.
+pub async fn connect(conninfo: &str) -> Client {
+    Client::connect(&ConnInfo::parse(conninfo, &|_| None).unwrap(), Mode::Physical, &[]).await.unwrap()
 }
 
 /// `pgbench` of PostgreSQL 15 against any version, on the database `postgres`.
