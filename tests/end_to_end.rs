@@ -6,9 +6,10 @@ mod s3;
 mod support;
 
 use s3::S3Server;
-use seawall::scratch::{Server, ServerOptions};
+use seawall::scratch::{Server, ServerOptions, StopMode};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::pages::assert_sound_pages;
 use support::postgres::{
     DEBIAN, Load, Postgres, SERVER_VERSIONS, pgbench_tables, pgbench_transactions, programs, row_digests,
     scratch_directory,
@@ -121,55 +122,86 @@ async fn every_major_version_restores_to_latest_time_lsn_xid_and_name() {
 }
 
 async fn main_loop(version: u32) {
-    // Given a server with a tablespace and pgbench's tables, archived
-    let mut scene = Scene::new(version, ServerOptions::default()).await;
+    // Given a server with page checksums, a tablespace, pgbench's tables and a second database, archived
+    let mut scene = Scene::new(version, ServerOptions { data_checksums: true, ..ServerOptions::default() }).await;
     let space = scene.server.side_directory("space");
     scene.server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
     scene.spaces.push(space);
     pgbench_tables(&scene.server, 1).await;
     scene.server.sql("CREATE TABLE marks (id serial, what text); CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS n").await.unwrap();
+    scene.server.sql("CREATE DATABASE aside").await.unwrap();
+    let aside = scene.server.connect("aside").await.unwrap();
+    aside.sql("CREATE TABLE rows AS SELECT n, md5(n::text) FROM generate_series(1, 20000) n").await.unwrap();
     let archiver = scene.run();
     scene.settle().await;
     // and a base backup, taken under load
     let load = Load::start(&scene.server, 2);
     scene.seawall(&["backup", "--fast"]).run_ok().await;
     load.stop();
+    let clients = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+    wait_for("the load to end", PATIENCE, async || (scene.server.value(clients).await == "0").then_some(())).await;
     // When things are committed one after the other
     let sql = |text: &'static str| scene.server.sql(text);
+    let digests = || row_digests(&scene.server, "postgres");
     sql("INSERT INTO marks (what) VALUES ('first')").await.unwrap();
     let time = scene
         .server
         .value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
         .await;
     sql("SELECT pg_create_restore_point('before the second')").await.unwrap();
+    let first = digests().await;
     let xid = scene.server.value("INSERT INTO marks (what) VALUES ('second') RETURNING txid_current()").await;
+    let second = digests().await;
     let lsn = scene.server.value("SELECT pg_current_wal_insert_lsn()").await;
     sql("INSERT INTO marks (what) VALUES ('third')").await.unwrap();
-    pgbench_transactions(&scene.server, 200).await;
-    let digests = row_digests(&scene.server, "postgres").await;
+    pgbench_transactions(&scene.server, 100).await;
     scene.settle().await;
-    // and the archiver is killed without warning
+    // and the archiver is killed without warning, and goes on encrypted, by Zstandard, with a second backup,
     drop(archiver);
-    // Then every kind of target gives exactly what it should
-    let cases: [(&str, Vec<&str>, &[&str]); 5] = [
-        ("end", vec!["--to-end"], &["first", "second", "third"]),
-        ("time", vec!["--to", &time], &["first"]),
-        ("name", vec!["--to-name", "before the second"], &["first"]),
-        ("xid", vec!["--to-xid", &xid], &["first", "second"]),
+    let (key, public) = keygen(scene.places.path(), "key").await;
+    scene.server.user().give_all(&key).unwrap();
+    let sealed = |command: &[&str]| {
+        scene.seawall(&[command, &["--compression", "zstd"]].concat()).env("SEAWALL_RECIPIENTS", &public)
+    };
+    let archiver = sealed(&["run", "--listen", "off"]).start();
+    sealed(&["backup", "--fast"]).run_ok().await;
+    sql("INSERT INTO marks (what) VALUES ('fourth')").await.unwrap();
+    aside.sql("UPDATE rows SET n = -n WHERE n % 100 = 0").await.unwrap();
+    pgbench_transactions(&scene.server, 100).await;
+    let end = digests().await;
+    scene.settle().await;
+    // and is killed again
+    drop(archiver);
+    // Then every kind of target gives exactly what it should, in a new directory or over what another one came to
+    let cases = [
+        ("one", vec!["--to-end"], &end),
+        ("two", vec!["--to", &time], &first),
+        ("two", vec!["--to-xid", &xid, "--delta"], &second),
+        ("two", vec!["--to-name", "before the second", "--delta"], &first),
         // The first record there belongs to the third, and is not its commit.
-        ("lsn", vec!["--to-lsn", &lsn], &["first", "second"]),
+        ("one", vec!["--to-lsn", &lsn, "--delta"], &second),
+        // Without the transaction itself
+        ("one", vec!["--to-xid", &xid, "--to-exclusive", "--delta"], &first),
     ];
+    let identity = ["--identity", key.to_str().unwrap()];
     for (name, target, expected) in cases {
-        let restored = scene.restored(name, &target).await;
-        let found = marks(&restored).await;
-        assert_eq!(found, expected, "PostgreSQL {version}, restored to {target:?}");
-        if name == "end" {
-            assert_eq!(row_digests(&restored, "postgres").await, digests, "PostgreSQL {version}: rows differ");
-        }
+        let mut restored = scene.restored(name, &[&target[..], &identity].concat()).await;
+        let found = row_digests(&restored, "postgres").await;
+        assert_eq!(found, *expected, "PostgreSQL {version}, restored to {target:?}: {:?}", marks(&restored).await);
+        assert_sound_pages(&restored).await;
+        restored.stop(StopMode::Fast).await.unwrap();
     }
-    // and with --to-exclusive the transaction itself is left out
-    let restored = scene.restored("without", &["--to-xid", &xid, "--to-exclusive"]).await;
-    assert_eq!(marks(&restored).await, ["first"]);
+    // and so does one database alone, the other of which is dropped by what is said.
+    let one = ["--to-end", "--delta", "--database", "postgres"];
+    let said = scene.restoring("one", &[&one[..], &identity].concat()).run_ok().await.stdout;
+    let restored = scene.open(&scene.places.path().join("one")).await;
+    assert_eq!(row_digests(&restored, "postgres").await, end, "PostgreSQL {version}, one database");
+    assert_sound_pages(&restored).await;
+    for statement in said.lines().map(str::trim).filter(|line| line.ends_with(';')) {
+        restored.sql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    assert_eq!(restored.sql("SELECT 1 FROM pg_database WHERE datname = 'aside'").await.unwrap().len(), 0, "{said}");
+    drop(aside);
     scene.server.kill().await.unwrap();
 }
 
@@ -480,43 +512,41 @@ async fn after_a_restore_the_archive_goes_on_on_the_new_timeline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_server_is_set_back_by_a_delta_that_fetches_what_differs() {
-    for version in [13, 18] {
-        // Given a restored server with a tablespace, that has lived on since and was stopped
-        let mut scene = Scene::new(version, ServerOptions::default()).await;
-        let space = scene.server.side_directory("space");
-        scene.server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
-        scene.spaces.push(space);
-        pgbench_tables(&scene.server, 1).await;
-        scene.server.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS n").await.unwrap();
-        let archiver = scene.run();
-        scene.settle().await;
-        scene.seawall(&["backup", "--fast"]).run_ok().await;
-        pgbench_transactions(&scene.server, 100).await;
-        let digests = row_digests(&scene.server, "postgres").await;
-        scene.settle().await;
-        drop(archiver);
-        let mut lived = scene.restored("data", &["--to-end"]).await;
-        lived.sql("CREATE TABLE more TABLESPACE apart AS SELECT generate_series(1, 1000) AS n; TRUNCATE far; DROP TABLE pgbench_history").await.unwrap();
-        lived.sql("CREATE DATABASE another").await.unwrap();
-        let into = scene.places.path().join("data");
-        // Then it is not restored over while it runs, or unasked
-        let refused = scene.restoring("data", &["--delta"]).run_err(6).await;
-        assert!(refused.stderr.contains("postmaster.pid"), "{}", refused.stderr);
-        lived.stop(seawall::scratch::StopMode::Fast).await.unwrap();
-        drop(lived);
-        let refused = scene.restoring("data", &[]).run_err(6).await;
-        assert!(refused.stderr.contains("--delta"), "{}", refused.stderr);
-        // and a dry run says what would go, and leaves it
-        let said = scene.restoring("data", &["--delta", "--dry-run"]).run_ok().await.stdout;
-        assert!(said.contains("replaces     the stopped cluster") && said.contains("removes "), "{said}");
-        assert!(into.join("global/pg_control").exists());
-        // When it is, then the rows are as they were
-        let said = scene.restoring("data", &["--delta", "--to-end"]).run_ok().await.stdout;
-        assert!(said.contains("that were there and equal"), "{said}");
-        let again = scene.open(&into).await;
-        assert_eq!(row_digests(&again, "postgres").await, digests, "PostgreSQL {version}");
-        assert_eq!(again.sql("SELECT 1 FROM pg_database WHERE datname = 'another'").await.unwrap().len(), 0);
-    }
+    // Given a restored server with a tablespace, that has lived on since and was stopped
+    let mut scene = Scene::new(DEBIAN, ServerOptions::default()).await;
+    let space = scene.server.side_directory("space");
+    scene.server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
+    scene.spaces.push(space);
+    pgbench_tables(&scene.server, 1).await;
+    scene.server.sql("CREATE TABLE far TABLESPACE apart AS SELECT generate_series(1, 1000) AS n").await.unwrap();
+    let archiver = scene.run();
+    scene.settle().await;
+    scene.seawall(&["backup", "--fast"]).run_ok().await;
+    pgbench_transactions(&scene.server, 100).await;
+    let digests = row_digests(&scene.server, "postgres").await;
+    scene.settle().await;
+    drop(archiver);
+    let mut lived = scene.restored("data", &["--to-end"]).await;
+    lived.sql("CREATE TABLE more TABLESPACE apart AS SELECT generate_series(1, 1000) AS n; TRUNCATE far; DROP TABLE pgbench_history").await.unwrap();
+    lived.sql("CREATE DATABASE another").await.unwrap();
+    let into = scene.places.path().join("data");
+    // Then it is not restored over while it runs, or unasked
+    let refused = scene.restoring("data", &["--delta"]).run_err(6).await;
+    assert!(refused.stderr.contains("postmaster.pid"), "{}", refused.stderr);
+    lived.stop(StopMode::Fast).await.unwrap();
+    drop(lived);
+    let refused = scene.restoring("data", &[]).run_err(6).await;
+    assert!(refused.stderr.contains("--delta"), "{}", refused.stderr);
+    // and a dry run says what would go, and leaves it
+    let said = scene.restoring("data", &["--delta", "--dry-run"]).run_ok().await.stdout;
+    assert!(said.contains("replaces     the stopped cluster") && said.contains("removes "), "{said}");
+    assert!(into.join("global/pg_control").exists());
+    // When it is, then the rows are as they were
+    let said = scene.restoring("data", &["--delta", "--to-end"]).run_ok().await.stdout;
+    assert!(said.contains("that were there and equal"), "{said}");
+    let again = scene.open(&into).await;
+    assert_eq!(row_digests(&again, "postgres").await, digests);
+    assert_eq!(again.sql("SELECT 1 FROM pg_database WHERE datname = 'another'").await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
