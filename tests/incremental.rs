@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use seawall::backup::{BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, WalWaiter, take_incremental};
 use seawall::codec::Compression;
 use seawall::error::Result;
-use seawall::repository::{BackupDocument, Layout, Repository, WalNeed, WalReader, Writer};
+use seawall::repository::{BackupDocument, BackupPart, Layout, Repository, WalNeed, WalReader, Writer};
 use seawall::runtime::Clock;
 use seawall::scratch::{Server, ServerOptions, StopMode};
 use seawall::store::FileStore;
@@ -174,6 +174,16 @@ impl Scene {
         serde_json::from_slice(&std::fs::read(self.folder(backup).join("backup.json")).unwrap()).unwrap()
     }
 
+    /// The last part of a full backup in which a table goes on.
+    async fn part_of(&self, backup: &Value, table: &str) -> PathBuf {
+        let table = self.server.value(&format!("SELECT pg_relation_filepath('{table}')")).await;
+        let document = self.document(backup);
+        let goes_on = |part: &&BackupPart| part.continues.as_ref().is_some_and(|from| from.path.to_string() == table);
+        let name = document.parts.iter().rfind(goes_on).expect("it is in several parts").name.to_string();
+        let mut files = std::fs::read_dir(self.folder(backup)).unwrap().map(|entry| entry.unwrap().path());
+        files.find(|path| path.file_name().unwrap().to_string_lossy().starts_with(&name)).expect("the part is stored")
+    }
+
     /// Takes an incremental backup by the library.
     async fn take(&self, options: BackupOptions, meddler: Option<Meddler>) -> Result<BackupDocument, NotIncremental> {
         let mut client = connect(&self.server.conninfo()).await;
@@ -334,15 +344,32 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
 
     // Then each of the three restores to the same end, page by page
     for (name, backup) in [("second", &second), ("first", &first), ("full", &full)] {
-        let restored = scene.restored(name, &["--backup", backup["id"].as_str().unwrap()]).await;
+        let mut restored = scene.restored(name, &["--backup", backup["id"].as_str().unwrap()]).await;
         assert_eq!(digests(&restored).await, expected, "restored from the {name}");
         assert_sound_pages(&restored).await;
+        restored.stop(StopMode::Fast).await.unwrap();
     }
-    // and the middle one to its own moment
-    let end = first["end_lsn"].as_str().unwrap();
-    let restored = scene.restored("middle", &["--to-lsn", end]).await;
-    assert_eq!(digests(&restored).await, first_digests);
+    // and so do the three of them over what an older one came to,
     let newest = ["--backup", second["id"].as_str().unwrap()];
+    let said = scene.restoring("full", &[&newest[..], &["--delta"]].concat()).run_ok().await.stdout;
+    assert!(said.contains("that were there and equal the backup's"), "{said}");
+    let restored = scene.open("full").await;
+    assert_eq!(digests(&restored).await, expected, "the second over the full one");
+    assert_sound_pages(&restored).await;
+    // and the middle one to its own moment, also where the last of what it builds on is not there at first,
+    let to_middle = ["--to-lsn", first["end_lsn"].as_str().unwrap()];
+    let (part, away) = (scene.part_of(&full, "large").await, scene.places.path().join("away"));
+    std::fs::rename(&part, &away).unwrap();
+    let stopped = scene.restoring("middle", &to_middle).run_err(7).await.stderr;
+    assert!(stopped.contains("is missing, and the backup needs it"), "{stopped}");
+    let middle = scene.places.path().join("middle");
+    assert!(middle.join("base").exists() && !middle.join("global/pg_control").exists(), "half of it could be started");
+    std::fs::rename(&away, &part).unwrap();
+    let said = scene.restoring("middle", &to_middle).run_ok().await.stdout;
+    assert!(said.contains("that were there and equal the backup's"), "{said}");
+    let restored = scene.open("middle").await;
+    assert_eq!(digests(&restored).await, first_digests);
+    assert_sound_pages(&restored).await;
     // and one database alone does, out of the three, with files for the other that are as long as they were
     let said = scene.restoring("one", &[&newest[..], &["--database", "other"]].concat()).run_ok().await.stdout;
     let copied = scene.server.connect("copied").await.unwrap();
