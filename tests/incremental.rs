@@ -1,261 +1,23 @@
 //! Incremental backups of real servers by the built program, and what their chains restore to.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+#[path = "incremental/scene.rs"]
+mod scene;
 mod support;
 
-use async_trait::async_trait;
-use seawall::backup::{BackupOptions, BackupProgress, NotIncremental, RepositoryWaiter, WalWaiter, take_incremental};
-use seawall::codec::Compression;
-use seawall::error::Result;
-use seawall::repository::{BackupDocument, BackupPart, Layout, Repository, WalNeed, WalReader, Writer};
-use seawall::runtime::Clock;
+use scene::{Meddler, Scene, Stored, digests, keygen, seawall};
+use seawall::backup::{BackupOptions, NotIncremental};
+use seawall::repository::BackupDocument;
 use seawall::scratch::{Server, ServerOptions, StopMode};
-use seawall::store::FileStore;
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use support::pages::assert_sound_pages;
-use support::postgres::{Postgres, connect, programs, row_digests, scratch_directory};
-use support::program::{Running, Seawall, path_for_server};
+use support::postgres::{row_digests, scratch_directory, scratch_directory_below};
 use support::waiting::{PATIENCE, wait_for};
 use tempfile::TempDir;
-use tokio::sync::watch;
-
-/// How the repository is stored, and who can read it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stored {
-    Clear,
-    /// Encrypted; whoever takes backups has the private key.
-    Encrypted,
-    /// Encrypted; nobody on the server's host has the private key.
-    Sealed,
-}
-
-/// A new key: the file of the private one, and the public one.
-async fn keygen(places: &TempDir, owner: &Server) -> (String, String) {
-    let file = places.path().join("key");
-    let made = Seawall::new(["keygen", "--out"]).arg(&file).run_ok().await;
-    owner.user().give_all(&file).unwrap();
-    (file.to_str().unwrap().to_owned(), made.stdout.trim().to_owned())
-}
-
-/// A server that is archived into a directory by `seawall run`.
-struct Scene {
-    version: u32,
-    server: Postgres,
-    places: TempDir,
-    /// Where its tablespace is, as long as it has it.
-    space: PathBuf,
-    has_space: bool,
-    stored: Stored,
-    /// Private and public, if the repository is encrypted.
-    keys: Option<(String, String)>,
-    archiver: Running,
-}
-
-impl Scene {
-    async fn new(version: u32, settings: &[(&str, &str)], stored: Stored) -> Scene {
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let options = ServerOptions { settings, data_checksums: true, ..ServerOptions::default() };
-        let server = Postgres::create(version, options).await;
-        let (places, space) = (scratch_directory(), server.side_directory("space"));
-        std::fs::create_dir(places.path().join("repository")).unwrap();
-        server.sql(&format!("CREATE TABLESPACE apart LOCATION '{}'", space.display())).await.unwrap();
-        let keys = match stored {
-            Stored::Clear => None,
-            Stored::Encrypted | Stored::Sealed => Some(keygen(&places, &server).await),
-        };
-        // It never has the private key.
-        let archiver = archiver(&server, &places, keys.as_ref().map(|(_, public)| public.as_str()));
-        let scene = Scene { version, server, places, space, has_space: true, stored, keys, archiver };
-        scene.settle().await;
-        scene
-    }
-
-    /// One that summarizes its WAL.
-    async fn summarized(version: u32) -> Scene {
-        Scene::summarized_and(version, Stored::Clear).await
-    }
-
-    async fn summarized_and(version: u32, stored: Stored) -> Scene {
-        Scene::new(version, &[("summarize_wal", "on"), ("autovacuum", "off")], stored).await
-    }
-
-    fn seawall(&self, arguments: &[&str]) -> Seawall {
-        let seawall = seawall(&self.server, &self.places, arguments);
-        let Some((private, public)) = &self.keys else { return seawall };
-        let seawall = seawall.env("SEAWALL_RECIPIENTS", public);
-        match arguments[0] {
-            "backup" if self.stored == Stored::Encrypted => seawall.env("SEAWALL_IDENTITY", private),
-            "restore" => seawall.env("SEAWALL_IDENTITY", private),
-            _ => seawall,
-        }
-    }
-
-    async fn sql(&self, statements: &[&str]) {
-        for statement in statements {
-            self.server.sql(statement).await.unwrap_or_else(|error| panic!("`{statement}`: {error}"));
-        }
-    }
-
-    /// Ends the archiver and starts another, that encrypts for `recipients` if there are any.
-    async fn archive_anew(&mut self, recipients: Option<&str>) {
-        assert!(self.archiver.terminate().await.success());
-        self.archiver = archiver(&self.server, &self.places, recipients);
-        self.settle().await;
-    }
-
-    /// Waits until everything that the server has now is acknowledged.
-    async fn settle(&self) {
-        let lsn = self.server.value("SELECT pg_current_wal_flush_lsn()").await;
-        let query = format!("SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= '{lsn}'");
-        wait_for("the archiver", PATIENCE * 2, async || (self.server.value(&query).await != "0").then_some(())).await;
-    }
-
-    /// What `seawall backup --json` says.
-    async fn backup(&self, backup_type: &str) -> Value {
-        let taken = self.seawall(&["backup", "--fast", "--json", "--type", backup_type]).run_ok().await;
-        let taken: Value = serde_json::from_str(&taken.stdout).unwrap();
-        assert_eq!(taken["verdict"], "sound", "{taken}");
-        taken
-    }
-
-    /// Restores to the end and starts a server on it.
-    async fn restored(&self, name: &str, more: &[&str]) -> Server {
-        self.settle().await;
-        self.restore(name, more).await
-    }
-
-    async fn restore(&self, name: &str, more: &[&str]) -> Server {
-        self.restoring(name, more).run_ok().await;
-        self.open(name).await
-    }
-
-    /// The command that restores, to be run.
-    fn restoring(&self, name: &str, more: &[&str]) -> Seawall {
-        let into = self.places.path().join(name);
-        let program = path_for_server(self.places.path());
-        let map = format!("{}={}", self.space.display(), self.places.path().join(format!("{name}.space")).display());
-        let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", self.server.user().name()];
-        let map = if self.has_space { &["--tablespace-map", map.as_str()][..] } else { &[] };
-        let arguments = [&arguments[..], map, more].concat();
-        self.seawall(&arguments).program(&program)
-    }
-
-    /// Starts a server on what was restored.
-    async fn open(&self, name: &str) -> Server {
-        let into = self.places.path().join(name);
-        // The server reads WAL there.
-        self.server.user().give_all(&self.repository()).unwrap();
-        // Else it makes every file durable once more, one after the other.
-        let settings = vec![("fsync".to_owned(), "off".to_owned())];
-        let programs = programs(self.version);
-        let opened = Server::open(&programs, &into, ServerOptions { settings, ..ServerOptions::default() });
-        tokio::time::timeout(PATIENCE * 3, opened).await.expect("recovery ends").unwrap()
-    }
-
-    async fn digests(&self) -> BTreeMap<String, BTreeMap<String, (u64, String)>> {
-        digests(&self.server).await
-    }
-
-    fn repository(&self) -> PathBuf {
-        self.places.path().join("repository")
-    }
-
-    fn folder(&self, backup: &Value) -> PathBuf {
-        self.repository().join("main/base").join(backup["id"].as_str().unwrap())
-    }
-
-    /// `backup.json` with its files.
-    fn document(&self, backup: &Value) -> BackupDocument {
-        serde_json::from_slice(&std::fs::read(self.folder(backup).join("backup.json")).unwrap()).unwrap()
-    }
-
-    /// The last part of a full backup in which a table goes on.
-    async fn part_of(&self, backup: &Value, table: &str) -> PathBuf {
-        let table = self.server.value(&format!("SELECT pg_relation_filepath('{table}')")).await;
-        let document = self.document(backup);
-        let goes_on = |part: &&BackupPart| part.continues.as_ref().is_some_and(|from| from.path.to_string() == table);
-        let name = document.parts.iter().rfind(goes_on).expect("it is in several parts").name.to_string();
-        let mut files = std::fs::read_dir(self.folder(backup)).unwrap().map(|entry| entry.unwrap().path());
-        files.find(|path| path.file_name().unwrap().to_string_lossy().starts_with(&name)).expect("the part is stored")
-    }
-
-    /// Takes an incremental backup by the library.
-    async fn take(&self, options: BackupOptions, meddler: Option<Meddler>) -> Result<BackupDocument, NotIncremental> {
-        let mut client = connect(&self.server.conninfo()).await;
-        let layout = Layout::new("main", client.wal_segment_size().await.unwrap(), Compression::Lz4);
-        let system_identifier = client.identify_system().await.unwrap().system_identifier;
-        let repository = Repository { store: Arc::new(FileStore::new(self.repository())), layout };
-        let writer = Writer::new(repository.store.clone(), repository.layout.clone(), system_identifier);
-        let reader = WalReader::new(repository.clone(), system_identifier);
-        let waiter = Meddling { waiter: RepositoryWaiter::new(repository), meddler };
-        let (progress, _) = watch::channel(BackupProgress::default());
-        let (connect, clock) = (|| async { Ok(connect(&self.server.conninfo()).await) }, Clock::system());
-        let taken = take_incremental(connect, &reader, &writer, &options, &clock, &waiter, progress);
-        Box::pin(taken).await
-    }
-}
-
-/// Cuts the tables `cut_0`, `cut_1` and so on, one each time that a backup looks at the WAL before it begins.
-#[derive(Debug)]
-struct Meddler {
-    server: tokio_postgres::Client,
-    times: usize,
-    waits: AtomicUsize,
-}
-
-#[derive(Debug)]
-struct Meddling {
-    waiter: RepositoryWaiter,
-    meddler: Option<Meddler>,
-}
-
-#[async_trait]
-impl WalWaiter for Meddling {
-    async fn wait_covered(&self, ranges: &[WalNeed]) -> Result<()> {
-        self.waiter.wait_covered(ranges).await?;
-        let Some(meddler) = &self.meddler else { return Ok(()) };
-        // Of two waits the first is for what is there, the second for what came until the backup began.
-        let wait = meddler.waits.fetch_add(1, Ordering::SeqCst);
-        let (table, is_first) = (wait / 2, wait % 2 == 0);
-        if is_first && table < meddler.times {
-            for statement in
-                ["DELETE FROM cut_ WHERE id > 1000", "VACUUM cut_", "INSERT INTO cut_ SELECT generate_series(-500, 0)"]
-            {
-                meddler.server.batch_execute(&statement.replace("cut_", &format!("cut_{table}"))).await.unwrap();
-            }
-        }
-        Ok(())
-    }
-}
-
-fn seawall(server: &Server, places: &TempDir, arguments: &[&str]) -> Seawall {
-    let repository = format!("file://{}", places.path().join("repository").display());
-    Seawall::new(arguments).env("SEAWALL_PG", server.conninfo()).env("SEAWALL_REPO", repository)
-}
-
-/// One that encrypts for `recipients`, if there are any.
-fn archiver(server: &Server, places: &TempDir, recipients: Option<&str>) -> Running {
-    let archiver = seawall(server, places, &["run", "--listen", "off"]);
-    match recipients {
-        Some(recipients) => archiver.env("SEAWALL_RECIPIENTS", recipients).start(),
-        None => archiver.start(),
-    }
-}
-
-/// What every database holds.
-async fn digests(server: &Server) -> BTreeMap<String, BTreeMap<String, (u64, String)>> {
-    let databases = server.sql("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1").await.unwrap();
-    let mut digests = BTreeMap::new();
-    for database in databases.into_iter().map(|mut row| row.remove(0).unwrap()) {
-        digests.insert(database.clone(), row_digests(server, &database).await);
-    }
-    digests
-}
 
 /// How many files of a backup hold changes only, and how many of them go on in another part.
 fn incremental_files(document: &BackupDocument) -> (usize, usize) {
@@ -359,12 +121,12 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     // and the middle one to its own moment, also where the last of what it builds on is not there at first,
     let to_middle = ["--to-lsn", first["end_lsn"].as_str().unwrap()];
     let (part, away) = (scene.part_of(&full, "large").await, scene.places.path().join("away"));
-    std::fs::rename(&part, &away).unwrap();
+    fs::rename(&part, &away).unwrap();
     let stopped = scene.restoring("middle", &to_middle).run_err(7).await.stderr;
     assert!(stopped.contains("is missing, and the backup needs it"), "{stopped}");
     let middle = scene.places.path().join("middle");
     assert!(middle.join("base").exists() && !middle.join("global/pg_control").exists(), "half of it could be started");
-    std::fs::rename(&away, &part).unwrap();
+    fs::rename(&away, &part).unwrap();
     let said = scene.restoring("middle", &to_middle).run_ok().await.stdout;
     assert!(said.contains("that were there and equal the backup's"), "{said}");
     let restored = scene.open("middle").await;
@@ -374,7 +136,7 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     let said = scene.restoring("one", &[&newest[..], &["--database", "other"]].concat()).run_ok().await.stdout;
     let copied = scene.server.connect("copied").await.unwrap();
     let rows = copied.sql("SELECT pg_relation_filepath('rows'), pg_relation_size('rows')").await.unwrap().remove(0);
-    let found = std::fs::metadata(scene.places.path().join("one").join(rows[0].as_ref().unwrap())).unwrap();
+    let found = fs::metadata(scene.places.path().join("one").join(rows[0].as_ref().unwrap())).unwrap();
     assert_eq!((Some(found.len().to_string()), found.blocks()), (rows[1].clone(), 0), "{rows:?}");
     drop(copied);
     let restored = scene.open("one").await;
@@ -479,6 +241,114 @@ mod deleted_rows {
     }
 }
 
+/// The server's WAL summaries, in a place that lists its files in an order that a test can choose.
+struct Summaries {
+    directory: TempDir,
+}
+
+impl Summaries {
+    /// Has a server write them to memory, where the newest file is listed first; disks have orders of their own.
+    async fn of(scene: &Scene) -> Summaries {
+        let directory = scratch_directory_below(Path::new("/dev/shm"));
+        let usual = scene.server.data_directory().join("pg_wal/summaries");
+        fs::remove_dir(&usual).unwrap();
+        symlink(directory.path(), &usual).unwrap();
+        scene.sql(&["ALTER SYSTEM SET summarize_wal = on", "SELECT pg_reload_conf()"]).await;
+        Summaries { directory }
+    }
+
+    /// Ends the one that is being written, so that what comes is in another.
+    async fn end_one(&self, scene: &Scene) {
+        scene.sql(&["CHECKPOINT"]).await;
+        let summarized =
+            "SELECT count(*) FROM pg_available_wal_summaries(), pg_control_checkpoint() WHERE end_lsn >= redo_lsn";
+        let is_summarized = async || (scene.server.value(summarized).await != "0").then_some(());
+        wait_for("the summarizer", PATIENCE, is_summarized).await;
+    }
+
+    fn listed(&self) -> Vec<PathBuf> {
+        fs::read_dir(self.directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// Makes the directory list them from the oldest to the newest, as their names have it, or the other way round.
+    fn arrange(&self, newest_first: bool) {
+        let away = scratch_directory_below(Path::new("/dev/shm"));
+        let mut wanted = self.listed();
+        wanted.sort();
+        if newest_first {
+            wanted.reverse();
+        }
+        let place = |path: &PathBuf| away.path().join(path.file_name().unwrap());
+        // What comes last is listed first, or last: one of the two is what is wanted.
+        for backwards in [true, false] {
+            wanted.iter().for_each(|path| fs::rename(path, place(path)).unwrap());
+            let mut order: Vec<&PathBuf> = wanted.iter().collect();
+            if backwards {
+                order.reverse();
+            }
+            order.into_iter().for_each(|path| fs::rename(place(path), path).unwrap());
+            if self.listed() == wanted {
+                return;
+            }
+        }
+        panic!("/dev/shm lists its files in an order of its own: {:?}", self.listed());
+    }
+}
+
+async fn what_was_written_behind_a_cut_is_lost_by_the_order_of_a_directory_and_not_with_us(version: u32) {
+    // Given a table in a full backup, then cut, in one summary of WAL, then grown again, in the next
+    let scene = Scene::new(version, &[("autovacuum", "off")], Stored::Clear).await;
+    let summaries = Summaries::of(&scene).await;
+    let rows = |from: u32, to: u32| format!("SELECT n, repeat('x', 100) FROM generate_series({from}, {to}) n");
+    scene.sql(&[&format!("CREATE TABLE cut (id, filling) AS {}", rows(1, 60_000)), "VACUUM cut"]).await;
+    scene.backup("full").await;
+    scene.sql(&["DELETE FROM cut WHERE id > 30000", "VACUUM cut"]).await;
+    summaries.end_one(&scene).await;
+    scene.sql(&[&format!("INSERT INTO cut {}", rows(100_001, 103_000))]).await;
+    summaries.end_one(&scene).await;
+    let count = "SELECT count(*) FILTER (WHERE id > 100000) || ' new, ' || count(*) || ' in all' FROM cut";
+    let there = scene.server.value(count).await;
+    assert_eq!(there, "3000 new, 33000 in all");
+    let found = async |name: &str, taken: &BackupDocument| {
+        let restored = scene.restored(name, &["--backup", &taken.id.to_string()]).await;
+        let found = restored.sql(count).await.unwrap().remove(0).remove(0).unwrap();
+        // Each builds on the full one.
+        fs::remove_dir_all(scene.repository().join("main/base").join(taken.id.to_string())).unwrap();
+        found
+    };
+    // When the server reads its summaries in their order, then it has all of it, and in the other it has not
+    for newest_first in [false, true] {
+        summaries.arrange(newest_first);
+        let options = BackupOptions { trusts_summaries: true, ..BackupOptions::default() };
+        let taken = scene.take(options, None).await.unwrap();
+        let found = found(&format!("trusted-{newest_first}"), &taken).await;
+        assert_eq!(
+            found != there,
+            newest_first,
+            "PostgreSQL {version} gave {found}: if it has mended its incremental backups, look at cut_relations.rs again"
+        );
+    }
+    // and by our own way all of it is there, whatever the order.
+    summaries.arrange(true);
+    let taken = scene.take(BackupOptions::default(), None).await.unwrap();
+    assert!(taken.reference.is_some());
+    assert_eq!(found("ours", &taken).await, there);
+}
+
+mod new_rows {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn behind_a_cut_are_lost_on_17_by_the_order_of_a_directory_and_not_with_us() {
+        what_was_written_behind_a_cut_is_lost_by_the_order_of_a_directory_and_not_with_us(17).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn behind_a_cut_are_lost_on_18_by_the_order_of_a_directory_and_not_with_us() {
+        what_was_written_behind_a_cut_is_lost_by_the_order_of_a_directory_and_not_with_us(18).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_private_key_a_chain_goes_on_across_cuts_and_restarts() {
     // Given an archiver and backups that have no private key, and tables in a full backup
@@ -565,7 +435,7 @@ async fn a_relation_that_is_cut_while_the_backup_begins_is_seen_and_it_begins_an
     let failed = scene.take(BackupOptions::default(), meddler(3).await).await;
     let Err(NotIncremental::Unavailable(why)) = failed else { panic!("{failed:?}") };
     assert!(why.to_string().contains("each of 3 attempts"), "{why}");
-    let begun = std::fs::read_dir(scene.repository().join("main/base")).unwrap().count();
+    let begun = fs::read_dir(scene.repository().join("main/base")).unwrap().count();
     assert_eq!(begun, 1, "nothing is stored of a backup that does not begin");
     // When that ends, then one does, with every relation whole that was cut meanwhile
     scene.sql(&["DROP TABLE cut_0", "ALTER TABLE cut_3 RENAME TO cut_0"]).await;
@@ -589,7 +459,7 @@ async fn standby_of(scene: &mut Scene) -> (Server, TempDir) {
     let copied = std::process::Command::new("cp").arg("-a").args([&data, &copy]).status().unwrap();
     assert!(copied.success(), "the data directory was not copied");
     scene.server.start().await.unwrap();
-    std::fs::write(copy.join("standby.signal"), "").unwrap();
+    fs::write(copy.join("standby.signal"), "").unwrap();
     let settings = vec![("primary_conninfo".to_owned(), scene.server.conninfo())];
     let options = ServerOptions { settings, standby: true, ..ServerOptions::default() };
     (Server::open(scene.server.programs(), &copy, options).await.unwrap(), directory)
@@ -673,15 +543,15 @@ async fn without_a_fitting_reference_or_its_summaries_auto_takes_a_full_one() {
     let is_summarized = async || (scene.server.value(summarized).await != "0").then_some(());
     wait_for("the summarizer", PATIENCE, is_summarized).await;
     let summaries = scene.server.data_directory().join("pg_wal/summaries");
-    for entry in std::fs::read_dir(summaries).unwrap() {
-        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    for entry in fs::read_dir(summaries).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
     }
     assert!(why(&scene).await.contains("WAL summaries"), "the server's words");
     // When the chain of the newest has lost a link, then nothing builds on it
     let full = scene.backup("full").await;
     let newest = scene.backup("incremental").await;
     assert_eq!(newest["reference"], full["id"]);
-    std::fs::remove_file(scene.folder(&full).join("backup.json")).unwrap();
+    fs::remove_file(scene.folder(&full).join("backup.json")).unwrap();
     let older = scene.backup("incremental").await;
     assert!(older["reference"] != newest["id"] && older["reference"] != full["id"], "{older}");
     // and a restore by its name is refused, by that of the missing one, before anything is written
@@ -695,10 +565,10 @@ async fn without_a_fitting_reference_or_its_summaries_auto_takes_a_full_one() {
 
 /// Changes a file of the repository.
 fn alter(path: &Path, change: impl FnOnce(String) -> String) {
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = fs::read_to_string(path).unwrap();
     let changed = change(text.clone());
     assert_ne!(changed, text, "nothing was altered");
-    std::fs::write(path, changed).unwrap();
+    fs::write(path, changed).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -734,21 +604,21 @@ async fn a_chain_that_does_not_belong_together_leaves_nothing_that_could_start()
         let digest = &backup["manifest_sha256"].as_str().unwrap()[..32];
         scene.folder(backup).join(format!("backup_manifest.{digest}.lz4"))
     };
-    let good = std::fs::read(manifest(&full)).unwrap();
-    std::fs::copy(manifest(&stranger), manifest(&full)).unwrap();
+    let good = fs::read(manifest(&full)).unwrap();
+    fs::copy(manifest(&stranger), manifest(&full)).unwrap();
     is_found_out("manifest", 7, "lz4 holds something else").await;
-    std::fs::write(manifest(&full), &good).unwrap();
+    fs::write(manifest(&full), &good).unwrap();
     // When a part of it is damaged, then that is
     let names = full["parts"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap());
     let label = names.into_iter().find(|name| name.starts_with("base.00001")).unwrap();
     let name = format!("{label}.tar.lz4");
     let part = scene.folder(&full).join(&name);
-    let good = std::fs::read(&part).unwrap();
+    let good = fs::read(&part).unwrap();
     let mut bad = good.clone();
     bad[good.len() / 2] ^= 1;
-    std::fs::write(&part, bad).unwrap();
+    fs::write(&part, bad).unwrap();
     is_found_out("part", 7, &name).await;
-    std::fs::write(&part, good).unwrap();
+    fs::write(&part, good).unwrap();
     // And when all is as it was, then it restores.
     let restored = scene.restored("whole", &[]).await;
     assert_eq!(digests(&restored).await, scene.digests().await);
