@@ -571,11 +571,21 @@ fn alter(path: &Path, change: impl FnOnce(String) -> String) {
     fs::write(path, changed).unwrap();
 }
 
+/// Changes a document of the repository.
+fn change(path: &Path, change: impl FnOnce(&mut Value)) {
+    alter(path, |text| {
+        let mut document = serde_json::from_str(&text).unwrap();
+        change(&mut document);
+        serde_json::to_string(&document).unwrap()
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_that_does_not_belong_together_leaves_nothing_that_could_start() {
     // Given a chain, and another full backup
     let scene = Scene::summarized(18).await;
     scene.sql(&["CREATE TABLE t AS SELECT generate_series(1, 100000) AS id"]).await;
+    scene.sql(&["CREATE TABLE spaced TABLESPACE apart AS SELECT generate_series(1, 10000) AS id"]).await;
     let stranger = scene.backup("full").await;
     scene.sql(&["INSERT INTO t VALUES (0)"]).await;
     let full = scene.backup("full").await;
@@ -608,6 +618,26 @@ async fn a_chain_that_does_not_belong_together_leaves_nothing_that_could_start()
     fs::copy(manifest(&stranger), manifest(&full)).unwrap();
     is_found_out("manifest", 7, "lz4 holds something else").await;
     fs::write(manifest(&full), &good).unwrap();
+    // When it has more in the tablespace than any disk holds, then that is seen before anything is written,
+    let spaced = scene.server.value("SELECT pg_relation_filepath('spaced')").await;
+    let documents = [&full, &newest].map(|backup| scene.folder(backup).join("backup.json"));
+    let good = documents.each_ref().map(|path| fs::read(path).unwrap());
+    change(&documents[0], |document| {
+        let file = document["files"].as_array_mut().unwrap().iter_mut().find(|file| file[0] == spaced.as_str());
+        file.expect("it is in the full one")[3] = (1u64 << 50).into();
+    });
+    change(&documents[1], |document| document["restored_bytes"] = (1u64 << 51).into());
+    is_found_out("large", 9, "MiB are free there").await;
+    assert!(!scene.places.path().join("large").exists() && !scene.places.path().join("large.space").exists());
+    // and where the tablespace has a disk of its own, only of that.
+    let memory = scratch_directory_below(Path::new("/dev/shm"));
+    let map = format!("{}={}", scene.space.display(), memory.path().display());
+    let into = scene.places.path().join("large");
+    let arguments = ["restore", "--into", into.to_str().unwrap(), "--owner", scene.server.user().name()];
+    let refused = scene.seawall(&arguments).arg("--tablespace-map").arg(&map).run_err(9).await.stderr;
+    assert!(refused.contains(&format!("MiB for {}, and", memory.path().display())), "{refused}");
+    assert!(!into.exists() && fs::read_dir(memory.path()).unwrap().next().is_none(), "something was written");
+    documents.iter().zip(good).for_each(|(path, good)| fs::write(path, good).unwrap());
     // When a part of it is damaged, then that is
     let names = full["parts"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap());
     let label = names.into_iter().find(|name| name.starts_with("base.00001")).unwrap();

@@ -5,7 +5,7 @@
 #[allow(dead_code, reason = "shared with tests/restore.rs")]
 mod invented;
 
-use invented::{Invented, LARGE, SYSTEM, TABLESPACE, options};
+use invented::{Invented, LARGE, SYSTEM, TABLESPACE, Twist, options};
 use nix::fcntl::{Flock, FlockArg};
 use seawall::error::{Error, Kind};
 use seawall::repository::Repository;
@@ -132,6 +132,27 @@ async fn a_delta_leaves_what_a_fresh_restore_would_and_fetches_what_differs() {
     // and parts in which everything was equal were not fetched: the first has the two files, the third pg_control
     assert_eq!(fetched, stored_bytes(&invented, &[0, 2]), "{report:?}");
     assert_eq!((report.kept_files, seen.kept_files), (4, 4), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_seen_before_anything_of_a_cluster_is_removed() {
+    // Given a stopped cluster, changed since, and a backup of it with a file that no disk holds
+    let place = Place::new();
+    let invented = Invented::new().await;
+    restore(&invented, &invented.plan().await, &place.options()).await.unwrap();
+    place.write("base/5/112", "changed");
+    place.write("base/5/more", "new");
+    let before = place.everything();
+    let listed = vec![("base/5/17000".to_owned(), 1 << 60)];
+    let larger = Invented::twisted(Twist { listed, ..Twist::default() }).await;
+    // When that is restored over it, or a look is taken, then it is refused, and all is as it was.
+    let plan = larger.plan().await;
+    let (progress, _) = watch::channel(RestoreProgress::default());
+    let seen = preview(&larger.repository, &plan, &place.delta(), progress).await.unwrap_err();
+    for error in [seen, restore(&larger, &plan, &place.delta()).await.unwrap_err()] {
+        assert!(error.kind() == Kind::Local && error.to_string().contains("MiB are free"), "{error}");
+        assert!(place.everything() == before, "something was written or removed");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
