@@ -61,8 +61,13 @@ pub async fn estimate(repository: &Repository, plan: &Plan, options: &ExtractOpt
         ..RestoreOptions::new(into.join("data"), options.command.clone())
     };
     let (progress, _) = watch::channel(RestoreProgress::default());
-    let preview = Box::pin(preview(repository, plan, &restore_options, progress)).await?;
-    let wal_kept = plan.wal_bytes.min(SEGMENTS_KEPT * plan.segment_bytes);
+    // Tablespaces that replay creates are made elsewhere, for which all WAL is fetched before: see `recovery::recover`.
+    let placed = Plan { creates: Vec::new(), ..plan.clone() };
+    let preview = Box::pin(preview(repository, &placed, &restore_options, progress)).await?;
+    let wal_kept = match plan.creates.is_empty() {
+        true => plan.wal_bytes.min(SEGMENTS_KEPT * plan.segment_bytes),
+        false => plan.wal_bytes,
+    };
     Ok(Estimate {
         backup: plan.backup.id.clone(),
         end_lsn: plan.end_lsn,
