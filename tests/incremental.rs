@@ -104,21 +104,37 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     }
     let expected = scene.digests().await;
 
-    // Then each of the three restores to the same end, page by page
-    for (name, backup) in [("second", &second), ("first", &first), ("full", &full)] {
+    // Then each of the three restores to the same end, page by page,
+    for (name, backup) in [("first", &first), ("full", &full)] {
         let mut restored = scene.restored(name, &["--backup", backup["id"].as_str().unwrap()]).await;
         assert_eq!(digests(&restored).await, expected, "restored from the {name}");
         assert_sound_pages(&restored).await;
         restored.stop(StopMode::Fast).await.unwrap();
     }
-    // and so do the three of them over what an older one came to,
+    // the newest over what the oldest came to,
     let newest = ["--backup", second["id"].as_str().unwrap()];
     let said = scene.restoring("full", &[&newest[..], &["--delta"]].concat()).run_ok().await.stdout;
     assert!(said.contains("that were there and equal the backup's"), "{said}");
     let restored = scene.open("full").await;
     assert_eq!(digests(&restored).await, expected, "the second over the full one");
     assert_sound_pages(&restored).await;
-    // and the middle one to its own moment, also where the last of what it builds on is not there at first,
+    // and by itself with one database and what every cluster has, while files of the other are as long as they were.
+    let said = scene.restoring("one", &[&newest[..], &["--database", "other"]].concat()).run_ok().await.stdout;
+    let copied = scene.server.connect("copied").await.unwrap();
+    let rows = copied.sql("SELECT pg_relation_filepath('rows'), pg_relation_size('rows')").await.unwrap().remove(0);
+    let found = fs::metadata(scene.places.path().join("one").join(rows[0].as_ref().unwrap())).unwrap();
+    assert_eq!((Some(found.len().to_string()), found.blocks()), (rows[1].clone(), 0), "{rows:?}");
+    drop(copied);
+    let restored = scene.open("one").await;
+    for database in ["other", "postgres"] {
+        assert_eq!(row_digests(&restored, database).await, expected[database]);
+    }
+    assert_sound_pages(&restored).await;
+    for statement in said.lines().map(str::trim).filter(|line| line.ends_with(';')) {
+        restored.sql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    assert_eq!(restored.sql("SELECT 1 FROM pg_database WHERE datname = 'copied'").await.unwrap().len(), 0, "{said}");
+    // The middle one restores to its own moment, also where the last of what it builds on is not there at first.
     let to_middle = ["--to-lsn", first["end_lsn"].as_str().unwrap()];
     let (part, away) = (scene.part_of(&full, "large").await, scene.places.path().join("away"));
     fs::rename(&part, &away).unwrap();
@@ -132,21 +148,7 @@ async fn chains_of_three_restore_to_their_source(version: u32, stored: Stored) {
     let restored = scene.open("middle").await;
     assert_eq!(digests(&restored).await, first_digests);
     assert_sound_pages(&restored).await;
-    // and one database alone does, out of the three, with files for the other that are as long as they were
-    let said = scene.restoring("one", &[&newest[..], &["--database", "other"]].concat()).run_ok().await.stdout;
-    let copied = scene.server.connect("copied").await.unwrap();
-    let rows = copied.sql("SELECT pg_relation_filepath('rows'), pg_relation_size('rows')").await.unwrap().remove(0);
-    let found = fs::metadata(scene.places.path().join("one").join(rows[0].as_ref().unwrap())).unwrap();
-    assert_eq!((Some(found.len().to_string()), found.blocks()), (rows[1].clone(), 0), "{rows:?}");
-    drop(copied);
-    let restored = scene.open("one").await;
-    assert_eq!(row_digests(&restored, "other").await, expected["other"]);
-    assert_sound_pages(&restored).await;
-    for statement in said.lines().map(str::trim).filter(|line| line.ends_with(';')) {
-        restored.sql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
-    }
-    assert_eq!(restored.sql("SELECT 1 FROM pg_database WHERE datname = 'copied'").await.unwrap().len(), 0, "{said}");
-    // and lists and plans name the chain.
+    // Lists and plans name the chain.
     let listed = scene.seawall(&["list"]).run_ok().await.stdout;
     let status = scene.seawall(&["status", "--json"]).run_ok().await.stdout;
     let plan = scene.seawall(&["restore", "--into", "/nowhere", "--dry-run"]).run_ok().await.stdout;
