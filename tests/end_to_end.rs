@@ -6,7 +6,10 @@ mod s3;
 mod support;
 
 use s3::S3Server;
+use seawall::codec::encryption::protect;
+use seawall::restore::PASSPHRASE_VARIABLE;
 use seawall::scratch::{Server, ServerOptions, StopMode};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::pages::assert_sound_pages;
@@ -101,7 +104,11 @@ impl Scene {
     }
 
     async fn open(&self, into: &Path) -> Server {
-        let environment = self.bucket.env().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        self.open_with(into, self.bucket.env()).await
+    }
+
+    async fn open_with(&self, into: &Path, environment: Vec<(&str, String)>) -> Server {
+        let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let options = ServerOptions { environment, ..ServerOptions::default() };
         let programs = programs(self.version);
         let opened = Server::open(&programs, into, options);
@@ -366,19 +373,27 @@ async fn what_is_encrypted_restores_with_its_keys_and_not_without() {
         assert!(refused.stderr.contains("encrypted for others"), "{}", refused.stderr);
     }
     assert!(!into.exists());
-    // And with both every row is there, and no key
+    // nor with both where a passphrase protects them, and it is another one
     let keys = places.join("keys");
-    let bytes = [std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap()].concat();
-    std::fs::write(&keys, bytes).unwrap();
+    let bytes = [fs::read(&first).unwrap(), fs::read(&second).unwrap()].concat();
+    fs::write(&keys, protect(&bytes, "open sesame".to_owned()).unwrap()).unwrap();
     scene.server.user().give_all(&keys).unwrap();
-    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let restored = scene.restored("all", &["--to-end", "--identity", keys.to_str().unwrap()]).await;
+    let refused = restore(Some(&keys)).env(PASSPHRASE_VARIABLE, "close sesame").run_err(3).await;
+    assert!(refused.stderr.contains("cannot be opened with this passphrase"), "{}", refused.stderr);
+    assert!(!into.exists());
+    // And with the passphrase every row is there, and neither key nor passphrase
+    let restoring = scene.restoring("all", &["--to-end", "--wal", "now", "--identity", keys.to_str().unwrap()]);
+    restoring.env(PASSPHRASE_VARIABLE, "open sesame").run_ok().await;
+    let mut environment = scene.bucket.env();
+    environment.push((PASSPHRASE_VARIABLE, "open sesame".to_owned()));
+    let restored = scene.open_with(&places.join("all"), environment).await;
     let expected = ["hush, the first key", "hush, after a restart", "hush, the second key"];
     let expected = expected.map(|one| [one.to_owned(), format!("{one}, in a tail")]);
     assert_eq!(marks(&restored).await, expected.concat());
     assert_eq!(row_digests(&restored, "postgres").await, digests);
-    let settings = std::fs::read_to_string(places.join("all/postgresql.auto.conf")).unwrap();
-    assert!(settings.contains("--identity") && !settings.contains("AGE-SECRET-KEY"), "{settings}");
+    let settings = fs::read_to_string(places.join("all/postgresql.auto.conf")).unwrap();
+    let secrets = ["AGE-SECRET-KEY", "sesame"];
+    assert!(settings.contains("--identity") && !secrets.iter().any(|it| settings.contains(it)), "{settings}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -387,7 +402,7 @@ async fn an_archiver_that_cannot_read_goes_on_where_a_copy_has_no_metadata() {
     let scene = Scene::new(DEBIAN, ServerOptions::default()).await;
     let (key, public) = keygen(scene.places.path(), "key").await;
     let repository = format!("file://{}", scene.places.path().join("repository").display());
-    std::fs::create_dir(scene.places.path().join("repository")).unwrap();
+    fs::create_dir(scene.places.path().join("repository")).unwrap();
     let start = || {
         let seawall = scene.seawall(&["run", "--listen", "off"]).env("SEAWALL_RECIPIENTS", &public);
         seawall.env("SEAWALL_REPO", &repository).start()

@@ -4,14 +4,17 @@
 #[path = "restore/invented.rs"]
 mod invented;
 
-use invented::{Entry, Invented, LARGE, MIB, TABLESPACE, Twist, files, header, options, wal_bytes};
+use bytes::Bytes;
+use invented::{Entry, Invented, LARGE, MIB, TABLESPACE, Twist, files, header, hex, options, wal_bytes};
 use seawall::error::{Error, Kind};
 use seawall::restore::wal_fetch::{Fetched, fetch};
 use seawall::restore::{
     Destination, MARKER_FILE, NewTablespacePath, Phase, Pin, Plan, RestoreOptions, RestoreProgress, RestoreReport,
     execute,
 };
+use seawall::store::Metadata;
 use seawall::wal::{Lsn, TimelineId, WalRange};
+use sha2::{Digest, Sha256};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -198,6 +201,56 @@ async fn damaged_objects_are_named_and_nothing_starts_on_them() {
     let error = restore(&invented, &plan, &options(&place.data)).await.unwrap_err();
     assert!(error.kind() == Kind::Damaged && error.to_string().contains("backup_manifest"), "{error}");
     assert!(!place.data.exists(), "the manifest comes first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_an_encrypted_backup_with_which_backup_json_agrees_is_never_data() {
+    let invented = Invented::twisted(Twist { is_encrypted: true, ..Twist::default() }).await;
+    let mut parts = Vec::new();
+    for index in 0..4 {
+        parts.push(invented.read(&invented.part(index)).await);
+    }
+    for index in 0..4 {
+        // Given a part that is not what it was, with the length and the hash that are expected
+        let (name, good) = (invented.part(index), &parts[index]);
+        assert!(name.ends_with(".tar.lz4.age"), "{name}");
+        let flipped = |at: usize| {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            bytes
+        };
+        let cut = |bytes: usize| good[..bytes].to_vec();
+        let header_end = good.windows(5).position(|bytes| bytes == b"\n--- ").unwrap();
+        let damages = [
+            flipped(header_end - 1),
+            flipped(header_end + 10),
+            flipped(good.len() / 2),
+            flipped(good.len() - 1),
+            cut(good.len() - 1),
+            cut(header_end),
+            // another's
+            parts[(index + 1) % 4].clone(),
+            parts[(index + 2) % 4].clone(),
+        ];
+        for (number, damaged) in damages.into_iter().enumerate() {
+            let mut plan = invented.plan().await;
+            plan.document.parts[index].stored_bytes = damaged.len() as u64;
+            plan.document.parts[index].sha256 = hex(&Sha256::digest(&damaged));
+            invented.replace(&name, damaged).await;
+            // When it is restored, then it is an error that names it, and nothing starts.
+            let place = Place::new();
+            let error = restore(&invented, &plan, &options(&place.data)).await.expect_err("damage passed");
+            assert!(error.to_string().contains(&name), "{number}: {name} is not in: {error}");
+            assert!(!place.data.join("global/pg_control").exists(), "{number}: {error}");
+        }
+        invented.store.delete(&name).await.unwrap();
+        is_found_out(&invented, &invented.plan().await, &format!("{name} is missing")).await;
+        invented.store.create(&name, Bytes::from(good.clone()).into(), Metadata::new()).await.unwrap();
+    }
+    // When all is as it was, then it restores.
+    let place = Place::new();
+    restore(&invented, &invented.plan().await, &options(&place.data)).await.unwrap();
+    assert_whole(&place);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,10 @@
 //! An invented cluster in a store in memory: a base backup built by hand, byte by byte, and WAL that is only bytes.
 #![allow(unreachable_pub)]
 
+use age::secrecy::ExposeSecret;
 use bytes::Bytes;
-use seawall::codec::{Compression, FRAME_BYTES, FrameEncoder};
+use seawall::codec::encryption::{encrypt, generate_identity};
+use seawall::codec::{Buffers, Compression, FRAME_BYTES, Form, FrameEncoder, Identities, Recipients};
 use seawall::repository::{
     Archive, BackupBegin, BackupDocument, BackupFile, BackupId, BackupPart, BackupTablespace, Catalog, Cluster,
     ContentDigest, Continuation, FORMAT_VERSION, FilePath, Findings, Identity, Key, Layout, PartName, Repository,
@@ -79,6 +81,8 @@ pub struct Twist {
     pub system: Option<u64>,
     /// Files, with their lengths, that only the manifest knows.
     pub listed: Vec<(String, u64)>,
+    /// Nobody reads it without the private key, which whoever restores has.
+    pub is_encrypted: bool,
 }
 
 impl Invented {
@@ -88,7 +92,8 @@ impl Invented {
 
     pub async fn twisted(twist: Twist) -> Invented {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), Compression::Lz4);
+        let form = if twist.is_encrypted { encrypted() } else { Form::default() };
+        let layout = Layout::new("main", SegmentSize::new(MIB).unwrap(), form);
         let repository = Repository { store: store.clone(), layout: layout.clone() };
         let writer = Writer::new(store.clone(), layout, SYSTEM);
         let time = Clock::system().now();
@@ -133,7 +138,7 @@ impl Invented {
             )
             .await;
         let document = BackupDocument {
-            ending: seawall::codec::Ending::default(),
+            ending: repository.layout.form().ending(),
             format: FORMAT_VERSION,
             id: id.clone(),
             reference: None,
@@ -217,6 +222,16 @@ pub fn options(data: &Path) -> RestoreOptions {
     }
 }
 
+/// A key, and what is stored for it.
+fn encrypted() -> Form {
+    let (secret, public) = generate_identity();
+    Form {
+        compression: Compression::Lz4,
+        recipients: Recipients::parse([public.as_str()]).unwrap(),
+        identities: Identities::parse(secret.expose_secret().as_bytes()).unwrap(),
+    }
+}
+
 /// Three whole blocks and a tail.
 async fn store_wal(writer: &Writer) {
     let timeline = TimelineId(1);
@@ -252,6 +267,10 @@ impl Maker<'_> {
         let mut stored = identity.frame().unwrap().to_vec();
         for chunk in plain.chunks(FRAME_BYTES) {
             stored.extend_from_slice(&encoder.encode(chunk));
+        }
+        let recipients = &self.repository.layout.form().recipients;
+        if !recipients.is_empty() {
+            stored = encrypt(recipients, b"", None, [Bytes::from(stored)], &Buffers::new(0)).unwrap().concat();
         }
         let body = Body::from(Bytes::from(stored.clone()));
         self.repository.store.create(&self.repository.layout.name(key), body, Metadata::new()).await.unwrap();
