@@ -108,7 +108,9 @@ pub(super) async fn prepare(
         let incomplete = prepared.fetched().filter_map(|(path, _)| whole_path(path)).collect();
         let see = |path: FilePathRef<'_>, bytes| room.add_older(&prepared.destination, path, bytes);
         let expected = older::expect(repository, &plan.references, incomplete, see).await?;
-        let left_out = plan.backup.plain_bytes.saturating_sub(plan.document.plain_bytes);
+        let Plan { document, .. } = plan;
+        let left_out = document.restored_bytes.map(|bytes| bytes.saturating_sub(document.plain_bytes));
+        let left_out = left_out.unwrap_or(u64::MAX);
         room.limit_older(left_out);
         prepared.older = Expected { bytes: expected.bytes.min(left_out), ..expected };
     }
