@@ -407,20 +407,26 @@ async fn a_full_disk_is_seen_before_anything_is_written() {
         assert!(hint.contains("Nothing was written") && hint.contains("132 MiB of it are for WAL"), "{hint}");
         assert_eq!(std::fs::read_dir(place.data.parent().unwrap()).unwrap().count(), 0, "nothing was written");
     }
-    // When the tablespace has a file system of its own, then that is what is too small, and not the other
+    let place = Place::new();
+    let destination = Destination::check(&Invented::new().await.plan().await, &options(&place.data)).unwrap();
+    assert!(destination.to_string().contains("tablespace 16384"), "{destination}");
+    assert!(!place.data.exists(), "looking writes nothing");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn each_tablespace_has_the_room_of_its_own_disk() {
+    // Given a tablespace that goes to a file system of its own, and more in it than any holds
     let (memory, place) = (tempfile::tempdir_in("/dev/shm").unwrap(), Place::new());
     let listed = vec![(format!("pg_tblspc/{TABLESPACE}/PG_15_202209061/5/17000"), 1 << 60)];
     let invented = Invented::twisted(Twist { listed, ..Twist::default() }).await;
     let own = vec![("/srv/fast".into(), memory.path().to_owned())];
     let apart = RestoreOptions { tablespace_map: own, ..options(&place.data) };
+    // When it is restored, then that is what is too small, and not the other.
     let error = restore(&invented, &invented.plan().await, &apart).await.unwrap_err();
     assert!(error.to_string().contains(&format!("MiB for {}, and", memory.path().display())), "{error}");
     assert!(!error.hint_text().unwrap().contains("for WAL"), "{error:?}");
     assert!(!place.data.exists() && std::fs::read_dir(memory.path()).unwrap().count() == 0, "nothing was written");
-    let place = Place::new();
-    let destination = Destination::check(&Invented::new().await.plan().await, &options(&place.data)).unwrap();
-    assert!(destination.to_string().contains("tablespace 16384"), "{destination}");
-    assert!(!place.data.exists(), "looking writes nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
