@@ -18,17 +18,11 @@ struct Way<'a> {
 impl Way<'_> {
     fn of<'a>(settings: &'a Settings, variable: &dyn Fn(&str) -> Option<String>) -> Result<Way<'a>> {
         let info = ConnInfo::parse(&settings.pg, variable)?;
-        let repository = repository_of(settings)?;
+        let repository = place_of(settings.repo()?, &settings.store.s3, variable)?;
         let folder = format!("{repository}{}/", settings.cluster);
         let (cluster, slot) = (settings.cluster.as_str(), settings.slot.as_str());
         Ok(Way { cluster, slot, servers: info.servers(), repository, folder })
     }
-}
-
-/// The repository of a cluster, by a name that is the same for the same place.
-fn repository_of(settings: &Settings) -> Result<String> {
-    let endpoint = settings.store.s3.endpoint.as_deref().unwrap_or_default();
-    Ok(format!("{endpoint} {}", place_of(settings.repo()?)?))
 }
 
 /// Compares all with all.
@@ -90,7 +84,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let line = ["seawall", "run", "--config"].map(OsString::from).into_iter().chain([path.into()]);
         let all = Settings::load_all(&cli::parse(line).unwrap(), &|_| None).unwrap();
-        check(&all, &|name| (name == "PGHOST").then(|| "db".to_owned()))
+        let variables = [("PGHOST", "db"), ("AWS_ENDPOINT_URL", "http://minio:9000")];
+        check(&all, &|name| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
@@ -101,6 +96,11 @@ mod tests {
             ("[cluster.a]\npg = \"host=x\"\n[cluster.b]\npg = \"host=x\"\nslot = \"b\"\n", "into the same repository"),
             (
                 "[cluster.a]\npg = \"host=x\"\n[cluster.b]\npg = \"host=y\"\nrepo = \"file:///r/a\"\n",
+                "within each other",
+            ),
+            (
+                "[cluster.a]\npg = \"host=x\"\nrepo = \"s3://b/a\"\n[cluster.b]\npg = \"host=y\"\nrepo = \"s3://b/a/a\"\n\
+                 s3.endpoint = \"http://minio:9000/\"\n",
                 "within each other",
             ),
             ("[cluster.a]\npg = \"host=x\"\n[cluster.b]\npg = \"host=y nonsense\"\n", "cluster b"),

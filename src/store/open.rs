@@ -102,16 +102,38 @@ impl Opener {
     }
 }
 
-/// The one name of what a repository's URL means: two URLs of one place have the same, and what lies within has one that begins with
-/// it. Ends in `/`.
+/// The one name of what a repository's URL means with these options and variables: two of one place have the same, and what lies within
+/// has one that begins with it. Ends in `/`.
 ///
 /// # Errors
 /// As [`Opener::open`].
-pub fn place_of(url: &str) -> Result<String, Error> {
+pub fn place_of(url: &str, options: &S3Options, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, Error> {
     Ok(match Location::parse(url)? {
         Location::File(root) => format!("file://{}/", root.display().to_string().trim_end_matches('/')),
-        Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
+        Location::S3 { bucket, prefix } => {
+            let server = endpoint_of(options, variable).map(|endpoint| server_of(&endpoint)).unwrap_or_default();
+            format!("s3://{server}/{bucket}/{prefix}")
+        }
     })
+}
+
+/// The server that is to be used instead of Amazon's.
+fn endpoint_of(options: &S3Options, variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let named = || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().filter_map(|name| variable(name));
+    options.endpoint.clone().or_else(|| named().find(|value| !value.is_empty()))
+}
+
+/// One name for one server, however its address is written. Amazon's are one: a bucket's name is there once, whichever of them is asked.
+fn server_of(endpoint: &str) -> String {
+    if is_amazon(endpoint) {
+        return String::new();
+    }
+    let endpoint = endpoint.trim_end_matches('/').to_ascii_lowercase();
+    match endpoint.split_once("://") {
+        Some(("https", server)) => server.trim_end_matches(":443").to_owned(),
+        Some(("http", server)) => server.trim_end_matches(":80").to_owned(),
+        _ => endpoint,
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -184,13 +206,7 @@ fn without_user(url: &str) -> String {
 
 impl Way {
     async fn of(options: &S3Options) -> Result<Way, Error> {
-        let endpoint = match &options.endpoint {
-            Some(endpoint) => Some(endpoint.clone()),
-            None => ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-                .iter()
-                .filter_map(|name| std::env::var(name).ok())
-                .find(|value| !value.is_empty()),
-        };
+        let endpoint = endpoint_of(options, &|name| std::env::var(name).ok());
         if let Some(endpoint) = &endpoint
             && !endpoint.starts_with("http://")
             && !endpoint.starts_with("https://")
@@ -258,7 +274,7 @@ async fn region_of(options: &S3Options, other_server: bool) -> Option<Region> {
 /// Amazon's own endpoints (a VPC's, FIPS, another partition) find the bucket by the host's name.
 fn is_amazon(endpoint: &str) -> bool {
     let host = endpoint.split("://").nth(1).unwrap_or_default();
-    let host = host.split(['/', ':']).next().unwrap_or_default();
+    let host = host.split(['/', ':']).next().unwrap_or_default().to_ascii_lowercase();
     host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
 }
 
@@ -287,14 +303,33 @@ mod tests {
     #[test]
     fn a_place_has_one_name_and_what_is_within_begins_with_it() {
         for (url, place) in [
-            ("s3://bucket", "s3://bucket/"),
-            ("s3://bucket/a/", "s3://bucket/a/"),
-            ("s3://bucket/a", "s3://bucket/a/"),
+            ("s3://bucket", "s3:///bucket/"),
+            ("s3://bucket/a/", "s3:///bucket/a/"),
+            ("s3://bucket/a", "s3:///bucket/a/"),
             ("file:///srv//backup", "file:///srv/backup/"),
             ("file:///", "file:///"),
         ] {
-            assert_eq!(place_of(url).unwrap(), place, "{url}");
+            assert_eq!(place_of(url, &S3Options::default(), &|_| None).unwrap(), place, "{url}");
         }
+    }
+
+    #[test]
+    fn a_server_has_one_name_whoever_names_it_and_however() {
+        let place = |endpoint: Option<&str>, variable: Option<&str>| {
+            let options = S3Options { endpoint: endpoint.map(str::to_owned), ..S3Options::default() };
+            let variable = |name: &str| variable.filter(|_| name == "AWS_ENDPOINT_URL").map(str::to_owned);
+            place_of("s3://b", &options, &variable).unwrap()
+        };
+        let minio = place(Some("https://minio.example:9000"), None);
+        assert_eq!(place(Some("https://MinIO.example:9000//"), None), minio);
+        assert_eq!(place(None, Some("https://minio.example:9000/")), minio);
+        assert_ne!(place(Some("https://minio.example:9001"), None), minio);
+        assert_eq!(place(Some("https://other.example"), Some("https://minio.example:9000")), "s3://other.example/b/");
+        assert_eq!(place(Some("http://other.example:80"), None), place(Some("https://other.example:443/"), None));
+        assert_eq!(place(Some("https://s3.eu-central-1.amazonaws.com"), None), place(None, None));
+        // And a directory is where it is
+        let options = S3Options { endpoint: Some("https://minio.example".to_owned()), ..S3Options::default() };
+        assert_eq!(place_of("file:///srv", &options, &|_| None).unwrap(), "file:///srv/");
     }
 
     #[tokio::test]
