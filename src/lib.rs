@@ -24,6 +24,7 @@ pub mod retention;
 pub mod runtime;
 pub mod schedule;
 pub mod scratch;
+pub mod secret;
 pub mod store;
 pub mod verify;
 pub mod wal;

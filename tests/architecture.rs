@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 800;
 
 /// The first of the layers: each may import those before it.
-const BASE: [&str; 4] = ["wal", "error", "runtime", "metrics"];
+const BASE: [&str; 5] = ["wal", "error", "runtime", "metrics", "secret"];
 
 /// What each module above the base may import besides the base and itself. A star is everything.
 const ABOVE: [(&str, &[&str]); 21] = [

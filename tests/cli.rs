@@ -205,6 +205,56 @@ fn what_would_fail_at_night_is_refused_by_day() {
 }
 
 #[test]
+fn a_secret_is_read_once_to_be_checked_and_never_shown() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = |name: &str| directory.path().join(name).display().to_string();
+    let file = place("seawall.toml");
+    let write = |command: &str| {
+        let command = format!("[\"sh\", \"-c\", \"echo run >> {}; {command}\"]", place("runs"));
+        let text = format!(
+            "repo = \"s3://b/p\"\npassword_command = {command}\n[notify]\nslack_file = \"{}\"\n[s3]\nregion = \"r\"\n\
+             access_key_id = \"AKIA\"\nsecret_access_key = \"s3cret\"\n[cluster.a]\npg = \"host=a\"\n[cluster.b]\npg = \"host=b\"\n",
+            place("slack")
+        );
+        std::fs::write(&file, text).expect("write");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set its rights");
+    };
+    let runs = || std::fs::read_to_string(place("runs")).map_or(0, |text| text.lines().count());
+    write("echo s3cret");
+    std::fs::write(place("slack"), "https://hooks.example.org/s3cret\n").expect("write");
+    std::fs::set_permissions(place("slack"), std::fs::Permissions::from_mode(0o600)).expect("set its rights");
+    let said = |arguments: &[&str], code: i32| {
+        let output = output(&[arguments, &["--config", &file]].concat());
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(!said.contains("s3cret"), "{arguments:?}: {said}");
+        said
+    };
+    // Given secrets of every kind, when they are shown, then it is said where they are, and none is read
+    let shown = said(&["config", "show", "--cluster", "a"], 0);
+    for line in [
+        format!("password = (a secret, in the command sh)  # {file}\n"),
+        format!("notify.slack = (a secret, in the file {})  # {file}\n", place("slack")),
+        format!("s3.access_key_id = \"AKIA\"  # {file}\n"),
+        format!("s3.secret_access_key = (a secret, so it is not shown)  # {file}\n"),
+    ] {
+        assert!(shown.contains(&line), "no {line:?} in\n{shown}");
+    }
+    said(&["config", "show", "--json"], 0);
+    assert_eq!(runs(), 0, "what is shown is not read");
+    // When they are checked, then each is read once, of how many clusters it may be
+    said(&["config", "check"], 0);
+    assert_eq!(runs(), 1);
+    // And what cannot be had is said
+    std::fs::write(place("slack"), "s3cret\n").expect("write");
+    assert!(said(&["config", "check"], 3).contains("cluster a: notify.slack: the address for notifications"));
+    write("echo s3cret; echo the vault is sealed >&2; exit 2");
+    let failed = said(&["config", "check"], 9);
+    let is = "error: cluster a: password_command: the command sh failed (exit status: 2): the vault is sealed";
+    assert!(failed.contains(is), "{failed}");
+}
+
+#[test]
 fn with_json_an_error_is_one_line_of_it() {
     for (arguments, kind, code) in [
         (&["list", "--json", "--nonsense"][..], "usage", 2),

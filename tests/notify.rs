@@ -99,9 +99,11 @@ async fn what_is_wrong_is_told_once_and_so_is_its_end_and_nothing_waits_for_who_
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let file = scene.places.path().join("seawall.toml");
     let text = format!(
-        "[notify]\nwebhook = \"{address}/plain?token=secret\"\nslack = \"http://{}/T0/secret\"\nstream_after = \"1s\"\nrpo_above = \"5s\"\n",
+        "[notify]\nwebhook_command = \"cat '{}'\"\nslack = \"http://{}/T0/secret\"\nstream_after = \"1s\"\nrpo_above = \"5s\"\n",
+        scene.places.path().join("plain").display(),
         deaf.local_addr().unwrap()
     );
+    std::fs::write(scene.places.path().join("plain"), format!("{address}/plain?token=secret\n")).unwrap();
     std::fs::write(&file, text).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let config = ["--config", file.to_str().unwrap()];

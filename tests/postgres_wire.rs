@@ -8,6 +8,7 @@ use seawall::postgres::{
     BackupEvent, BaseBackupOptions, Client, ConnInfo, Mode, PgError, SlotState, StatusUpdate, Streaming, WalMessage,
     WalStream,
 };
+use seawall::secret::{Secret, Source};
 use seawall::wal::{Lsn, TimelineId};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -435,6 +436,30 @@ async fn roles_and_passwords_are_told_apart() {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let with_file = format!("user=scram passfile={}", file.display());
     Client::connect(&tcp(&with_file), Mode::Physical, &[]).await.unwrap().close().await;
+
+    // From a file that a setting names: read once, and again when it is refused because both have changed.
+    let file = server.directory.path().join("password");
+    let hold = |password: &str| {
+        std::fs::write(&file, format!("{password}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    hold("sesame");
+    let password = Secret::new("password", Source::File(file.clone()));
+    let info = tcp("user=hashed password=wrong").with_password(password);
+    Client::connect(&info, Mode::Physical, &[]).await.unwrap().close().await;
+    hold("barley");
+    Client::connect(&info, Mode::Physical, &[]).await.expect("what was read is remembered").close().await;
+    server.sql("SET password_encryption = md5; ALTER ROLE hashed PASSWORD 'barley'").await;
+    Client::connect(&info, Mode::Physical, &[]).await.expect("what the file holds now").close().await;
+    hold("rye");
+    server.sql("SET password_encryption = md5; ALTER ROLE hashed PASSWORD 'wheat'").await;
+    let error = Client::connect(&info, Mode::Physical, &[]).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("28P01"), "neither is right");
+    assert!(!format!("{error:?} {info:?}").contains("rye"), "{error:?} {info:?}");
+    std::fs::remove_file(&file).unwrap();
+    let none = Secret::new("password", Source::File(file));
+    let error = Client::connect(&info.with_password(none), Mode::Physical, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("password_file: there is no"), "{error}");
 
     // All walsenders taken.
     let mut taken = Vec::new();

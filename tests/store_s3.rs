@@ -11,10 +11,13 @@ use s3::{Fault, Op, S3Server};
 use s3_store::{options, store};
 use seawall::error::{Error, Kind};
 use seawall::runtime::RetryPolicy;
+use seawall::secret::{Secret, Source};
 use seawall::store::{
-    Checksum, Conditional, ConditionalWrites, Created, Metadata, NoObserver, Operation, Store, StoreErrorKind,
+    Checksum, Conditional, ConditionalWrites, Created, Metadata, NoObserver, Opener, Operation, Store, StoreErrorKind,
     StoreObserver, StoreOptions, list_all, open, probe,
 };
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -105,6 +108,45 @@ async fn wrong_keys_are_credentials() {
     let error = Error::from(error);
     assert_eq!(error.kind(), Kind::Store);
     assert!(error.to_string().contains("SignatureDoesNotMatch") && !error.to_string().contains("wrong"), "{error}");
+}
+
+#[tokio::test]
+async fn keys_in_files_are_read_again_when_the_store_refuses_them_or_somebody_says_so() {
+    let server = S3Server::start();
+    let place = tempfile::tempdir().unwrap();
+    let (id, key) = (place.path().join("id"), place.path().join("key"));
+    let hold = |file: &Path, text: &str| {
+        std::fs::write(file, format!("{text}\n")).unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let mut options = once(&server);
+    options.s3.credentials = None;
+    options.s3.access_key_id = Some(Secret::new("s3.access_key_id", Source::File(id.clone())));
+    options.s3.secret_access_key = Some(Secret::new("s3.secret_access_key", Source::File(key.clone())));
+    let opener = Opener::default();
+    let store = opener.open(&s3_store::url(), &options, Arc::new(NoObserver)).await.unwrap();
+    // Given files that are not there, then they are named
+    let error = Error::from(store.create("a", Bytes::new().into(), Metadata::new()).await.unwrap_err());
+    assert!(error.to_string().contains("s3.access_key_id_file: there is no"), "{error}");
+    // and one that holds what is wrong: refused, and read again with the next request
+    hold(&id, S3Server::ACCESS_KEY);
+    hold(&key, "not-the-secret");
+    let error = store.create("a", Bytes::new().into(), Metadata::new()).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Credentials);
+    assert!(!format!("{error:?}").contains("not-the-secret"), "{error:?}");
+    hold(&key, S3Server::SECRET_KEY);
+    assert_eq!(create(store.as_ref(), "a", "hello").await, Created::New);
+    // When they change, then those in use are good until somebody says so
+    hold(&key, "not-the-secret");
+    assert_eq!(read(store.as_ref(), "a").await, "hello");
+    opener.renew().await;
+    assert_eq!(store.get("a", None).await.map(|_| ()).unwrap_err().kind, StoreErrorKind::Credentials);
+    // And where they are gone, those in use are good for longer
+    hold(&key, S3Server::SECRET_KEY);
+    assert_eq!(read(store.as_ref(), "a").await, "hello");
+    std::fs::remove_file(&key).unwrap();
+    opener.renew().await;
+    assert_eq!(read(store.as_ref(), "a").await, "hello");
 }
 
 #[tokio::test]

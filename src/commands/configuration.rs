@@ -2,10 +2,12 @@
 
 use super::{distinct, print};
 use crate::cli::ConfigCommand;
-use crate::config::{Origin, Settings, example, has_password, keys};
+use crate::config::{Key, Origin, Settings, Written, example, has_password, keys};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Job;
+use crate::notify::check_address;
 use crate::runtime::Clock;
+use crate::secret::{Secret, Source};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +16,7 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// Of kind `Config`, if `check` finds something that cannot work.
-pub(super) fn configuration(what: &ConfigCommand, all: &[Settings]) -> Result<()> {
+pub(super) async fn configuration(what: &ConfigCommand, all: &[Settings]) -> Result<()> {
     match (what, all) {
         (ConfigCommand::Example, _) => print::stdout(&example()),
         (ConfigCommand::Show(args), [only]) if args.json.json => print::stdout(&print::json(&shown(only))?),
@@ -27,7 +29,7 @@ pub(super) fn configuration(what: &ConfigCommand, all: &[Settings]) -> Result<()
             let section = |settings: &Settings| format!("[cluster.{}]\n{}", settings.cluster, lines(settings));
             print::stdout(&all.iter().map(section).collect::<Vec<_>>().join("\n"))
         }
-        (ConfigCommand::Check, _) => check(all),
+        (ConfigCommand::Check, _) => check(all).await,
     }
 }
 
@@ -48,22 +50,33 @@ fn shown(settings: &Settings) -> BTreeMap<&'static str, Shown> {
         let given = settings.given.get(key.name)?;
         let value = match key.name {
             "pg" if has_password(&given.text) => "(with a password, so it is not shown)".to_owned(),
-            "notify.webhook" | "notify.slack" | "notify.pagerduty" => "(a secret, so it is not shown)".to_owned(),
+            _ if key.written == Written::Secret => shown_secret(key, &given.text),
             _ => format!("{:?}", given.text),
         };
         let from = match given.origin {
             Origin::Default => "default".to_owned(),
             Origin::File => settings.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default(),
-            Origin::Variable(name) | Origin::Flag(name) => name.to_owned(),
+            Origin::Variable(ref name) => name.clone(),
+            Origin::Flag(name) => name.to_owned(),
         };
         Some((key.name, Shown { value, from }))
     });
     shown.collect()
 }
 
+/// Where it is.
+fn shown_secret(key: &Key, source: &str) -> String {
+    match serde_json::from_str(source) {
+        Ok(Source::Given(text)) if key.may_be_seen() => format!("{text:?}"),
+        Ok(Source::Given(_)) | Err(_) => "(a secret, so it is not shown)".to_owned(),
+        Ok(source) => format!("(a secret, in {source})"),
+    }
+}
+
 /// What was read is right by itself, or this would not have begun.
-fn check(all: &[Settings]) -> Result<()> {
+async fn check(all: &[Settings]) -> Result<()> {
     distinct::check(all, &|name| std::env::var(name).ok())?;
+    let mut seen = Vec::new();
     let (mut text, now) = (String::new(), Clock::system().now());
     for settings in all {
         let (of_it, place) = match all.len() {
@@ -71,7 +84,9 @@ fn check(all: &[Settings]) -> Result<()> {
             _ => (format!("{}: ", settings.cluster), format!("cluster {}", settings.cluster)),
         };
         let checked = settings.repo().and_then(|_| impossible(settings));
-        checked.map_err(|error| if place.is_empty() { error } else { error.context(place) })?;
+        checked.map_err(|error| if place.is_empty() { error } else { error.context(&place) })?;
+        let readable = readable(settings, &mut seen).await;
+        readable.map_err(|error| if place.is_empty() { error } else { error.context(&place) })?;
         for note in notes(settings) {
             let _ = writeln!(text, "{of_it}note: {note}");
         }
@@ -88,6 +103,22 @@ fn check(all: &[Settings]) -> Result<()> {
         ),
     });
     print::stdout(&text)
+}
+
+/// Reads every secret, but for those that were `seen`: one that many clusters have is read once.
+async fn readable(settings: &Settings, seen: &mut Vec<Source>) -> Result<()> {
+    let unseen = |secret: &&Secret| !seen.contains(secret.source());
+    let unread: Vec<Secret> = settings.secrets().filter(unseen).cloned().collect();
+    for secret in &unread {
+        secret.text().await?;
+    }
+    for (form, address) in &settings.notify.hooks {
+        if unread.iter().any(|secret| secret.setting() == address.setting()) {
+            check_address(*form, &address.text().await?).map_err(|error| error.context(address.setting()))?;
+        }
+    }
+    seen.extend(unread.iter().map(|secret| secret.source().clone()));
+    Ok(())
 }
 
 /// What would fail at three in the morning.

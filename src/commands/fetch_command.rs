@@ -4,6 +4,7 @@ use super::keys;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::restore::{FetchCommand, PASSPHRASE_VARIABLE};
+use crate::secret::Source;
 use std::path::PathBuf;
 
 /// What the restored server will run. Secrets stay in the environment or in the configuration file.
@@ -29,6 +30,11 @@ pub(super) fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
         let path = std::path::absolute(file).map_err(|error| Error::local("find", file, error))?;
         arguments.extend(["--identity".to_owned(), path.display().to_string()]);
         reads.push(path);
+    }
+    for secret in [&settings.store.s3.access_key_id, &settings.store.s3.secret_access_key].into_iter().flatten() {
+        if let Source::File(file) = secret.source() {
+            reads.push(std::path::absolute(file).map_err(|error| Error::local("find", file, error))?);
+        }
     }
     let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };
     command.take_environment(std::env::vars());

@@ -66,7 +66,7 @@ pub async fn dispatch(cli: Cli, all: Vec<Settings>) -> Result<Ending> {
         Command::Keygen(args) => return keys::keygen(&args).map(|()| Ending::Done),
         Command::Completions(args) => return completions::completions(args.shell).map(|()| Ending::Done),
         Command::Manpages(args) => return completions::manual_pages(&args.directory).map(|()| Ending::Done),
-        Command::Config(args) => return configuration::configuration(&args.what, &all).map(|()| Ending::Done),
+        Command::Config(args) => return configuration::configuration(&args.what, &all).await.map(|()| Ending::Done),
         Command::Status(args) => return Box::pin(status::status(args.json.json, all)).await.map(|()| Ending::Done),
         Command::Check(args) => return Box::pin(check::check(args.json.json, all)).await.map(|()| Ending::Done),
         command => command,

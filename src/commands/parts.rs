@@ -14,7 +14,11 @@ use std::sync::Arc;
 /// # Errors
 /// Of kind `Config`, if the connection string is wrong.
 pub(super) fn connection(settings: &Settings) -> Result<ConnInfo> {
-    ConnInfo::parse(&settings.pg, &|name| std::env::var(name).ok())
+    let info = ConnInfo::parse(&settings.pg, &|name| std::env::var(name).ok())?;
+    Ok(match &settings.password {
+        Some(password) => info.with_password(password.clone()),
+        None => info,
+    })
 }
 
 /// A connection to the server that does not stream.

@@ -1,12 +1,12 @@
 //! The configuration file, as far as it says what is set to what: for every cluster, and in `[cluster.NAME]` for one of several.
 //! What the values mean is not known here. Uses the keys' definitions.
 
-use super::keys::{Key, Written, keys};
+use super::keys::{Key, Way, Written, as_json, keys};
 use crate::error::{Error, Kind, Result};
+use crate::secret::{Source, others_may_read};
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -16,6 +16,9 @@ pub(super) const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Under it are the sections of several clusters.
 const CLUSTERS: &str = "cluster";
+
+/// In such a section: what of the file's defaults does not hold for this cluster.
+const UNSET: &str = "unset";
 
 /// What a file says.
 pub(super) struct Document {
@@ -31,7 +34,15 @@ pub(super) struct Section {
     pub(super) name: String,
     /// Where it stands, for messages.
     pub(super) place: String,
+    /// What it says, or what is wrong with that, which need not matter to others.
+    pub(super) says: Result<Said>,
+}
+
+/// What a section says.
+pub(super) struct Said {
     pub(super) entries: Vec<Entry>,
+    /// These are as if the file said nothing of them before the section.
+    pub(super) unset: Vec<&'static Key>,
 }
 
 /// One setting.
@@ -79,8 +90,8 @@ impl Document {
                             ));
                         };
                         let prefix = format!("{CLUSTERS}.{}.", name.get_ref());
-                        let entries = entries(&prefix, section, &at)?;
-                        document.clusters.push(Section { name: name.get_ref().to_string(), place, entries });
+                        let says = said(&prefix, section, &at);
+                        document.clusters.push(Section { name: name.get_ref().to_string(), place, says });
                     }
                 }
                 _ => {
@@ -88,6 +99,7 @@ impl Document {
                     flatten_one("", name, value, &mut found);
                     for (name, offset, value) in found {
                         document.shared.push(entry("", &name, value, at(offset))?);
+                        said_once(&document.shared)?;
                     }
                 }
             }
@@ -119,39 +131,84 @@ fn read(path: &Path) -> Result<(String, Metadata)> {
 }
 
 /// Everything that a cluster's section says. `prefix` stands before names in messages.
-fn entries(prefix: &str, section: &DeTable<'_>, at: &dyn Fn(usize) -> String) -> Result<Vec<Entry>> {
+fn said(prefix: &str, section: &DeTable<'_>, at: &dyn Fn(usize) -> String) -> Result<Said> {
     let mut found = Vec::new();
     flatten("", section, &mut found);
-    let mut entries = Vec::new();
+    let mut said = Said { entries: Vec::new(), unset: Vec::new() };
     for (name, offset, value) in found {
+        if name == UNSET {
+            said.unset = unset(prefix, value, &at(offset))?;
+            continue;
+        }
         let entry = entry(prefix, &name, value, at(offset))?;
         if entry.key.is_of_process() {
             return Err(entry
                 .refused("is a matter of the whole process, and of no cluster alone")
                 .hint(form(entry.key)));
         }
-        entries.push(entry);
+        said.entries.push(entry);
+        said_once(&said.entries)?;
     }
-    Ok(entries)
+    Ok(said)
+}
+
+fn unset(prefix: &str, value: &DeValue<'_>, place: &str) -> Result<Vec<&'static Key>> {
+    let refused = |problem: &str| {
+        Error::new(Kind::Config, format!("{place}: {prefix}{UNSET} {problem}"))
+            .hint(format!("It is written {UNSET} = [\"schedule.drill\", \"s3.endpoint\"]."))
+    };
+    let DeValue::Array(names) = value else { return Err(refused("has the wrong type")) };
+    let key = |name: &Spanned<DeValue<'_>>| {
+        let name = name.get_ref().as_str().ok_or_else(|| refused("has the wrong type"))?;
+        let key = find(name).map(|(key, _)| key).filter(|key| !key.is_of_process());
+        key.ok_or_else(|| refused(&format!("has {name:?} in it, which is no setting that a cluster has for itself")))
+    };
+    names.iter().map(key).collect()
+}
+
+/// Refuses the last of `entries`, if an earlier one says the same in another way.
+fn said_once(entries: &[Entry]) -> Result<()> {
+    let Some((last, before)) = entries.split_last() else { return Ok(()) };
+    match before.iter().find(|entry| entry.key.name == last.key.name) {
+        Some(other) => Err(last.refused(&format!("and {} say the same: keep one of them", other.name))),
+        None => Ok(()),
+    }
+}
+
+/// The setting of this name, and how it is said.
+fn find(name: &str) -> Option<(&'static Key, Way)> {
+    let named = |name: &str| keys().find(|key| key.name == name);
+    let secret = |way: Way| {
+        let key = name.strip_suffix(way.suffix()).and_then(named)?;
+        (key.written == Written::Secret).then_some((key, way))
+    };
+    named(name).map(|key| (key, Way::Here)).or_else(|| [Way::File, Way::Command].into_iter().find_map(secret))
 }
 
 fn entry(prefix: &str, name: &str, value: &DeValue<'_>, place: String) -> Result<Entry> {
     let full = format!("{prefix}{name}");
-    let Some(key) = keys().find(|key| key.name == name) else {
+    let Some((key, way)) = find(name) else {
         return Err(match nearest(name) {
             Some(key) => unknown(&full, &place).hint(format!("Is {prefix}{} meant? {}", key.name, form(key))),
             None => unknown(&full, &place).hint("docs/configuration.md lists all of them."),
         });
     };
     let mut entry = Entry { key, text: String::new(), name: full, place };
+    let words = |words: &[Spanned<DeValue<'_>>]| {
+        words.iter().map(|word| word.get_ref().as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
+    };
     let text = match (key.written, value) {
         (Written::Text, DeValue::String(text)) => Some(text.to_string()),
         (Written::Boolean, DeValue::Boolean(value)) => Some(value.to_string()),
-        (Written::Words, DeValue::Array(words)) => {
-            let words: Option<Vec<&str>> = words.iter().map(|word| word.get_ref().as_str()).collect();
-            words.map(|words| words.join(" "))
-        }
+        (Written::Words, DeValue::Array(array)) => words(array).map(|words| words.join(" ")),
         (Written::Tables, DeValue::Array(tables)) => tables_as_json(tables),
+        (Written::Secret, DeValue::String(text)) => Some(way.source(text).map_err(|problem| entry.refused(&problem))?),
+        (Written::Secret, DeValue::Array(array)) if way == Way::Command => match words(array) {
+            Some(words) if words.first().is_none_or(String::is_empty) => {
+                return Err(entry.refused("is empty: it is a program with its arguments"));
+            }
+            words => words.and_then(|words| as_json(&Source::Command(words)).ok()),
+        },
         _ => None,
     };
     entry.text = text.ok_or_else(|| entry.refused("has the wrong type").hint(form(key)))?;
@@ -193,7 +250,7 @@ fn flatten_one<'a>(
 ) {
     let full = format!("{prefix}{}", name.get_ref());
     match value.get_ref() {
-        DeValue::Table(inner) if !inner.is_empty() && !keys().any(|key| key.name == full) => {
+        DeValue::Table(inner) if !inner.is_empty() && find(&full).is_none() => {
             flatten(&format!("{full}."), inner, into);
         }
         DeValue::Table(_) if is_section(&full) => {}
@@ -210,6 +267,7 @@ fn unknown(name: &str, place: &str) -> Error {
 }
 
 fn nearest(name: &str) -> Option<&'static Key> {
+    let name = [Way::File, Way::Command].into_iter().find_map(|way| name.strip_suffix(way.suffix())).unwrap_or(name);
     let last = |name: &str| name.rsplit('.').next().map(str::to_owned).unwrap_or_default();
     let distance = |key: &str| {
         let whole = strsim::damerau_levenshtein(name, key);
@@ -225,10 +283,4 @@ fn form(key: &Key) -> String {
         Some((section, name)) => format!("It is written {name} = {} under [{section}].", key.example),
         None => format!("It is written {} = {} before the first section.", key.name, key.example),
     }
-}
-
-/// Others are everybody, and the group too unless root owns the file (libpq's rule for private keys).
-pub(crate) fn others_may_read(metadata: &Metadata) -> bool {
-    let forbidden = if metadata.uid() == 0 { 0o007 } else { 0o077 };
-    metadata.mode() & forbidden != 0
 }

@@ -5,8 +5,7 @@ mod file;
 mod keys;
 mod reload;
 
-pub(crate) use file::others_may_read;
-pub use keys::{Key, Written, document, example, keys, parse_duration};
+pub use keys::{Key, Way, Written, document, example, keys, parse_duration};
 pub use reload::Reloaded;
 
 use crate::cli::{Cli, Command, LogFormat};
@@ -14,10 +13,12 @@ use crate::codec::{Compression, Recipients};
 use crate::drill::SqlCheck;
 use crate::error::{Error, Kind, Result};
 use crate::notify::Form;
+use crate::postgres::ConnInfo;
 use crate::retention::Policy;
 use crate::schedule::Schedule;
+use crate::secret::{Secret, Source};
 use crate::store::{Checksum, ServerSideEncryption, StoreOptions};
-use file::{Document, Entry};
+use file::{Document, Entry, Section};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -33,7 +34,7 @@ pub enum Origin {
     /// The configuration file.
     File,
     /// This environment variable.
-    Variable(&'static str),
+    Variable(String),
     /// This flag.
     Flag(&'static str),
 }
@@ -41,7 +42,7 @@ pub enum Origin {
 /// A setting, as it was written.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Given {
-    /// As its key reads it; may hold a password.
+    /// As its key reads it; may hold a secret.
     pub text: String,
     /// Who said so.
     pub origin: Origin,
@@ -58,6 +59,8 @@ pub struct Settings {
     pub cluster: String,
     /// Connection parameters; may hold a password. Empty: the PG* variables say everything.
     pub pg: String,
+    /// The role's password, if it is not left to `pg`, the PG* variables and the password file.
+    pub password: Option<Secret>,
     /// The repository's URL, if one was given.
     pub repo: Option<String>,
     /// The replication slot's name, checked.
@@ -107,10 +110,10 @@ pub struct RunSettings {
 }
 
 /// Whom `run` tells what is wrong.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, Default)]
 pub struct NotifySettings {
-    /// Addresses and keys, which are secrets.
-    pub hooks: BTreeMap<Form, String>,
+    /// Addresses and keys.
+    pub hooks: BTreeMap<Form, Secret>,
     /// So long the stream may be interrupted.
     pub stream_after: Duration,
     /// So much may be lost while it is not.
@@ -184,27 +187,20 @@ impl Settings {
         let mut shared = Settings::defaults()?;
         let from_environment = || variable("SEAWALL_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         shared.file = cli.common.config.clone().or_else(from_environment);
-        let mut variables = Vec::new();
-        for key in keys() {
-            let Some((name, value)) = key.variable.and_then(|name| Some((name, variable(name)?))) else { continue };
-            let value = value.into_string().map_err(|_| Error::new(Kind::Config, format!("{name} is not UTF-8")))?;
-            if !value.is_empty() {
-                variables.push((key, name, value));
-            }
-        }
+        let variables = variables(variable)?;
         let mut all = vec![shared];
         if let Some(path) = all[0].file.clone() {
             let from_variable =
-                variables.iter().find(|(key, ..)| key.name == "cluster").map(|(.., value)| value.as_str());
+                variables.iter().find(|(key, ..)| key.name == "cluster").map(|(.., text)| text.as_str());
             let chosen = cli.common.cluster.as_deref().or(from_variable);
             all = read_file(&path, all.remove(0), chosen)?;
         }
         let is_one_of_several = all.len() > 1;
         for settings in &mut all {
-            for (key, name, value) in &variables {
+            for (key, name, text) in &variables {
                 alone(key, name, Kind::Config, is_one_of_several)?;
                 settings
-                    .set(key, value, Origin::Variable(name))
+                    .set(key, text, Origin::Variable(name.clone()))
                     .map_err(|problem| Error::new(Kind::Config, format!("{name} {problem}")))?;
             }
             for (name, value) in flags(cli) {
@@ -247,6 +243,7 @@ impl Settings {
             file: None,
             cluster: String::new(),
             pg: String::new(),
+            password: None,
             repo: None,
             slot: String::new(),
             compression: Compression::default(),
@@ -275,25 +272,43 @@ impl Settings {
         Ok(settings)
     }
 
-    fn take(&mut self, entries: &[Entry]) -> Result<()> {
+    fn take<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) -> Result<()> {
         for entry in entries {
             self.set(entry.key, &entry.text, Origin::File).map_err(|problem| entry.refused(&problem))?;
         }
         Ok(())
     }
 
+    /// Every secret, wherever it is.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        let s3 = [&self.store.s3.access_key_id, &self.store.s3.secret_access_key];
+        self.password.iter().chain(self.notify.hooks.values()).chain(s3.into_iter().flatten())
+    }
+
     /// What of it nobody else may read, and what to do instead of writing it into a file.
-    fn secret(&self) -> Option<(&'static str, &'static str)> {
-        match (has_password(&self.pg), self.notify.hooks.is_empty()) {
-            (true, _) => Some(("a password", "or move the password into ~/.pgpass")),
-            (false, false) => {
-                Some(("an address or a key for notifications", "or give it as a variable (SEAWALL_NOTIFY_…)"))
-            }
-            (false, true) => None,
+    fn written_secret(&self) -> Option<(&'static str, String)> {
+        if has_password(&self.pg) {
+            return Some((
+                "a password",
+                "or move the password into ~/.pgpass, or a file that password_file names".to_owned(),
+            ));
         }
+        let is_public = |name| keys().any(|key| key.name == name && key.may_be_seen());
+        let is_here = |secret: &&Secret| matches!(secret.source(), Source::Given(_)) && !is_public(secret.setting());
+        let name = self.secrets().find(is_here)?.setting();
+        Some((name, format!("or move it into a file of its own, which {name}{} names", Way::File.suffix())))
     }
 
     fn check_together(&self) -> Result<()> {
+        let in_pg = || ConnInfo::variables(&self.pg).is_ok_and(|all| all.iter().any(|(name, _)| *name == "PGPASSWORD"));
+        if self.password.is_some() && in_pg() {
+            return Err(Error::new(Kind::Config, "pg has a password in it, and password is given too")
+                .hint("Take one of them out."));
+        }
+        if self.store.s3.access_key_id.is_some() != self.store.s3.secret_access_key.is_some() {
+            return Err(Error::new(Kind::Config, "of s3.access_key_id and s3.secret_access_key only one is given")
+                .hint("A key has two halves. Without both the AWS chain says who we are."));
+        }
         if self.store.s3.kms_key.is_some() && self.store.s3.sse != Some(ServerSideEncryption::Kms) {
             return Err(Error::new(Kind::Config, "s3.kms_key is given but s3.sse is not \"aws:kms\"")
                 .hint("Add sse = \"aws:kms\" to [s3], or take kms_key out."));
@@ -310,38 +325,79 @@ impl Settings {
     }
 }
 
-/// What the file says of each cluster that is `chosen`, which are all if none is; of the only one, where none has a section.
-fn read_file(path: &Path, mut shared: Settings, chosen: Option<&str>) -> Result<Vec<Settings>> {
-    let document = Document::read(path)?;
-    shared.take(&document.shared)?;
-    let mut secret = shared.secret();
-    let mut all = vec![shared];
-    if !document.clusters.is_empty() {
-        let shared = all.remove(0);
-        for section in &document.clusters {
-            let mut settings = shared.clone();
-            let name = keys().find(|key| key.name == "cluster");
-            let name = name.ok_or_else(|| Error::new(Kind::Internal, "clusters have no names"))?;
-            settings.set(name, &section.name, Origin::File).map_err(|problem| {
-                Error::new(Kind::Config, format!("{}: the name of a cluster {problem}", section.place))
-            })?;
-            settings.take(&section.entries)?;
-            secret = secret.or_else(|| settings.secret());
-            all.push(settings);
+/// What the variables say: each with its name, as its key reads it.
+fn variables(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Vec<(&'static Key, String, String)>> {
+    let mut all: Vec<(&'static Key, String, String)> = Vec::new();
+    for (key, stem) in keys().filter_map(|key| Some((key, key.variable?))) {
+        let ways = if key.written == Written::Secret { &Way::ALL[..] } else { &[Way::Here] };
+        for way in ways {
+            let name = format!("{stem}{}", way.suffix().to_uppercase());
+            let Some(value) = variable(&name).filter(|value| !value.is_empty()) else { continue };
+            let value = value.into_string().map_err(|_| Error::new(Kind::Config, format!("{name} is not UTF-8")))?;
+            let text = match key.written {
+                Written::Secret => way.source(&value),
+                _ => Ok(value),
+            };
+            let text = text.map_err(|problem| Error::new(Kind::Config, format!("{name} {problem}")))?;
+            if let Some((_, other, _)) = all.last().filter(|(last, ..)| last.name == key.name) {
+                return Err(Error::new(Kind::Config, format!("{other} and {name} say the same: keep one of them")));
+            }
+            all.push((key, name, text));
         }
     }
-    if let Some((what, instead)) = secret.filter(|_| document.is_open_to_others()) {
+    Ok(all)
+}
+
+/// What the file says of each cluster that is `chosen`, which are all if none is; of the only one, where none has a section. What is
+/// wrong in the section of another than the chosen one is its own matter.
+fn read_file(path: &Path, base: Settings, chosen: Option<&str>) -> Result<Vec<Settings>> {
+    let document = Document::read(path)?;
+    let mut shared = base.clone();
+    shared.take(&document.shared)?;
+    let mut secret = shared.written_secret();
+    let mut all = Vec::new();
+    let (is_open, mut names) = (document.is_open_to_others(), Vec::new());
+    for section in document.clusters {
+        names.push(section.name.clone());
+        let is_chosen = chosen.is_none_or(|chosen| chosen == section.name);
+        match of_section(section, &base, &shared, &document.shared) {
+            Ok(settings) => {
+                secret = secret.or_else(|| settings.written_secret());
+                all.extend(is_chosen.then_some(settings));
+            }
+            Err(error) if is_chosen => return Err(error),
+            Err(_) => {}
+        }
+    }
+    if let Some((what, instead)) = secret.filter(|_| is_open) {
         return Err(Error::new(Kind::Config, format!("{} holds {what} and others may read it", path.display()))
             .hint(format!("chmod 600 {}, {instead}.", path.display())));
     }
-    let Some(chosen) = chosen.filter(|_| !document.clusters.is_empty()) else { return Ok(all) };
-    let names: Vec<String> = all.iter().map(|settings| settings.cluster.clone()).collect();
-    all.retain(|settings| settings.cluster == chosen);
-    if all.is_empty() {
-        return Err(Error::new(Kind::Config, format!("{} has no cluster {chosen:?}", path.display()))
-            .hint(format!("It has {}.", names.join(", "))));
+    match chosen {
+        _ if names.is_empty() => Ok(vec![shared]),
+        Some(chosen) if all.is_empty() => {
+            Err(Error::new(Kind::Config, format!("{} has no cluster {chosen:?}", path.display()))
+                .hint(format!("It has {}.", names.join(", "))))
+        }
+        _ => Ok(all),
     }
-    Ok(all)
+}
+
+/// The settings of a cluster with a section. `shared` are the ones of all, which `entries` have made of `base`.
+fn of_section(section: Section, base: &Settings, shared: &Settings, entries: &[Entry]) -> Result<Settings> {
+    let said = section.says?;
+    let mut settings = shared.clone();
+    if !said.unset.is_empty() {
+        settings = base.clone();
+        settings.take(entries.iter().filter(|entry| !said.unset.iter().any(|key| key.name == entry.key.name)))?;
+    }
+    let name = keys().find(|key| key.name == "cluster");
+    let name = name.ok_or_else(|| Error::new(Kind::Internal, "clusters have no names"))?;
+    settings
+        .set(name, &section.name, Origin::File)
+        .map_err(|problem| Error::new(Kind::Config, format!("{}: the name of a cluster {problem}", section.place)))?;
+    settings.take(&said.entries)?;
+    Ok(settings)
 }
 
 /// Refuses a variable or flag that would give several clusters the same server.

@@ -1,5 +1,7 @@
 //! What the settings take and refuse, from wherever they are said.
 
+mod secrets;
+
 use super::file::FILE_BYTES_MAX;
 use super::*;
 use crate::cli;
@@ -328,12 +330,12 @@ fn an_address_for_notifications_is_a_secret() {
     let text = "[notify]\nslack = \"https://hooks.example.org/T0/secret\"\n";
     // Given a file that others may read, it is refused; as a variable the same is taken
     let refused = Place::new().with_file(text, 0o644).refusal("seawall --config FILE run");
-    assert!(refused.to_string().contains("notifications") && !refused.to_string().contains("secret"), "{refused}");
+    assert!(refused.to_string().contains("notify.slack") && !refused.to_string().contains("secret"), "{refused}");
     Place::new().with_file(text, 0o600).load("seawall --config FILE run").expect("nobody else may read it");
     let place = Place::new().with_variable("SEAWALL_NOTIFY_SLACK", "https://hooks.example.org/T0/secret");
     let settings = place.load("seawall run").expect("a variable");
     // And nothing shows it
-    assert!(!format!("{settings:?}").contains("secret"));
+    assert!(!format!("{settings:?}").contains("T0/secret"));
     let refused =
         Place::new().with_file("[notify]\nslack = \"a secret\"\n", 0o600).refusal("seawall --config FILE run");
     assert!(!refused.to_string().contains("a secret"), "{refused}");

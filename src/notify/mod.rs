@@ -8,10 +8,11 @@ mod webhook;
 
 pub use form::Form;
 pub use trouble::{Event, Trouble};
-pub use webhook::{Failure, Hook};
+pub use webhook::{Failure, Hook, check_address};
 
 use crate::error::Result;
 use crate::runtime::{Backoff, Clock, RetryPolicy, Tasks};
+use crate::secret::{Secret, Source};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,6 +142,10 @@ impl Notifier {
 
 /// Delivers one after the other, for ever; may be dropped at any time.
 async fn deliver(hook: Hook, mut events: mpsc::Receiver<Event>, waiting: watch::Sender<usize>, sent: Arc<Sent>) {
+    // Better known now than when there is something to tell.
+    if let Err(failure) = hook.look().await {
+        tracing::error!(to = hook.form().name(), why = %failure, "nobody can be notified there");
+    }
     while let Some(event) = events.recv().await {
         let (mut backoff, began) = (Backoff::new(PAUSES), Instant::now());
         loop {
@@ -151,9 +156,9 @@ async fn deliver(hook: Hook, mut events: mpsc::Receiver<Event>, waiting: watch::
             let is_over = PAUSES.budget.is_some_and(|budget| began.elapsed() > budget);
             if is_over || !failure.is_transient {
                 sent.failed.fetch_add(1, Ordering::Relaxed);
-                // Of the address only the host: the rest is a secret with most of them.
+                let to = hook.who().await;
                 tracing::error!(
-                    to = hook.host(),
+                    to,
                     why = %failure,
                     event = event.trouble.name(),
                     "a notification was not delivered"
@@ -166,16 +171,22 @@ async fn deliver(hook: Hook, mut events: mpsc::Receiver<Event>, waiting: watch::
     }
 }
 
-/// Hooks by the form that each wants, from their addresses or keys.
+/// Hooks by the form that each wants, from their addresses or keys. Those that must be read are read when there is something to tell.
 ///
 /// # Errors
-/// If an address cannot be used, or the machine has no certificates to trust.
-pub fn hooks(wanted: &BTreeMap<Form, String>) -> Result<Vec<Hook>> {
+/// If an address that is given cannot be used, or the machine has no certificates to trust.
+pub fn hooks(wanted: &BTreeMap<Form, Secret>) -> Result<Vec<Hook>> {
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
     let tls = webhook::trust()?;
-    wanted.iter().map(|(form, address)| Hook::new(*form, address, tls.clone())).collect()
+    let hook = |(form, address): (&Form, &Secret)| {
+        if let Source::Given(text) = address.source() {
+            check_address(*form, text)?;
+        }
+        Ok(Hook::new(*form, address.clone(), tls.clone()))
+    };
+    wanted.iter().map(hook).collect()
 }
 
 #[cfg(test)]
@@ -190,6 +201,7 @@ mod tests {
         let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/", deaf.local_addr().unwrap());
         let mut tasks = Tasks::default();
+        let address = Secret::new("notify.webhook", Source::Given(address));
         let hooks = hooks(&BTreeMap::from([(Form::Json, address)])).unwrap();
         let notifier = Notifier::new("main", hooks, Clock::system(), &mut tasks);
         // When more goes wrong than waits for it, then nobody who tells it waits

@@ -4,6 +4,7 @@ use super::form::PAGERDUTY;
 use super::{Event, Form};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Tasks;
+use crate::secret::Secret;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
@@ -11,7 +12,6 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,21 +25,24 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where events are sent.
+#[derive(Debug)]
 pub struct Hook {
     form: Form,
+    /// An address, or PagerDuty's routing key.
+    secret: Secret,
+    /// Where PagerDuty takes events.
+    pagerduty: String,
+    tls: Arc<ClientConfig>,
+}
+
+/// Where that is.
+struct Place {
     uri: Uri,
     host: String,
     port: u16,
     /// PagerDuty's routing key.
     key: String,
-    tls: Option<Arc<ClientConfig>>,
-}
-
-impl fmt::Debug for Hook {
-    /// Without the address, which is a secret with most of them.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hook").field("form", &self.form).field("host", &self.host).finish_non_exhaustive()
-    }
+    is_tls: bool,
 }
 
 /// Why an event was not delivered.
@@ -69,19 +72,16 @@ pub(super) fn trust() -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-impl Hook {
-    /// To this address, or PagerDuty's with this key.
-    ///
-    /// # Errors
-    /// [`Kind::Config`] for what is no address. It is not quoted.
-    pub(super) fn new(form: Form, address: &str, tls: Arc<ClientConfig>) -> Result<Hook> {
-        match form {
-            Form::PagerDuty => Hook::at(form, PAGERDUTY, address, tls),
-            Form::Json | Form::Slack => Hook::at(form, address, "", tls),
-        }
-    }
+/// Looks whether events can be sent there.
+///
+/// # Errors
+/// [`Kind::Config`] for what is no address. It is not quoted.
+pub fn check_address(form: Form, address: &str) -> Result<()> {
+    Hook::place_of(form, address, PAGERDUTY).map(drop)
+}
 
-    fn at(form: Form, address: &str, key: &str, tls: Arc<ClientConfig>) -> Result<Hook> {
+impl Place {
+    fn of(form: Form, address: &str, key: &str) -> Result<Place> {
         let bad = || {
             Error::new(Kind::Config, format!("the address for notifications ({form:?}) cannot be used"))
                 .hint("It is https://host/path, or http://host/path within a network of your own.")
@@ -94,7 +94,14 @@ impl Hook {
         };
         let host = uri.host().ok_or_else(bad)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        Ok(Hook { form, uri, host, port, key: key.to_owned(), tls: is_tls.then_some(tls) })
+        Ok(Place { uri, host, port, key: key.to_owned(), is_tls })
+    }
+}
+
+impl Hook {
+    /// To the address that is a secret, or PagerDuty's with the key that is one.
+    pub(super) fn new(form: Form, secret: Secret, tls: Arc<ClientConfig>) -> Hook {
+        Hook { form, secret, pagerduty: PAGERDUTY.to_owned(), tls }
     }
 
     /// Whose.
@@ -102,54 +109,96 @@ impl Hook {
         self.form
     }
 
-    /// For messages.
-    pub fn host(&self) -> &str {
-        &self.host
+    /// For messages: of the address only the host, the rest is a secret with most of them. Without one, where it cannot be had.
+    pub async fn who(&self) -> String {
+        match self.place().await {
+            Ok((_, place)) => format!("{} at {}", self.form.name(), place.host),
+            Err(_) => self.form.name().to_owned(),
+        }
+    }
+
+    /// Looks whether there is an address, without sending anything.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be used.
+    pub(super) async fn look(&self) -> std::result::Result<(), Failure> {
+        self.place().await.map(drop)
+    }
+
+    /// The secret, and what it means.
+    async fn place(&self) -> std::result::Result<(String, Place), Failure> {
+        // Whoever gives it out, and whoever writes it there, may mend it.
+        let failed = |error: Error| Failure { why: error.to_string(), is_transient: true };
+        let secret = self.secret.text().await.map_err(failed)?;
+        let place = Hook::place_of(self.form, &secret, &self.pagerduty).map_err(|error| {
+            self.secret.expire();
+            failed(error)
+        })?;
+        Ok((secret, place))
+    }
+
+    fn place_of(form: Form, secret: &str, pagerduty: &str) -> Result<Place> {
+        match form {
+            Form::PagerDuty => Place::of(form, pagerduty, secret),
+            Form::Json | Form::Slack => Place::of(form, secret, ""),
+        }
     }
 
     /// Delivers an event.
     pub(super) async fn send(&self, event: &Event) -> std::result::Result<(), Failure> {
+        let (secret, place) = self.place().await?;
         let here = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
-        let body = self.form.body(event, &here, &self.key).to_string();
-        let status = self.ask(Method::POST, body, TIMEOUT).await?;
-        match status {
-            status if status.is_success() => Ok(()),
-            status => {
-                let is_transient = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                Err(Failure { why: format!("the answer was {status}"), is_transient })
-            }
+        let body = self.form.body(event, &here, &place.key).to_string();
+        let status = self.ask(&place, Method::POST, body, TIMEOUT).await?;
+        if status.is_success() {
+            return Ok(());
         }
+        let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        // Somebody may have changed the address since it was read.
+        let has_changed = !may_pass && self.secret.read_anew().await.is_ok_and(|now| now != secret);
+        Err(Failure { why: format!("the answer was {status}"), is_transient: may_pass || has_changed })
     }
 
     /// Asks whether anybody is there, by a request that tells nothing (OPTIONS). Whatever is answered is an answer, unless it is that
     /// nobody is behind it.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If nobody answers, or the address cannot be had.
     pub async fn probe(&self) -> std::result::Result<(), Failure> {
-        let status = self.ask(Method::OPTIONS, String::new(), PROBE_TIMEOUT).await?;
+        let (_, place) = self.place().await?;
+        let status = self.ask(&place, Method::OPTIONS, String::new(), PROBE_TIMEOUT).await?;
         match status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             true => Err(Failure { why: format!("the answer was {status}"), is_transient: true }),
             false => Ok(()),
         }
     }
 
-    async fn ask(&self, method: Method, body: String, patience: Duration) -> std::result::Result<StatusCode, Failure> {
+    async fn ask(
+        &self,
+        place: &Place,
+        method: Method,
+        body: String,
+        patience: Duration,
+    ) -> std::result::Result<StatusCode, Failure> {
         let late = Failure { why: format!("no answer within {} s", patience.as_secs()), is_transient: true };
-        let request = self.request(method, body)?;
-        tokio::time::timeout(patience, self.exchange(request)).await.unwrap_or(Err(late))
+        let request = place.request(method, body)?;
+        tokio::time::timeout(patience, self.exchange(place, request)).await.unwrap_or(Err(late))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> std::result::Result<StatusCode, Failure> {
-        let connected = TcpStream::connect((self.host.as_str(), self.port)).await;
+    async fn exchange(&self, place: &Place, request: Request<Full<Bytes>>) -> std::result::Result<StatusCode, Failure> {
+        let connected = TcpStream::connect((place.host.as_str(), place.port)).await;
         let stream = connected.map_err(|error| Failure { why: error.to_string(), is_transient: true })?;
-        let Some(tls) = &self.tls else { return exchange(stream, request).await };
-        let name = ServerName::try_from(self.host.clone())
+        if !place.is_tls {
+            return exchange(stream, request).await;
+        }
+        let name = ServerName::try_from(place.host.clone())
             .map_err(|error| Failure { why: error.to_string(), is_transient: false })?;
-        let connected = TlsConnector::from(tls.clone()).connect(name, stream).await;
+        let connected = TlsConnector::from(self.tls.clone()).connect(name, stream).await;
         exchange(connected.map_err(|error| Failure { why: error.to_string(), is_transient: true })?, request).await
     }
+}
 
+impl Place {
     fn request(&self, method: Method, body: String) -> std::result::Result<Request<Full<Bytes>>, Failure> {
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let authority = self.uri.authority().map_or("", |authority| authority.as_str());
@@ -183,6 +232,7 @@ async fn exchange(
 mod tests {
     use super::super::Trouble;
     use super::*;
+    use crate::secret::Source;
     use http_body_util::BodyExt;
     use hyper::Response;
     use hyper::body::Incoming;
@@ -236,6 +286,13 @@ mod tests {
         (format!("https://localhost:{port}/v2/enqueue"), taken, Arc::new(trust))
     }
 
+    /// A hook to a receiver at this address, whose routing key is `routing` where it is PagerDuty.
+    fn hook(form: Form, address: &str, tls: Arc<ClientConfig>) -> Hook {
+        let secret = if form == Form::PagerDuty { "routing" } else { address };
+        let secret = Secret::new("notify", Source::Given(secret.to_owned()));
+        Hook { pagerduty: address.to_owned(), ..Hook::new(form, secret, tls) }
+    }
+
     fn event(is_resolved: bool) -> Event {
         let at = "2026-11-22T09:00:00Z".parse().unwrap();
         Event {
@@ -253,7 +310,7 @@ mod tests {
     async fn pagerduty_opens_an_incident_and_closes_the_same_over_tls() {
         let mut tasks = Tasks::default();
         let (address, taken, trust) = receiver(StatusCode::ACCEPTED, &mut tasks).await;
-        let hook = Hook::at(Form::PagerDuty, &address, "routing", trust).unwrap();
+        let hook = hook(Form::PagerDuty, &address, trust);
         hook.send(&event(false)).await.unwrap();
         hook.send(&event(true)).await.unwrap();
         let taken = taken.lock().unwrap();
@@ -274,11 +331,11 @@ mod tests {
         let (address, taken, trust) = receiver(StatusCode::FORBIDDEN, &mut tasks).await;
         // Given somebody else's certificate
         let (.., others) = receiver(StatusCode::OK, &mut tasks).await;
-        let failure = Hook::at(Form::Slack, &address, "", others).unwrap().send(&event(false)).await.unwrap_err();
+        let failure = hook(Form::Slack, &address, others).send(&event(false)).await.unwrap_err();
         assert!(failure.is_transient, "{failure}");
         assert!(taken.lock().unwrap().is_empty(), "the message is a secret");
         // And the right one, of a receiver that does not want it
-        let hook = Hook::at(Form::Slack, &address, "", trust).unwrap();
+        let hook = hook(Form::Slack, &address, trust);
         let failure = hook.send(&event(false)).await.unwrap_err();
         assert!(!failure.is_transient && failure.to_string().contains("403"), "{failure}");
         // Then somebody is there nevertheless, who is told nothing by being asked
@@ -291,7 +348,7 @@ mod tests {
     async fn who_is_only_in_front_of_a_receiver_is_none() {
         let mut tasks = Tasks::default();
         let (address, _, trust) = receiver(StatusCode::BAD_GATEWAY, &mut tasks).await;
-        let hook = Hook::at(Form::Json, &address, "", trust).unwrap();
+        let hook = hook(Form::Json, &address, trust);
         assert!(hook.send(&event(false)).await.unwrap_err().is_transient);
         assert!(hook.probe().await.unwrap_err().to_string().contains("502"));
     }

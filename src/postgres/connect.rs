@@ -44,11 +44,42 @@ struct Attempt<'a> {
     mode: Mode,
     settings: &'a [(&'a str, &'a str)],
     tls: Option<Arc<ClientConfig>>,
+    /// As it is given, whoever gives it.
+    password: Option<Password>,
+}
+
+/// `invalid_password`.
+const WRONG_PASSWORD: &str = "28P01";
+
+/// Finds a server, with a password that is read again if the one that was read before is refused: somebody may have changed it.
+pub(super) async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
+    let password = password_of(info).await?;
+    let connected = connect_with(password.clone(), info, mode, settings).await;
+    let is_refused = connected.as_ref().is_err_and(|error| error.sqlstate() == Some(WRONG_PASSWORD));
+    match &info.password {
+        Some(secret) if is_refused => match secret.read_anew().await.map(Password) {
+            Ok(now) if Some(&now) != password.as_ref() => connect_with(Some(now), info, mode, settings).await,
+            _ => connected,
+        },
+        _ => connected,
+    }
+}
+
+async fn password_of(info: &ConnInfo) -> Result<Option<Password>, PgError> {
+    match &info.password {
+        Some(secret) => secret.text().await.map(|text| Some(Password(text))).map_err(PgError::Password),
+        None => Ok(None),
+    }
 }
 
 /// Tries the hosts in order, each of its addresses, as libpq does (`fe-connect.c`, `PQconnectPoll`).
-pub(super) async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
-    let mut attempt = Attempt { info, mode, settings, tls: None };
+async fn connect_with(
+    password: Option<Password>,
+    info: &ConnInfo,
+    mode: Mode,
+    settings: &[(&str, &str)],
+) -> Result<Client, PgError> {
+    let mut attempt = Attempt { info, mode, settings, tls: None, password };
     let passes: &[Attrs] = match info.target_session_attrs {
         Attrs::PreferStandby => &[Attrs::Standby, Attrs::Any],
         ref other => std::slice::from_ref(other),
@@ -79,7 +110,7 @@ pub(super) async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str
 
 /// Speaks to a server through what is open already, in the clear, as if it were the first host of `info`.
 pub(super) async fn over(socket: Box<dyn Duplex>, info: &ConnInfo, mode: Mode) -> Result<Client, PgError> {
-    let attempt = Attempt { info, mode, settings: &[], tls: None };
+    let attempt = Attempt { info, mode, settings: &[], tls: None, password: password_of(info).await? };
     let host = info.hosts.first().ok_or_else(|| PgError::protocol("no host"))?;
     attempt.log_in(socket, host, &Security::Plain, Attrs::Any).await
 }
@@ -176,7 +207,7 @@ impl Attempt<'_> {
     ) -> Result<Client, PgError> {
         let mut connection = Connection::new(socket);
         self.send_startup(&mut connection).await?;
-        let (password, passfile_problem) = match &self.info.password {
+        let (password, passfile_problem) = match &self.password {
             Some(password) => (Some(password.clone()), None),
             None => self.password_from_file(host).await,
         };

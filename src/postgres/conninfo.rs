@@ -4,8 +4,8 @@
 //! Seawall does not do is refused by name, never passed over, unless it cannot matter here.
 
 use super::conninfo_text::{self, Unreadable};
-use super::passfile::Password;
 use crate::error::{Error, Kind};
+use crate::secret::{Secret, Source};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -144,7 +144,7 @@ pub struct ConnInfo {
     pub(super) hosts: Vec<Host>,
     pub(super) user: String,
     pub(super) dbname: String,
-    pub(super) password: Option<Password>,
+    pub(super) password: Option<Secret>,
     pub(super) passfile: Option<PathBuf>,
     pub(super) tls: TlsOptions,
     pub(super) channel_binding: ChannelBinding,
@@ -247,7 +247,7 @@ impl ConnInfo {
             hosts: hosts(&mut given)?,
             dbname: given.take("dbname").unwrap_or_else(|| user.clone()),
             user,
-            password: given.take("password").map(Password),
+            password: given.take("password").map(|password| Secret::new("pg", Source::Given(password))),
             passfile: given.take("passfile").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".pgpass"))),
             tls: tls_options(&mut given, home.as_deref())?,
             channel_binding: given.read("channel_binding")?.unwrap_or(ChannelBinding::Prefer),
@@ -279,6 +279,11 @@ impl ConnInfo {
     /// The name that the server knows this connection by.
     pub fn application_name(&self) -> &str {
         &self.application_name
+    }
+
+    /// The same with this password, whatever a connection string, a variable or the password file says.
+    pub fn with_password(&self, password: Secret) -> ConnInfo {
+        ConnInfo { password: Some(password), ..self.clone() }
     }
 
     /// The same with another database.

@@ -69,6 +69,9 @@ pub enum PgError {
         /// What an expert would look at.
         hint: Option<&'static str>,
     },
+    /// The password is somewhere, and cannot be had from there.
+    #[error("{0}")]
+    Password(Error),
     /// The server is not of the kind that `target_session_attrs` asks for.
     #[error("the server is {found}, and target_session_attrs asks for {wanted}")]
     Session {
@@ -117,6 +120,8 @@ impl PgError {
             | PgError::Io(_)
             | PgError::Session { .. } => true,
             PgError::Tls { .. } | PgError::Auth { .. } | PgError::Protocol(_) => false,
+            // Whoever gives it out may be down.
+            PgError::Password(error) => error.kind() != Kind::Config,
             PgError::Server(message) => {
                 let class = message.sqlstate.get(..2).unwrap_or_default();
                 matches!(class, "08" | "40" | "53" | "57") || message.sqlstate == "55006"
@@ -169,6 +174,7 @@ impl PgError {
             // The last word decides: hosts are tried until one refuses for good.
             PgError::Hosts(failures) => return failures.iter().rev().find_map(|failure| failure.error.hint()),
             PgError::Tls { hint, .. } | PgError::Auth { hint, .. } => return hint.map(str::to_owned),
+            PgError::Password(error) => return error.hint_text().map(str::to_owned),
             PgError::Connect(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => {
                     "Does PostgreSQL run there, on this port, and listen on this address (listen_addresses)?"
@@ -202,7 +208,10 @@ impl PgError {
 fn server_hint(message: &ServerMessage, slot_holder: Option<u32>) -> Option<String> {
     let fatal = message.severity == "FATAL";
     let text = match message.sqlstate.as_str() {
-        "28P01" => "The password is wrong or expired: look at the connection string, PGPASSWORD and ~/.pgpass.",
+        "28P01" => {
+            "The password is wrong or expired: look at the connection string, `password` in the configuration, PGPASSWORD and \
+             ~/.pgpass."
+        }
         "28000" if message.message.contains("pg_hba.conf") => {
             "pg_hba.conf needs a line such as \"host replication USER ADDRESS/32 scram-sha-256\" and a reload; \
              \"all\" as the database does not include replication."
@@ -244,6 +253,10 @@ fn server_hint(message: &ServerMessage, slot_holder: Option<u32>) -> Option<Stri
 
 impl From<PgError> for Error {
     fn from(error: PgError) -> Error {
+        let error = match error {
+            PgError::Password(error) => return error.context("cannot log in to PostgreSQL"),
+            error => error,
+        };
         let kind = match error.sqlstate() {
             Some("55006") => Kind::Busy,
             _ => Kind::Postgres,
@@ -252,7 +265,7 @@ impl From<PgError> for Error {
             PgError::Hosts(_) | PgError::Connect(_) | PgError::Timeout(_) | PgError::Session { .. } => {
                 "cannot connect to PostgreSQL"
             }
-            PgError::Tls { .. } | PgError::Auth { .. } => "cannot log in to PostgreSQL",
+            PgError::Tls { .. } | PgError::Auth { .. } | PgError::Password(_) => "cannot log in to PostgreSQL",
             PgError::Server(_) => "PostgreSQL refuses",
             PgError::Protocol(_) => "PostgreSQL cannot be understood",
             PgError::Closed | PgError::Io(_) | PgError::NoAnswer(_) => "the connection to PostgreSQL ended",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// What says where a store is and whom to ask for credentials: given on to `restore_command`, since the server is
 /// started by somebody else, elsewhere.
-const PASSED_ON: [&str; 14] = [
+const PASSED_ON: [&str; 16] = [
     "AWS_CA_BUNDLE",
     "AWS_CONFIG_FILE",
     "AWS_DEFAULT_REGION",
@@ -20,10 +20,12 @@ const PASSED_ON: [&str; 14] = [
     "AWS_USE_DUALSTACK_ENDPOINT",
     "AWS_USE_FIPS_ENDPOINT",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "SEAWALL_S3_ACCESS_KEY_ID_FILE",
+    "SEAWALL_S3_SECRET_ACCESS_KEY_FILE",
 ];
 
 /// Credentials, and what gives them to whoever asks: never written anywhere.
-const SECRET: [&str; 7] = [
+const SECRET: [&str; 11] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -31,6 +33,10 @@ const SECRET: [&str; 7] = [
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     PASSPHRASE_VARIABLE,
+    "SEAWALL_S3_ACCESS_KEY_ID",
+    "SEAWALL_S3_ACCESS_KEY_ID_COMMAND",
+    "SEAWALL_S3_SECRET_ACCESS_KEY",
+    "SEAWALL_S3_SECRET_ACCESS_KEY_COMMAND",
 ];
 
 /// Opens an identity file that is protected by a passphrase, where nobody can be asked.

@@ -1,11 +1,13 @@
 //! From a URL to a store with everything around it. Uses aws-config for what the environment and `~/.aws` say.
 
-use super::s3::Renewing;
+use super::s3::{FromSecrets, Renewing};
 use super::{FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
 use crate::error::{Error, Kind};
 use crate::runtime::RetryPolicy;
+use crate::secret::{Secret, Source};
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::{AppName, BehaviorVersion, Region};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{
     Builder, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
@@ -60,6 +62,8 @@ struct Way {
     region: Region,
     endpoint: Option<String>,
     path_style: bool,
+    /// As whom, unless the usual chain says it: where the two halves of the key are.
+    keys: Option<(Source, Source)>,
 }
 
 impl Opener {
@@ -84,6 +88,11 @@ impl Opener {
         };
         let observed = Arc::new(ObservedStore::new(store, observer.clone()));
         Ok(Arc::new(RetryingStore::new(observed, options.retry).observed_by(observer)))
+    }
+
+    /// Has all credentials asked for again, with the next request: somebody may have changed them. Those in use are good until then.
+    pub async fn renew(&self) {
+        self.0.lock().await.values().for_each(|(_, credentials)| credentials.refused());
     }
 
     async fn client(&self, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
@@ -220,15 +229,22 @@ impl Way {
         })?;
         let path_style =
             options.path_style.unwrap_or_else(|| endpoint.as_ref().is_some_and(|endpoint| !is_amazon(endpoint)));
-        Ok(Way { region, endpoint, path_style })
+        let source = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.source().clone());
+        let keys = source(&options.access_key_id).zip(source(&options.secret_access_key));
+        Ok(Way { region, endpoint, path_style, keys })
     }
 }
 
 async fn connect(way: Way, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
-    let Way { region, endpoint, path_style } = way;
+    let Way { region, endpoint, path_style, .. } = way;
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region);
-    if let Some(credentials) = &options.credentials {
-        loader = loader.credentials_provider(credentials.clone());
+    match (&options.credentials, &options.access_key_id, &options.secret_access_key) {
+        (Some(credentials), ..) => loader = loader.credentials_provider(credentials.clone()),
+        (None, Some(id), Some(key)) => {
+            let keys = FromSecrets { id: id.clone(), key: key.clone() };
+            loader = loader.credentials_provider(SharedCredentialsProvider::new(keys));
+        }
+        _ => {}
     }
     let shared = loader.load().await;
     let provider = shared.credentials_provider().ok_or_else(|| {

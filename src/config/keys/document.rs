@@ -1,6 +1,6 @@
 //! `docs/configuration.md`, rendered from the settings' definitions.
 
-use super::{Written, keys};
+use super::{Key, Way, Written, keys};
 use std::fmt::Write as _;
 
 /// `docs/configuration.md`.
@@ -18,6 +18,10 @@ pub fn document() -> String {
             Written::Tables => {
                 let _ = writeln!(text, "In the file:\n\n```toml\n{}\n```\n", key.example);
             }
+            Written::Secret => {
+                let elsewhere = elsewhere(name, key);
+                let _ = writeln!(text, "* [a secret](#secrets), in the file: `{name} = {}`, {elsewhere}", key.example);
+            }
             _ => {
                 let _ = writeln!(text, "* in the file: `{name} = {}`", key.example);
             }
@@ -32,7 +36,13 @@ pub fn document() -> String {
             let _ = writeln!(text, "* flag: `{flag}`");
         }
         if let Some(variable) = key.variable {
-            let _ = writeln!(text, "* variable: `{variable}`");
+            let _ = match key.written {
+                Written::Secret => {
+                    let named = |way: Way| format!("`{variable}{}`", way.suffix().to_uppercase());
+                    writeln!(text, "* variable: {}", Way::ALL.map(named).join(", "))
+                }
+                _ => writeln!(text, "* variable: `{variable}`"),
+            };
         }
         match key.default {
             Some("") => text.push_str("* default: empty\n"),
@@ -45,10 +55,17 @@ pub fn document() -> String {
     text
 }
 
+/// How a secret's place is written instead of it.
+fn elsewhere(name: &str, key: &Key) -> String {
+    let file = key.name.replace('.', "_");
+    format!("`{name}_file = \"/run/secrets/{file}\"` or `{name}_command = [\"pass\", \"show\", \"{file}\"]`")
+}
+
 /// A file with every setting, each as a comment with its meaning: its default, or an example where it has none.
 pub fn example() -> String {
     let mut text = "# Every setting of Seawall. What is not a comment holds; the rest is the default, or an example.\n# Of several \
-                    clusters each has a section [cluster.NAME] of its own, in which every setting may stand that is its alone.\n"
+                    clusters each has a section [cluster.NAME] of its own, in which every setting may stand that is its alone.\n# A secret may be \
+                    elsewhere: NAME_file = \"/path\" or NAME_command = [\"program\", \"argument\"].\n"
         .to_owned();
     let mut section = "";
     for key in keys() {
@@ -109,12 +126,34 @@ region = "eu-central-1"
 
 Lengths of time have a unit: `500ms`, `2s`, `15m`, `1h 30m`.
 
-**Secrets.** PostgreSQL's password belongs into `~/.pgpass` (or the file named by `PGPASSFILE`). A configuration file
-with a password in `pg` is refused if others may read it: `chmod 600`; a group may read it if root owns it, which is how
-secrets are mounted into containers. Credentials for S3 come from the AWS chain alone: variables, profile (with a file or a
-program of yours, as its `credential_process` says), web identity or instance role.
+## Secrets
 
-**Many clusters.** One file, and one process of `run`, may be for many clusters. What stands in `[cluster.NAME]` is of that
+PostgreSQL's password, the store's keys and the addresses for notifications are secrets. Each can be said in one of three ways, here for
+`password`; two of them in one place are an error.
+
+* `password = "..."`: in the configuration itself.
+* `password_file = "/run/secrets/password"`: the only line of this file.
+* `password_command = ["pass", "show", "db"]`: what this program prints, one line.
+
+Of these:
+
+* **As variables** they have the same behind the name, in capitals: `SEAWALL_PASSWORD`, `SEAWALL_PASSWORD_FILE`, `SEAWALL_PASSWORD_COMMAND`.
+* **A file with a secret**, this one included, is refused if others may read it: `chmod 600`; a group may read it if root owns it,
+  which is how secrets are mounted into containers and given by systemd's `LoadCredential`.
+* **A command** is called without a shell: a list of words is taken as it stands; a text is split at its blanks, with quotes as in a shell,
+  and refused if it needs one. It has 30 seconds, and is ended with everything that it started. If it fails, what it wrote to standard
+  error is shown, and never what it printed. Everybody on the machine sees the arguments of a process: no secret belongs there.
+* **When it is read**: when it is first needed, and not by commands that do not need it. It is remembered, and read again when the server or the
+  store refuses it, and after SIGHUP to `run`; if that fails, what was read before is used. So a secret can be changed
+  while `run` streams. That another file or another command has it, or another text in the configuration itself, is taken up at the next start.
+* `seawall config check` reads all of them once; `config show` says where they are. No log, error or report has them.
+
+A password may also be in `~/.pgpass` (or the file named by `PGPASSFILE`), and the store's keys may come from the AWS chain: variables, profile
+(with a program that prints them, as its `credential_process` says), web identity or instance role.
+
+## Many clusters
+
+One file, and one process of `run`, may be for many clusters. What stands in `[cluster.NAME]` is of that
 cluster alone: every setting but those marked as the whole process's, written as at the top, with sections as
 `[cluster.NAME.s3]`. Everything else in the file is the default for all of them.
 
@@ -137,10 +176,21 @@ slot = "seawall_mail"
 full = "8"
 ```
 
-`--cluster NAME` (or `SEAWALL_CLUSTER`) chooses one of them, and then flags and variables beat what the file says of it. Without,
-`run`, `status`, `check` and `config` are about all of them; every other command wants to know which. A flag or a variable is then
+What stands at the top and is not to hold for one of them, `unset` in its section takes back: the setting is then as if nobody had said
+anything of it.
+
+```toml
+[cluster.test]
+pg = "host=test.example.org user=seawall"
+unset = ["schedule.drill", "s3.kms_key", "s3.sse"]
+```
+
+`--cluster NAME` (or `SEAWALL_CLUSTER`) chooses one of them, and then flags and variables beat what the file says of it; a mistake in the
+section of another is nobody's concern. Without, `run`, `status`, `check` and `config` are about all of them; every other command wants to know which. A flag or a variable is then
 for all of them, and `--pg` and `SEAWALL_PG`, which would give all of them one server, are refused. The `PG*` variables still fill in what
 the `pg` of a cluster leaves out.
 
 Beside these, PostgreSQL's `PG*` variables and the `AWS_*` variables work as in their own tools.
+
+## Before the first section
 "#;

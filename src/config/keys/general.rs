@@ -1,6 +1,6 @@
 //! What stands before the first section: the cluster, its server, its repository and how things are stored and said.
 
-use super::{Key, Written};
+use super::{Key, Written, secret};
 use crate::cli::LogFormat;
 use crate::codec::{Compression, ZSTD_LEVELS};
 
@@ -32,9 +32,24 @@ pub(super) const KEYS: &[Key] = &[
         example: "\"host=db.example.org user=seawall sslmode=verify-full\"",
         about: "The PostgreSQL server, as `psql` takes it: `key=value` pairs or a URI. What it leaves out comes from \
                 the PG* variables, and a password from `~/.pgpass`. Arguments are seen by every user of the machine: \
-                never put a password into `--pg`; a file or `~/.pgpass` with rights 0600 is the place.",
+                never put a password into `--pg`; `password_file` or `~/.pgpass` is the place.",
         set: |settings, text| {
             settings.pg = text.to_owned();
+            Ok(())
+        },
+    },
+    Key {
+        name: "password",
+        flag: None,
+        variable: Some("SEAWALL_PASSWORD"),
+        written: Written::Secret,
+        default: None,
+        example: "\"...\"",
+        about: "The password of the role, for a server that asks for one; then `pg` has none. It beats `PGPASSWORD` and `~/.pgpass`. \
+                If the server refuses it, it is read again, and tried if it has changed: a password that is changed in the file and \
+                in the server interrupts nothing.",
+        set: |settings, text| {
+            settings.password = Some(secret("password", text)?);
             Ok(())
         },
     },
@@ -46,7 +61,7 @@ pub(super) const KEYS: &[Key] = &[
         default: None,
         example: "\"s3://backups/postgres\"",
         about: "The repository: `s3://bucket/prefix` or `file:///path`. It may hold many clusters. Credentials are \
-                never part of it: the usual AWS chain finds them (variables, profile, role).",
+                never part of it: `[s3]` has them, or the usual AWS chain finds them (variables, profile, role).",
         set: |settings, text| {
             if text.is_empty() {
                 return Err("is empty: give s3://bucket/prefix or file:///path".to_owned());

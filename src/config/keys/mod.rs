@@ -14,6 +14,7 @@ mod schedule;
 pub use document::{document, example};
 
 use super::Settings;
+use crate::secret::{Secret, Source};
 use jiff::fmt::friendly::SpanParser;
 use jiff::{SignedDuration, SpanRelativeTo};
 use std::time::Duration;
@@ -29,6 +30,57 @@ pub enum Written {
     Words,
     /// Tables with texts, each under its own heading. What sets them gets them as JSON.
     Tables,
+    /// In quotes, and not to be seen; or, with something behind the key's name, where it is ([`Way`]). What sets it gets a [`Source`] as
+    /// JSON.
+    Secret,
+}
+
+/// How a secret is said. A variable's name has the same behind it, in capitals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// As it is.
+    Here,
+    /// By the name of a file that holds it.
+    File,
+    /// By a command that prints it.
+    Command,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 3] = [Way::Here, Way::File, Way::Command];
+
+    /// What stands behind the key's name.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Way::Here => "",
+            Way::File => "_file",
+            Way::Command => "_command",
+        }
+    }
+
+    /// Where the secret is, if this says so in one line; as JSON. An error completes "`name` …".
+    pub(super) fn source(self, text: &str) -> Result<String, String> {
+        let source = match self {
+            Way::Here | Way::File if text.is_empty() => return Err("is empty".to_owned()),
+            Way::Here if text.contains(char::is_control) => return Err("has control characters in it".to_owned()),
+            Way::Here => Source::Given(text.to_owned()),
+            Way::File => Source::File(text.into()),
+            Way::Command => Source::command(text)?,
+        };
+        as_json(&source)
+    }
+}
+
+/// As what sets a secret takes it.
+pub(super) fn as_json(source: &Source) -> Result<String, String> {
+    serde_json::to_string(source).map_err(|_| "is no text".to_owned())
+}
+
+/// The secret of this key, from what is set.
+fn secret(key: &'static str, text: &str) -> Result<Secret, String> {
+    let source = serde_json::from_str(text).map_err(|_| "is no secret".to_owned())?;
+    Ok(Secret::new(key, source))
 }
 
 /// One setting.
@@ -55,6 +107,11 @@ impl Key {
     /// True if it is the same for all clusters of a process, so that none of them has its own.
     pub fn is_of_process(&self) -> bool {
         ["cluster", "log_format", "run.listen", "schedule.at_once"].contains(&self.name)
+    }
+
+    /// True if it is found as secrets are, and is none by itself.
+    pub fn may_be_seen(&self) -> bool {
+        self.name == "s3.access_key_id"
     }
 }
 

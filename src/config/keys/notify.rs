@@ -1,8 +1,9 @@
 //! `[notify]`: who is told when something is wrong.
 
-use super::{Key, Written, parse_duration};
+use super::{Key, Written, parse_duration, secret};
 use crate::config::Settings;
 use crate::notify::Form;
+use crate::secret::Source;
 use std::time::Duration;
 
 /// A flush takes its time.
@@ -13,35 +14,34 @@ pub(super) const KEYS: &[Key] = &[
         name: "notify.webhook",
         flag: None,
         variable: Some("SEAWALL_NOTIFY_WEBHOOK"),
-        written: Written::Text,
+        written: Written::Secret,
         default: None,
         example: "\"https://alerts.example.org/seawall\"",
         about: "`run` posts a small JSON document to this address when something is wrong, and when it is right again: no WAL comes, \
                 what comes is not stored, the slot is in danger, WAL was lost, the archiver has ended because of an error, what is scheduled failed or found \
-                something. Each is told once. It is tried for ten minutes, and nothing waits for it. A file with an address or a key \
-                for notifications is refused if others may read it.",
-        set: |settings, text| set(settings, Form::Json, text),
+                something. Each is told once. It is tried for ten minutes, and nothing waits for it.",
+        set: |settings, text| set(settings, "notify.webhook", Form::Json, text),
     },
     Key {
         name: "notify.slack",
         flag: None,
         variable: Some("SEAWALL_NOTIFY_SLACK"),
-        written: Written::Text,
+        written: Written::Secret,
         default: None,
         example: "\"https://hooks.slack.com/services/…\"",
         about: "The same for an incoming web hook of Slack, or of what takes `{\"text\": …}` as Slack does (Mattermost).",
-        set: |settings, text| set(settings, Form::Slack, text),
+        set: |settings, text| set(settings, "notify.slack", Form::Slack, text),
     },
     Key {
         name: "notify.pagerduty",
         flag: None,
         variable: Some("SEAWALL_NOTIFY_PAGERDUTY"),
-        written: Written::Text,
+        written: Written::Secret,
         default: None,
         example: "\"0123456789abcdef0123456789abcdef\"",
         about: "The same as events of PagerDuty (Events API, version 2): the routing key of an integration. What is right again \
                 resolves its incident.",
-        set: |settings, text| set(settings, Form::PagerDuty, text),
+        set: |settings, text| set(settings, "notify.pagerduty", Form::PagerDuty, text),
     },
     Key {
         name: "notify.stream_after",
@@ -75,11 +75,14 @@ pub(super) const KEYS: &[Key] = &[
     },
 ];
 
-/// The text is a secret: no message quotes it.
-fn set(settings: &mut Settings, form: Form, text: &str) -> Result<(), String> {
-    if text.is_empty() || text.chars().any(|sign| sign.is_whitespace() || sign.is_control()) {
-        return Err("is empty, or has blanks in it".to_owned());
+/// The text is a secret, or says where one is: no message quotes it.
+fn set(settings: &mut Settings, key: &'static str, form: Form, text: &str) -> Result<(), String> {
+    let secret = secret(key, text)?;
+    if let Source::Given(text) = secret.source()
+        && text.contains(char::is_whitespace)
+    {
+        return Err("has blanks in it".to_owned());
     }
-    settings.notify.hooks.insert(form, text.to_owned());
+    settings.notify.hooks.insert(form, secret);
     Ok(())
 }

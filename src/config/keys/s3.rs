@@ -1,6 +1,6 @@
 //! `[s3]`: how a store that speaks S3 is used.
 
-use super::{Key, Written};
+use super::{Key, Written, secret};
 use crate::repository::is_permanent;
 use crate::store::{Checksum, Conditional, LockMode, ObjectLock, ServerSideEncryption};
 
@@ -30,6 +30,33 @@ pub(super) const KEYS: &[Key] = &[
                 return Err("is not an address such as https://minio.example.org:9000, without credentials".to_owned());
             }
             settings.store.s3.endpoint = Some(text.to_owned());
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.access_key_id",
+        flag: None,
+        variable: Some("SEAWALL_S3_ACCESS_KEY_ID"),
+        written: Written::Secret,
+        default: None,
+        example: "\"AKIAIOSFODNN7EXAMPLE\"",
+        about: "The id of the key that the store knows us by. It comes with `secret_access_key`, and may be seen. Both are read again \
+                when the store refuses them. Without them the AWS chain says: variables, profile, web identity, container, machine.",
+        set: |settings, text| {
+            settings.store.s3.access_key_id = Some(secret("s3.access_key_id", text)?);
+            Ok(())
+        },
+    },
+    Key {
+        name: "s3.secret_access_key",
+        flag: None,
+        variable: Some("SEAWALL_S3_SECRET_ACCESS_KEY"),
+        written: Written::Secret,
+        default: None,
+        example: "\"...\"",
+        about: "The other half of that key.",
+        set: |settings, text| {
+            settings.store.s3.secret_access_key = Some(secret("s3.secret_access_key", text)?);
             Ok(())
         },
     },

@@ -2,7 +2,9 @@
 //! although they say that they are good: somebody revoked or replaced them, or a clock is wrong. The SDK's own cache keeps
 //! refused ones until they expire by themselves.
 
+use crate::error::Error;
 use crate::runtime::Clock;
+use crate::secret::Secret;
 use crate::store::StoreObserver;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -95,8 +97,8 @@ impl Renewing {
         }
     }
 
-    /// The server does not accept what is held: the next request asks for new ones.
-    pub(super) fn refused(&self) {
+    /// What is held is not accepted, or may have changed: the next request asks for new ones.
+    pub(in crate::store) fn refused(&self) {
         self.0.refused.store(true, Ordering::Relaxed);
     }
 
@@ -132,6 +134,31 @@ impl Renewing {
                 }
             }
         }
+    }
+}
+
+/// Credentials of which each half is a secret. They are read whenever they are asked for: [`Renewing`] remembers them.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct FromSecrets {
+    /// The key's id.
+    pub(in crate::store) id: Secret,
+    /// Its other half.
+    pub(in crate::store) key: Secret,
+}
+
+impl FromSecrets {
+    async fn read(&self) -> Result<Credentials, Error> {
+        let (id, key) = (self.id.read_anew().await?, self.key.read_anew().await?);
+        Ok(Credentials::new(id, key, None, None, "seawall"))
+    }
+}
+
+impl ProvideCredentials for FromSecrets {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async { self.read().await.map_err(CredentialsError::provider_error) })
     }
 }
 

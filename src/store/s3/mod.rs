@@ -14,7 +14,7 @@ mod errors;
 mod options;
 mod upload;
 
-pub(super) use credentials::Renewing;
+pub(super) use credentials::{FromSecrets, Renewing};
 pub use options::{Checksum, Conditional, LockMode, ObjectLock, S3Options, ServerSideEncryption};
 
 use super::{

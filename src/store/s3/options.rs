@@ -1,5 +1,6 @@
 //! What can be set about S3.
 
+use crate::secret::Secret;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use jiff::SignedDuration;
 
@@ -25,6 +26,10 @@ pub struct S3Options {
     pub conditional_writes: Conditional,
     /// How what is stored for good is kept from being deleted.
     pub lock: ObjectLock,
+    /// The key's id, where [`S3Options::secret_access_key`] is its other half.
+    pub access_key_id: Option<Secret>,
+    /// Both or none. `None`: as `credentials` says.
+    pub secret_access_key: Option<Secret>,
     /// Who one is. `None`: the usual chain of environment, `~/.aws`, web identity, container and machine.
     pub credentials: Option<SharedCredentialsProvider>,
 }

@@ -1,0 +1,181 @@
+//! What nobody may see: a password, a key, an address that is as good as one. It is given, or a file holds it (file.rs), or a command
+//! prints it (command.rs, words.rs). It is read when it is first needed, and remembered until somebody refuses it or wants it anew; no
+//! message has it in it. Uses `error` and `runtime`.
+
+mod command;
+mod file;
+mod words;
+
+pub use file::others_may_read;
+
+use crate::error::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Mutex;
+
+/// No secret is longer than this, in bytes: a wrong path to something large is an error, and no wait.
+const BYTES_MAX: u64 = 64 << 10;
+
+/// Where a secret is.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Here.
+    Given(String),
+    /// What this file holds, without the end of its line.
+    File(PathBuf),
+    /// What this program prints, called with these arguments and without a shell.
+    Command(Vec<String>),
+}
+
+impl Source {
+    /// A command, from one line.
+    ///
+    /// # Errors
+    /// The words that complete "`name` …", if it needs a shell, or has no end.
+    pub fn command(line: &str) -> Result<Source, String> {
+        words::split(line).map(Source::Command)
+    }
+
+    async fn read(&self) -> Result<String> {
+        let (read, is) = match self {
+            Source::Given(text) => return Ok(text.clone()),
+            Source::File(path) => (file::read(path.clone()).await?, format!("what {} holds", path.display())),
+            Source::Command(words) => (command::output(words).await?, format!("what {self} prints")),
+        };
+        one_line(read).map_err(|problem| Error::new(Kind::Config, format!("{is} {problem}")))
+    }
+}
+
+impl fmt::Display for Source {
+    /// Without any secret: one may be among the arguments of a command.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Given(_) => f.write_str("a secret"),
+            Source::File(path) => write!(f, "the file {}", path.display()),
+            Source::Command(words) => {
+                write!(f, "the command {}", words.first().map(String::as_str).unwrap_or_default())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({self})")
+    }
+}
+
+/// A secret that a setting names. Clones share what was read. `Debug` says where it is, and no more.
+#[derive(Clone)]
+pub struct Secret(Arc<Inner>);
+
+struct Inner {
+    setting: &'static str,
+    source: Source,
+    /// Locked while it is read, so that many who want it read it once.
+    held: Mutex<Option<Held>>,
+    /// How often it was wanted anew.
+    wanted: AtomicU64,
+}
+
+struct Held {
+    text: String,
+    /// How often it had been wanted anew when it was read.
+    wanted: u64,
+}
+
+impl Secret {
+    /// The one of this setting.
+    pub fn new(setting: &'static str, source: Source) -> Secret {
+        Secret(Arc::new(Inner { setting, source, held: Mutex::default(), wanted: AtomicU64::new(0) }))
+    }
+
+    /// The name of the setting that names it.
+    pub fn setting(&self) -> &'static str {
+        self.0.setting
+    }
+
+    /// Where it is.
+    pub fn source(&self) -> &Source {
+        &self.0.source
+    }
+
+    /// The secret itself. What was read once is good until somebody says otherwise, and also where it cannot be read anew then.
+    /// May be dropped at any time: the next one reads.
+    ///
+    /// # Errors
+    /// If it was never read and cannot be.
+    pub async fn text(&self) -> Result<String> {
+        let mut held = self.0.held.lock().await;
+        match &*held {
+            Some(it) if it.wanted == self.0.wanted.load(Ordering::Relaxed) => Ok(it.text.clone()),
+            Some(before) => match self.read().await {
+                Ok(read) => Ok(held.insert(read).text.clone()),
+                Err(error) => {
+                    tracing::warn!(%error, "what was read before is used");
+                    Ok(before.text.clone())
+                }
+            },
+            None => Ok(held.insert(self.read().await?).text.clone()),
+        }
+    }
+
+    /// The secret itself, as it is now, whatever was read before.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub async fn read_anew(&self) -> Result<String> {
+        let mut held = self.0.held.lock().await;
+        Ok(held.insert(self.read().await?).text.clone())
+    }
+
+    /// Whoever wants it next has it read anew.
+    pub fn expire(&self) {
+        self.0.wanted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn read(&self) -> Result<Held> {
+        let Inner { setting, source, wanted, .. } = self.0.as_ref();
+        // Whoever wants it anew while it is being read wants what comes after that.
+        let wanted = wanted.load(Ordering::Relaxed);
+        match source.read().await {
+            Ok(text) => Ok(Held { text, wanted }),
+            Err(error) => {
+                let way = match source {
+                    Source::Given(_) => "",
+                    Source::File(_) => "_file",
+                    Source::Command(_) => "_command",
+                };
+                Err(error.context(format!("{setting}{way}")))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.0.setting, self.0.source)
+    }
+}
+
+/// One line of text, without its end. An error completes "what … holds …".
+fn one_line(bytes: Vec<u8>) -> Result<String, &'static str> {
+    let mut text = String::from_utf8(bytes).map_err(|_| "is not UTF-8")?;
+    if text.len() as u64 > BYTES_MAX {
+        return Err("is over 64 KiB long: that is no secret");
+    }
+    text.truncate(text.trim_end_matches(['\n', '\r']).len());
+    match text.as_str() {
+        "" => Err("is empty"),
+        text if text.contains('\n') => Err("has several lines: a secret has one"),
+        text if text.contains(char::is_control) => Err("has control characters in it"),
+        _ => Ok(text),
+    }
+}
+
+#[cfg(test)]
+mod tests;

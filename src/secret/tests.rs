@@ -1,0 +1,92 @@
+//! Where secrets come from, and that they go nowhere else.
+
+use super::*;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+fn holding(place: &Path, text: &[u8], mode: u32) -> Secret {
+    let path = place.join("secret");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    Secret::new("password", Source::File(path))
+}
+
+#[tokio::test]
+async fn a_file_holds_one_line_that_nobody_else_may_read() {
+    let place = tempfile::tempdir().unwrap();
+    for text in ["s3cret", "s3cret\n", "s3cret\r\n"] {
+        assert_eq!(holding(place.path(), text.as_bytes(), 0o600).text().await.unwrap(), "s3cret");
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    for (text, mode, says) in [
+        (&b"s3cret"[..], 0o604, Some("others may read it")),
+        (b"s3cret", 0o640, (!is_root).then_some("others may read it")),
+        (b"s3cret", 0o400, None),
+        (b"", 0o600, Some("is empty")),
+        (b"\n", 0o600, Some("is empty")),
+        (b"s3cret\nmore", 0o600, Some("several lines")),
+        (b"s3cret\0", 0o600, Some("control characters")),
+        (b"s3cret\xFF", 0o600, Some("not UTF-8")),
+        (&[b'x'; BYTES_MAX as usize + 1], 0o600, Some("over 64 KiB")),
+    ] {
+        let read = holding(place.path(), text, mode).text().await;
+        match (read, says) {
+            (Ok(read), None) => assert_eq!(read, "s3cret"),
+            (Err(error), Some(says)) => {
+                let message = format!("{error:?}");
+                assert!(message.contains(says) && message.contains("password_file"), "{message}");
+                assert!(!message.contains("s3cret"), "the secret is in the message: {message}");
+            }
+            (read, says) => panic!("{mode:o}: {read:?}, not {says:?}"),
+        }
+    }
+    let absent = Secret::new("password", Source::File(place.path().join("absent"))).text().await.unwrap_err();
+    assert!(absent.kind() == Kind::Config && absent.hint_text().is_some(), "{absent:?}");
+    assert!(Secret::new("password", Source::File(place.path().into())).text().await.is_err(), "a directory");
+    // And a pipe is not waited for
+    let pipe = place.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").args(["-m", "600"]).arg(&pipe).status().unwrap().success());
+    let error = Secret::new("password", Source::File(pipe)).text().await.unwrap_err();
+    assert!(error.to_string().contains("no plain file"), "{error}");
+}
+
+#[tokio::test]
+async fn it_is_read_once_and_again_when_it_is_wanted_anew() {
+    let place = tempfile::tempdir().unwrap();
+    let count = place.path().join("count");
+    let script = format!("echo run >> '{0}'; wc -l < '{0}'", count.display());
+    let secret = Secret::new("password", Source::Command(["sh", "-c", &script].map(str::to_owned).to_vec()));
+    // Given many who want it at once, it is read once
+    let (first, second, other) = (secret.clone(), secret.clone(), secret.clone());
+    let (first, second) = tokio::join!(first.text(), second.text());
+    assert_eq!((first.unwrap().trim().to_owned(), second.unwrap().trim().to_owned()), ("1".into(), "1".into()));
+    // When one of them says that it has expired, then all get it anew, and again once
+    other.expire();
+    assert_eq!((secret.text().await.unwrap().trim(), other.text().await.unwrap().trim()), ("2", "2"));
+    assert_eq!(secret.read_anew().await.unwrap().trim(), "3");
+    // When it cannot be read any more, then what was read before is used, as long as it is tried again
+    fs::remove_file(&count).unwrap();
+    fs::create_dir(&count).unwrap();
+    secret.expire();
+    assert_eq!(secret.text().await.unwrap().trim(), "3");
+    assert!(secret.read_anew().await.is_err(), "there is none now");
+    fs::remove_dir(&count).unwrap();
+    secret.expire();
+    assert_eq!(secret.text().await.unwrap().trim(), "1");
+    // And whoever is dropped while it is read leaves that to the next
+    secret.expire();
+    let dropped = tokio::time::timeout(std::time::Duration::ZERO, secret.text()).await;
+    assert!(dropped.is_err() && secret.text().await.unwrap().trim() != "1", "{dropped:?}");
+}
+
+#[test]
+fn nothing_shows_it() {
+    let command = Source::Command(vec!["vault".to_owned(), "--token=s3cret".to_owned()]);
+    for source in [Source::Given("s3cret".to_owned()), command.clone()] {
+        let secret = Secret::new("notify.slack", source.clone());
+        let shown = format!("{secret:?} {source:?} {source}");
+        assert!(shown.contains("notify.slack") && !shown.contains("s3cret"), "{shown}");
+    }
+    assert_eq!(command.to_string(), "the command vault");
+}
