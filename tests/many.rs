@@ -352,11 +352,16 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     // When the configuration is read again, then each takes up what is its own, and what cannot be is said
     let text = text.replace("[cluster.c002]\n", "[cluster.c002]\nretention.full = \"3\"\n");
     let text = text.replace("[cluster.c003]", "[cluster.new]");
+    // and one that was never let in has another server
+    let open = Server::start(10).await;
+    open.write(FIRST_BYTES);
+    let text = text.replace(&closed.conninfo(), &open.conninfo());
     std::fs::write(&file, &text).unwrap();
     running.signal(Signal::SIGHUP);
     running.wait_for_text("new in the configuration").await;
     running.wait_for_text("no longer in the configuration").await;
     running.wait_for_text("taken up: retention.full").await;
+    all_stored(std::slice::from_ref(&open), &[], "the one that begins again to be stored").await;
 
     // When it is told to stop, then all of them do, and that some had ended is its exit code's to tell
     println!("{} bytes of memory at the end", peak_bytes(&running));

@@ -2,6 +2,7 @@
 //! is its own: whatever ends here ends nobody else's, and what it has in common with others (`Process`) none can take from all.
 
 use super::backups::Backups;
+use super::holding::Holding;
 use super::names::NameKeeper;
 use super::observer::StoreMetrics;
 use super::outside::Configured;
@@ -19,7 +20,7 @@ use crate::runtime::{Backoff, Clock, RetryPolicy, Shutdown, Tasks};
 use crate::store::{Conditional, Opener, Store};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long an archiver that ends because of an error waits until somebody has been told.
@@ -56,6 +57,11 @@ impl Process {
         Process { clock: Clock::system(), shutdown, memory, stores, claims, turns }
     }
 
+    /// Has whoever gives credentials for stores asked again, with the next request.
+    pub(super) async fn renew_credentials(&self) {
+        self.stores.renew().await;
+    }
+
     fn has_several(&self) -> bool {
         self.memory.is_some()
     }
@@ -66,7 +72,7 @@ pub(super) struct Cluster {
     pub(super) view: Arc<View>,
     process: Arc<Process>,
     /// They change on SIGHUP.
-    settings: watch::Receiver<Arc<Settings>>,
+    settings: Arc<Holding>,
     notifier: Notifier,
     _hooks: Tasks<()>,
 }
@@ -76,8 +82,8 @@ impl Cluster {
     ///
     /// # Errors
     /// If notifications cannot be sent as the settings want it.
-    pub(super) fn new(settings: watch::Receiver<Arc<Settings>>, process: Arc<Process>) -> Result<Cluster> {
-        let now = settings.borrow().clone();
+    pub(super) fn new(settings: Arc<Holding>, process: Arc<Process>) -> Result<Cluster> {
+        let now = settings.now();
         let mut tasks = Tasks::default();
         let notifier = Notifier::new(&now.cluster, hooks(&now.notify.hooks)?, process.clock.clone(), &mut tasks);
         let view = Arc::new(View::new(&now.cluster, notifier.clone(), process.clock.clone())?);
@@ -111,16 +117,19 @@ impl Cluster {
             }
             let (pause, hint) = (backoff.next_pause(), error.hint_text().unwrap_or_default());
             tracing::error!(%error, hint, pause_seconds = pause.as_secs_f64(), "this cluster is not archived; beginning again");
+            let mut reloaded = self.settings.subscribe();
             tokio::select! {
                 () = self.process.shutdown.stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
+                // Somebody may have mended it.
+                _ = reloaded.changed() => {}
             }
         }
     }
 
     async fn archive(&self) -> Result<()> {
         let (clock, shutdown) = (self.process.clock.clone(), self.process.shutdown.clone());
-        let settings = self.settings.borrow().clone();
+        let settings = self.settings.begins();
         let metrics = self.view.begins()?;
         let info = parts::connection(&settings)?;
         let observer = Arc::new(StoreMetrics::new(metrics.clone()));
@@ -176,7 +185,7 @@ impl Cluster {
         let limits = troubles::Limits { stream: settings.notify.stream_after, rpo: settings.notify.rpo_above };
         services.start(troubles::follow(archiver.state(), self.notifier.clone(), limits));
         let taker = Arc::new(Taker {
-            settings: self.settings.clone(),
+            settings: self.settings.subscribe(),
             form,
             store,
             outside: Arc::new(Configured),

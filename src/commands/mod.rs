@@ -15,6 +15,7 @@ pub mod exit;
 mod extract;
 mod fetch_command;
 mod history;
+mod holding;
 mod index;
 pub mod jobs;
 mod keep;

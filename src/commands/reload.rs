@@ -1,16 +1,17 @@
 //! SIGHUP to `seawall run`: the configuration is read again, and what can be taken up is, without a word to the server.
 
 use super::audit::{Begun, Ended};
+use super::cluster::Process;
 use super::distinct;
+use super::holding::Holding;
 use super::view::View;
 use crate::cli::Cli;
 use crate::config::{Reloaded, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Action;
-use crate::runtime::{Clock, Tasks};
+use crate::runtime::Tasks;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 
 /// Notes for the audit trail of so many clusters wait at once.
 const NOTES_MAX: usize = 1000;
@@ -24,13 +25,14 @@ pub(super) fn signals() -> Result<Signal> {
 }
 
 /// Reads the configuration again with each signal, for ever; may be dropped at any time. What cannot be read changes nothing. Of
-/// every cluster there is whom to tell of its settings, and what is seen of it.
+/// every cluster there are its settings, and what is seen of it.
 pub(super) async fn follow(
     cli: Cli,
     mut hangups: Signal,
-    clusters: Vec<(watch::Sender<Arc<Settings>>, Arc<View>)>,
-    clock: Clock,
+    clusters: Vec<(Arc<Holding>, Arc<View>)>,
+    process: Arc<Process>,
 ) {
+    let clock = &process.clock;
     // A store that does not answer must not keep the next signal waiting.
     let mut notes: Tasks<()> = Tasks::default();
     while hangups.recv().await.is_some() {
@@ -38,6 +40,9 @@ pub(super) async fn follow(
         if let Err(error) = &loaded {
             let hint = error.hint_text().unwrap_or_default();
             tracing::error!(%error, hint, "SIGHUP: the configuration cannot be used, and everything stays as it was");
+        }
+        if loaded.is_ok() {
+            process.renew_credentials().await;
         }
         for new in loaded.iter().flatten().filter(|new| !clusters.iter().any(|(_, view)| view.cluster == new.cluster)) {
             tracing::warn!(
@@ -72,7 +77,7 @@ fn load(cli: &Cli) -> Result<Vec<Settings>> {
     Ok(all)
 }
 
-fn take_up(settings: &watch::Sender<Arc<Settings>>, view: &View, all: &[Settings], is_one_of_several: bool) -> Ended {
+fn take_up(settings: &Holding, view: &View, all: &[Settings], is_one_of_several: bool) -> Ended {
     let cluster = is_one_of_several.then_some(view.cluster.as_str());
     let Some(new) = all.iter().find(|new| new.cluster == view.cluster || (all.len() == 1 && !is_one_of_several)) else {
         tracing::warn!(
@@ -81,9 +86,7 @@ fn take_up(settings: &watch::Sender<Arc<Settings>>, view: &View, all: &[Settings
         );
         return Ended::done(true, "no longer in the configuration: archived until the next start".to_owned());
     };
-    let (merged, reloaded) = settings.borrow().reload(new.clone());
-    settings.send_replace(Arc::new(merged));
-    let said = said(&reloaded);
+    let said = said(&settings.take_up(new));
     tracing::info!(cluster, "SIGHUP: {said}");
     Ended::done(true, said)
 }

@@ -1,6 +1,7 @@
 //! `seawall run`: every cluster streams, stores and acknowledges by itself; they are shown together, and told together when to stop.
 
 use super::cluster::{Cluster, Process, may_pass};
+use super::holding::Holding;
 use super::service::ServiceManager;
 use super::view::Views;
 use super::{distinct, reload, signals};
@@ -10,7 +11,6 @@ use crate::error::{Error, Kind, Result};
 use crate::http;
 use crate::runtime::{Shutdown, Tasks};
 use std::sync::Arc;
-use tokio::sync::watch;
 use tracing::Instrument;
 
 /// Runs until a signal, or until every cluster has met something that waiting cannot mend.
@@ -30,16 +30,16 @@ pub(super) async fn run(cli: Cli, all: Vec<Settings>) -> Result<()> {
     let process = Arc::new(Process::new(all.len(), of_process.jobs_at_once, shutdown.clone()));
     let (mut clusters, mut views, mut reloaded) = (Vec::new(), Vec::new(), Vec::new());
     for settings in all {
-        let (sender, settings) = watch::channel(Arc::new(settings));
-        let cluster = Cluster::new(settings, process.clone())?;
+        let settings = Arc::new(Holding::new(settings));
+        let cluster = Cluster::new(settings.clone(), process.clone())?;
         views.push(cluster.view.clone());
-        reloaded.push((sender, cluster.view.clone()));
+        reloaded.push((settings, cluster.view.clone()));
         clusters.push(cluster);
     }
     let views = Arc::new(Views(views));
 
     let mut beside: Tasks<()> = Tasks::default();
-    beside.start(reload::follow(cli, hangups, reloaded, process.clock.clone()));
+    beside.start(reload::follow(cli, hangups, reloaded, process.clone()));
     if let Some(manager) = ServiceManager::find(&|name| std::env::var_os(name)) {
         let views = views.clone();
         beside.start(manager.follow(move || views.looks(), shutdown.clone()));

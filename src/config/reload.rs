@@ -1,7 +1,7 @@
 //! What of the settings can change while `run` streams: the configuration is read again, and what is for the archiver itself stays as
 //! it was until it is started again.
 
-use super::{Key, RunSettings, Settings, keys};
+use super::{Key, NotifySettings, RunSettings, Settings, Written, keys};
 
 /// What became of reading it again.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -19,6 +19,11 @@ impl Key {
         let is_reloadable =
             ["schedule", "retention", "drill"].contains(&section) || self.name == "run.backup_after_gap";
         is_reloadable && !self.is_of_process()
+    }
+
+    /// True if one of many clusters does not take it up when it begins again, but with the next process: whoever notifies goes on.
+    fn outlasts_a_cluster(&self) -> bool {
+        self.is_of_process() || (self.name.starts_with("notify.") && self.written == Written::Secret)
     }
 }
 
@@ -45,6 +50,21 @@ impl Settings {
         let run = RunSettings { backup_after_gap: new.run.backup_after_gap, ..self.run.clone() };
         let (schedule, retention, drill) = (new.schedule, new.retention, new.drill);
         (Settings { given, run, schedule, retention, drill, ..self.clone() }, reloaded)
+    }
+
+    /// With what a cluster begins again that had these settings, where it is configured as `new`.
+    pub fn begun_again(&self, new: &Settings) -> Settings {
+        let mut given = new.given.clone();
+        for key in keys().filter(|key| key.outlasts_a_cluster()) {
+            match self.given.get(key.name) {
+                Some(before) => _ = given.insert(key.name, before.clone()),
+                None => _ = given.remove(key.name),
+            }
+        }
+        let run = RunSettings { listen: self.run.listen, jobs_at_once: self.run.jobs_at_once, ..new.run.clone() };
+        let notify = NotifySettings { hooks: self.notify.hooks.clone(), ..new.notify.clone() };
+        let (cluster, log_format) = (self.cluster.clone(), self.log_format);
+        Settings { given, cluster, log_format, run, notify, ..new.clone() }
     }
 }
 
@@ -76,6 +96,13 @@ mod tests {
         assert!(!settings.run.backup_after_gap);
         assert_eq!(settings.slot, "one");
         // And it is said again the next time, as long as it is not taken up
-        assert_eq!(settings.reload(after).1, Reloaded { applied: Vec::new(), at_the_next_start: vec!["slot"] });
+        let again = settings.reload(after.clone()).1;
+        assert_eq!(again, Reloaded { applied: Vec::new(), at_the_next_start: vec!["slot"] });
+        // which it is when the cluster begins again, but for what the process has
+        let mut after = after;
+        after.run.listen = None;
+        let begun = settings.begun_again(&after);
+        assert_eq!((begun.slot.as_str(), begun.run.listen), ("two", before.run.listen));
+        assert_eq!(begun.reload(after).1, Reloaded::default());
     }
 }
