@@ -148,7 +148,8 @@ pub(in crate::store) struct FromSecrets {
 
 impl FromSecrets {
     async fn read(&self) -> Result<Credentials, Error> {
-        let (id, key) = (self.id.read_anew().await?, self.key.read_anew().await?);
+        // At once: a request waits for both.
+        let (id, key) = tokio::try_join!(self.id.read_anew(), self.key.read_anew())?;
         Ok(Credentials::new(id, key, None, None, "seawall"))
     }
 }
