@@ -5,6 +5,8 @@
 mod s3;
 #[path = "support/s3_store.rs"]
 mod s3_store;
+#[path = "support/waiting.rs"]
+mod waiting;
 
 use bytes::Bytes;
 use s3::{Fault, Op, S3Server};
@@ -20,6 +22,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use waiting::{PATIENCE, wait_for};
 
 /// One attempt only, so that a test sees what the store itself says.
 fn once(server: &S3Server) -> StoreOptions {
@@ -140,13 +143,42 @@ async fn keys_in_files_are_read_again_when_the_store_refuses_them_or_somebody_sa
     hold(&key, "not-the-secret");
     assert_eq!(read(store.as_ref(), "a").await, "hello");
     opener.renew().await;
-    assert_eq!(store.get("a", None).await.map(|_| ()).unwrap_err().kind, StoreErrorKind::Credentials);
+    wait_for("others to be used", PATIENCE, async || {
+        store.get("a", None).await.map(|_| ()).err().filter(|error| error.kind == StoreErrorKind::Credentials)
+    })
+    .await;
     // And where they are gone, those in use are good for longer
     hold(&key, S3Server::SECRET_KEY);
     assert_eq!(read(store.as_ref(), "a").await, "hello");
     std::fs::remove_file(&key).unwrap();
     opener.renew().await;
     assert_eq!(read(store.as_ref(), "a").await, "hello");
+}
+
+#[tokio::test]
+async fn a_program_that_hangs_when_others_are_wanted_stops_nobody_who_has_good_keys() {
+    let server = S3Server::start();
+    let place = tempfile::tempdir().unwrap();
+    // Given keys that a program prints, which hangs from the second time on
+    let asked = place.path().join("asked");
+    let script = format!("[ -e '{0}' ] && sleep 600; touch '{0}'; echo {1}", asked.display(), S3Server::SECRET_KEY);
+    let mut options = once(&server);
+    options.s3.credentials = None;
+    let id = Source::Given(S3Server::ACCESS_KEY.to_owned());
+    options.s3.access_key_id = Some(Secret::new("s3.access_key_id", id));
+    let program = Source::Command(["sh", "-c", &script].map(str::to_owned).to_vec());
+    options.s3.secret_access_key = Some(Secret::new("s3.secret_access_key", program));
+    let opener = Opener::default();
+    let store = opener.open(&s3_store::url(), &options, Arc::new(NoObserver)).await.unwrap();
+    assert_eq!(create(store.as_ref(), "a", "hello").await, Created::New);
+    // When somebody wants others, then what is stored is stored at once
+    opener.renew().await;
+    for number in 0..100 {
+        let name = format!("b{number}");
+        let created = create(store.as_ref(), &name, "hello");
+        let created = tokio::time::timeout(Duration::from_secs(20), created).await.expect("it waits for the program");
+        assert_eq!(created, Created::New);
+    }
 }
 
 #[tokio::test]

@@ -90,9 +90,9 @@ impl Opener {
         Ok(Arc::new(RetryingStore::new(observed, options.retry).observed_by(observer)))
     }
 
-    /// Has all credentials asked for again, with the next request: somebody may have changed them. Those in use are good until then.
+    /// Has all credentials asked for again, and waits for nobody: somebody may have changed them. Those in use are used until then.
     pub async fn renew(&self) {
-        self.0.lock().await.values().for_each(|(_, credentials)| credentials.refused());
+        self.0.lock().await.values().for_each(|(_, credentials)| credentials.renew());
     }
 
     async fn client(&self, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {

@@ -1,19 +1,21 @@
 //! Credentials as they are used: fetched once, again in time before they expire, and again when a server refuses them
 //! although they say that they are good: somebody revoked or replaced them, or a clock is wrong. The SDK's own cache keeps
-//! refused ones until they expire by themselves.
+//! refused ones until they expire by themselves. Whoever gives them out is asked by a task that outlives the request that began it:
+//! as long as those that are held are good, no request depends on him.
 
-use crate::error::Error;
-use crate::runtime::Clock;
+use crate::error::{Error, Kind};
+use crate::runtime::{Clock, Tasks};
 use crate::secret::Secret;
 use crate::store::StoreObserver;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, SharedCredentialsProvider, future};
 use jiff::Timestamp;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 /// So long before they expire, new ones are asked for, so that somebody has time to do something where none are given.
@@ -26,11 +28,21 @@ const AHEAD_PART: u32 = 4;
 /// From so long before their end on, no request is made with them if there are others: it may be under way for as long as that.
 const LAST: Duration = Duration::from_secs(30);
 
-/// While those that are held are good, nobody waits for longer than this for others: a program that gives them out takes seconds.
+/// While those that are held are good, the request that has others asked for waits no longer than this for them, and no other request
+/// at all: a program that gives them out takes seconds.
 const EARLY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Nor asks again sooner than this after it was in vain.
+/// Nor are others asked for again sooner than this after it was in vain.
 const EARLY_PAUSE: Duration = Duration::from_secs(60);
+
+/// The same, where the server does not take those that are held.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// When those that are held may not do any more, a request waits for so long, and is then made with them: a part of the time that it has.
+const LATE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Whoever says nothing for so long gives none.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A provider that remembers what another one gave. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,9 +51,25 @@ pub(in crate::store) struct Renewing(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     provider: SharedCredentialsProvider,
-    observers: std::sync::Mutex<Observers>,
-    held: Mutex<Option<Held>>,
-    refused: AtomicBool,
+    observers: Mutex<Observers>,
+    state: Mutex<State>,
+    /// The one that asks, which ends with the last who has these credentials.
+    task: Mutex<Tasks<()>>,
+    /// How often somebody has been asked, and has given some or none.
+    ended: watch::Sender<u64>,
+}
+
+#[derive(Default, Debug)]
+struct State {
+    held: Option<Held>,
+    /// The server does not take what is held.
+    is_refused: bool,
+    /// What is held is good, and somebody says that there may be others by now.
+    is_wanted: bool,
+    /// Asked for in vain since some were given the last time.
+    in_vain: Option<InVain>,
+    /// Somebody is being asked: nobody else is meanwhile.
+    is_asking: bool,
 }
 
 #[derive(Debug)]
@@ -49,26 +77,66 @@ struct Held {
     credentials: Credentials,
     /// So long before their end others are asked for.
     ahead: Duration,
-    /// When others were asked for in vain.
-    in_vain: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct InVain {
+    at: Instant,
+    why: Arc<CredentialsError>,
 }
 
 impl Held {
     fn new(credentials: Credentials) -> Held {
         let life = left(&credentials);
         let ahead = life.map_or(AHEAD, |life| (life / AHEAD_PART).min(AHEAD));
-        Held { credentials, ahead, in_vain: None }
+        Held { credentials, ahead }
     }
 
     /// They are good for longer than that, or for ever.
     fn last(&self, time: Duration) -> bool {
         left(&self.credentials).is_none_or(|left| left > time)
     }
+}
 
-    /// Nobody has to be asked for others now.
-    fn do_for_now(&self) -> bool {
-        let asked = self.in_vain.is_some_and(|then| then.elapsed() < EARLY_PAUSE);
-        self.last(LAST) && (asked || self.last(self.ahead))
+/// What a request does.
+enum Turn {
+    /// It is made with these, at once.
+    With(Credentials),
+    /// It has others asked for, unless somebody is being asked, and waits for so long.
+    Wait(Duration),
+}
+
+impl State {
+    fn turn(&self) -> Turn {
+        let was_in_vain = |pause| self.in_vain.as_ref().is_some_and(|in_vain| in_vain.at.elapsed() < pause);
+        match &self.held {
+            Some(held) if held.last(LAST) && !self.is_refused => {
+                let is_enough = held.last(held.ahead) && !self.is_wanted;
+                match is_enough || self.is_asking || was_in_vain(EARLY_PAUSE) {
+                    true => Turn::With(held.credentials.clone()),
+                    false => Turn::Wait(EARLY_PATIENCE),
+                }
+            }
+            Some(held) if held.last(LAST) && was_in_vain(REFUSED_PAUSE) => Turn::With(held.credentials.clone()),
+            Some(held) if held.last(Duration::ZERO) => Turn::Wait(LATE_PATIENCE),
+            Some(_) | None => Turn::Wait(Duration::MAX),
+        }
+    }
+
+    /// Whoever gets true has others asked for.
+    fn begins(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_asking, true)
+    }
+
+    /// After it has waited.
+    fn outcome(&self) -> provider::Result {
+        match (&self.held, &self.in_vain) {
+            // Also those that have ended already: the clock may be wrong.
+            (Some(held), None) => Ok(held.credentials.clone()),
+            (Some(held), Some(_)) if held.last(Duration::ZERO) => Ok(held.credentials.clone()),
+            (_, Some(in_vain)) => Err(again(&in_vain.why)),
+            (None, None) => Err(CredentialsError::provider_timed_out(LIMIT)),
+        }
     }
 }
 
@@ -83,13 +151,13 @@ struct Observers {
 impl Renewing {
     /// Remembers what `provider` gives.
     pub(in crate::store) fn new(provider: SharedCredentialsProvider) -> Renewing {
-        let (observers, held) = (std::sync::Mutex::default(), Mutex::new(None));
-        Renewing(Arc::new(Inner { provider, observers, held, refused: AtomicBool::new(false) }))
+        let (observers, state, task) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Renewing(Arc::new(Inner { provider, observers, state, task, ended: watch::Sender::new(0) }))
     }
 
     /// Tells this one too, for as long as somebody else has it, until when what is given is good.
     pub(in crate::store) fn tell(&self, observer: &Arc<dyn StoreObserver>) {
-        let mut observers = self.0.observers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut observers = self.0.observers();
         observers.all.retain(|one| one.strong_count() > 0);
         observers.all.push(Arc::downgrade(observer));
         if let Some(until) = observers.given {
@@ -97,43 +165,143 @@ impl Renewing {
         }
     }
 
-    /// What is held is not accepted, or may have changed: the next request asks for new ones.
+    /// The server does not take what is held: the next request asks for others.
     pub(in crate::store) fn refused(&self) {
-        self.0.refused.store(true, Ordering::Relaxed);
+        self.0.state().is_refused = true;
     }
 
-    /// May be dropped at any time: then the next one asks.
+    /// What is held may have been replaced: others are asked for now, and it is used until they are given. Whoever is being asked may
+    /// give what was before, and is asked once more then. Nobody is where nobody has asked yet.
+    pub(in crate::store) fn renew(&self) {
+        {
+            let mut state = self.0.state();
+            if state.held.is_none() && state.in_vain.is_none() {
+                return;
+            }
+            state.in_vain = None;
+            state.is_wanted = true;
+            if !state.begins() {
+                return;
+            }
+        }
+        self.ask();
+    }
+
+    /// Has others asked for, without waiting for them. [`State::begins`] says whose turn it is.
+    fn ask(&self) {
+        let is_wanted = std::mem::take(&mut self.0.state().is_wanted);
+        let asked = Asked { inner: Arc::downgrade(&self.0), is_wanted, given: None };
+        let provider = self.0.provider.clone();
+        // Locked until it has begun: the next one, whose turn comes when it has ended, takes its place.
+        let mut task = self.0.task.lock().unwrap_or_else(PoisonError::into_inner);
+        *task = Tasks::default();
+        task.start(async move {
+            let late = |_| Err(CredentialsError::provider_timed_out(LIMIT));
+            asked.answers(timeout(LIMIT, provider.provide_credentials()).await.unwrap_or_else(late));
+        });
+    }
+
+    /// May be dropped at any time: whoever is being asked is waited for by the next one.
     async fn current(&self) -> provider::Result {
-        let Inner { provider, observers, held, refused } = self.0.as_ref();
-        let observers = || observers.lock().unwrap_or_else(PoisonError::into_inner);
-        // Held while they are fetched, so that many requests fetch once.
-        let mut held = held.lock().await;
-        let is_refused = refused.load(Ordering::Relaxed);
-        if let Some(held) = held.as_ref().filter(|held| held.do_for_now() && !is_refused) {
-            return Ok(held.credentials.clone());
+        let (mut ended, patience, begins) = {
+            let mut state = self.0.state();
+            match state.turn() {
+                Turn::With(credentials) => return Ok(credentials),
+                Turn::Wait(patience) => (self.0.ended.subscribe(), patience, state.begins()),
+            }
+        };
+        if begins {
+            self.ask();
         }
-        // There is time left, and whoever gives them out may be back by then: no request waits for somebody who hangs.
-        let is_early = !is_refused && held.as_ref().is_some_and(|held| held.last(LAST));
-        let patience = if is_early { EARLY_PATIENCE } else { Duration::MAX };
-        let late = || Err(CredentialsError::provider_timed_out(patience));
-        match timeout(patience, provider.provide_credentials()).await.unwrap_or_else(|_| late()) {
+        // In time or not: what is held by then is what there is.
+        let _ = timeout(patience, ended.changed()).await;
+        self.0.state().outcome()
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn observers(&self) -> MutexGuard<'_, Observers> {
+        self.observers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn given(&self, given: provider::Result, is_wanted: bool) {
+        let mut state = self.state();
+        state.is_asking = false;
+        match given {
             Ok(credentials) => {
-                refused.store(false, Ordering::Relaxed);
-                observers().given(end_of(&credentials));
-                *held = Some(Held::new(credentials.clone()));
-                Ok(credentials)
-            }
-            Err(error) => {
-                observers().living().for_each(|observer| observer.credentials_failed());
-                match held.as_mut().filter(|held| held.last(Duration::ZERO)) {
-                    Some(held) => {
-                        held.in_vain = Some(Instant::now());
-                        Ok(held.credentials.clone())
-                    }
-                    None => Err(error),
+                let until = end_of(&credentials);
+                state.is_refused = false;
+                state.held = Some(Held::new(credentials));
+                if state.in_vain.take().is_some() {
+                    tracing::info!("credentials for the store are given again");
                 }
+                drop(state);
+                self.observers().given(until);
+            }
+            Err(why) => {
+                let why = Arc::new(why);
+                state.is_wanted |= is_wanted;
+                // Where none are held the request fails, and says why.
+                if state.in_vain.is_none() && state.held.as_ref().is_some_and(|held| held.last(Duration::ZERO)) {
+                    let error = Error::new(Kind::Store, "others are not given").because(Same(why.clone()));
+                    tracing::warn!(%error, "the store's credentials are used that are held, until they end");
+                }
+                state.in_vain = Some(InVain { at: Instant::now(), why });
+                drop(state);
+                self.observers().living().for_each(|observer| observer.credentials_failed());
             }
         }
+        self.ended.send_modify(|ended| *ended += 1);
+    }
+}
+
+/// Somebody is being asked. However that ends, even by a defect, those who wait hear of it.
+struct Asked {
+    inner: Weak<Inner>,
+    is_wanted: bool,
+    given: Option<provider::Result>,
+}
+
+impl Asked {
+    fn answers(mut self, given: provider::Result) {
+        self.given = Some(given);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.upgrade() {
+            let given =
+                self.given.take().unwrap_or_else(|| Err(CredentialsError::unhandled("it ended without an answer")));
+            inner.given(given, self.is_wanted);
+        }
+    }
+}
+
+/// The same error, for one more who has waited.
+fn again(why: &Arc<CredentialsError>) -> CredentialsError {
+    match why.as_ref() {
+        CredentialsError::ProviderTimedOut(_) => CredentialsError::provider_timed_out(LIMIT),
+        _ => CredentialsError::provider_error(Same(why.clone())),
+    }
+}
+
+#[derive(Debug)]
+struct Same(Arc<CredentialsError>);
+
+impl fmt::Display for Same {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Same {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
     }
 }
 
@@ -197,8 +365,10 @@ fn end_of(credentials: &Credentials) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::Source;
     use crate::store::{NoObserver, Operation, StoreErrorKind};
-    use std::sync::atomic::AtomicU32;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::SystemTime;
 
     /// Gives numbered ones that last so many seconds; fails when told to.
@@ -243,7 +413,7 @@ mod tests {
 
     /// What was told: `None` for credentials that were not given.
     #[derive(Default, Debug)]
-    struct Told(std::sync::Mutex<Vec<Option<Timestamp>>>);
+    struct Told(Mutex<Vec<Option<Timestamp>>>);
 
     impl StoreObserver for Told {
         fn finished(&self, _: Operation, _: f64, _: u64, _: Option<StoreErrorKind>) {}
@@ -283,17 +453,19 @@ mod tests {
         renewing.current().await.unwrap().access_key_id().to_owned()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn they_are_fetched_once_and_again_when_they_are_refused() {
         let (renewing, failing) = lasting(3600);
         assert_eq!((key(&renewing).await, key(&renewing).await), ("key-1".into(), "key-1".into()));
         renewing.refused();
         assert_eq!((key(&renewing).await, key(&renewing).await), ("key-2".into(), "key-2".into()));
-        // Nobody gives new ones: the ones that are held may still be good, and the next request asks again
+        // Nobody gives new ones: the ones that are held may still be good, and soon somebody is asked again
         failing.store(true, Ordering::Relaxed);
         renewing.refused();
         assert_eq!(key(&renewing).await, "key-2");
         failing.store(false, Ordering::Relaxed);
+        assert_eq!(key(&renewing).await, "key-2");
+        tokio::time::sleep(REFUSED_PAUSE).await;
         assert_eq!(key(&renewing).await, "key-3");
     }
 
@@ -310,9 +482,9 @@ mod tests {
     }
 
     /// Those that are held end in so many seconds.
-    async fn age(renewing: &Renewing, left_seconds: u64) {
-        let mut held = renewing.0.held.lock().await;
-        let held = held.as_mut().expect("some are held");
+    fn age(renewing: &Renewing, left_seconds: u64) {
+        let mut state = renewing.0.state();
+        let held = state.held.as_mut().expect("some are held");
         let end: SystemTime = (Clock::system().now() + Duration::from_secs(left_seconds)).into();
         held.credentials = Credentials::new(held.credentials.access_key_id(), "secret", None, Some(end), "test");
     }
@@ -333,18 +505,22 @@ mod tests {
         assert_eq!(key(&renewing).await, "key-1");
         // Given that nobody gives new ones: from ten minutes before the end on that is noticed, once a minute
         failing.store(true, Ordering::Relaxed);
-        age(&renewing, 660).await;
+        age(&renewing, 660);
         assert_eq!((key(&renewing).await, failures()), ("key-1".into(), 0));
-        age(&renewing, 590).await;
+        age(&renewing, 590);
         for _ in 0..10 {
             assert_eq!((key(&renewing).await, failures()), ("key-1".into(), 1));
         }
-        // When whoever gives them out hangs, then a request waits for a moment, and is made with the old ones
+        // When whoever gives them out hangs, then a request waits for a moment, and is made with the old ones, as all others are
         hanging.store(true, Ordering::Relaxed);
         tokio::time::sleep(EARLY_PAUSE).await;
         let begun = Instant::now();
-        assert_eq!((key(&renewing).await, failures()), ("key-1".into(), 2));
-        assert!(begun.elapsed() <= 2 * EARLY_PATIENCE, "{:?}", begun.elapsed());
+        for _ in 0..10 {
+            assert_eq!((key(&renewing).await, failures()), ("key-1".into(), 1));
+        }
+        assert!(begun.elapsed() <= EARLY_PATIENCE, "{:?}", begun.elapsed());
+        tokio::time::sleep(LIMIT).await;
+        assert_eq!(failures(), 2);
         // When they are given again
         hanging.store(false, Ordering::Relaxed);
         failing.store(false, Ordering::Relaxed);
@@ -352,13 +528,121 @@ mod tests {
         assert_eq!(key(&renewing).await, "key-2");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_hurt_where_others_are_wanted_while_whoever_gives_them_out_hangs() {
+        let (failing, hanging) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+        let given = AtomicU32::new(0);
+        let numbered = Numbered { given, lasting_seconds: 36_000, failing: failing.clone(), hanging: hanging.clone() };
+        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered));
+        // Given that nobody has needed any, nobody is asked
+        renewing.renew();
+        assert_eq!(key(&renewing).await, "key-1");
+        // When others are wanted, and whoever gives them out hangs, then requests go on with those that are good, at once
+        hanging.store(true, Ordering::Relaxed);
+        renewing.renew();
+        let begun = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(key(&renewing).await, "key-1");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        // and for as long as that lasts they wait for nobody but for a moment, once in a while
+        for _ in 0..600 {
+            let begun = Instant::now();
+            assert_eq!(key(&renewing).await, "key-1");
+            assert!(begun.elapsed() <= EARLY_PATIENCE, "{:?}", begun.elapsed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // Where the server says that it does not take them, which may be a mistake, they are used in the end, within a request's time
+        renewing.refused();
+        let begun = Instant::now();
+        assert_eq!(key(&renewing).await, "key-1");
+        assert!(begun.elapsed() <= LATE_PATIENCE, "{:?}", begun.elapsed());
+        // When it hangs no more, then others are given
+        hanging.store(false, Ordering::Relaxed);
+        tokio::time::sleep(LIMIT + EARLY_PAUSE).await;
+        assert_eq!(key(&renewing).await, "key-2");
+        // And who wants others while somebody is being asked gets those that come after
+        renewing.renew();
+        renewing.renew();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(key(&renewing).await, "key-4");
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_others_are_not_given_is_logged_when_it_is_news_and_names_the_key() {
+        let (log, writer) = {
+            let log = Log::default();
+            (log.clone(), move || log.clone())
+        };
+        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+        let _logging = tracing::subscriber::set_default(lines);
+        // Given keys of which one half is gone since
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("key");
+        std::fs::write(&file, "s3cret").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let id = Secret::new("s3.access_key_id", Source::Given("id".to_owned()));
+        let keys = FromSecrets { id, key: Secret::new("s3.secret_access_key", Source::File(file.clone())) };
+        let renewing = Renewing::new(SharedCredentialsProvider::new(keys));
+        assert_eq!(key(&renewing).await, "id");
+        std::fs::remove_file(&file).unwrap();
+        // When others are wanted, then that is said once, however often it is tried, and again when somebody wants them again
+        for news in 1..=2 {
+            renewing.renew();
+            for _ in 0..5 {
+                assert_eq!(key(&renewing).await, "id");
+                tokio::time::sleep(EARLY_PAUSE).await;
+            }
+            let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(said.matches("s3.secret_access_key_file: there is no").count(), news, "{said}");
+            assert_eq!(said.matches("there is no").count(), news, "it is repeated: {said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_gives_up_ends_nobody_who_is_being_asked() {
+        // Given somebody who takes his time, longer than the request that asks
+        #[derive(Debug)]
+        struct Slow(Duration);
+        impl ProvideCredentials for Slow {
+            fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+            where
+                Self: 'a,
+            {
+                future::ProvideCredentials::new(async {
+                    tokio::time::sleep(self.0).await;
+                    Ok(Credentials::new("slow", "secret", None, None, "test"))
+                })
+            }
+        }
+        tokio::time::pause();
+        let renewing = Renewing::new(SharedCredentialsProvider::new(Slow(Duration::from_secs(40))));
+        assert!(timeout(Duration::from_secs(30), renewing.current()).await.is_err());
+        // Then the next one has what he gave
+        assert!(timeout(Duration::from_secs(30), renewing.current()).await.is_ok_and(|given| given.is_ok()));
+    }
+
     #[tokio::test]
     async fn those_that_do_not_last_for_long_are_used_for_most_of_their_life() {
         let (renewing, _) = lasting(480);
         assert_eq!((key(&renewing).await, key(&renewing).await), ("key-1".into(), "key-1".into()));
-        age(&renewing, 121).await;
+        age(&renewing, 121);
         assert_eq!(key(&renewing).await, "key-1");
-        age(&renewing, 119).await;
+        age(&renewing, 119);
         assert_eq!(key(&renewing).await, "key-2");
     }
 }

@@ -29,10 +29,10 @@ impl fmt::Display for Subject<'_> {
 }
 
 impl Subject<'_> {
-    /// The error of a request. If the credentials were refused, the next request asks for new ones.
+    /// The error of a request. If the server refused the credentials, the next request asks for new ones.
     pub(super) fn failed(&self, failure: Failure) -> StoreError {
         let kind = failure.kind();
-        if kind == StoreErrorKind::Credentials {
+        if kind == StoreErrorKind::Credentials && failure.is_answer() {
             self.credentials.refused();
         }
         StoreError::new(kind, self.action, self.to_string()).because(failure)
