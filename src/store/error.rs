@@ -84,7 +84,8 @@ impl From<StoreError> for Error {
                 "Which rights do these credentials have? docs/bucket.md lists the least that are needed."
             }
             StoreErrorKind::Credentials => {
-                "No valid credentials: are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile set, and has a session token expired?"
+                "No valid credentials: are those in [s3], else AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, right, and has a \
+                 session token expired?"
             }
             StoreErrorKind::Full => "The store is full: free some room.",
             StoreErrorKind::Throttled => {
@@ -105,6 +106,9 @@ impl From<StoreError> for Error {
             _ => Kind::Store,
         };
         let outer = Error::new(kind, format!("cannot {} {}", error.action, error.target));
+        // Whoever could not give credentials knows better.
+        let given = error.source.as_deref().filter(|_| error.kind == StoreErrorKind::Credentials);
+        let hint = given.and_then(hint_underneath).unwrap_or(hint).to_owned();
         let outer = match error.source {
             Some(source) => outer.because(source),
             None => outer,
@@ -113,9 +117,22 @@ impl From<StoreError> for Error {
     }
 }
 
+/// What an error of ours says that an expert would do, below errors of others.
+fn hint_underneath<'a>(error: &'a (dyn StdError + Send + Sync + 'static)) -> Option<&'a str> {
+    let mut cause: Option<&'a (dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(hint) = error.downcast_ref::<Error>().and_then(Error::hint_text) {
+            return Some(hint);
+        }
+        cause = error.source();
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_credential_types::provider::error::CredentialsError;
 
     #[test]
     fn what_was_altered_on_its_way_into_the_store_is_the_ways_fault_and_what_comes_out_altered_is_damaged() {
@@ -123,5 +140,16 @@ mod tests {
         assert_eq!(error("store").kind(), Kind::Store);
         assert!(error("store").hint_text().unwrap_or_default().contains("proxy"));
         assert_eq!(error("read").kind(), Kind::Damaged);
+    }
+
+    #[test]
+    fn who_could_not_give_credentials_says_what_to_do() {
+        let hint = |error: StoreError| Error::from(error).hint_text().unwrap_or_default().to_owned();
+        let bare = StoreError::new(StoreErrorKind::Credentials, "read", "s3://b/x");
+        assert!(hint(bare).contains("[s3]"));
+        let why = Error::new(Kind::Config, "s3.access_key_id_file: there is no /x").hint("Is the secret mounted?");
+        let told = StoreError::new(StoreErrorKind::Credentials, "read", "s3://b/x")
+            .because(CredentialsError::provider_error(why));
+        assert_eq!(hint(told), "Is the secret mounted?");
     }
 }
