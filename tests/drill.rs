@@ -43,7 +43,8 @@ impl Drill<'_> {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
         let scratch = self.scratch.path().to_str().unwrap();
         let all = [&["drill", "--scratch", scratch, "--config", file.to_str().unwrap()], arguments].concat();
-        self.scene.seawall(&all).env("SEAWALL_PG_BIN", programs(self.scene.version).bin)
+        let seawall = self.scene.seawall(&all).env("SEAWALL_PG_BIN", programs(self.scene.version).bin);
+        seawall.env("SEAWALL_PASSWORD", "s3cret").env("SEAWALL_NOTIFY_SLACK", "http://127.0.0.1:1/s3cret")
     }
 
     /// Its report, of a drill that passes.
@@ -139,11 +140,15 @@ async fn passes_with_tablespaces_from_before_and_after_the_backup(version: u32) 
     let drill = Drill::of(&scene);
     let configuration = "[drill]\nrto = \"1h\"\nrpo = \"1h\"\n\
         [[drill.check]]\nname = \"rows\"\n\
-        sql = \"SELECT (SELECT count(*) FROM in_early) = 5000 AND (SELECT count(*) FROM in_late) = 5000\"\n";
+        sql = \"SELECT (SELECT count(*) FROM in_early) = 5000 AND (SELECT count(*) FROM in_late) = 5000\"\n\
+        [[drill.check]]\nname = \"no secrets\"\n\
+        sql = \"SELECT position('PATH='::bytea IN it) > 0 AND position('s3cret'::bytea IN it) = 0 FROM pg_read_binary_file( \
+        '/proc/' || split_part(pg_read_file('postmaster.pid'), chr(10), 1) || '/environ', 0, 1000000) it\"\n";
     let report = drill.passes(configuration, &[]).await;
     // Then all that can be looked at was, and it says what it took
     assert_eq!(check(&report, "recovery").0, "passed");
     assert_eq!(check(&report, "rows").0, "passed");
+    assert_eq!(check(&report, "no secrets").0, "passed", "its server has what is not its own: {report:#}");
     assert_eq!(check(&report, "amcheck").0, "passed", "{report:#}");
     // of the servers here, Debian's alone has its tools
     let checksums = check(&report, "checksums");
