@@ -33,7 +33,7 @@ pub(super) fn fetch_command(settings: &Settings) -> Result<FetchCommand> {
     }
     for secret in [&settings.store.s3.access_key_id, &settings.store.s3.secret_access_key].into_iter().flatten() {
         if let Source::File(file) = secret.source() {
-            reads.push(std::path::absolute(file).map_err(|error| Error::local("find", file, error))?);
+            reads.push(file.clone());
         }
     }
     let mut command = FetchCommand { executable, arguments, reads, ..FetchCommand::default() };

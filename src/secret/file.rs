@@ -27,7 +27,7 @@ pub(super) async fn read(path: PathBuf) -> Result<Vec<u8>> {
 fn read_blocking(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => Error::new(Kind::Config, format!("there is no {}", path.display()))
-            .hint("Is the path right, seen from the working directory, and is the secret mounted?"),
+            .hint("Is the path right, and is the secret mounted?"),
         ErrorKind::PermissionDenied => Error::new(Kind::Local, format!("cannot read {}", path.display()))
             .because(error)
             .hint("May the user that runs this read it?"),

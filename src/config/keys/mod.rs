@@ -17,6 +17,7 @@ use super::Settings;
 use crate::secret::{Secret, Source};
 use jiff::fmt::friendly::SpanParser;
 use jiff::{SignedDuration, SpanRelativeTo};
+use std::path::Path;
 use std::time::Duration;
 
 /// How a key is written in the file.
@@ -77,10 +78,17 @@ pub(super) fn as_json(source: &Source) -> Result<String, String> {
     serde_json::to_string(source).map_err(|_| "is no text".to_owned())
 }
 
-/// The secret of this key, from what is set.
+/// The secret of this key, from what is set. Its place is the same from everywhere: a restored server reads it too, and is elsewhere.
 fn secret(key: &'static str, text: &str) -> Result<Secret, String> {
     let source = serde_json::from_str(text).map_err(|_| "is no secret".to_owned())?;
-    Ok(Secret::new(key, source))
+    let relative = |path: &Path| path.components().nth(1).is_some() && path.is_relative();
+    match &source {
+        Source::File(path) if path.is_relative() => Err("is a path that does not begin with a slash".to_owned()),
+        Source::Command(words) if words.first().is_some_and(|program| relative(Path::new(program))) => {
+            Err("names a program by a path that does not begin with a slash".to_owned())
+        }
+        _ => Ok(Secret::new(key, source)),
+    }
 }
 
 /// One setting.

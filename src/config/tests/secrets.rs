@@ -73,6 +73,9 @@ fn a_secret_that_is_said_twice_or_cannot_be_is_refused_where_it_stands() {
         ("password = \"\"", "is empty"),
         ("password_file = \"\"", "is empty"),
         ("password_command = \"\"", "is empty"),
+        ("password_file = \"secrets/password\"", "password_file is a path that does not begin with a slash"),
+        ("password_command = \"./give\"", "names a program by a path that does not begin with a slash"),
+        ("password_command = [\"bin/give\"]", "names a program by a path that does not begin with a slash"),
         ("password_command = []", "is empty"),
         ("password_command = [\"\"]", "is empty"),
         ("password_command = [7]", "wrong type"),
@@ -95,6 +98,8 @@ fn a_secret_that_is_said_twice_or_cannot_be_is_refused_where_it_stands() {
     let place = Place::new().with_variable("SEAWALL_PASSWORD", "s3cret").with_variable("SEAWALL_PASSWORD_FILE", "/f");
     let error = place.refusal("seawall run");
     assert!(error.to_string().starts_with("SEAWALL_PASSWORD and SEAWALL_PASSWORD_FILE say the same"), "{error}");
+    let error = Place::new().with_variable("SEAWALL_PASSWORD_FILE", "s").refusal("seawall run");
+    assert!(error.to_string().starts_with("SEAWALL_PASSWORD_FILE is a path that does not begin"), "{error}");
     let place = Place::new().with_variable("SEAWALL_PASSWORD_COMMAND", "echo $s3cret");
     let error = place.refusal("seawall run");
     assert!(error.to_string().starts_with("SEAWALL_PASSWORD_COMMAND needs a shell"), "{error}");
