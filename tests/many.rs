@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use s3::{Op, S3Server};
 use seawall::wal::Lsn;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -259,6 +260,10 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     text.push_str(&section("closed".to_owned(), &closed));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("seawall.toml");
+    let password = directory.path().join("password");
+    std::fs::write(&password, "s3cret").unwrap();
+    std::fs::set_permissions(&password, PermissionsExt::from_mode(0o600)).unwrap();
+    let text = text.replace("[cluster.c004]\n", &format!("[cluster.c004]\npassword_file = {password:?}\n"));
     std::fs::write(&file, &text).unwrap();
     let bucket = S3Server::start();
     let begun = Instant::now();
@@ -357,10 +362,14 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     open.write(FIRST_BYTES);
     let text = text.replace(&closed.conninfo(), &open.conninfo());
     std::fs::write(&file, &text).unwrap();
+    // and a secret cannot be read any more, which nobody has a need for now
+    std::fs::remove_file(&password).unwrap();
     running.signal(Signal::SIGHUP);
     running.wait_for_text("new in the configuration").await;
     running.wait_for_text("no longer in the configuration").await;
     running.wait_for_text("taken up: retention.full").await;
+    running.wait_for_text("what was read before is used error=password_file: there is no").await;
+    assert!(!running.stderr().contains("s3cret"), "{}", running.stderr());
     all_stored(std::slice::from_ref(&open), &[], "the one that begins again to be stored").await;
 
     // When it is told to stop, then all of them do, and that some had ended is its exit code's to tell

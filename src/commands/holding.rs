@@ -35,7 +35,7 @@ impl Holding {
         begun
     }
 
-    /// The configuration was read again: what can be taken up holds from now on, and secrets are read anew when they are needed next.
+    /// The configuration was read again: what can be taken up holds from now on, and secrets are read anew by whoever wants them next.
     pub(super) fn take_up(&self, new: &Settings) -> Reloaded {
         let mut configured = self.configured.lock().unwrap_or_else(PoisonError::into_inner);
         configured.clone_from(new);

@@ -10,11 +10,16 @@ use crate::config::{Reloaded, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::repository::Action;
 use crate::runtime::Tasks;
+use crate::secret::Secret;
+use futures_util::{StreamExt, stream};
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Notes for the audit trail of so many clusters wait at once.
 const NOTES_MAX: usize = 1000;
+
+/// So many secrets are read at once: each may be a program.
+const SECRETS_AT_ONCE: usize = 4;
 
 /// From now on SIGHUP no longer ends the process.
 ///
@@ -33,8 +38,8 @@ pub(super) async fn follow(
     process: Arc<Process>,
 ) {
     let clock = &process.clock;
-    // A store that does not answer must not keep the next signal waiting.
-    let mut notes: Tasks<()> = Tasks::default();
+    // A store that does not answer must not keep the next signal waiting, nor somebody who gives no secret.
+    let (mut notes, mut reading): (Tasks<()>, Tasks<()>) = Default::default();
     while hangups.recv().await.is_some() {
         let (begun, loaded) = (clock.now(), load(&cli));
         if let Err(error) = &loaded {
@@ -65,10 +70,33 @@ pub(super) async fn follow(
                 }
             });
         }
+        if loaded.is_ok() {
+            drop(reading);
+            reading = Tasks::default();
+            reading.start(read_secrets(clusters.iter().map(|(settings, _)| settings.now()).collect()));
+        }
         while notes.len() > NOTES_MAX {
             _ = notes.next().await;
         }
     }
+}
+
+/// Reads all secrets that may have changed, so that it is known now what could not be had later. The store's keys are not among them:
+/// [`Process::renew_credentials`] sees to those.
+async fn read_secrets(all: Vec<Arc<Settings>>) {
+    let mut secrets: Vec<(String, Secret)> = Vec::new();
+    for settings in &all {
+        let cluster = || settings.cluster.clone();
+        secrets.extend(settings.secrets_beside_the_stores().map(|secret| (cluster(), secret.clone())));
+    }
+    let read = |(cluster, secret): (String, Secret)| async move {
+        // Where there is what was read before, that is used, and logged there.
+        if let Err(error) = secret.text().await {
+            let hint = error.hint_text().unwrap_or_default();
+            tracing::warn!(cluster, %error, hint, "SIGHUP: a secret cannot be read");
+        }
+    };
+    stream::iter(secrets).for_each_concurrent(SECRETS_AT_ONCE, read).await;
 }
 
 fn load(cli: &Cli) -> Result<Vec<Settings>> {

@@ -282,7 +282,12 @@ impl Settings {
     /// Every secret, wherever it is.
     pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
         let s3 = [&self.store.s3.access_key_id, &self.store.s3.secret_access_key];
-        self.password.iter().chain(self.notify.hooks.values()).chain(s3.into_iter().flatten())
+        self.secrets_beside_the_stores().chain(s3.into_iter().flatten())
+    }
+
+    /// Every secret but the keys of the store, which whoever opens that sees to.
+    pub fn secrets_beside_the_stores(&self) -> impl Iterator<Item = &Secret> {
+        self.password.iter().chain(self.notify.hooks.values())
     }
 
     /// What of it nobody else may read, and what to do instead of writing it into a file.
