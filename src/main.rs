@@ -6,6 +6,7 @@ use seawall::commands::{dispatch, print, progress};
 use seawall::config::Settings;
 use seawall::error::{Error, Kind, Result};
 use seawall::runtime;
+use seawall::secret;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -73,6 +74,8 @@ fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
     let result = runtime.block_on(dispatch(cli, clusters));
     // Work that may not be interrupted has no say in when the process ends.
     runtime.shutdown_background();
+    // Nor do programs that were asked for secrets outlive it.
+    secret::end_all();
     result
 }
 

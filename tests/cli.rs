@@ -2,6 +2,7 @@
 //! definitions are up to date. `SEAWALL_BLESS=1 cargo test --test cli` writes what is there now as what is expected.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use nix::sys::signal::Signal;
 use seawall::commands::exit;
 use seawall::{cli, config, metrics};
 use std::os::unix::fs::PermissionsExt;
@@ -252,6 +253,58 @@ fn a_secret_is_read_once_to_be_checked_and_never_shown() {
     let failed = said(&["config", "check"], 9);
     let is = "error: cluster a: password_command: the command sh failed (exit status: 2): the vault is sealed";
     assert!(failed.contains(is), "{failed}");
+}
+
+#[test]
+fn a_program_that_is_asked_for_a_secret_ends_with_who_asks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = |name: &str| directory.path().join(name);
+    let write = |name: &str| {
+        let script = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 600; true", place(name).display());
+        let text = format!(
+            "repo = \"file://{}\"\npg = \"host=127.0.0.1 port=1 user=x\"\npassword_command = [\"sh\", \"-c\", \"{script}\"]\n",
+            directory.path().display()
+        );
+        std::fs::write(place("seawall.toml"), text).expect("write");
+    };
+    let is_alive = |group: &str| {
+        std::fs::read_dir("/proc").expect("/proc").flatten().any(|process| {
+            let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+            // Behind the name: state, parent, group (proc_pid_stat(5)).
+            let facts: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().take(3).collect();
+            matches!(facts[..], [state, _, of] if of == group && state != "Z")
+        })
+    };
+    let until = |what: &str, is_so: &mut dyn FnMut() -> bool| {
+        let begun = std::time::Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed().as_secs() < 60, "waiting for {what}");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    let file = place("seawall.toml").display().to_string();
+    for (name, arguments, signal, code) in [
+        ("configuration", &["config", "check"][..], Signal::SIGINT, Some(130)),
+        ("server", &["check"], Signal::SIGTERM, Some(143)),
+        ("run", &["run", "--listen", "off"], Signal::SIGTERM, Some(0)),
+    ] {
+        // Given a command that waits for a secret
+        write(name);
+        let mut child = seawall(&[arguments, &["--config", &file]].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start seawall");
+        until("the program to be asked", &mut || place(name).exists());
+        let group = std::fs::read_to_string(place(name)).expect("its number").trim().to_owned();
+        assert!(is_alive(&group), "{name}");
+        // When it is told to end, then it does, and all that the program has started with it
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a number"));
+        nix::sys::signal::kill(pid, signal).expect("tell it");
+        let status = child.wait().expect("its end");
+        assert_eq!(status.code(), code, "{name}: {status}");
+        until("the program to end", &mut || !is_alive(&group));
+    }
 }
 
 #[test]

@@ -50,6 +50,7 @@ mod view;
 use crate::cli::{Cli, Command};
 use crate::config::Settings;
 use crate::error::Result;
+use crate::secret::{Secret, Source};
 use exit::Ending;
 
 /// Runs the command that was typed, for what is configured: one cluster, or several.
@@ -61,6 +62,12 @@ pub async fn dispatch(cli: Cli, all: Vec<Settings>) -> Result<Ending> {
         Box::pin(run::run(cli, all)).await?;
         return Ok(Ending::Done);
     }
+    // Those that have something to finish watch for signals themselves, and end what they have begun.
+    let finishes =
+        matches!(cli.command, Command::Backup(_) | Command::Demo(_) | Command::Drill(_) | Command::Extract(_));
+    let is_printed = |secret: &Secret| matches!(secret.source(), Source::Command(_));
+    let asks_programs = all.iter().flat_map(Settings::secrets).any(is_printed);
+    let _signals = if asks_programs && !finishes { Some(signals::end_with_programs()?) } else { None };
     let Cli { common, command } = cli;
     // These are of no cluster, or of all.
     let command = match command {

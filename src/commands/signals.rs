@@ -1,10 +1,37 @@
-//! Signals of a command that has something to finish. Uses `runtime` and `error`.
+//! Signals of a command that has something to finish, and of one that has asked programs for secrets. Uses `runtime`, `error` and
+//! `secret`.
 //!
 //! Only such commands watch them: everything else, `wal-fetch` above all, keeps the default actions.
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Shutdown, Tasks};
+use crate::secret;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What a shell's exit code for a signal begins with, and PostgreSQL knows too (`wait_result_is_signal` in `src/common/wait_error.c`).
+const SIGNALLED: i32 = 128;
+
+/// From now on SIGTERM, SIGINT and SIGHUP end the process at once, as they do by themselves, and before it the programs that are asked for
+/// secrets: no terminal tells those, which are a group of their own. Keep the result until the end.
+///
+/// # Errors
+/// Of kind `Local`, if the signals cannot be watched.
+pub fn end_with_programs() -> Result<Tasks<()>> {
+    let mut tasks = Tasks::default();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        let mut signals = watched(kind)?;
+        tasks.start(async move {
+            signals.recv().await;
+            secret::end_all();
+            std::process::exit(SIGNALLED + kind.as_raw_value());
+        });
+    }
+    Ok(tasks)
+}
+
+fn watched(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::new(Kind::Local, "cannot watch for signals").because(error))
+}
 
 /// From now on the first SIGTERM or SIGINT begins a stop and the second one ends everything. Dropping the result ends
 /// the watch, though not to the default actions: keep it until the end.
@@ -12,8 +39,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// # Errors
 /// Of kind `Local`, if the signals cannot be watched.
 pub fn watch(shutdown: Shutdown) -> Result<Tasks<()>> {
-    let watched =
-        |kind| signal(kind).map_err(|error| Error::new(Kind::Local, "cannot watch for signals").because(error));
     let (mut terminate, mut interrupt) = (watched(SignalKind::terminate())?, watched(SignalKind::interrupt())?);
     let mut tasks = Tasks::default();
     tasks.start(async move {

@@ -1,16 +1,24 @@
-//! A secret that a program prints. The program has its time, and what it starts ends with it.
+//! A secret that a program prints. The program has its time; where that passes, where nobody wants the secret any more and where this
+//! process ends, what the program has started ends with it.
 
 use super::{BYTES_MAX, Source};
 use crate::error::{Error, Kind, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::pin::pin;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 /// So long it may take: whoever connects waits for it.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// When it has ended, its last complaints are waited for: a helper that it has left behind may keep them open for ever.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// So much is kept of what it complains of, in bytes: the last of it.
 const COMPLAINTS_BYTES: usize = 1024;
@@ -30,20 +38,42 @@ async fn within(limit: Duration, words: &[String]) -> Result<Vec<u8>> {
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // It and whatever it starts can be ended together, and a Ctrl-C in the terminal is for us.
     command.process_group(0);
-    let mut child = command.spawn().map_err(|error| {
-        failed(Kind::Config, "cannot be run").because(error).hint("No shell is used: name a program, by its path.")
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+            failed(Kind::Config, "cannot be run").because(error).hint("No shell is used: name a program, by its path.")
+        }
+        // Too many processes, or too little memory: that passes.
+        _ => failed(Kind::Local, "cannot be run").because(error),
     })?;
-    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
+    let mut group = Group::new(child.id());
     let (printed, complaints) = (child.stdout.take(), child.stderr.take());
-    let mut said = Vec::new();
-    let ended = tokio::time::timeout(limit, async {
-        // Until nobody has these pipes any more: only then is it reaped, so that its group is no other's as long as we may end it.
-        let (printed, ()) = tokio::join!(most_of(printed), keep_the_last(complaints, &mut said));
-        let status = child.wait().await;
-        group.0 = None;
-        Ok::<_, std::io::Error>((printed?, status?))
-    });
-    let ended = ended.await;
+    let (mut said, mut all_said) = (Vec::new(), false);
+    let ended = {
+        let mut complaints = pin!(keep_the_last(complaints, &mut said));
+        let ended = tokio::time::timeout(limit, async {
+            // It is reaped only when nobody prints any more, so that its group is no other's as long as we may end it.
+            let ending = async { (most_of(printed).await, child.wait().await) };
+            let never = async {
+                complaints.as_mut().await;
+                all_said = true;
+                std::future::pending().await
+            };
+            let (printed, status) = tokio::select! {
+                ended = ending => ended,
+                ended = never => ended,
+            };
+            group.is_over();
+            Ok::<_, std::io::Error>((printed?, status?))
+        });
+        let ended = ended.await;
+        if ended.is_err() {
+            drop(group);
+        }
+        if !all_said {
+            let _ = tokio::time::timeout(LAST_WORDS, complaints).await;
+        }
+        ended
+    };
     let said = String::from_utf8_lossy(&said);
     let said: Vec<&str> =
         said.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
@@ -59,13 +89,43 @@ async fn within(limit: Duration, words: &[String]) -> Result<Vec<u8>> {
     }
 }
 
+/// The processes of commands that are at work, by the number of their group.
+static AT_WORK: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn at_work() -> MutexGuard<'static, BTreeSet<i32>> {
+    AT_WORK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills all commands that are at work: for a process that ends without waiting for what it does.
+pub fn end_all() {
+    for group in at_work().iter() {
+        let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
+    }
+}
+
 /// The processes of a command. Dropped before the first of them was reaped, they are killed.
-struct Group(Option<Pid>);
+struct Group(Option<i32>);
+
+impl Group {
+    fn new(leader: Option<u32>) -> Group {
+        let leader = leader.and_then(|id| i32::try_from(id).ok());
+        at_work().extend(leader);
+        Group(leader)
+    }
+
+    /// The first of them was reaped: the number may become another's.
+    fn is_over(&mut self) {
+        if let Some(group) = self.0.take() {
+            at_work().remove(&group);
+        }
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            let _ = killpg(group, Signal::SIGKILL);
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            self.is_over();
         }
     }
 }
@@ -142,5 +202,17 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(60), "what it started lives on");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+    #[tokio::test]
+    async fn a_helper_that_it_leaves_behind_keeps_nobody_waiting() {
+        let place = tempfile::tempdir().unwrap();
+        let ends = place.path().join("ends");
+        // Given a helper that keeps standard error open, as agents do, until it is told to end
+        let script = format!("(while [ ! -e '{}' ]; do sleep 0.1; done) >/dev/null & echo s3cret", ends.display());
+        let words = shell(&script);
+        let printed = within(Duration::from_secs(600), &words);
+        let printed = tokio::time::timeout(Duration::from_secs(60), printed).await.expect("it has ended");
+        assert_eq!(printed.unwrap(), b"s3cret\n");
+        std::fs::write(ends, "").unwrap();
     }
 }

@@ -6,6 +6,7 @@ mod command;
 mod file;
 mod words;
 
+pub use command::end_all;
 pub use file::others_may_read;
 
 use crate::error::{Error, Kind, Result};
