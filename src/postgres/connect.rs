@@ -48,20 +48,31 @@ struct Attempt<'a> {
     password: Option<Password>,
 }
 
-/// `invalid_password`.
-const WRONG_PASSWORD: &str = "28P01";
+/// `invalid_password`, and `invalid_authorization_specification`, which is the answer where the password is checked by somebody else
+/// (LDAP, PAM, RADIUS; `auth_failed` in PostgreSQL's `auth.c`).
+const REFUSED: [&str; 2] = ["28P01", "28000"];
 
 /// Finds a server, with a password that is read again if the one that was read before is refused: somebody may have changed it.
 pub(super) async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
     let password = password_of(info).await?;
     let connected = connect_with(password.clone(), info, mode, settings).await;
-    let is_refused = connected.as_ref().is_err_and(|error| error.sqlstate() == Some(WRONG_PASSWORD));
-    match &info.password {
-        Some(secret) if is_refused => match secret.read_anew().await.map(Password) {
-            Ok(now) if Some(&now) != password.as_ref() => connect_with(Some(now), info, mode, settings).await,
-            _ => connected,
-        },
+    match (&info.password, &password, &connected) {
+        (Some(secret), Some(Password(before)), Err(error)) if is_about_password(error) => {
+            match secret.instead_of(before).await {
+                Some(now) => connect_with(Some(Password(now)), info, mode, settings).await,
+                None => connected,
+            }
+        }
         _ => connected,
+    }
+}
+
+/// Another password may be let in.
+fn is_about_password(error: &PgError) -> bool {
+    let refused = |error: &PgError| error.sqlstate().is_some_and(|state| REFUSED.contains(&state));
+    match error {
+        PgError::Hosts(failures) => failures.iter().any(|failure| refused(&failure.error)),
+        error => refused(error),
     }
 }
 
@@ -402,7 +413,23 @@ async fn check_session(client: &mut Client, wanted: Attrs) -> Result<(), PgError
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::ServerMessage;
     use super::*;
+
+    #[test]
+    fn a_password_that_one_of_many_hosts_refuses_in_one_way_or_the_other_may_have_changed() {
+        let refusal = |sqlstate: &str| {
+            PgError::Server(Box::new(ServerMessage { sqlstate: sqlstate.to_owned(), ..ServerMessage::default() }))
+        };
+        let about = |errors: Vec<PgError>| {
+            let failures = errors.into_iter().map(|error| HostFailure { host: "db".to_owned(), error });
+            is_about_password(&PgError::Hosts(failures.collect()))
+        };
+        assert!(about(vec![refusal("28P01")]) && about(vec![refusal("28000"), PgError::Closed]));
+        assert!(
+            !about(vec![PgError::Closed]) && !about(vec![refusal("3D000")]) && !is_about_password(&PgError::Closed)
+        );
+    }
 
     #[test]
     fn settings_are_escaped_for_the_server() {

@@ -1,6 +1,7 @@
 //! What nobody may see: a password, a key, an address that is as good as one. It is given, or a file holds it (file.rs), or a command
 //! prints it (command.rs, words.rs). It is read when it is first needed, and remembered until somebody refuses it or wants it anew; no
-//! message has it in it. Uses `error` and `runtime`.
+//! message has it in it. Where it cannot be read, that is tried again after a while, and not by each who wants it. Uses `error` and
+//! `runtime`.
 
 mod command;
 mod file;
@@ -15,10 +16,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
 
 /// No secret is longer than this, in bytes: a wrong path to something large is an error, and no wait.
 const BYTES_MAX: u64 = 64 << 10;
+
+/// What could not be read is not read again sooner than that, unless somebody says that it has changed.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The same, where there is what was read before and nobody refuses it.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
 
 /// Where a secret is.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,9 +87,16 @@ struct Inner {
     setting: &'static str,
     source: Source,
     /// Locked while it is read, so that many who want it read it once.
-    held: Mutex<Option<Held>>,
+    known: Mutex<Known>,
     /// How often it was wanted anew.
     wanted: AtomicU64,
+}
+
+#[derive(Default)]
+struct Known {
+    held: Option<Held>,
+    /// The last attempt to read it, if that was in vain.
+    in_vain: Option<InVain>,
 }
 
 struct Held {
@@ -89,10 +105,29 @@ struct Held {
     wanted: u64,
 }
 
+struct InVain {
+    at: Instant,
+    /// How often it had been wanted anew by then.
+    wanted: u64,
+    kind: Kind,
+    why: String,
+    hint: Option<String>,
+}
+
+impl InVain {
+    fn error(&self) -> Error {
+        let error = Error::new(self.kind, &self.why);
+        match &self.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
 impl Secret {
     /// The one of this setting.
     pub fn new(setting: &'static str, source: Source) -> Secret {
-        Secret(Arc::new(Inner { setting, source, held: Mutex::default(), wanted: AtomicU64::new(0) }))
+        Secret(Arc::new(Inner { setting, source, known: Mutex::default(), wanted: AtomicU64::new(0) }))
     }
 
     /// The name of the setting that names it.
@@ -111,17 +146,23 @@ impl Secret {
     /// # Errors
     /// If it was never read and cannot be.
     pub async fn text(&self) -> Result<String> {
-        let mut held = self.0.held.lock().await;
-        match &*held {
-            Some(it) if it.wanted == self.0.wanted.load(Ordering::Relaxed) => Ok(it.text.clone()),
-            Some(before) => match self.read().await {
-                Ok(read) => Ok(held.insert(read).text.clone()),
-                Err(error) => {
+        let mut known = self.0.known.lock().await;
+        let wanted = self.wanted();
+        let pause = if known.held.is_some() { LONG_PAUSE } else { PAUSE };
+        match (&known.held, known.lately_in_vain(wanted, pause)) {
+            (Some(held), in_vain) if held.wanted == wanted || in_vain.is_some() => return Ok(held.text.clone()),
+            (None, Some(in_vain)) => return Err(in_vain.error()),
+            _ => {}
+        }
+        let is_news = known.would_be_news(wanted);
+        match (self.read(&mut known).await, &known.held) {
+            (Err(error), Some(before)) => {
+                if is_news {
                     tracing::warn!(%error, "what was read before is used");
-                    Ok(before.text.clone())
                 }
-            },
-            None => Ok(held.insert(self.read().await?).text.clone()),
+                Ok(before.text.clone())
+            }
+            (read, _) => read,
         }
     }
 
@@ -130,8 +171,29 @@ impl Secret {
     /// # Errors
     /// If it cannot be read.
     pub async fn read_anew(&self) -> Result<String> {
-        let mut held = self.0.held.lock().await;
-        Ok(held.insert(self.read().await?).text.clone())
+        self.read(&mut self.0.known.lock().await).await
+    }
+
+    /// The secret itself, if it is another by now than this one, which somebody has refused. That it cannot be read is logged.
+    pub async fn instead_of(&self, refused: &str) -> Option<String> {
+        let mut known = self.0.known.lock().await;
+        if let Some(held) = known.held.as_ref().filter(|held| held.text != refused) {
+            return Some(held.text.clone());
+        }
+        let wanted = self.wanted();
+        if known.lately_in_vain(wanted, PAUSE).is_some() {
+            return None;
+        }
+        let is_news = known.would_be_news(wanted);
+        match self.read(&mut known).await {
+            Ok(text) => Some(text).filter(|text| text != refused),
+            Err(error) => {
+                if is_news {
+                    tracing::warn!(%error, "what was refused cannot be read again");
+                }
+                None
+            }
+        }
     }
 
     /// Whoever wants it next has it read anew.
@@ -139,21 +201,43 @@ impl Secret {
         self.0.wanted.fetch_add(1, Ordering::Relaxed);
     }
 
-    async fn read(&self) -> Result<Held> {
-        let Inner { setting, source, wanted, .. } = self.0.as_ref();
+    fn wanted(&self) -> u64 {
+        self.0.wanted.load(Ordering::Relaxed)
+    }
+
+    async fn read(&self, known: &mut MutexGuard<'_, Known>) -> Result<String> {
+        let Inner { setting, source, .. } = self.0.as_ref();
         // Whoever wants it anew while it is being read wants what comes after that.
-        let wanted = wanted.load(Ordering::Relaxed);
+        let wanted = self.wanted();
         match source.read().await {
-            Ok(text) => Ok(Held { text, wanted }),
+            Ok(text) => {
+                known.in_vain = None;
+                Ok(known.held.insert(Held { text, wanted }).text.clone())
+            }
             Err(error) => {
                 let way = match source {
                     Source::Given(_) => "",
                     Source::File(_) => "_file",
                     Source::Command(_) => "_command",
                 };
-                Err(error.context(format!("{setting}{way}")))
+                let error = error.context(format!("{setting}{way}"));
+                let (kind, why, hint) = (error.kind(), error.to_string(), error.hint_text().map(str::to_owned));
+                known.in_vain = Some(InVain { at: Instant::now(), wanted, kind, why, hint });
+                Err(error)
             }
         }
+    }
+}
+
+impl Known {
+    /// That it could not be read, if it need not be tried again yet.
+    fn lately_in_vain(&self, wanted: u64, pause: Duration) -> Option<&InVain> {
+        self.in_vain.as_ref().filter(|in_vain| in_vain.wanted == wanted && in_vain.at.elapsed() < pause)
+    }
+
+    /// Nobody has been told yet that it cannot be read.
+    fn would_be_news(&self, wanted: u64) -> bool {
+        self.in_vain.as_ref().is_none_or(|in_vain| in_vain.wanted != wanted)
     }
 }
 

@@ -76,8 +76,55 @@ async fn it_is_read_once_and_again_when_it_is_wanted_anew() {
     assert_eq!(secret.text().await.unwrap().trim(), "1");
     // And whoever is dropped while it is read leaves that to the next
     secret.expire();
-    let dropped = tokio::time::timeout(std::time::Duration::ZERO, secret.text()).await;
+    let dropped = tokio::time::timeout(Duration::ZERO, secret.text()).await;
     assert!(dropped.is_err() && secret.text().await.unwrap().trim() != "1", "{dropped:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_tried_again_after_a_while_and_not_by_each_who_wants_it() {
+    let place = tempfile::tempdir().unwrap();
+    let secret = Secret::new("password", Source::File(place.path().join("secret")));
+    let error = secret.text().await.unwrap_err();
+    // Given one that is there the moment after, then whoever wants it hears what the one before him heard
+    holding(place.path(), b"one", 0o600);
+    let again = secret.text().await.unwrap_err();
+    assert_eq!(
+        (again.to_string(), again.kind(), again.hint_text()),
+        (error.to_string(), error.kind(), error.hint_text())
+    );
+    // And has it a little later, or at once when somebody says that it has changed
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(secret.text().await.unwrap(), "one");
+    // When there is one from before, then that is used for longer
+    fs::remove_file(place.path().join("secret")).unwrap();
+    secret.expire();
+    assert_eq!(secret.text().await.unwrap(), "one");
+    holding(place.path(), b"two", 0o600);
+    tokio::time::sleep(LONG_PAUSE - PAUSE).await;
+    assert_eq!(secret.text().await.unwrap(), "one");
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(secret.text().await.unwrap(), "two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_is_read_again_once_by_all_who_were_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let secret = holding(place.path(), b"one", 0o600);
+    assert_eq!(secret.text().await.unwrap(), "one");
+    assert_eq!(secret.instead_of("one").await, None, "it is what it was");
+    holding(place.path(), b"two", 0o600);
+    assert_eq!(secret.instead_of("one").await.as_deref(), Some("two"));
+    // Given another who was refused before that, then he has what is known, without a reading
+    fs::remove_file(place.path().join("secret")).unwrap();
+    assert_eq!(secret.instead_of("one").await.as_deref(), Some("two"));
+    // Where it cannot be read there is nothing else, and what was read stays
+    assert_eq!(secret.instead_of("two").await, None);
+    assert_eq!(secret.text().await.unwrap(), "two");
+    holding(place.path(), b"three", 0o600);
+    assert_eq!(secret.instead_of("two").await, None, "it is not tried again so soon");
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(secret.instead_of("two").await.as_deref(), Some("three"));
+    assert_eq!(Secret::new("password", Source::Given("one".to_owned())).instead_of("one").await, None);
 }
 
 #[test]
