@@ -139,13 +139,20 @@ Of these:
 
 * **As variables** they have the same behind the name, in capitals: `SEAWALL_PASSWORD`, `SEAWALL_PASSWORD_FILE`, `SEAWALL_PASSWORD_COMMAND`.
 * **A file with a secret**, this one included, is refused if others may read it: `chmod 600`; a group may read it if root owns it,
-  which is how secrets are mounted into containers and given by systemd's `LoadCredential`.
+  which is how secrets are mounted into containers and given by systemd's `LoadCredential`. Its path begins with a slash, as that of a
+  command does unless it has no slash at all: a restored server reads the store's keys too, from another directory.
 * **A command** is called without a shell: a list of words is taken as it stands; a text is split at its blanks, with quotes as in a shell,
   and refused if it needs one. It has 30 seconds, and is ended with everything that it started. If it fails, what it wrote to standard
-  error is shown, and never what it printed. Everybody on the machine sees the arguments of a process: no secret belongs there.
+  error is shown, and never what it printed. Everybody on the machine sees the arguments of a process: no secret belongs there. It ends
+  with the command of Seawall that has called it, however that is told to end, but for SIGKILL. A helper that it leaves behind when it has ended is left alone.
 * **When it is read**: when it is first needed, and not by commands that do not need it. It is remembered, and read again when the server or the
-  store refuses it, and after SIGHUP to `run`; if that fails, what was read before is used. So a secret can be changed
+  store refuses it, and at once on SIGHUP to `run`, which logs what cannot be read; what was read before is used then, and it is tried again with pauses. So a secret can be changed
   while `run` streams. That another file or another command has it, or another text in the configuration itself, is taken up at the next start.
+* **Each process reads for itself.** A restored server calls `wal-fetch` for each file of WAL, thousands of times, and each of them
+  runs the commands of the store's two keys: where one restores, files are better, or what the AWS chain remembers.
+* **Two secrets that are made as a pair**, as keys that Vault makes for each who asks, cannot come from two commands: each would be half of another pair. Let
+  `credential_process` of an AWS profile give them, which has both, a session's token and an end in one answer; or let an agent write both
+  into files, and then send SIGHUP.
 * `seawall config check` reads all of them once; `config show` says where they are. No log, error or report has them.
 
 A password may also be in `~/.pgpass` (or the file named by `PGPASSFILE`), and the store's keys may come from the AWS chain: variables, profile
