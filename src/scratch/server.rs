@@ -5,7 +5,6 @@ use super::{Programs, Session, Unprivileged, marker};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use nix::sys::signal::Signal;
-use std::ffi::OsString;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt;
@@ -37,8 +36,6 @@ const HBA_FILE: &str = "pg_hba.conf";
 const IDENT_FILE: &str = "pg_ident.conf";
 const CONFIGURATION_FILE: &str = "postgresql.conf";
 const LOG_FILE: &str = "log";
-/// How variables of ours begin that are, or tell of, what no server has a need for.
-const OURS: [&str; 3] = ["SEAWALL_PASSWORD", "SEAWALL_NOTIFY_", "SEAWALL_PG"];
 /// The lines of the server's log that an error shows.
 const LOG_LINES: usize = 20;
 
@@ -239,13 +236,9 @@ impl Server {
         let (file, errors) = (log()?, log()?);
         let program = self.programs.path("postgres");
         let mut command = self.user.command(&program);
-        for name in ["PGDATA", "PGHOST", "PGPORT", "PGOPTIONS", "PGDATABASE", "PGUSER", "PGPASSWORD"] {
+        for name in ["PGDATA", "PGHOST", "PGPORT", "PGOPTIONS", "PGDATABASE", "PGUSER"] {
             command.env_remove(name);
         }
-        // It is another's, perhaps, and fetches WAL: what opens the store is all that it needs of ours.
-        let is_ours = |name: &&OsString| OURS.iter().any(|ours| name.as_encoded_bytes().starts_with(ours.as_bytes()));
-        let names: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
-        names.iter().filter(is_ours).for_each(|name| _ = command.env_remove(name));
         command.arg("-D").arg(&self.data);
         let places = [
             ("unix_socket_directories", self.own.display().to_string()),

@@ -8,6 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// How variables with secrets begin that open something else than the store, or say where they are.
+const SECRETS: [&str; 2] = ["SEAWALL_PASSWORD", "SEAWALL_NOTIFY_"];
+
 /// The user that servers run as: ourselves, or, when we are root, one without privileges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unprivileged {
@@ -63,9 +66,16 @@ impl Unprivileged {
         &self.name
     }
 
-    /// A command that runs `program` as this user, without root's further groups.
+    /// A command that runs `program` as this user, without root's further groups, and without those secrets among our variables that open
+    /// something else than the store.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os() {
+            let begins = |with: &&str| name.as_encoded_bytes().starts_with(with.as_bytes());
+            if name == "PGPASSWORD" || name == "SEAWALL_PG" || SECRETS.iter().any(begins) {
+                command.env_remove(name);
+            }
+        }
         if self.step_down {
             command.gid(self.gid.as_raw()).uid(self.uid.as_raw());
         }
