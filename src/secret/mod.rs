@@ -1,7 +1,6 @@
 //! What nobody may see: a password, a key, an address that is as good as one. It is given, or a file holds it (file.rs), or a command
 //! prints it (command.rs, words.rs). It is read when it is first needed, and remembered until somebody refuses it or wants it anew; no
-//! message has it in it. Where it cannot be read, that is tried again after a while, and not by each who wants it. Uses `error` and
-//! `runtime`.
+//! message has it in it. While it is read anew, and where that is in vain, what was read before is used. Uses `error` and `runtime`.
 
 mod command;
 mod file;
@@ -14,10 +13,9 @@ use crate::error::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// No secret is longer than this, in bytes: a wrong path to something large is an error, and no wait.
@@ -25,9 +23,6 @@ const BYTES_MAX: u64 = 64 << 10;
 
 /// What could not be read is not read again sooner than that, unless somebody says that it has changed.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// The same, where there is what was read before and nobody refuses it.
-const LONG_PAUSE: Duration = Duration::from_secs(60);
 
 /// Where a secret is.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -86,8 +81,9 @@ pub struct Secret(Arc<Inner>);
 struct Inner {
     setting: &'static str,
     source: Source,
-    /// Locked while it is read, so that many who want it read it once.
     known: Mutex<Known>,
+    /// Locked while it is read, so that many who want it read it once.
+    reading: tokio::sync::Mutex<()>,
     /// How often it was wanted anew.
     wanted: AtomicU64,
 }
@@ -127,7 +123,13 @@ impl InVain {
 impl Secret {
     /// The one of this setting.
     pub fn new(setting: &'static str, source: Source) -> Secret {
-        Secret(Arc::new(Inner { setting, source, known: Mutex::default(), wanted: AtomicU64::new(0) }))
+        Secret(Arc::new(Inner {
+            setting,
+            source,
+            known: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            wanted: AtomicU64::new(0),
+        }))
     }
 
     /// The name of the setting that names it.
@@ -140,27 +142,34 @@ impl Secret {
         &self.0.source
     }
 
-    /// The secret itself. What was read once is good until somebody says otherwise, and also where it cannot be read anew then.
-    /// May be dropped at any time: the next one reads.
+    /// The secret itself. What was read once is good until somebody says otherwise, and also while it is read anew then, and where that
+    /// is in vain. May be dropped at any time: the next one reads.
     ///
     /// # Errors
     /// If it was never read and cannot be.
     pub async fn text(&self) -> Result<String> {
-        let mut known = self.0.known.lock().await;
-        let wanted = self.wanted();
-        let pause = if known.held.is_some() { LONG_PAUSE } else { PAUSE };
-        match (&known.held, known.lately_in_vain(wanted, pause)) {
-            (Some(held), in_vain) if held.wanted == wanted || in_vain.is_some() => return Ok(held.text.clone()),
-            (None, Some(in_vain)) => return Err(in_vain.error()),
-            _ => {}
+        if let Some(known) = self.known().answer(self.wanted()) {
+            return known;
         }
-        let is_news = known.would_be_news(wanted);
-        match (self.read(&mut known).await, &known.held) {
+        let reading = match (self.0.reading.try_lock(), self.held()) {
+            (Ok(reading), _) => reading,
+            // Somebody is reading it, and may take his time.
+            (Err(_), Some(held)) => return Ok(held),
+            (Err(_), None) => self.0.reading.lock().await,
+        };
+        let wanted = self.wanted();
+        if let Some(known) = self.known().answer(wanted) {
+            return known;
+        }
+        let is_news = self.known().would_be_news(wanted);
+        let read = self.read().await;
+        drop(reading);
+        match (read, self.held()) {
             (Err(error), Some(before)) => {
                 if is_news {
                     tracing::warn!(%error, "what was read before is used");
                 }
-                Ok(before.text.clone())
+                Ok(before)
             }
             (read, _) => read,
         }
@@ -171,21 +180,23 @@ impl Secret {
     /// # Errors
     /// If it cannot be read.
     pub async fn read_anew(&self) -> Result<String> {
-        self.read(&mut self.0.known.lock().await).await
+        let _reading = self.0.reading.lock().await;
+        self.read().await
     }
 
     /// The secret itself, if it is another by now than this one, which somebody has refused. That it cannot be read is logged.
     pub async fn instead_of(&self, refused: &str) -> Option<String> {
-        let mut known = self.0.known.lock().await;
-        if let Some(held) = known.held.as_ref().filter(|held| held.text != refused) {
-            return Some(held.text.clone());
+        let _reading = self.0.reading.lock().await;
+        // Another who was refused may have read it meanwhile.
+        if let Some(held) = self.held().filter(|held| held != refused) {
+            return Some(held);
         }
         let wanted = self.wanted();
-        if known.lately_in_vain(wanted, PAUSE).is_some() {
+        if self.known().lately_in_vain(wanted).is_some() {
             return None;
         }
-        let is_news = known.would_be_news(wanted);
-        match self.read(&mut known).await {
+        let is_news = self.known().would_be_news(wanted);
+        match self.read().await {
             Ok(text) => Some(text).filter(|text| text != refused),
             Err(error) => {
                 if is_news {
@@ -205,14 +216,23 @@ impl Secret {
         self.0.wanted.load(Ordering::Relaxed)
     }
 
-    async fn read(&self, known: &mut MutexGuard<'_, Known>) -> Result<String> {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> Option<String> {
+        self.known().held.as_ref().map(|held| held.text.clone())
+    }
+
+    /// For whoever has locked `reading`.
+    async fn read(&self) -> Result<String> {
         let Inner { setting, source, .. } = self.0.as_ref();
         // Whoever wants it anew while it is being read wants what comes after that.
         let wanted = self.wanted();
         match source.read().await {
             Ok(text) => {
-                known.in_vain = None;
-                Ok(known.held.insert(Held { text, wanted }).text.clone())
+                *self.known() = Known { held: Some(Held { text: text.clone(), wanted }), in_vain: None };
+                Ok(text)
             }
             Err(error) => {
                 let way = match source {
@@ -222,7 +242,7 @@ impl Secret {
                 };
                 let error = error.context(format!("{setting}{way}"));
                 let (kind, why, hint) = (error.kind(), error.to_string(), error.hint_text().map(str::to_owned));
-                known.in_vain = Some(InVain { at: Instant::now(), wanted, kind, why, hint });
+                self.known().in_vain = Some(InVain { at: Instant::now(), wanted, kind, why, hint });
                 Err(error)
             }
         }
@@ -230,9 +250,18 @@ impl Secret {
 }
 
 impl Known {
+    /// What is said without a reading: what was read, if nobody has wanted it anew since, or if that was in vain, which is for whoever
+    /// refuses it, or wants it anew again, to try once more; or that it could not be read just now.
+    fn answer(&self, wanted: u64) -> Option<Result<String>> {
+        match &self.held {
+            Some(held) => (held.wanted == wanted || !self.would_be_news(wanted)).then(|| Ok(held.text.clone())),
+            None => self.lately_in_vain(wanted).map(|in_vain| Err(in_vain.error())),
+        }
+    }
+
     /// That it could not be read, if it need not be tried again yet.
-    fn lately_in_vain(&self, wanted: u64, pause: Duration) -> Option<&InVain> {
-        self.in_vain.as_ref().filter(|in_vain| in_vain.wanted == wanted && in_vain.at.elapsed() < pause)
+    fn lately_in_vain(&self, wanted: u64) -> Option<&InVain> {
+        self.in_vain.as_ref().filter(|in_vain| in_vain.wanted == wanted && in_vain.at.elapsed() < PAUSE)
     }
 
     /// Nobody has been told yet that it cannot be read.

@@ -95,15 +95,32 @@ async fn what_cannot_be_read_is_tried_again_after_a_while_and_not_by_each_who_wa
     // And has it a little later, or at once when somebody says that it has changed
     tokio::time::sleep(PAUSE).await;
     assert_eq!(secret.text().await.unwrap(), "one");
-    // When there is one from before, then that is used for longer
+    // When there is one from before, then that is used until somebody refuses it, or says once more that it has changed
     fs::remove_file(place.path().join("secret")).unwrap();
     secret.expire();
     assert_eq!(secret.text().await.unwrap(), "one");
     holding(place.path(), b"two", 0o600);
-    tokio::time::sleep(LONG_PAUSE - PAUSE).await;
+    tokio::time::sleep(100 * PAUSE).await;
     assert_eq!(secret.text().await.unwrap(), "one");
-    tokio::time::sleep(PAUSE).await;
+    secret.expire();
     assert_eq!(secret.text().await.unwrap(), "two");
+}
+
+#[tokio::test]
+async fn nobody_who_has_one_waits_for_a_program_that_hangs() {
+    let place = tempfile::tempdir().unwrap();
+    let asked = place.path().join("asked");
+    let script = format!("[ -e '{0}' ] && sleep 600; touch '{0}'; echo one", asked.display());
+    let secret = Secret::new("password", Source::Command(["sh", "-c", &script].map(str::to_owned).to_vec()));
+    assert_eq!(secret.text().await.unwrap(), "one");
+    secret.expire();
+    let other = secret.clone();
+    let reading = async move { other.text().await };
+    let mut reading = std::pin::pin!(reading);
+    // Given that it is read anew, and that this hangs
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut reading).await.is_err());
+    let text = tokio::time::timeout(Duration::from_secs(20), secret.text()).await.expect("it waits for the program");
+    assert_eq!(text.unwrap(), "one");
 }
 
 #[tokio::test(start_paused = true)]

@@ -146,7 +146,7 @@ Of these:
   error is shown, and never what it printed. Everybody on the machine sees the arguments of a process: no secret belongs there. It ends
   with the command of Seawall that has called it, however that is told to end, but for SIGKILL. A helper that it leaves behind when it has ended is left alone.
 * **When it is read**: when it is first needed, and not by commands that do not need it. It is remembered, and read again when the server or the
-  store refuses it, and at once on SIGHUP to `run`, which logs what cannot be read; what was read before is used then, and it is tried again with pauses. So a secret can be changed
+  store refuses it, and at once on SIGHUP to `run`, which logs what cannot be read; what was read before is used then, until it is refused or the next SIGHUP. So a secret can be changed
   while `run` streams. That another file or another command has it, or another text in the configuration itself, is taken up at the next start.
 * **Each process reads for itself.** A restored server calls `wal-fetch` for each file of WAL, thousands of times, and each of them
   runs the commands of the store's two keys: where one restores, files are better, or what the AWS chain remembers.
