@@ -10,6 +10,7 @@ use s3::S3Server;
 use seawall::scratch::{ServerOptions, Unprivileged};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use support::postgres::{DEBIAN, Postgres, programs, scratch_directory};
@@ -235,6 +236,14 @@ fn assert_backs_up_by_itself(configuration: &str, whose: &str) {
 fn kubernetes_takes_the_manifests_and_runs_them_without_rights() {
     let directory = root().join("docker/kubernetes");
     let (mut containers, mut configurations) = (0, 0);
+    // The secrets, as they are mounted.
+    let (mounted, path) = (tempfile::tempdir().unwrap(), "/run/secrets/seawall");
+    let secret = yaml(&directory.join("secret.yaml")).remove(0);
+    for (name, text) in secret["stringData"].as_object().unwrap() {
+        let file = mounted.path().join(name);
+        fs::write(&file, text.as_str().unwrap()).unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o400)).unwrap();
+    }
     for file in ["secret.yaml", "deployment.yaml", "sidecar.yaml"].map(|name| directory.join(name)) {
         let mut validate = Command::new("python3");
         validate.env("PYTHONPATH", linters()).args(["-m", "kubernetes_validate", "--strict"]);
@@ -242,7 +251,8 @@ fn kubernetes_takes_the_manifests_and_runs_them_without_rights() {
         for document in yaml(&file) {
             if document["kind"] == "ConfigMap" {
                 let configuration = document["data"]["seawall.toml"].as_str().unwrap();
-                assert_backs_up_by_itself(configuration, &file.display().to_string());
+                let configuration = configuration.replace(path, mounted.path().to_str().unwrap());
+                assert_backs_up_by_itself(&configuration, &file.display().to_string());
                 configurations += 1;
             }
             let found = document["spec"]["template"]["spec"]["containers"].as_array().cloned().unwrap_or_default();
@@ -251,6 +261,12 @@ fn kubernetes_takes_the_manifests_and_runs_them_without_rights() {
                 assert_eq!(rights["readOnlyRootFilesystem"], true, "{}", file.display());
                 assert_eq!(rights["allowPrivilegeEscalation"], false, "{}", file.display());
                 assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz", "{}", file.display());
+                let mounts = container["volumeMounts"].as_array().unwrap();
+                let mount = mounts.iter().find(|mount| mount["mountPath"] == path).expect("the secrets are mounted");
+                let volumes = document["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+                let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).expect("and from a volume");
+                assert_eq!(volume["secret"]["secretName"], secret["metadata"]["name"], "{}", file.display());
+                assert_eq!(volume["secret"]["defaultMode"], 0o440, "others may read them, or nobody");
                 assert_eq!(container["args"], serde_json::json!(["run", "--config", "/etc/seawall/seawall.toml"]));
                 containers += 1;
             }
