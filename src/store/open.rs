@@ -50,9 +50,12 @@ pub async fn open(
 }
 
 /// Opens stores. Those that reach the same servers in the same way share connections and credentials; a request of one never waits
-/// for one of another. Cheap to clone.
+/// for one of another. Those in the same directory share its threads. Cheap to clone.
 #[derive(Clone, Default, Debug)]
-pub struct Opener(Arc<Mutex<HashMap<Way, (aws_sdk_s3::Client, Renewing)>>>);
+pub struct Opener {
+    clients: Arc<Mutex<HashMap<Way, (aws_sdk_s3::Client, Renewing)>>>,
+    directories: Arc<Mutex<HashMap<PathBuf, FileStore>>>,
+}
 
 /// How S3 servers are reached.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -75,7 +78,10 @@ impl Opener {
         observer: Arc<dyn StoreObserver>,
     ) -> Result<Arc<dyn Store>, Error> {
         let store: Arc<dyn Store> = match Location::parse(url)? {
-            Location::File(root) => Arc::new(FileStore::new(root)),
+            Location::File(root) => {
+                let mut known = self.directories.lock().await;
+                Arc::new(known.entry(root.clone()).or_insert_with(|| FileStore::new(root)).clone())
+            }
             Location::S3 { bucket, prefix } => {
                 let (client, credentials) = self.client(&options.s3).await?;
                 credentials.tell(&observer);
@@ -92,7 +98,7 @@ impl Opener {
             return connect(way, options).await;
         }
         // Making one asks nobody for anything.
-        let mut known = self.0.lock().await;
+        let mut known = self.clients.lock().await;
         if let Some(known) = known.get(&way) {
             return Ok(known.clone());
         }
@@ -303,7 +309,7 @@ mod tests {
         let reached = async |endpoint: &str, region: &str| {
             let (endpoint, region) = (Some(endpoint.to_owned()), Some(region.to_owned()));
             opener.client(&S3Options { endpoint, region, ..S3Options::default() }).await.unwrap();
-            opener.0.lock().await.len()
+            opener.clients.lock().await.len()
         };
         assert_eq!(reached("http://127.0.0.1:1", "r").await, 1);
         assert_eq!(reached("http://127.0.0.1:1", "r").await, 1, "the same way");

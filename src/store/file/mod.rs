@@ -20,21 +20,29 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Bytes read at a time: large enough that the change of threads does not count, small enough for bounded memory.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Keeps objects as files below a directory that must exist.
+/// Keeps objects as files below a directory that must exist. Clones are one.
 #[derive(Clone, Debug)]
 pub struct FileStore {
     root: Arc<PathBuf>,
     writer: Arc<Writer>,
+    /// A thread in a call that the file system does not answer cannot be called back: others wait for these, and not for those that
+    /// the rest of the process needs.
+    threads: Arc<Semaphore>,
 }
 
 impl FileStore {
+    /// So many threads are in calls to the file system at a time, of all that may block.
+    pub const THREADS_MAX: usize = 16;
+
     /// Names objects relative to `root`, an absolute path. Touches nothing yet.
     pub fn new(root: PathBuf) -> FileStore {
-        FileStore { writer: Arc::new(Writer::new(root.clone())), root: Arc::new(root) }
+        let threads = Arc::new(Semaphore::new(FileStore::THREADS_MAX));
+        FileStore { writer: Arc::new(Writer::new(root.clone())), root: Arc::new(root), threads }
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -53,7 +61,11 @@ impl FileStore {
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let root = self.root.clone();
+        // Nobody closes it.
+        let thread = self.threads.clone().acquire_owned().await.ok();
         let done = blocking(move || {
+            // Also when nobody waits for it any more.
+            let _thread = thread;
             work().map_err(|error| {
                 // Without a root nothing can be said of what is in it: an unmounted disk is not an empty one.
                 let kind = if root.is_dir() { kind_of(&error) } else { StoreErrorKind::NoBucket };

@@ -192,3 +192,41 @@ fn a_full_disk_and_missing_rights_are_told_apart() {
         assert_eq!(kind_of(&io::Error::from_raw_os_error(errno as i32)), kind, "{errno}");
     }
 }
+
+#[test]
+fn a_file_system_that_hangs_leaves_threads_to_others() {
+    // Given few threads more than a store may have, and one whose file system does not answer, as a pipe that nobody writes into
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(FileStore::THREADS_MAX + 1)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (hung, healthy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pipe = hung.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let store = FileStore::new(hung.path().to_path_buf());
+        // When it is asked for more than that at once, and somebody has stopped waiting
+        let ask = |store: FileStore| crate::runtime::spawn(async move { store.get("pipe", None).await.map(|_| ()) });
+        let asked: Vec<_> = (0..2 * FileStore::THREADS_MAX).map(|_| ask(store.clone())).collect();
+        while store.threads.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        asked[0].abort();
+        // Then another store answers
+        let other = FileStore::new(healthy.path().to_path_buf());
+        let created = tokio::time::timeout(std::time::Duration::from_secs(60), create(&other, "a", "x"));
+        let created = created.await;
+        // And when the first one's file system does, then it has all of its threads again
+        let opened = File::options().read(true).write(true).open(&pipe).unwrap();
+        for answer in asked.into_iter().skip(1) {
+            assert_eq!(answer.await.unwrap().unwrap_err().kind, StoreErrorKind::NotFound, "a pipe is no object");
+        }
+        while store.threads.available_permits() < FileStore::THREADS_MAX {
+            tokio::task::yield_now().await;
+        }
+        drop(opened);
+        assert_eq!(created.expect("it waits for the one that hangs").unwrap(), Created::New);
+    });
+}
