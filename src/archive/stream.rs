@@ -207,6 +207,9 @@ impl<'a> Stream<'a> {
             if !may_read {
                 last_message = Instant::now();
             }
+            if !has_place && let Some(ahead) = &self.ahead {
+                ahead.hurry();
+            }
             tokio::select! {
                 biased;
                 // 1. Leave at once.
@@ -235,6 +238,8 @@ impl<'a> Stream<'a> {
                     }
                     self.delete_due();
                     self.heartbeat();
+                    // If what was compressed is lost, there may never be room for another message.
+                    self.compress_ahead()?;
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
@@ -356,8 +361,8 @@ impl<'a> Stream<'a> {
                     state.counts.received_bytes += bytes.len() as u64;
                     false
                 });
-                self.enqueue(jobs);
-                self.compress_ahead();
+                self.enqueue(jobs)?;
+                self.compress_ahead()?;
                 // A block that became full took along what was older.
                 let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
                 self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
@@ -481,7 +486,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn enqueue(&mut self, jobs: Vec<Job>) {
+    fn enqueue(&mut self, jobs: Vec<Job>) -> Result<()> {
         let size = self.writer.layout().segment_size();
         for job in jobs {
             if let (Some(indexer), Job::Store { key: Key::Block(range), pieces, .. }) = (&self.options.indexer, &job)
@@ -495,9 +500,14 @@ impl<'a> Stream<'a> {
             self.comparing += usize::from(matches!(job, Job::Compare { .. }));
             // Of a block that is there already nothing is needed.
             let ahead = if self.is_of_ahead(&job) { self.ahead.take() } else { None };
-            let ahead = ahead.filter(|_| matches!(job, Job::Store { .. }));
+            let mut ahead = ahead.filter(|_| matches!(job, Job::Store { .. }));
+            if let (Job::Store { pieces, .. }, Some(ahead)) = (&job, ahead.as_mut().filter(|ahead| ahead.packs())) {
+                // Its last pieces are not to be kept as they came until it is the job's turn.
+                ahead.push(pieces)?;
+            }
             self.queue.push_back((job, ahead));
         }
+        Ok(())
     }
 
     /// A block that a timeline's end cuts short is another one than the one that grew.
@@ -508,20 +518,19 @@ impl<'a> Stream<'a> {
         is_block && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == range.start)
     }
 
-    /// Of what is stored already, and comes again, whole blocks are most.
-    fn compress_ahead(&mut self) {
-        let (start, pieces) = self.line.settled();
-        if pieces.is_empty() || !self.line.progress().is_past_overlap() {
-            return;
-        }
-        if self.given_up == Some(start) {
-            return;
+    /// Of what is stored already, and comes again, whole blocks are most: that is done for where pieces are packed, and not else.
+    fn compress_ahead(&mut self) -> Result<()> {
+        let ((start, pieces), room) = (self.line.settled(), self.line.room());
+        let is_wanted = room.is_some() || self.line.progress().is_past_overlap();
+        if pieces.is_empty() || !is_wanted || self.given_up == Some(start) {
+            return Ok(());
         }
         if self.ahead.as_ref().is_none_or(|ahead| ahead.start() != start) {
-            self.ahead = Some(Ahead::new(self.writer.clone(), start, self.line.lead(), self.budget));
+            self.ahead = Some(Ahead::new(self.writer.clone(), start, self.line.lead(), self.budget, room));
         }
-        if let Some(ahead) = &mut self.ahead {
-            ahead.push(pieces);
+        match &mut self.ahead {
+            Some(ahead) => ahead.push(pieces),
+            None => Ok(()),
         }
     }
 
@@ -548,16 +557,24 @@ impl<'a> Stream<'a> {
     fn permit_for(&mut self, next: usize) -> Option<Permit> {
         let (job, ahead) = self.queue.get(next)?;
         // Nothing becomes of what is compared.
-        let Job::Store { range, .. } = job else { return Some(self.budget.nothing()) };
-        let bytes =
-            ahead.as_ref().map_or_else(|| wal_held_bytes_max(range.bytes()), |ahead| ahead.missing_bytes(*range));
+        let Job::Store { range, pieces, .. } = job else { return Some(self.budget.nothing()) };
+        let is_sealed = !self.writer.layout().form().recipients.is_empty();
+        let bytes = match ahead {
+            Some(ahead) => ahead.missing_bytes(*range),
+            None if is_sealed => wal_held_bytes_max(range.bytes()),
+            // What is packed is stored as it lies.
+            None => {
+                let as_they_came = pieces.iter().filter(|piece| piece.frames().is_none());
+                wal_held_bytes_max(as_they_came.map(|piece| piece.len() as u64).sum())
+            }
+        };
         if let Some(permit) = self.budget.try_take(bytes) {
             return Some(permit);
         }
         let is_alone = self.running.is_empty();
         let spare = self.ahead.as_ref().map_or(0, Ahead::held_bytes);
         if (is_alone || self.budget.would_fit(bytes, spare))
-            && let Some(ahead) = self.ahead.take()
+            && let Some(ahead) = self.ahead.take_if(|ahead| !ahead.packs())
         {
             self.given_up = Some(ahead.start());
         }
@@ -565,7 +582,7 @@ impl<'a> Stream<'a> {
             return self.budget.try_take(bytes);
         }
         for (_, other) in self.queue.iter_mut().enumerate().filter(|(place, _)| *place != next) {
-            other.1 = None;
+            other.1 = other.1.take().filter(Ahead::packs);
         }
         Some(self.budget.take(bytes))
     }
@@ -580,7 +597,7 @@ impl<'a> Stream<'a> {
         }
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
-        self.enqueue(jobs);
+        self.enqueue(jobs)?;
         if moved {
             self.last_progress = now;
         }
@@ -654,7 +671,7 @@ impl<'a> Stream<'a> {
         if let Err(error) = self.line.seal(end.switch, &mut jobs) {
             return Ok(Ended::Lost(SourceError::lost(error.to_string())));
         }
-        self.enqueue(jobs);
+        self.enqueue(jobs)?;
         // Had there been a record that does not link back, the server's own history would not lead here.
         (self.link, self.is_ending) = (None, true);
         while !self.line.progress().is_settled() || !self.queue.is_empty() || !self.running.is_empty() {
