@@ -33,7 +33,7 @@ const BEGIN_AGAIN: RetryPolicy =
     RetryPolicy { first_pause: Duration::from_secs(5), longest_pause: Duration::from_secs(5 * 60), budget: None };
 
 /// Several clusters have so much memory in common, in bytes, beside what each has for itself: as much as two that catch up can use.
-const COMMON_MEMORY_BYTES: u64 = 64 << 20;
+pub(super) const COMMON_MEMORY_BYTES: u64 = 64 << 20;
 
 /// What the clusters of a process have in common.
 #[derive(Debug)]
