@@ -6,7 +6,7 @@ use seawall::commands::{dispatch, print, progress};
 use seawall::config::Settings;
 use seawall::error::{Error, Kind, Result};
 use seawall::runtime;
-use seawall::store::FileStore;
+use seawall::store::DiskThreads;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -70,7 +70,7 @@ fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
     // sockets wakes nobody else with each message.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads((runtime::processors() / 2).max(1))
-        .max_blocking_threads(BLOCKING_THREADS_MAX + clusters.len() * FileStore::THREADS_MAX)
+        .max_blocking_threads(BLOCKING_THREADS_MAX + clusters.len() * DiskThreads::MOST)
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Local, "cannot start threads").because(error))?;

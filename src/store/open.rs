@@ -1,7 +1,7 @@
 //! From a URL to a store with everything around it. Uses aws-config for what the environment and `~/.aws` say.
 
 use super::s3::Renewing;
-use super::{FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
+use super::{DiskThreads, FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
 use crate::error::{Error, Kind};
 use crate::runtime::RetryPolicy;
 use aws_config::meta::region::RegionProviderChain;
@@ -50,11 +50,11 @@ pub async fn open(
 }
 
 /// Opens stores. Those that reach the same servers in the same way share connections and credentials; a request of one never waits
-/// for one of another. Those in the same directory share its threads. Cheap to clone.
+/// for one of another. Cheap to clone.
 #[derive(Clone, Default, Debug)]
 pub struct Opener {
     clients: Arc<Mutex<HashMap<Way, (aws_sdk_s3::Client, Renewing)>>>,
-    directories: Arc<Mutex<HashMap<PathBuf, FileStore>>>,
+    threads: Option<DiskThreads>,
 }
 
 /// How S3 servers are reached.
@@ -66,6 +66,13 @@ struct Way {
 }
 
 impl Opener {
+    /// For one of several users: shares connections and credentials with this one, and has threads of its own for directories, so that
+    /// others do not wait for a file system that hangs.
+    #[must_use]
+    pub fn for_one_of_several(&self) -> Opener {
+        Opener { clients: self.clients.clone(), threads: Some(DiskThreads::default()) }
+    }
+
     /// Opens `s3://bucket/prefix` or `file:///path`: retried, and observed attempt by attempt. Does not ask the store
     /// anything yet, but may ask the machine's metadata service for a region.
     ///
@@ -78,10 +85,7 @@ impl Opener {
         observer: Arc<dyn StoreObserver>,
     ) -> Result<Arc<dyn Store>, Error> {
         let store: Arc<dyn Store> = match Location::parse(url)? {
-            Location::File(root) => {
-                let mut known = self.directories.lock().await;
-                Arc::new(known.entry(root.clone()).or_insert_with(|| FileStore::new(root)).clone())
-            }
+            Location::File(root) => Arc::new(self.directory(root)),
             Location::S3 { bucket, prefix } => {
                 let (client, credentials) = self.client(&options.s3).await?;
                 credentials.tell(&observer);
@@ -90,6 +94,11 @@ impl Opener {
         };
         let observed = Arc::new(ObservedStore::new(store, observer.clone()));
         Ok(Arc::new(RetryingStore::new(observed, options.retry).observed_by(observer)))
+    }
+
+    /// With threads that those share which were opened here, and nothing else: each makes durable what an earlier life left.
+    pub(super) fn directory(&self, root: PathBuf) -> FileStore {
+        FileStore::new(root).with_threads(self.threads.clone())
     }
 
     async fn client(&self, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
