@@ -85,7 +85,7 @@ fn check(all: &[Settings]) -> Result<()> {
     if let Some(there) = there.filter(|there| all.len() > 1 && *there < at_most) {
         let _ = writeln!(
             text,
-            "note: `run` takes up to {} MiB of memory for {} clusters while stores do not answer, and there are {} MiB here",
+            "note: `run` may take about {} MiB of memory for {} clusters while stores do not answer, and there are {} MiB here",
             at_most >> 20,
             all.len(),
             there >> 20

@@ -11,8 +11,9 @@ const PROCESS_BYTES: u64 = 64 << 20;
 /// What a cluster takes beside its WAL: connections to its server and its store, metrics, what is scheduled.
 const CLUSTER_BYTES: u64 = 2 << 20;
 
-/// What streaming so many clusters, of which there are several, takes at most: if none of their stores answers, and nothing makes their
-/// WAL smaller.
+/// About what streaming so many clusters, of which there are several, takes at most: if none of their stores answers, and nothing makes
+/// their WAL smaller. Beyond it is what is done on schedule, and an object that was deleted while it was compared, of each cluster one
+/// at a time.
 pub(super) fn bytes_max(clusters: usize) -> u64 {
     PROCESS_BYTES + clusters as u64 * CLUSTER_BYTES + CommonMemory::archivers_bytes_max(COMMON_MEMORY_BYTES, clusters)
 }
@@ -29,15 +30,26 @@ fn bytes_below(root: &Path) -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     });
-    // Version 2 (`Documentation/admin-guide/cgroup-v2.rst`): one line, and a limit at every level. `max` is none.
     let groups = read(root.join("proc/self/cgroup")).unwrap_or_default();
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).map(PathBuf::from);
-    let levels = group.iter().flat_map(|group| group.ancestors());
-    let limits = levels.filter_map(|level| {
-        let text = read(root.join("sys/fs/cgroup").join(level).join("memory.max"))?;
-        text.trim().parse::<u64>().ok()
+    let limits = groups.lines().filter_map(limits_of).flat_map(|(mount, group, file)| {
+        // There is a limit at every level; a container sees its own as the root, whatever it is called.
+        let levels: Vec<PathBuf> = Path::new(group).ancestors().map(|level| mount.join(level).join(file)).collect();
+        levels.into_iter().filter_map(|path| read(root.join(path))?.trim().parse::<u64>().ok())
     });
     limits.chain(machine).min()
+}
+
+/// Where a line of `/proc/self/cgroup` says that limits of memory are: the mount, the group in it, and the file's name. In version 2
+/// (`Documentation/admin-guide/cgroup-v2.rst`) the line is `0::/GROUP`, and `max` is no limit; in version 1 (`cgroup-v1/memory.rst`) it is
+/// `NUMBER:CONTROLLERS:/GROUP`, and a number beyond every memory is none.
+fn limits_of(line: &str) -> Option<(&'static Path, &str, &'static str)> {
+    let (number, rest) = line.split_once(':')?;
+    let (controllers, group) = rest.split_once(":/")?;
+    if number == "0" && controllers.is_empty() {
+        return Some((Path::new("sys/fs/cgroup"), group, "memory.max"));
+    }
+    let is_of_memory = controllers.split(',').any(|controller| controller == "memory");
+    is_of_memory.then_some((Path::new("sys/fs/cgroup/memory"), group, "memory.limit_in_bytes"))
 }
 
 #[cfg(test)]
@@ -65,9 +77,14 @@ mod tests {
         write("proc/self/cgroup", "0::/\n");
         write("sys/fs/cgroup/memory.max", "268435456\n");
         assert_eq!(bytes_below(root.path()), Some(256 << 20));
-        // One of version 1 says nothing here
-        write("proc/self/cgroup", "4:memory:/docker/1\n");
+        // And of version 1, which may be beside the other: on the group itself, or on what a container sees as the root
+        write("proc/self/cgroup", "9:cpu,cpuacct:/\n4:memory:/docker/1\n1:name=systemd:/\n0::/none\n");
+        fs::remove_file(root.path().join("sys/fs/cgroup/memory.max")).unwrap();
         assert_eq!(bytes_below(root.path()), Some(2 << 30));
+        write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(bytes_below(root.path()), Some(2 << 30));
+        write("sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes", "134217728\n");
+        assert_eq!(bytes_below(root.path()), Some(128 << 20));
     }
 
     #[test]

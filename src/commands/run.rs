@@ -65,13 +65,13 @@ fn say_memory(clusters: usize) {
             clusters,
             at_most_mib = at_most,
             there_mib = there,
-            "with stores that do not answer, and WAL that nothing makes smaller, streaming takes more memory than there is (docs/operations.md, \
+            "with stores that do not answer, and WAL that nothing makes smaller, streaming may take more memory than there is (docs/operations.md, \
              Many clusters)"
         ),
         None => tracing::info!(
             clusters,
             at_most_mib = at_most,
-            "streaming takes no more memory than that, whatever stores and WAL are like"
+            "streaming takes about so much memory at most, with stores that do not answer, and WAL that nothing makes smaller"
         ),
     }
 }
