@@ -12,7 +12,12 @@ mod walsender;
 
 use nix::sys::signal::Signal;
 use s3::{Op, S3Server};
+use seawall::codec::Compression;
+use seawall::repository::{Layout, Repository, WalReader};
+use seawall::store::{MemoryStore, Store};
+use seawall::wal::{Lsn, SegmentSize, TimelineId, WalRange};
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use support::metrics::Endpoint;
@@ -55,6 +60,28 @@ fn peak_bytes(running: &Running) -> u64 {
 async fn all_stored(servers: &[Server], but: &[usize], what: &str) {
     let others = || servers.iter().enumerate().filter(|(number, _)| !but.contains(number));
     wait_for(what, PATIENCE * 4, async || others().all(|(_, server)| server.is_stored()).then_some(())).await;
+}
+
+/// What is stored of these, whose WAL is in segments of so many bytes, is what they wrote.
+async fn assert_read_back(bucket: &S3Server, servers: &[Server], numbers: &[usize], wal: Wal) {
+    let all = bucket.snapshot();
+    for &number in numbers {
+        let (name, server) = (format!("c{number:03}"), &servers[number]);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let folder = format!("backups/{name}/");
+        for (key, object) in all.iter().filter(|(key, _)| key.starts_with(&folder)) {
+            let key = key.trim_start_matches("backups/");
+            store.create(key, object.bytes.clone().into(), object.metadata.clone()).await.unwrap();
+        }
+        let size = SegmentSize::new(wal.segment_mebibytes() << 20).unwrap();
+        let layout = Layout::new(&name, size, Compression::Lz4);
+        let reader = WalReader::new(Repository { store, layout }, 1000 + number as u64);
+        let end = server.it.end.load(Ordering::SeqCst);
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(START), end: Lsn(end) };
+        let window = reader.read_range(range).await.unwrap();
+        assert_eq!(window.end, range.end, "{name} is not stored up to there");
+        assert!(window.pieces.concat() == server.wal(START, end - START), "{name} is stored with other bytes");
+    }
 }
 
 fn section(name: String, server: &Server) -> String {
@@ -180,6 +207,8 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     drop(hold);
     all_stored(&servers, &[1], "what waited to be stored").await;
 
+    assert_read_back(&bucket, &servers, &[0, 42, 99], Wal::Words).await;
+
     // When the configuration is read again, then each takes up what is its own, and what cannot be is said
     let text = text.replace("[cluster.c002]\n", "[cluster.c002]\nretention.full = \"3\"\n");
     let text = text.replace("[cluster.c003]", "[cluster.new]");
@@ -236,4 +265,8 @@ async fn a_hundred_clusters_in_the_middle_of_large_blocks_are_within_the_same_me
     let peak = peak_bytes(&running);
     println!("{idle} bytes of memory idle, {written} once all had written, after {took:?}, and {peak} at the end");
     assert!(peak < MEMORY_BYTES, "{peak} bytes of memory");
+    // And stored as it was written: tails of what was packed, and blocks that were full
+    let ends = |number: &usize| number * 37 % CLUSTERS;
+    let (furthest, least) = ((0..CLUSTERS).max_by_key(ends).unwrap(), (0..CLUSTERS).min_by_key(ends).unwrap());
+    assert_read_back(&bucket, &servers, &[least, 7, 42, furthest], Wal::Usual).await;
 }

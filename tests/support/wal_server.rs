@@ -37,10 +37,10 @@ pub enum Wal {
 }
 
 impl Wal {
-    fn segment_size(self) -> &'static str {
+    pub fn segment_mebibytes(self) -> u64 {
         match self {
-            Wal::Words => "1MB",
-            Wal::Usual | Wal::Noise => "16MB",
+            Wal::Words => 1,
+            Wal::Usual | Wal::Noise => 16,
         }
     }
 }
@@ -116,6 +116,11 @@ impl Server {
         self.it.cut.notify_waiters();
     }
 
+    /// So many bytes of its WAL: whole words.
+    pub fn wal(&self, start: u64, bytes: u64) -> Vec<u8> {
+        self.it.wal(start, bytes)
+    }
+
     pub fn is_stored(&self) -> bool {
         self.it.flushed.load(Ordering::SeqCst) >= self.it.end.load(Ordering::SeqCst)
     }
@@ -158,7 +163,7 @@ impl It {
             }
             let answer = match query.as_str() {
                 "IDENTIFY_SYSTEM" => say::identity(self.system, 1, end),
-                "SHOW \"wal_segment_size\"" => one("wal_segment_size", self.wal.segment_size()),
+                "SHOW \"wal_segment_size\"" => one("wal_segment_size", &format!("{}MB", self.wal.segment_mebibytes())),
                 query if query.starts_with("READ_REPLICATION_SLOT") => {
                     let row = [Some("physical"), Some("0/1000000"), Some("1")];
                     [say::result(&["slot_type", "restart_lsn", "restart_tli"], &row), say::ready()].concat()
