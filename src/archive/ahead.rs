@@ -17,7 +17,8 @@ const LEFT_TO_JOBS_BYTES: u64 = 3 << 20;
 /// So many pieces of all blocks of the process are packed in a hurry at once: each on a thread of its own.
 static HURRYING: Semaphore = Semaphore::const_new(4);
 
-/// What a block becomes, as far as it has come. Dropped, what waits is let go, and what has become of the rest.
+/// What a block becomes, as far as it has come. Dropped, what waits is let go, and what has become of the rest; only where pieces are
+/// packed, that is still done: others have them as well, and they are to take as little as any.
 #[derive(Debug)]
 pub(super) struct Ahead {
     start: Lsn,
@@ -78,25 +79,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Encodes the piece that waits first, as far as there are permits. CPU work. Does nothing if somebody else has begun. Others'
-    /// blocks have their turn before the next piece: the threads are the process's.
+    /// Encodes the pieces that wait, and those that come meanwhile, as far as there are permits. CPU work. Does nothing if somebody
+    /// else has begun. Where pieces are packed it is one at a time, and others' blocks have their turn before the next: the threads
+    /// are the process's.
     fn work(self: Arc<Self>) {
-        let Some((mut encoding, piece)) = self.begin() else { return };
-        let loss = Loss(&self);
-        let encoded = self.encode(&mut encoding, piece);
-        drop(loss);
-        let mut state = self.state();
-        match encoded {
-            Ok(()) => state.encoded(encoding),
-            Err(_) => state.is_lost = true,
-        }
-        state.is_started = !state.waiting.is_empty() && !state.is_lost;
-        let goes_on = state.is_started;
-        drop(state);
-        self.worked.notify_one();
-        if goes_on {
-            // Whoever waits for it hears of each piece.
-            drop(Background::start(move || self.work()));
+        while let Some((mut encoding, piece)) = self.begin() {
+            let loss = Loss(&self);
+            let encoded = self.encode(&mut encoding, piece);
+            drop(loss);
+            let mut state = self.state();
+            match encoded {
+                Ok(()) => state.encoded(encoding),
+                Err(_) => state.is_lost = true,
+            }
+            state.is_started = !state.waiting.is_empty() && !state.is_lost;
+            let goes_on = state.is_started;
+            drop(state);
+            self.worked.notify_one();
+            if !goes_on {
+                return;
+            }
+            if self.room.is_some() {
+                // Whoever waits for it hears of each piece.
+                drop(Background::start(move || self.work()));
+                return;
+            }
         }
     }
 
@@ -288,6 +295,9 @@ impl Ahead {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
+        if self.packs() {
+            return;
+        }
         // Nobody will ask for it. What a worker has, it lets go when it is done with its piece.
         let mut state = self.shared.state();
         let (waiting, encoding) = (std::mem::take(&mut state.waiting), state.encoding.take());
@@ -444,6 +454,25 @@ mod tests {
         drop(ahead);
         // Then they are
         assert!(shared.state().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_packed_is_also_when_the_block_is_there_already() {
+        // Given pieces that wait for a thread that is busy, and that a comparison has as well
+        let (writer, _) = writer();
+        let block = OpenBlock::new(16 << 20, Some(&CommonMemory::new(0)));
+        let mut ahead = Ahead::new(writer, START, &[], &plenty(), block.room());
+        ahead.shared.state().is_started = true;
+        let pieces = [piece(0), piece(1)];
+        ahead.push(&pieces).unwrap();
+        let shared = ahead.shared.clone();
+        // When nothing of the block is to be stored
+        drop(ahead);
+        shared.work();
+        // Then they are packed all the same, once there is a thread
+        while !pieces.iter().all(Piece::is_packed) {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

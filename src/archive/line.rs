@@ -68,6 +68,21 @@ impl Job {
             Job::Store { key, .. } | Job::Compare { key, .. } => key,
         }
     }
+
+    /// Its bytes, in their order.
+    pub fn pieces(&self) -> &[Piece] {
+        match self {
+            Job::Store { pieces, .. } | Job::Compare { pieces, .. } => pieces,
+        }
+    }
+
+    /// What lies in front of them, if that is wanted.
+    pub fn lead(&self) -> &[u8] {
+        match self {
+            Job::Store { lead, .. } => lead,
+            Job::Compare { .. } => &[],
+        }
+    }
 }
 
 /// A tail that lies inside a larger confirmed object.
@@ -199,6 +214,11 @@ impl Line {
     /// False while so much is being compressed that no more is to be read.
     pub fn has_room(&self) -> bool {
         self.open.has_room()
+    }
+
+    /// There is no room, and there will be none before something is stored.
+    pub fn is_full(&self) -> bool {
+        self.open.is_full()
     }
 
     /// Waits until some of it is compressed. May be dropped.

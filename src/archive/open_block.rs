@@ -25,6 +25,9 @@ const PACKED_PIECE_BYTES_MAX: u64 = 128 << 10;
 /// pieces when it is full, and an eighth of the next.
 const PIECES_BYTES_MAX: usize = 18 << 20;
 
+/// The most that comes at once (`walsender.c`, `MAX_SEND_SIZE`).
+const MESSAGE_BYTES_MAX: usize = 128 << 10;
+
 /// Where pieces are packed, an archiver has so many of them as they came: one that fills, and those that wait for a processor.
 const PIECES_AS_THEY_CAME: u64 = 3;
 
@@ -213,8 +216,20 @@ impl OpenBlock {
     /// False while the pieces are all in use: the compressor, or the store behind it, has to go on first. A message that
     /// was read already is taken nevertheless.
     pub(super) fn has_room(&self) -> bool {
-        let fits = |share: &Share| share.would_fit(self.pool.piece_bytes as u64, 0);
-        self.has_open_piece() || (fits(&self.pool.on_loan) && fits(&self.pool.packed))
+        self.takes_one_more(&self.pool.on_loan) && self.takes_one_more(&self.pool.packed)
+    }
+
+    /// There is no room, and there will be none before something is stored: what merely waits for a processor will be packed.
+    pub(super) fn is_full(&self) -> bool {
+        let lasts = if self.pool.common.is_some() { &self.pool.packed } else { &self.pool.on_loan };
+        !self.takes_one_more(lasts)
+    }
+
+    /// True if a message would be taken: by the piece that is open, or by a new one. A message that ends within a piece has opened that,
+    /// which says nothing of the next.
+    fn takes_one_more(&self, share: &Share) -> bool {
+        let open_bytes = self.pieces.last().map_or(0, |last| self.pool.piece_bytes - last.bytes.len());
+        open_bytes >= MESSAGE_BYTES_MAX || share.would_fit(self.pool.piece_bytes as u64, 0)
     }
 
     /// Waits until a piece is given back. May be dropped.
@@ -425,7 +440,7 @@ mod tests {
     /// Packs what settled, into so many hundredths of it, as a worker would.
     fn pack(block: &OpenBlock, percent: usize) {
         let room = block.room().expect("memory is common");
-        for piece in block.settled().iter().filter(|piece| piece.frames().is_none()) {
+        for piece in block.settled().iter().filter(|piece| !piece.is_packed()) {
             let bytes = piece.bytes().unwrap();
             piece.pack(vec![room.keep(&bytes[..bytes.len() * percent / 100])]);
         }
@@ -469,6 +484,56 @@ mod tests {
             waits.extend(&[3; PIECE]);
         }
         assert_eq!(waits.len(), PIECES_AS_THEY_CAME as usize * PIECE);
+    }
+
+    #[test]
+    fn reading_stops_wherever_messages_end() {
+        for common in [None, Some(CommonMemory::new(0))] {
+            // Given an archiver of which nobody takes anything, and messages that end within pieces
+            let mut block = OpenBlock::new(BLOCK_BYTES, common.as_ref());
+            block.extend(&[1; 5000]);
+            // When it reads as long as it may
+            while block.has_room() && block.len() <= 2 * PIECES_BYTES_MAX {
+                block.extend(&[1; MESSAGE_BYTES_MAX]);
+            }
+            // Then it has no more than it should, and the rest of a message
+            let most =
+                if common.is_some() { PIECES_AS_THEY_CAME as usize * block.pool.piece_bytes } else { PIECES_BYTES_MAX };
+            assert!(block.len() <= most + MESSAGE_BYTES_MAX, "{} bytes", block.len());
+            assert!(block.len() + 2 * MESSAGE_BYTES_MAX >= most, "{} bytes", block.len());
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_processor_does_not_make_a_block_full_and_what_nobody_stores_does() {
+        const PIECE: usize = piece_bytes(BLOCK_BYTES, true) as usize;
+        // Given archivers, with and without memory in common, that read as long as they may
+        let common = CommonMemory::new(0);
+        let (mut alone, mut one_of_many) =
+            (OpenBlock::new(BLOCK_BYTES, None), OpenBlock::new(BLOCK_BYTES, Some(&common)));
+        let mut taken = Vec::new();
+        while alone.has_room() {
+            assert!(!alone.is_full());
+            alone.extend(&[1; PIECE_BYTES]);
+            taken.extend(alone.take());
+        }
+        while one_of_many.has_room() {
+            one_of_many.extend(&[1; PIECE]);
+        }
+        // Then the first is full, and the other waits for a processor
+        assert!(alone.is_full() && !one_of_many.is_full());
+        // When it goes on for as long as what is packed finds room
+        loop {
+            one_of_many.settle();
+            pack(&one_of_many, 100);
+            if !one_of_many.has_room() {
+                break;
+            }
+            one_of_many.extend(&[1; PIECE]);
+        }
+        // Then it is full as well
+        assert!(one_of_many.is_full());
+        assert!(one_of_many.len() as u64 >= BLOCK_BYTES, "{}", one_of_many.len());
     }
 
     #[test]

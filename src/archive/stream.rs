@@ -15,7 +15,7 @@ use super::resume::Resume;
 use super::source::{Feed, FeedMessage, SourceError, SourceErrorKind, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Writer, wal_held_bytes_max};
+use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Piece, Writer, wal_held_bytes_max};
 use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::StoreErrorKind;
 use crate::wal::Lsn;
@@ -305,7 +305,7 @@ impl<'a> Stream<'a> {
                 false
             }
             // A first record that is longer than the memory would wait for ever.
-            Job::Store { .. } => self.is_compared() && (self.link.is_none() || !self.has_place()),
+            Job::Store { .. } => self.is_compared() && (self.link.is_none() || self.is_full()),
         }
     }
 
@@ -461,6 +461,11 @@ impl<'a> Stream<'a> {
         self.in_flight_bytes < self.options.in_flight_bytes_max && self.line.has_room()
     }
 
+    /// No more will be read before something is stored.
+    fn is_full(&self) -> bool {
+        self.in_flight_bytes >= self.options.in_flight_bytes_max || self.line.is_full()
+    }
+
     fn has_free_place(&self) -> bool {
         self.running.len() + self.queue.len() < self.options.uploads_max
     }
@@ -498,13 +503,19 @@ impl<'a> Stream<'a> {
             }
             self.in_flight_bytes += job.range().bytes();
             self.comparing += usize::from(matches!(job, Job::Compare { .. }));
-            // Of a block that is there already nothing is needed.
-            let ahead = if self.is_of_ahead(&job) { self.ahead.take() } else { None };
-            let mut ahead = ahead.filter(|_| matches!(job, Job::Store { .. }));
-            if let (Job::Store { pieces, .. }, Some(ahead)) = (&job, ahead.as_mut().filter(|ahead| ahead.packs())) {
-                // Its last pieces are not to be kept as they came until it is the job's turn.
-                ahead.push(pieces)?;
+            let mut ahead = if self.is_of_ahead(&job) { self.ahead.take() } else { None };
+            if let (Some(room), true) = (self.line.room(), self.is_whole_block(&job)) {
+                // None of its pieces is to be kept as it came until it is the job's turn. It may have come all at once.
+                let new = || Ahead::new(self.writer.clone(), job.range().start, job.lead(), self.budget, Some(room));
+                ahead.get_or_insert_with(new).push(job.pieces())?;
             }
+            let is_packed = self.is_whole_block(&job) && job.pieces().iter().any(Piece::is_packed);
+            self.state.send_if_modified(|state| {
+                state.counts.packed += u64::from(is_packed);
+                false
+            });
+            // Of a block that is there already nothing else is needed.
+            let ahead = ahead.filter(|_| matches!(job, Job::Store { .. }));
             self.queue.push_back((job, ahead));
         }
         Ok(())
@@ -512,10 +523,13 @@ impl<'a> Stream<'a> {
 
     /// A block that a timeline's end cuts short is another one than the one that grew.
     fn is_of_ahead(&self, job: &Job) -> bool {
-        let range = job.range();
-        let is_whole = range.bytes() == self.writer.layout().segment_size().block_bytes();
-        let is_block = is_whole && matches!(job.key(), Key::Block(_));
-        is_block && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == range.start)
+        let start = job.range().start;
+        self.is_whole_block(job) && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == start)
+    }
+
+    fn is_whole_block(&self, job: &Job) -> bool {
+        let is_whole = job.range().bytes() == self.writer.layout().segment_size().block_bytes();
+        is_whole && matches!(job.key(), Key::Block(_))
     }
 
     /// Of what is stored already, and comes again, whole blocks are most: that is done for where pieces are packed, and not else.
@@ -546,6 +560,11 @@ impl<'a> Stream<'a> {
             else {
                 return;
             };
+            let is_unproven = self.link.is_some() && matches!(job, Job::Store { .. });
+            self.state.send_if_modified(|state| {
+                state.counts.unproven += u64::from(is_unproven);
+                false
+            });
             let (writer, state, budget) = (self.writer.clone(), self.state.clone(), self.budget.clone());
             let task = Task { writer, job, ahead, permit, budget, is_urgent, state };
             self.running.start(task.perform());
@@ -692,7 +711,7 @@ impl<'a> Stream<'a> {
 
     fn publish(&self, stopping: bool) {
         let progress = self.line.progress();
-        let is_reading_stopped = !self.has_place();
+        let is_reading_stopped = self.is_full();
         let is_compared = self.is_compared();
         self.state.send_if_modified(|state| {
             state.phase = if stopping { Phase::Stopping } else { Phase::Streaming };

@@ -78,6 +78,11 @@ impl Piece {
         }
     }
 
+    /// Packed, by itself or as part of something larger.
+    pub fn is_packed(&self) -> bool {
+        matches!(&*self.held(), Held::Packed(..))
+    }
+
     /// `frames` are all of its bytes, of which it is not a part. From now on they alone are held, wherever it was shared.
     pub fn pack(&self, frames: Vec<Bytes>) {
         let packed = Held::Packed(frames, self.within.len());
@@ -94,8 +99,23 @@ impl Piece {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Key, Layout, Repository, Stored, WalReader, Writer};
     use super::*;
-    use crate::codec::{Compression, FrameEncoder};
+    use crate::codec::encryption::generate_identity;
+    use crate::codec::{Compression, Form, FrameEncoder, Identities, Recipients};
+    use crate::store::{MemoryStore, Store};
+    use crate::wal::{Lsn, SegmentSize, TimelineId, WalRange};
+    use age::secrecy::ExposeSecret;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    /// Whole pages, and not whole frames.
+    const PIECE_BYTES: usize = 19 * 8192;
+
+    static IDENTITY: LazyLock<(String, String)> = LazyLock::new(|| {
+        let (secret, public) = generate_identity();
+        (secret.expose_secret().to_owned(), public)
+    });
 
     fn frames(plain: &[u8], compression: Compression) -> Vec<Bytes> {
         let mut encoder = FrameEncoder::new(compression);
@@ -126,6 +146,68 @@ mod tests {
             assert!(piece.slice(5..5).bytes().unwrap().is_empty());
             // And its frames are had of the whole alone
             assert!(clone.frames().is_some() && part.frames().is_none());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever of it is packed, before or meanwhile, and whatever part is wanted: as a merged tail, a block, or what was left when a
+        /// timeline ended.
+        #[test]
+        fn what_is_stored_of_pieces_is_what_they_are_packed_or_not(
+            pieces in prop::collection::vec((0usize..3, any::<bool>()), 1..6),
+            ends in (0usize..6 * PIECE_BYTES, 1usize..6 * PIECE_BYTES),
+            compression in prop_oneof![Just(Compression::Lz4), Just(Compression::Zstd(3)), Just(Compression::None)],
+            is_encrypted: bool,
+            seed: u64,
+        ) {
+            // Given WAL in pieces, of which some are packed, some will be in a moment, and the last is still open
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut plain = Vec::new();
+            let mut whole: Vec<Piece> = Vec::new();
+            for (_, shrinks) in &pieces {
+                let most = if *shrinks { 3 } else { u8::MAX };
+                let bytes: Bytes = (0..PIECE_BYTES).map(|_| random.u8(..=most)).collect();
+                plain.extend_from_slice(&bytes);
+                whole.push(bytes.into());
+            }
+            let from = ends.0 % plain.len();
+            let to = (from + ends.1).min(plain.len());
+            let place = |position: usize, number: usize| position.saturating_sub(number * PIECE_BYTES).min(PIECE_BYTES);
+            let parts = whole.iter().enumerate().map(|(number, piece)| piece.slice(place(from, number)..place(to, number)));
+            let parts: Vec<Piece> = parts.filter(|part| !part.is_empty()).collect();
+            let pack = |piece: &Piece| piece.pack(frames(&piece.bytes().unwrap(), compression));
+            let (mut later, of) = (Vec::new(), whole.iter().zip(&pieces));
+            for (piece, (when, _)) in of {
+                match when {
+                    0 => {}
+                    1 => pack(piece),
+                    _ => later.push((piece.clone(), frames(&piece.bytes().unwrap(), compression))),
+                }
+            }
+            // When that is encoded and stored
+            let (secret, public) = IDENTITY.clone();
+            let recipients = if is_encrypted { Recipients::parse([&*public]).unwrap() } else { Recipients::default() };
+            let form = Form { compression, recipients, identities: Identities::parse(secret.as_bytes()).unwrap() };
+            let layout = Layout::new("main", SegmentSize::DEFAULT, form);
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+            let writer = Writer::new(store.clone(), layout.clone(), 7);
+            let at = |position: usize| Lsn((16 << 20) + position as u64);
+            let range = WalRange { timeline: TimelineId(1), start: at(from), end: at(to) };
+            let key = Key::Tail(range);
+            let read = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap().block_on(async {
+                let packs = std::thread::spawn(move || later.into_iter().for_each(|(piece, frames)| piece.pack(frames)));
+                let wal = writer.encode_wal(range, Bytes::new(), parts).await.unwrap();
+                packs.join().unwrap();
+                writer.store_encoded(&key, &wal).await.unwrap();
+                let (name, ending) = (layout.name(&key), layout.form().ending());
+                let modified = jiff::Timestamp::UNIX_EPOCH;
+                let stored = Stored { range, name, ending, is_block: false, stored_bytes: 0, modified };
+                WalReader::new(Repository { store, layout }, 7).read(&stored).await.unwrap()
+            });
+            // Then what is read is what came
+            prop_assert!(read.is_some_and(|read| read[..] == plain[from..to]));
         }
     }
 
