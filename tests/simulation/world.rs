@@ -138,6 +138,13 @@ impl World {
         self.server.set_clients(self.processes.len() as u32);
     }
 
+    /// It has packed WAL as it came, which is for those alone that have memory in common.
+    fn has_packed(&self, process: &Process) -> bool {
+        let packed = process.state.borrow().counts.packed;
+        assert!(packed == 0 || self.options.common.is_some(), "one that is alone has packed {packed} blocks");
+        packed > 0
+    }
+
     fn pick(&mut self) -> Option<usize> {
         (!self.processes.is_empty()).then(|| self.random.usize(0..self.processes.len()))
     }
@@ -146,7 +153,7 @@ impl World {
     pub async fn crash(&mut self) {
         if let Some(index) = self.pick() {
             let process = self.processes.remove(index);
-            if process.state.borrow().counts.packed > 0 {
+            if self.has_packed(&process) {
                 self.counts.add("memory: packed, and the archiver killed");
             }
             process.task.abort();
@@ -277,7 +284,7 @@ impl World {
             Ok(Ok(())) => {
                 let state = process.state.borrow();
                 self.counts.add("archiver: stopped");
-                if state.counts.packed > 0 {
+                if self.has_packed(&process) {
                     self.counts.add("memory: packed");
                 }
                 let told = self.ledger.told(self.server.incarnation(), self.server.branch());
