@@ -320,6 +320,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
     use std::sync::LazyLock;
+    use std::time::Duration;
 
     const START: Lsn = Lsn(16 << 20);
 
@@ -470,9 +471,12 @@ mod tests {
         drop(ahead);
         shared.work();
         // Then they are packed all the same, once there is a thread
-        while !pieces.iter().all(Piece::is_packed) {
-            tokio::task::yield_now().await;
-        }
+        let packed = async {
+            while !pieces.iter().all(Piece::is_packed) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), packed).await.expect("they are held as they came");
     }
 
     #[tokio::test]

@@ -251,9 +251,12 @@ async fn whoever_drops_an_upload_does_not_wait_for_the_file_system() {
     let temp = root.path().join(".tmp");
     assert_eq!(files_in(&temp).len(), 1, "the file system was waited for by whoever dropped it");
     drop(hung);
-    while !files_in(&temp).is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+    let gone = async {
+        while !files_in(&temp).is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), gone).await.expect("nobody removed it");
     // And one that has ended leaves nothing to be put away
     for is_wanted in [true, false] {
         let mut upload = store.begin_upload("b", Metadata::new()).await.unwrap();
