@@ -65,7 +65,7 @@ pub fn reading_form() -> Form {
 pub fn writing_form(seed: u64) -> Form {
     let recipients = if seed % 8 == 5 { reading_form().identities.recipients() } else { Recipients::default() };
     // What does not get smaller fills the memory while the store is away.
-    let compression = if seed / 32 % 2 == 0 { Compression::None } else { Compression::Lz4 };
+    let compression = if (seed / 32).is_multiple_of(2) { Compression::None } else { Compression::Lz4 };
     Form { recipients, compression, ..Form::default() }
 }
 
