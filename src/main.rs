@@ -7,12 +7,16 @@ use seawall::config::Settings;
 use seawall::error::{Error, Kind, Result};
 use seawall::runtime;
 use seawall::secret;
+use seawall::store::DiskThreads;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// So many threads may block beside those that stores in directories may have: what one of those never answers takes none of them.
+const BLOCKING_THREADS_MAX: usize = 512;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -67,6 +71,7 @@ fn run(cli: Cli, rule: ExitRule) -> Result<Ending> {
     // sockets wakes nobody else with each message.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads((runtime::processors() / 2).max(1))
+        .max_blocking_threads(BLOCKING_THREADS_MAX + clusters.len() * DiskThreads::MOST)
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Local, "cannot start threads").because(error))?;

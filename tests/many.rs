@@ -5,210 +5,37 @@
 #[path = "support/s3/mod.rs"]
 mod s3;
 mod support;
+#[path = "support/wal_server.rs"]
+mod wal_server;
 #[path = "support/walsender.rs"]
 mod walsender;
 
 use nix::sys::signal::Signal;
 use s3::{Op, S3Server};
-use seawall::wal::Lsn;
+use seawall::codec::Compression;
+use seawall::repository::{Layout, Repository, WalReader};
+use seawall::store::{MemoryStore, Store};
+use seawall::wal::{Lsn, SegmentSize, TimelineId, WalRange};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 use support::metrics::Endpoint;
 use support::program::{Running, Seawall};
 use support::waiting::{PATIENCE, wait_for};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
-use walsender::say;
+use wal_server::{START, Server, Wal};
 
 const CLUSTERS: usize = 100;
 
-/// Where the WAL of each begins, in segments of a mebibyte.
-const START: u64 = 16 << 20;
-
-/// Two blocks, and a part of the third; whole words, as everything that is written here.
+/// Two blocks of segments of a mebibyte, and a part of the third; whole words, as everything that is written here.
 const FIRST_BYTES: u64 = (2 << 20) + 300_000;
+
+/// A block of segments as PostgreSQL makes them.
+const BLOCK_BYTES: u64 = 16 << 20;
 
 /// What the process may take, all pages counted.
 const MEMORY_BYTES: u64 = 512 << 20;
-
-/// A server, of which nothing is but its WAL.
-struct Server {
-    port: u16,
-    it: Arc<It>,
-}
-
-struct It {
-    system: u64,
-    /// So far its WAL goes.
-    end: AtomicU64,
-    more: Notify,
-    /// What it was told to be stored.
-    flushed: AtomicU64,
-    /// It lets nobody in.
-    is_closed: AtomicBool,
-    /// It has another history now.
-    is_other: AtomicBool,
-    /// The process that has its slot; 0 if nobody has.
-    holder: AtomicU32,
-    cut: Notify,
-}
-
-impl Server {
-    async fn start(system: u64) -> Server {
-        let it = Arc::new(It {
-            system,
-            end: AtomicU64::new(START),
-            more: Notify::new(),
-            flushed: AtomicU64::new(0),
-            is_closed: AtomicBool::new(false),
-            is_other: AtomicBool::new(false),
-            holder: AtomicU32::new(0),
-            cut: Notify::new(),
-        });
-        Server::at_another_address(it).await
-    }
-
-    /// The same one.
-    async fn at_another_address(it: Arc<It>) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let served = it.clone();
-        tokio::spawn(async move {
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                let it = served.clone();
-                // Whatever a client does with its connection is its own matter.
-                tokio::spawn(async move { it.converse(socket).await });
-            }
-        });
-        Server { port, it }
-    }
-
-    fn conninfo(&self) -> String {
-        format!("host=127.0.0.1 port={} user=tester sslmode=disable passfile=/dev/null", self.port)
-    }
-
-    /// Writes so many bytes more.
-    fn write(&self, bytes: u64) {
-        self.it.end.fetch_add(bytes, Ordering::SeqCst);
-        self.it.more.notify_waiters();
-    }
-
-    /// Its whole WAL is another one from now on.
-    fn become_other(&self) {
-        self.it.is_other.store(true, Ordering::SeqCst);
-        self.it.cut.notify_waiters();
-    }
-
-    fn is_stored(&self) -> bool {
-        self.it.flushed.load(Ordering::SeqCst) >= self.it.end.load(Ordering::SeqCst)
-    }
-}
-
-impl It {
-    async fn converse(&self, mut socket: TcpStream) -> std::io::Result<()> {
-        let length = socket.read_u32().await? as usize;
-        let mut startup = vec![0; length - 4];
-        socket.read_exact(&mut startup).await?;
-        let startup = String::from_utf8_lossy(&startup).into_owned();
-        if !startup.contains("replication\0true\0") || self.is_closed.load(Ordering::SeqCst) {
-            return socket.write_all(&say::error("FATAL", "28000", "no pg_hba.conf entry")).await;
-        }
-        // Each connection has a process of its own.
-        let process = u32::from(socket.peer_addr()?.port());
-        socket.write_all(&say::welcome_by("15.18", process)).await?;
-        loop {
-            let query = match message(&mut socket).await? {
-                (b'Q', body) => String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(&body)).into_owned(),
-                (b'X', _) => return Ok(()),
-                _ => continue,
-            };
-            let end = Lsn(self.end.load(Ordering::SeqCst));
-            let one = |column: &str, value: &str| [say::result(&[column], &[Some(value)]), say::ready()].concat();
-            if let Some(from) = query.strip_prefix("START_REPLICATION ") {
-                let from = from.split(' ').find_map(|word| word.parse::<Lsn>().ok()).expect("a position");
-                if let Err(holder) = self.holder.compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst) {
-                    let busy = format!("replication slot \"seawall\" is active for PID {holder}");
-                    let busy = say::error("ERROR", "55006", &busy);
-                    socket.write_all(&[busy, say::ready()].concat()).await?;
-                    continue;
-                }
-                let streamed = match socket.write_all(&say::copy_both()).await {
-                    Ok(()) => self.stream(socket, from.0).await,
-                    failed => failed,
-                };
-                self.holder.store(0, Ordering::SeqCst);
-                return streamed;
-            }
-            let answer = match query.as_str() {
-                "IDENTIFY_SYSTEM" => say::identity(self.system, 1, end),
-                "SHOW \"wal_segment_size\"" => one("wal_segment_size", "1MB"),
-                query if query.starts_with("READ_REPLICATION_SLOT") => {
-                    let row = [Some("physical"), Some("0/1000000"), Some("1")];
-                    [say::result(&["slot_type", "restart_lsn", "restart_tli"], &row), say::ready()].concat()
-                }
-                query if query.starts_with("SHOW") => one("setting", "on"),
-                _ => [say::error("ERROR", "42501", "permission denied"), say::ready()].concat(),
-            };
-            socket.write_all(&answer).await?;
-        }
-    }
-
-    async fn stream(&self, socket: TcpStream, mut sent: u64) -> std::io::Result<()> {
-        let (mut from, mut to) = socket.into_split();
-        let listening = async {
-            loop {
-                let (tag, body) = message(&mut from).await?;
-                if tag != b'd' {
-                    return std::io::Result::Ok(());
-                }
-                if body.first() == Some(&b'r') {
-                    self.flushed.fetch_max(u64::from_be_bytes(body[9..17].try_into().unwrap()), Ordering::SeqCst);
-                }
-            }
-        };
-        let sending = async {
-            loop {
-                let more = self.more.notified();
-                let end = self.end.load(Ordering::SeqCst);
-                while sent < end {
-                    let bytes = (end - sent).min(128 << 10);
-                    to.write_all(&say::wal(Lsn(sent), Lsn(end), 0, &self.wal(sent, bytes))).await?;
-                    sent += bytes;
-                }
-                to.write_all(&say::keepalive(Lsn(end), 0, false)).await?;
-                let _ = tokio::time::timeout(Duration::from_millis(500), more).await;
-            }
-        };
-        tokio::select! {
-            ended = listening => ended,
-            ended = sending => ended,
-            () = self.cut.notified() => Ok(()),
-        }
-    }
-
-    /// Bytes that say where they are, and whose; about half of them can be made smaller.
-    fn wal(&self, start: u64, bytes: u64) -> Vec<u8> {
-        let seed = self.system ^ (u64::from(self.is_other.load(Ordering::SeqCst)) << 60);
-        let word = |number: u64| match number & 8 {
-            0 => (number ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29),
-            _ => seed,
-        };
-        (start / 8..(start + bytes) / 8).flat_map(|number| word(number).to_be_bytes()).collect()
-    }
-}
-
-async fn message(socket: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<(u8, Vec<u8>)> {
-    let tag = socket.read_u8().await?;
-    let length = socket.read_u32().await? as usize;
-    let mut body = vec![0; length - 4];
-    socket.read_exact(&mut body).await?;
-    Ok((tag, body))
-}
 
 /// The answer of the program to one request, with its head.
 fn get(endpoint: Endpoint, path: &str) -> String {
@@ -236,24 +63,55 @@ async fn all_stored(servers: &[Server], but: &[usize], what: &str) {
     wait_for(what, PATIENCE * 4, async || others().all(|(_, server)| server.is_stored()).then_some(())).await;
 }
 
+/// What is stored of these, whose WAL is in segments of so many bytes, is what they wrote.
+async fn assert_read_back(bucket: &S3Server, servers: &[Server], numbers: &[usize], wal: Wal) {
+    let all = bucket.snapshot();
+    for &number in numbers {
+        let (name, server) = (format!("c{number:03}"), &servers[number]);
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let folder = format!("backups/{name}/");
+        for (key, object) in all.iter().filter(|(key, _)| key.starts_with(&folder)) {
+            let key = key.trim_start_matches("backups/");
+            store.create(key, object.bytes.clone().into(), object.metadata.clone()).await.unwrap();
+        }
+        let size = SegmentSize::new(wal.segment_mebibytes() << 20).unwrap();
+        let layout = Layout::new(&name, size, Compression::Lz4);
+        let reader = WalReader::new(Repository { store, layout }, 1000 + number as u64);
+        let end = server.it.end.load(Ordering::SeqCst);
+        let range = WalRange { timeline: TimelineId(1), start: Lsn(START), end: Lsn(end) };
+        let window = reader.read_range(range).await.unwrap();
+        assert_eq!(window.end, range.end, "{name} is not stored up to there");
+        assert!(window.pieces.concat() == server.wal(START, end - START), "{name} is stored with other bytes");
+    }
+}
+
+fn section(name: String, server: &Server) -> String {
+    format!("[cluster.{name}]\npg = {:?}\n", server.conninfo())
+}
+
+/// For one process that archives all of them, `c000` and so on.
+fn configuration(servers: &[Server]) -> String {
+    let mut text = format!("repo = \"s3://{}/backups\"\n[run]\nlisten = \"127.0.0.1:0\"\n", S3Server::BUCKET);
+    text.extend(servers.iter().enumerate().map(|(number, server)| section(format!("c{number:03}"), server)));
+    text
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way() {
     // Given a hundred servers, one more at two addresses, and two that let nobody in, in one configuration
     let mut servers = Vec::new();
     for number in 0..CLUSTERS {
-        servers.push(Server::start(1000 + number as u64).await);
+        servers.push(Server::start(1000 + number as u64, Wal::Words).await);
     }
-    let one = Server::start(7).await;
+    let one = Server::start(7, Wal::Words).await;
     let twins = [Server::at_another_address(one.it.clone()).await, one];
     // And a clone of one of the hundred, which has its identifier and its slot
-    let clone = Server::start(1042).await;
-    let late = Server::start(8).await;
+    let clone = Server::start(1042, Wal::Words).await;
+    let late = Server::start(8, Wal::Words).await;
     late.it.is_closed.store(true, Ordering::SeqCst);
-    let closed = Server::start(9).await;
+    let closed = Server::start(9, Wal::Words).await;
     closed.it.is_closed.store(true, Ordering::SeqCst);
-    let section = |name: String, server: &Server| format!("[cluster.{name}]\npg = {:?}\n", server.conninfo());
-    let mut text = format!("repo = \"s3://{}/backups\"\n[run]\nlisten = \"127.0.0.1:0\"\n", S3Server::BUCKET);
-    text.extend(servers.iter().enumerate().map(|(number, server)| section(format!("c{number:03}"), server)));
+    let mut text = configuration(&servers);
     text.extend(twins.iter().zip(["one", "two"]).map(|(server, name)| section(format!("twin-{name}"), server)));
     text.push_str(&section("late".to_owned(), &late));
     text.push_str(&section("clone".to_owned(), &clone));
@@ -354,11 +212,13 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     drop(hold);
     all_stored(&servers, &[1], "what waited to be stored").await;
 
+    assert_read_back(&bucket, &servers, &[0, 42, 99], Wal::Words).await;
+
     // When the configuration is read again, then each takes up what is its own, and what cannot be is said
     let text = text.replace("[cluster.c002]\n", "[cluster.c002]\nretention.full = \"3\"\n");
     let text = text.replace("[cluster.c003]", "[cluster.new]");
     // and one that was never let in has another server
-    let open = Server::start(10).await;
+    let open = Server::start(10, Wal::Words).await;
     open.write(FIRST_BYTES);
     let text = text.replace(&closed.conninfo(), &open.conninfo());
     std::fs::write(&file, &text).unwrap();
@@ -378,4 +238,49 @@ async fn a_hundred_clusters_share_a_process_and_none_of_them_is_in_anothers_way(
     let status = running.wait(PATIENCE * 2).await;
     assert_eq!(status.code(), Some(8), "c001 diverged, and those in their pause only stop: {}", running.stderr());
     assert!(running.stderr().contains("a second signal leaves at once"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_clusters_in_the_middle_of_large_blocks_are_within_the_same_memory() {
+    // Given a hundred servers with segments as PostgreSQL makes them, and one process that archives them
+    let mut servers = Vec::new();
+    for number in 0..CLUSTERS {
+        servers.push(Server::start(1000 + number as u64, Wal::Usual).await);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("seawall.toml");
+    // Fewer tails than usual: it is about what is in memory, and each takes an unoptimized build its time
+    let text = configuration(&servers).replace("[run]\n", "[run]\nflush_interval = \"2s\"\n");
+    std::fs::write(&file, text).unwrap();
+    let bucket = S3Server::start();
+    let seawall = Seawall::new(["run", "--config"]).arg(&file);
+    let mut running = bucket.env().into_iter().fold(seawall, |seawall, (name, value)| seawall.env(name, value)).start();
+    let endpoint = Endpoint::of(&mut running).await;
+    wait_for("all to stream", PATIENCE, async || get(endpoint, "/readyz").starts_with("HTTP/1.1 200").then_some(()))
+        .await;
+    let idle = peak_bytes(&running);
+
+    // When all write at once, and each gets to another place in its block
+    let begun = Instant::now();
+    for (number, server) in servers.iter().enumerate() {
+        let hundredths = (number * 37 % CLUSTERS) as u64 + 1;
+        server.write((hundredths * BLOCK_BYTES / CLUSTERS as u64).next_multiple_of(8) - 8);
+    }
+    all_stored(&servers, &[], "a hundred clusters to be stored").await;
+    let (written, took) = (peak_bytes(&running), begun.elapsed());
+
+    // And go on by a trickle, some of them into the next block
+    for _ in 0..4 {
+        servers.iter().for_each(|server| server.write(64 << 10));
+        all_stored(&servers, &[], "what came then to be stored").await;
+    }
+
+    // Then all that is in little memory
+    let peak = peak_bytes(&running);
+    println!("{idle} bytes of memory idle, {written} once all had written, after {took:?}, and {peak} at the end");
+    assert!(peak < MEMORY_BYTES, "{peak} bytes of memory");
+    // And stored as it was written: tails of what was packed, and blocks that were full
+    let ends = |number: &usize| number * 37 % CLUSTERS;
+    let (furthest, least) = ((0..CLUSTERS).max_by_key(ends).unwrap(), (0..CLUSTERS).min_by_key(ends).unwrap());
+    assert_read_back(&bucket, &servers, &[least, 7, 42, furthest], Wal::Usual).await;
 }

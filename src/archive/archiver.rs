@@ -366,7 +366,7 @@ impl Archiver {
         let repository = Repository { store: self.store.clone(), layout: layout.clone() };
         let writer = Writer::new(self.store.clone(), layout, identity.system_identifier);
         let writer = match &self.options.common {
-            Some(common) => writer.with_buffers(common.frames()),
+            Some(common) => writer.with_encoders(common.encoders()),
             None => writer,
         };
         // The slot comes first: from now on the server keeps what the listing is about to miss. On a new primary nothing

@@ -1,12 +1,14 @@
 //! The memory of what is on its way into the store, as it is stored: one number, and permits that add up to it.
 //!
-//! What an archiver holds of WAL is three things, each with a bound of its own, whatever the WAL is made of:
+//! What an archiver holds of WAL is of three kinds, each with a bound of its own, whatever the WAL is made of:
 //!
 //! * As it came: pieces, of which there are so many and no more (`open_block.rs`). What jobs want is shared, not copied.
 //! * As it will be stored: this budget. A job begins to encode once there is a permit for the most that its bytes can
 //!   become, and keeps one for what they have become until they are stored. What is compressed ahead of its time takes what
 //!   jobs leave, and gives it back when they need it.
 //! * Frames that are kept to be used again: they were one of the second kind before (`codec/buffers.rs`).
+//! * Where several archivers have memory in common, what pieces become takes their place there, and no permit here; jobs store
+//!   it as it lies.
 //!
 //! Where there is no permit, pieces are not encoded and not given back, and so reading stops. Nothing stops for ever: whoever
 //! has a permit needs no second one to be stored, and a job that runs alone gets what it needs in any case. So it is too where several

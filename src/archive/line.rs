@@ -5,13 +5,13 @@
 //! never cross a block (3), merged by sixteens (5), garbage when covered (7), the overlap is compared (9), sealed at a
 //! switch (10).
 
-use super::open_block::OpenBlock;
+use super::open_block::{OpenBlock, Room};
 use super::progress::Progress;
 use super::share::CommonMemory;
 use super::unused::Unused;
 use crate::codec::Ending;
 use crate::error::{Error, Kind, Result};
-use crate::repository::{Key, Stored, lead_start};
+use crate::repository::{Key, Piece, Stored, lead_start};
 use crate::wal::{Lsn, PAGE_BYTES, SegmentSize, TimelineId, WalRange};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -39,7 +39,7 @@ pub enum Job {
         /// What lies in front of them, if that is wanted: see [`lead_start`].
         lead: Bytes,
         /// They, in their order.
-        pieces: Vec<Bytes>,
+        pieces: Vec<Piece>,
     },
     /// Compare these bytes, which came again, with an object that is there.
     Compare {
@@ -50,7 +50,7 @@ pub enum Job {
         /// Which bytes they are.
         range: WalRange,
         /// They, in their order.
-        pieces: Vec<Bytes>,
+        pieces: Vec<Piece>,
     },
 }
 
@@ -66,6 +66,21 @@ impl Job {
     pub fn key(&self) -> &Key {
         match self {
             Job::Store { key, .. } | Job::Compare { key, .. } => key,
+        }
+    }
+
+    /// Its bytes, in their order.
+    pub fn pieces(&self) -> &[Piece] {
+        match self {
+            Job::Store { pieces, .. } | Job::Compare { pieces, .. } => pieces,
+        }
+    }
+
+    /// What lies in front of them, if that is wanted.
+    pub fn lead(&self) -> &[u8] {
+        match self {
+            Job::Store { lead, .. } => lead,
+            Job::Compare { .. } => &[],
         }
     }
 }
@@ -182,8 +197,13 @@ impl Line {
     }
 
     /// The open block's first byte, and those of its pieces that will not change any more.
-    pub fn settled(&self) -> (Lsn, &[Bytes]) {
+    pub fn settled(&self) -> (Lsn, &[Piece]) {
         (self.open_start, self.open.settled())
+    }
+
+    /// Room for what they become, if it is to take their place.
+    pub(super) fn room(&self) -> Option<Room> {
+        self.open.room()
     }
 
     /// What lies in front of the open block, if that is wanted and was received.
@@ -194,6 +214,11 @@ impl Line {
     /// False while so much is being compressed that no more is to be read.
     pub fn has_room(&self) -> bool {
         self.open.has_room()
+    }
+
+    /// There is no room, and there will be none before something is stored.
+    pub fn is_full(&self) -> bool {
+        self.open.is_full()
     }
 
     /// Waits until some of it is compressed. May be dropped.
@@ -231,7 +256,7 @@ impl Line {
             self.open.settle();
             rest = later;
             self.progress.receive_to(self.open_start + self.open.len() as u64)?;
-            self.compare_passed(jobs);
+            self.compare_passed(jobs)?;
             if self.open.len() as u64 == self.size.block_bytes() {
                 self.close_block(jobs)?;
             }
@@ -240,7 +265,7 @@ impl Line {
     }
 
     /// Compares the known objects that the stream has passed now.
-    fn compare_passed(&mut self, jobs: &mut Vec<Job>) {
+    fn compare_passed(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
         let received = self.progress.received();
         let behind = self.known.partition_point(|stored| stored.range.end > received);
         let mut passed = self.known.split_off(behind);
@@ -255,14 +280,15 @@ impl Line {
                 self.tails.push(Tail { range, ending, level: RESTART_LEVEL, confirmed: false, merging: false });
                 self.replaces_earlier = true;
             }
-            jobs.push(Job::Compare { key, ending: stored.ending, range, pieces: self.share(range) });
+            jobs.push(Job::Compare { key, ending: stored.ending, range, pieces: self.share(range)? });
         }
+        Ok(())
     }
 
     fn close_block(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
         let range = self.whole(self.open_start + self.size.block_bytes());
         let last_page = self.range(Lsn(range.end.0 - PAGE_BYTES), range.end);
-        let page_before = if self.has_leads { self.copy(last_page) } else { Bytes::new() };
+        let page_before = if self.has_leads { self.copy(last_page)? } else { Bytes::new() };
         let lead = std::mem::replace(&mut self.page_before, page_before);
         let pieces = self.open.take();
         self.open_start = range.end;
@@ -292,7 +318,7 @@ impl Line {
         };
         self.tails.iter_mut().filter(|tail| tail.range.start >= start).for_each(|tail| tail.merging = true);
         let range = self.range(start, end);
-        self.store_tail(range, level, jobs);
+        self.store_tail(range, level, jobs)?;
         self.progress.submit_to(end)
     }
 
@@ -317,10 +343,11 @@ impl Line {
         ranges.filter(|range| range.start <= position && position < range.end).max_by_key(|range| range.end)
     }
 
-    fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) {
-        let (lead, pieces) = (self.lead_of(range.start), self.share(range));
+    fn store_tail(&mut self, range: WalRange, level: u8, jobs: &mut Vec<Job>) -> Result<()> {
+        let (lead, pieces) = (self.lead_of(range.start)?, self.share(range)?);
         self.tails.push(Tail { range, ending: None, level, confirmed: false, merging: false });
         jobs.push(Job::Store { key: Key::Tail(range), range, lead, pieces });
+        Ok(())
     }
 
     /// The timeline ends at `switch`: what its last block has is permanent. What was received behind it is a dead branch, a
@@ -338,7 +365,7 @@ impl Line {
         ends.dedup();
         for end in ends.into_iter().filter(|end| *end > self.open_start) {
             let range = self.range(self.open_start, end);
-            let (lead, pieces) = (self.page_before.clone(), self.share(range));
+            let (lead, pieces) = (self.page_before.clone(), self.share(range)?);
             jobs.push(Job::Store { key: Key::Block(range), range, lead, pieces });
         }
         self.progress.submit_to(received)
@@ -376,7 +403,7 @@ impl Line {
         let tails = &self.tails;
         self.covers.retain(|cover| tails.iter().any(|tail| !tail.confirmed && cover.replaces(tail.range)));
         if is_tail {
-            self.merge(jobs);
+            self.merge(jobs)?;
         }
         Ok(moved)
     }
@@ -385,7 +412,7 @@ impl Line {
     ///
     /// Only from the first of its level on: uploads end in any order, and a tail that its neighbours left behind would
     /// find nobody to be merged with. What lies before a level is of a higher one, so a sixteen is never torn apart.
-    fn merge(&mut self, jobs: &mut Vec<Job>) {
+    fn merge(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
         self.tails.sort_by_key(|tail| (tail.range.start, tail.range.end));
         // Without those that a larger one is about to replace, the tails of the open block follow one another.
         let is_live = |tail: &Tail| tail.range.start >= self.open_start && !tail.merging;
@@ -405,8 +432,9 @@ impl Line {
             let (first, last) = (&self.tails[sixteen[0]], &self.tails[sixteen[TAILS_PER_MERGE - 1]]);
             let (range, level) = (WalRange { end: last.range.end, ..first.range }, first.level + 1);
             sixteen.into_iter().for_each(|tail| self.tails[tail].merging = true);
-            self.store_tail(range, level, jobs);
+            self.store_tail(range, level, jobs)?;
         }
+        Ok(())
     }
 
     fn range(&self, start: Lsn, end: Lsn) -> WalRange {
@@ -418,25 +446,25 @@ impl Line {
     }
 
     /// What lies in front of `start`, which is in the open block, if that is wanted.
-    fn lead_of(&self, start: Lsn) -> Bytes {
+    fn lead_of(&self, start: Lsn) -> Result<Bytes> {
         if !self.has_leads {
-            return Bytes::new();
+            return Ok(Bytes::new());
         }
         let from = lead_start(start, Lsn(self.open_start.0 - self.page_before.len() as u64));
         match from < self.open_start {
-            true => [&self.page_before[..], &self.copy(self.range(self.open_start, start))].concat().into(),
+            true => Ok([&self.page_before[..], &self.copy(self.range(self.open_start, start))?].concat().into()),
             false => self.copy(self.range(from, start)),
         }
     }
 
     /// Bytes of the open block for a job, which may be kept for as long as that takes: next to nothing of them is a copy.
-    fn share(&self, range: WalRange) -> Vec<Bytes> {
+    fn share(&self, range: WalRange) -> Result<Vec<Piece>> {
         let (from, to) = self.within(range);
         self.open.share(from, to)
     }
 
     /// A few bytes of the open block.
-    fn copy(&self, range: WalRange) -> Bytes {
+    fn copy(&self, range: WalRange) -> Result<Bytes> {
         let (from, to) = self.within(range);
         self.open.copy(from, to)
     }
@@ -484,7 +512,8 @@ mod tests {
         let mut puts = 0;
         while let Some(job) = jobs.pop() {
             if let Job::Store { key, pieces, .. } = &job {
-                stored.insert(key.clone(), pieces.concat().into());
+                let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.bytes().unwrap()).collect();
+                stored.insert(key.clone(), bytes.into());
                 puts += 1;
             }
             let mut garbage = Vec::new();

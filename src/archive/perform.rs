@@ -6,7 +6,7 @@ use super::budget::{Budget, Permit};
 use super::line::Job;
 use super::state::StateSender;
 use crate::error::{Kind, Result};
-use crate::repository::{EncodedWal, Key, Stamp, Writer, wal_held_bytes_max};
+use crate::repository::{EncodedWal, Key, Piece, Stamp, Writer, wal_held_bytes_max};
 use crate::runtime::{Backoff, RetryPolicy, blocking};
 use crate::wal::WalRange;
 use bytes::Bytes;
@@ -46,9 +46,9 @@ impl Task {
         // The permit is held until that is stored.
         let (wal, _permit) = match job {
             Job::Store { lead, pieces, .. } => {
-                if matches!(key, Key::Block(_)) && backup_end::may_be_in(&pieces) {
+                if matches!(key, Key::Block(_)) && backup_end::may_be_in(&pieces)? {
                     let (size, pieces) = (writer.layout().segment_size(), pieces.clone());
-                    backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await?;
+                    backup_ended = blocking(move || backup_end::is_in(&pieces, range.start, size)).await??;
                 }
                 match ahead {
                     Some(ahead) => ahead.finish(range, pieces, permit, is_urgent).await?,
@@ -58,7 +58,7 @@ impl Task {
             Job::Compare { pieces, ending, .. } => {
                 let name = writer.layout().name_in(&key, ending);
                 if let Some(stored) = persist(&state, || writer.stamp_of(&name, range)).await? {
-                    let ours = blocking(move || Stamp::of(range, pieces.iter().map(|piece| &piece[..]))).await?;
+                    let ours = blocking(move || Stamp::of_pieces(range, &pieces)).await??;
                     crate::repository::same(&name, &stored, &ours)?;
                     return Ok(Finished { key, range, was_compared, was_stored: false });
                 }
@@ -83,7 +83,7 @@ async fn encode(
     writer: &Writer,
     range: WalRange,
     lead: Bytes,
-    pieces: Vec<Bytes>,
+    pieces: Vec<Piece>,
     mut permit: Permit,
 ) -> Result<(EncodedWal, Permit)> {
     let wal = writer.encode_wal(range, lead, pieces).await?;

@@ -5,8 +5,10 @@
 //! as much as one of them has is left for whoever comes (A. K. Choudhury, E. L. Hahne: "Dynamic queue length thresholds for
 //! shared-memory packet switches", 1998, with the factor 1).
 
-use crate::codec::Buffers;
-use crate::repository::WAL_FRAME_BYTES;
+use super::open_block::OpenBlock;
+use crate::repository::{Encoders, WAL_FRAME_BYTES, wal_held_bytes_max};
+use crate::runtime;
+use crate::wal::BLOCK_BYTES_MAX;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// So much of each kind of memory an archiver has for itself beside what is common, in bytes: tails of a server that writes little.
@@ -26,15 +28,23 @@ struct Common {
     held: Mutex<u64>,
     /// Memory that is in nobody's hands, to be used again.
     spare: Mutex<Vec<Vec<u8>>>,
-    /// The same of frames, as WAL is stored in them.
-    frames: Buffers,
+    /// What compresses, with the same of frames, as WAL is stored in them: as many as can be at work at once, and those that wait
+    /// for a turn beside them.
+    encoders: Encoders,
 }
 
 impl CommonMemory {
     /// Of so many bytes.
     pub fn new(bytes_max: u64) -> CommonMemory {
-        let frames = Buffers::new(SPARE_BYTES_MAX / WAL_FRAME_BYTES);
-        CommonMemory(Arc::new(Common { bytes_max, held: Mutex::new(0), spare: Mutex::default(), frames }))
+        let encoders = Encoders::new(2 * runtime::processors(), SPARE_BYTES_MAX / WAL_FRAME_BYTES);
+        CommonMemory(Arc::new(Common { bytes_max, held: Mutex::new(0), spare: Mutex::default(), encoders }))
+    }
+
+    /// What so many archivers take together at most that have `bytes_max` in common, in bytes: each its own, and for one object at a
+    /// time whatever that becomes; and what is kept to be used again.
+    pub fn archivers_bytes_max(bytes_max: u64, archivers: usize) -> u64 {
+        let each = OpenBlock::own_bytes(BLOCK_BYTES_MAX) + OWN_BYTES + wal_held_bytes_max(BLOCK_BYTES_MAX);
+        bytes_max + 2 * SPARE_BYTES_MAX as u64 + archivers as u64 * each
     }
 
     fn held(&self) -> MutexGuard<'_, u64> {
@@ -56,9 +66,9 @@ impl CommonMemory {
         is_free
     }
 
-    /// Where frames have their memory from.
-    pub(super) fn frames(&self) -> Buffers {
-        self.0.frames.clone()
+    /// What compresses for all of them: each has tables and memory of its own, which a hundred clusters need not have.
+    pub(super) fn encoders(&self) -> Encoders {
+        self.0.encoders.clone()
     }
 
     /// As it was given back; another archiver may have it.

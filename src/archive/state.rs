@@ -95,6 +95,10 @@ pub struct Counts {
     pub turns: u64,
     /// Objects that the store did not take at the first try.
     pub store_failures: u64,
+    /// Blocks that were packed as they came, as far as that was, when they were full.
+    pub packed: u64,
+    /// Objects that were stored before the server was proven to be the right one, because its first record is longer than the memory.
+    pub unproven: u64,
 }
 
 impl Counts {

@@ -1,21 +1,23 @@
-//! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities.
+//! One connection's stream: read, cut, store, acknowledge. One task, one loop, numbered priorities. `queue.rs` has what waits to be stored.
+
+mod queue;
 
 use super::ArchiveOptions;
 use super::ahead::Ahead;
 use super::archiver::Archiver;
-use super::budget::{Budget, Permit};
+use super::budget::Budget;
 use super::echo::Echo;
 use super::garbage::{Failed, Garbage, Replaced};
 use super::latency::Latency;
 use super::line::{Job, Line};
 use super::link::Link;
 use super::pace::Pace;
-use super::perform::{Finished, Task};
+use super::perform::Finished;
 use super::resume::Resume;
 use super::source::{Feed, FeedMessage, SourceError, SourceErrorKind, TimelineEnd};
 use super::state::{ArchiveState, Phase, StateSender};
 use crate::error::{Error, Kind, Result};
-use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Writer, wal_held_bytes_max};
+use crate::repository::{FORMAT_VERSION, Heartbeat, Key, Writer};
 use crate::runtime::{Clock, Shutdown, Tasks};
 use crate::store::StoreErrorKind;
 use crate::wal::Lsn;
@@ -207,6 +209,9 @@ impl<'a> Stream<'a> {
             if !may_read {
                 last_message = Instant::now();
             }
+            if !has_place && let Some(ahead) = &self.ahead {
+                ahead.hurry();
+            }
             tokio::select! {
                 biased;
                 // 1. Leave at once.
@@ -235,6 +240,8 @@ impl<'a> Stream<'a> {
                     }
                     self.delete_due();
                     self.heartbeat();
+                    // If what was compressed is lost, there may never be room for another message.
+                    self.compress_ahead()?;
                 }
                 // 5. A tail is due.
                 () = sleep_until_some(flush_deadline), if flush_deadline.is_some() => self.flush()?,
@@ -300,7 +307,7 @@ impl<'a> Stream<'a> {
                 false
             }
             // A first record that is longer than the memory would wait for ever.
-            Job::Store { .. } => self.is_compared() && (self.link.is_none() || !self.has_place()),
+            Job::Store { .. } => self.is_compared() && (self.link.is_none() || self.is_full()),
         }
     }
 
@@ -356,8 +363,8 @@ impl<'a> Stream<'a> {
                     state.counts.received_bytes += bytes.len() as u64;
                     false
                 });
-                self.enqueue(jobs);
-                self.compress_ahead();
+                self.enqueue(jobs)?;
+                self.compress_ahead()?;
                 // A block that became full took along what was older.
                 let oldest = self.oldest_unsubmitted.filter(|_| self.line.progress().submitted() == submitted);
                 self.oldest_unsubmitted = self.line.has_unsubmitted().then(|| oldest.unwrap_or(now));
@@ -456,6 +463,11 @@ impl<'a> Stream<'a> {
         self.in_flight_bytes < self.options.in_flight_bytes_max && self.line.has_room()
     }
 
+    /// No more will be read before something is stored.
+    fn is_full(&self) -> bool {
+        self.in_flight_bytes >= self.options.in_flight_bytes_max || self.line.is_full()
+    }
+
     fn has_free_place(&self) -> bool {
         self.running.len() + self.queue.len() < self.options.uploads_max
     }
@@ -481,95 +493,6 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn enqueue(&mut self, jobs: Vec<Job>) {
-        let size = self.writer.layout().segment_size();
-        for job in jobs {
-            if let (Some(indexer), Job::Store { key: Key::Block(range), pieces, .. }) = (&self.options.indexer, &job)
-                && range.is_whole_block(size)
-            {
-                // One more block waits at the server.
-                let catches_up = self.server_end > range.end + size.block_bytes();
-                indexer.push(size, *range, pieces.clone(), catches_up);
-            }
-            self.in_flight_bytes += job.range().bytes();
-            self.comparing += usize::from(matches!(job, Job::Compare { .. }));
-            // Of a block that is there already nothing is needed.
-            let ahead = if self.is_of_ahead(&job) { self.ahead.take() } else { None };
-            let ahead = ahead.filter(|_| matches!(job, Job::Store { .. }));
-            self.queue.push_back((job, ahead));
-        }
-    }
-
-    /// A block that a timeline's end cuts short is another one than the one that grew.
-    fn is_of_ahead(&self, job: &Job) -> bool {
-        let range = job.range();
-        let is_whole = range.bytes() == self.writer.layout().segment_size().block_bytes();
-        let is_block = is_whole && matches!(job.key(), Key::Block(_));
-        is_block && self.ahead.as_ref().is_some_and(|ahead| ahead.start() == range.start)
-    }
-
-    /// Of what is stored already, and comes again, whole blocks are most.
-    fn compress_ahead(&mut self) {
-        let (start, pieces) = self.line.settled();
-        if pieces.is_empty() || !self.line.progress().is_past_overlap() {
-            return;
-        }
-        if self.given_up == Some(start) {
-            return;
-        }
-        if self.ahead.as_ref().is_none_or(|ahead| ahead.start() != start) {
-            self.ahead = Some(Ahead::new(self.writer.clone(), start, self.line.lead(), self.budget));
-        }
-        if let Some(ahead) = &mut self.ahead {
-            ahead.push(pieces);
-        }
-    }
-
-    fn start_jobs(&mut self) {
-        let is_urgent = self.is_ending || self.reply_owed || self.options.is_urgent(&self.state.borrow());
-        self.is_short = false;
-        while self.running.len() < self.options.uploads_max + self.pace.under_way()
-            && let Some(next) = self.queue.iter().position(|(job, _)| self.may_start(job))
-        {
-            let permit = self.permit_for(next);
-            self.is_short = permit.is_none();
-            let Some((permit, (job, ahead))) = permit.and_then(|permit| Some((permit, self.queue.remove(next)?)))
-            else {
-                return;
-            };
-            let (writer, state, budget) = (self.writer.clone(), self.state.clone(), self.budget.clone());
-            let task = Task { writer, job, ahead, permit, budget, is_urgent, state };
-            self.running.start(task.perform());
-        }
-    }
-
-    /// A permit for the most that the job at this place of the queue can become, or for what its block is short of; `None` as
-    /// long as it has to wait for those that run, which need nothing more. What is compressed ahead for others gives way.
-    fn permit_for(&mut self, next: usize) -> Option<Permit> {
-        let (job, ahead) = self.queue.get(next)?;
-        // Nothing becomes of what is compared.
-        let Job::Store { range, .. } = job else { return Some(self.budget.nothing()) };
-        let bytes =
-            ahead.as_ref().map_or_else(|| wal_held_bytes_max(range.bytes()), |ahead| ahead.missing_bytes(*range));
-        if let Some(permit) = self.budget.try_take(bytes) {
-            return Some(permit);
-        }
-        let is_alone = self.running.is_empty();
-        let spare = self.ahead.as_ref().map_or(0, Ahead::held_bytes);
-        if (is_alone || self.budget.would_fit(bytes, spare))
-            && let Some(ahead) = self.ahead.take()
-        {
-            self.given_up = Some(ahead.start());
-        }
-        if !is_alone {
-            return self.budget.try_take(bytes);
-        }
-        for (_, other) in self.queue.iter_mut().enumerate().filter(|(place, _)| *place != next) {
-            other.1 = None;
-        }
-        Some(self.budget.take(bytes))
-    }
-
     /// True if PostgreSQL can be told something new.
     fn confirm(&mut self, Finished { key, range, was_compared, was_stored }: Finished) -> Result<bool> {
         let now = Instant::now();
@@ -580,7 +503,7 @@ impl<'a> Stream<'a> {
         }
         let (mut jobs, mut garbage) = (Vec::new(), Vec::new());
         let moved = self.line.confirm(&key, range, &mut jobs, &mut garbage)?;
-        self.enqueue(jobs);
+        self.enqueue(jobs)?;
         if moved {
             self.last_progress = now;
         }
@@ -654,7 +577,7 @@ impl<'a> Stream<'a> {
         if let Err(error) = self.line.seal(end.switch, &mut jobs) {
             return Ok(Ended::Lost(SourceError::lost(error.to_string())));
         }
-        self.enqueue(jobs);
+        self.enqueue(jobs)?;
         // Had there been a record that does not link back, the server's own history would not lead here.
         (self.link, self.is_ending) = (None, true);
         while !self.line.progress().is_settled() || !self.queue.is_empty() || !self.running.is_empty() {
@@ -675,7 +598,7 @@ impl<'a> Stream<'a> {
 
     fn publish(&self, stopping: bool) {
         let progress = self.line.progress();
-        let is_reading_stopped = !self.has_place();
+        let is_reading_stopped = self.is_full();
         let is_compared = self.is_compared();
         self.state.send_if_modified(|state| {
             state.phase = if stopping { Phase::Stopping } else { Phase::Streaming };

@@ -5,7 +5,8 @@
 //! yet (`walsender.c`, `GetStandbyFlushRecPtr`), so that one sees pages from before the file was recycled. Bytes of one
 //! range must be the same whoever sent them.
 
-use super::open_block::OpenBlock;
+use super::open_block::{OpenBlock, Seen};
+use crate::error::Result;
 use crate::wal::{Lsn, PAGE_BYTES, RecordKind, RecordWalker, SegmentSize};
 
 /// So much of a page's header tells where the page belongs: `xlp_pageaddr` (`xlog_internal.h`).
@@ -59,16 +60,17 @@ impl Unused {
 }
 
 /// True if the beginning of a page's header says so, or is zeros. A page lies in one piece of a block.
-fn is_of_its_place<'a>(page: Lsn, mut header: impl Iterator<Item = &'a [u8]>) -> bool {
+fn is_of_its_place<'a>(page: Lsn, mut header: impl Iterator<Item = Result<Seen<'a>>>) -> bool {
     let is_one = |header: &[u8]| header[ADDRESS] == page.0.to_le_bytes() || header.iter().all(|byte| *byte == 0);
-    header.all(|header| header.len() < ADDRESS.end || is_one(header))
+    header.all(|header| header.is_ok_and(|header| header.len() < ADDRESS.end || is_one(&header)))
 }
 
 /// True if the last record that begins in the `bytes` from `start` on is a switch to the next segment.
-fn is_behind_switch<'a>(size: SegmentSize, start: Lsn, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
+fn is_behind_switch<'a>(size: SegmentSize, start: Lsn, slices: impl Iterator<Item = Result<Seen<'a>>>) -> bool {
     let (mut walker, mut end, mut last) = (RecordWalker::new(size, start), start, None);
-    for bytes in bytes {
-        if walker.push(end, bytes, &mut |record| last = Some(record)).is_err() {
+    for bytes in slices {
+        let Ok(bytes) = bytes else { return false };
+        if walker.push(end, &bytes, &mut |record| last = Some(record)).is_err() {
             return false;
         }
         end = end + bytes.len() as u64;
@@ -129,7 +131,7 @@ mod tests {
             unused.clear(size, START, &mut block);
             rest = later;
         }
-        block.take().concat()
+        block.take().iter().flat_map(|piece| piece.bytes().unwrap()).collect()
     }
 
     proptest! {

@@ -34,7 +34,7 @@ const BEGIN_AGAIN: RetryPolicy =
     RetryPolicy { first_pause: Duration::from_secs(5), longest_pause: Duration::from_secs(5 * 60), budget: None };
 
 /// Several clusters have so much memory in common, in bytes, beside what each has for itself: as much as two that catch up can use.
-const COMMON_MEMORY_BYTES: u64 = 64 << 20;
+pub(super) const COMMON_MEMORY_BYTES: u64 = 64 << 20;
 
 /// What the clusters of a process have in common.
 #[derive(Debug)]
@@ -71,6 +71,7 @@ impl Process {
 pub(super) struct Cluster {
     pub(super) view: Arc<View>,
     process: Arc<Process>,
+    stores: Opener,
     /// They change on SIGHUP.
     settings: Arc<Holding>,
     notifier: Notifier,
@@ -87,7 +88,9 @@ impl Cluster {
         let mut tasks = Tasks::default();
         let notifier = Notifier::new(&now.cluster, hooks(&now.notify.hooks)?, process.clock.clone(), &mut tasks);
         let view = Arc::new(View::new(&now.cluster, notifier.clone(), process.clock.clone())?);
-        Ok(Cluster { view, process, settings, notifier, _hooks: tasks })
+        let shared = &process.stores;
+        let stores = if process.has_several() { shared.for_one_of_several() } else { shared.clone() };
+        Ok(Cluster { view, process, stores, settings, notifier, _hooks: tasks })
     }
 
     /// Runs until a signal, or until something happens that waiting cannot mend. One of several begins again where it can.
@@ -217,7 +220,7 @@ impl Cluster {
     }
 
     async fn open(&self, settings: &Settings, observer: Arc<StoreMetrics>) -> Result<Arc<dyn Store>> {
-        let store = self.process.stores.open(settings.repo()?, &settings.store, observer).await?;
+        let store = self.stores.open(settings.repo()?, &settings.store, observer).await?;
         let unique = format!("{:x}p{}", self.process.clock.now().as_microsecond(), std::process::id());
         parts::require_conditional_writes(settings, store.as_ref(), &unique).await?;
         Ok(store)

@@ -1,6 +1,6 @@
 //! `seawall config`: what the configuration says, what it lacks, and an example of everything.
 
-use super::{distinct, print};
+use super::{distinct, memory, print};
 use crate::cli::ConfigCommand;
 use crate::config::{Key, Origin, Settings, Written, example, has_password, keys};
 use crate::error::{Error, Kind, Result};
@@ -95,6 +95,16 @@ async fn check(all: &[Settings]) -> Result<()> {
             let next = next.map(|next| print::time(next, &settings.schedule.time_zone)).unwrap_or_default();
             let _ = writeln!(text, "{of_it}{job}: {expression}, next at {next}");
         }
+    }
+    let (at_most, there) = (memory::bytes_max(all.len()), memory::bytes_there());
+    if let Some(there) = there.filter(|there| all.len() > 1 && *there < at_most) {
+        let _ = writeln!(
+            text,
+            "note: `run` may take about {} MiB of memory for {} clusters while stores do not answer, and there are {} MiB here",
+            at_most >> 20,
+            all.len(),
+            there >> 20
+        );
     }
     text.push_str(&match all.len() {
         1 => "the configuration can be used; `seawall check` tries server, role, slot and repository\n".to_owned(),

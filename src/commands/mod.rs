@@ -22,6 +22,7 @@ mod keep;
 mod keys;
 mod list;
 mod looks;
+mod memory;
 mod names;
 pub mod observer;
 pub mod outside;

@@ -4,7 +4,7 @@ use super::cluster::{Cluster, Process, may_pass};
 use super::holding::Holding;
 use super::service::ServiceManager;
 use super::view::Views;
-use super::{distinct, reload, signals};
+use super::{distinct, memory, reload, signals};
 use crate::cli::Cli;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
@@ -27,6 +27,9 @@ pub(super) async fn run(cli: Cli, all: Vec<Settings>) -> Result<()> {
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
+    if all.len() > 1 {
+        say_memory(all.len());
+    }
     let process = Arc::new(Process::new(all.len(), of_process.jobs_at_once, shutdown.clone()));
     let (mut clusters, mut views, mut reloaded) = (Vec::new(), Vec::new(), Vec::new());
     for settings in all {
@@ -52,6 +55,25 @@ pub(super) async fn run(cli: Cli, all: Vec<Settings>) -> Result<()> {
     let ended = Box::pin(run_all(clusters)).await;
     beside.stop().await;
     ended
+}
+
+/// Whoever gives a process memory knows what it may come to.
+fn say_memory(clusters: usize) {
+    let (at_most, there) = (memory::bytes_max(clusters) >> 20, memory::bytes_there().map(|bytes| bytes >> 20));
+    match there.filter(|there| *there < at_most) {
+        Some(there) => tracing::warn!(
+            clusters,
+            at_most_mib = at_most,
+            there_mib = there,
+            "with stores that do not answer, and WAL that nothing makes smaller, streaming may take more memory than there is (docs/operations.md, \
+             Many clusters)"
+        ),
+        None => tracing::info!(
+            clusters,
+            at_most_mib = at_most,
+            "streaming takes about so much memory at most, with stores that do not answer, and WAL that nothing makes smaller"
+        ),
+    }
 }
 
 /// Each by itself: a cluster that ends, even by a defect, is the end of no other.

@@ -141,6 +141,7 @@ mod tests {
     use crate::wal::Lsn;
     use jiff::Timestamp;
     use std::time::Duration;
+    use tokio::time::Instant;
 
     #[test]
     fn positions_and_counts_are_scraped_with_the_cluster() {
@@ -195,5 +196,26 @@ mod tests {
         assert_eq!(count(&all, true), count(&one, true));
         assert_eq!(count(&all, false), 100 * count(&one, false));
         assert!(all.len() < 100 * one.len(), "{} bytes of {}", all.len(), one.len());
+    }
+
+    #[test]
+    fn a_hundred_clusters_take_about_ten_times_as_long_as_ten() {
+        let clusters: Vec<Metrics> =
+            (0..100).map(|number| Metrics::new(&format!("cluster-{number:03}")).expect("metrics")).collect();
+        // Of several, for a machine may be busy with something else
+        let quickest = |count: usize| {
+            let times = (0..5).map(|_| {
+                let begun = Instant::now();
+                render(&clusters[..count]).expect("text");
+                begun.elapsed()
+            });
+            times.min().unwrap_or_default()
+        };
+        let (ten, hundred) = (quickest(10), quickest(100));
+        println!("10 clusters: {ten:?}, 100 clusters: {hundred:?}");
+        assert!(
+            hundred < 40 * ten,
+            "{hundred:?} for a hundred, {ten:?} for ten: were it by pairs, it would be a hundred times"
+        );
     }
 }

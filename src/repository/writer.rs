@@ -4,7 +4,8 @@ use super::cut_index::{CutIndex, CutIndexer};
 use super::documents::{self, FORMAT_VERSION};
 use super::identity::{Identity, Subject, stored_identity};
 use super::layout::{Key, Layout};
-use crate::codec::{Buffers, FrameEncoder, encryption};
+use super::piece::Piece;
+use crate::codec::{Buffers, Compression, FrameEncoder, encryption};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 use crate::store::{Body, Created, Metadata, ObjectStream, Store, StoreErrorKind};
@@ -15,6 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What ends within one second has names of its own: a later second each, of so many.
 const DATES_TRIED: i64 = 60;
@@ -34,6 +36,16 @@ impl Stamp {
         let mut hash = blake3::Hasher::new();
         pieces.into_iter().for_each(|piece| _ = hash.update(piece));
         Stamp { range, blake3: hash.finalize().to_string() }
+    }
+
+    /// Computes the stamp of the bytes in `pieces`, of which each is had only while it is its turn. CPU work.
+    ///
+    /// # Errors
+    /// As [`Piece::bytes`].
+    pub fn of_pieces(range: WalRange, pieces: &[Piece]) -> Result<Stamp> {
+        let mut hash = blake3::Hasher::new();
+        pieces.iter().try_for_each(|piece| piece.bytes().map(|bytes| _ = hash.update(&bytes)))?;
+        Ok(Stamp { range, blake3: hash.finalize().to_string() })
     }
 }
 
@@ -64,9 +76,19 @@ pub struct WalEncoding {
 }
 
 impl WalEncoding {
-    /// The memory that it takes.
+    /// The memory that it takes, beside what others pack.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
+    }
+
+    /// `frames` are those of the bytes that follow, which somebody packed. CPU work.
+    fn go_on(&mut self, bytes: &[u8], frames: Vec<Bytes>) {
+        if let Some(cuts) = &mut self.cuts {
+            cuts.push(bytes);
+        }
+        self.hash.update(bytes);
+        self.plain_bytes += bytes.len() as u64;
+        self.frames.extend(frames);
     }
 }
 
@@ -112,16 +134,18 @@ const ENCODED_IN_PLACE_BYTES_MAX: u64 = 16 << 10;
 /// Frames whose memory is kept to be used again: about as many as a block of WAL has, or a part of a base backup.
 const SPARE_FRAMES_MAX: usize = 16;
 
-/// Encoders that are free: a new one for each frame would cost half the speed.
+/// Encoders that are free: a new one for each frame would cost half the speed. Clones are one.
 #[derive(Clone)]
-struct Encoders {
-    free: Arc<Mutex<Vec<FrameEncoder>>>,
+pub struct Encoders {
+    free: Arc<Mutex<Vec<(Compression, FrameEncoder)>>>,
+    at_once: usize,
+    turns: Arc<Semaphore>,
     buffers: Buffers,
 }
 
 impl Default for Encoders {
     fn default() -> Encoders {
-        Encoders { free: Arc::default(), buffers: Buffers::new(SPARE_FRAMES_MAX) }
+        Encoders::new(usize::MAX, SPARE_FRAMES_MAX)
     }
 }
 
@@ -132,13 +156,25 @@ impl std::fmt::Debug for Encoders {
 }
 
 impl Encoders {
+    /// None so far. So many are at work `at_once`, each with half a mebibyte, and as many are kept while nobody needs them; and the
+    /// memory of so many frames.
+    pub fn new(at_once: usize, spare_frames_max: usize) -> Encoders {
+        let turns = Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS)));
+        Encoders { free: Arc::default(), at_once, turns, buffers: Buffers::new(spare_frames_max) }
+    }
+
     fn with<T>(&self, layout: &Layout, work: impl FnOnce(&mut FrameEncoder) -> T) -> T {
-        let free = self.free.lock().ok().and_then(|mut free| free.pop());
-        let new = || FrameEncoder::with_buffers(layout.form().compression, self.buffers.clone());
-        let mut encoder = free.unwrap_or_else(new);
+        let compression = layout.form().compression;
+        let free = self.free.lock().ok().and_then(|mut free| {
+            let place = free.iter().rposition(|(its, _)| *its == compression)?;
+            Some(free.swap_remove(place).1)
+        });
+        let mut encoder = free.unwrap_or_else(|| FrameEncoder::with_buffers(compression, self.buffers.clone()));
         let result = work(&mut encoder);
-        if let Ok(mut free) = self.free.lock() {
-            free.push(encoder);
+        if let Ok(mut free) = self.free.lock()
+            && free.len() < self.at_once
+        {
+            free.push((compression, encoder));
         }
         result
     }
@@ -150,10 +186,10 @@ impl Writer {
         Writer { store, layout, system_identifier, encoders: Encoders::default() }
     }
 
-    /// As it is, with the memory of frames from there, where others take and give it back too.
+    /// As it is, with encoders that others use too.
     #[must_use]
-    pub fn with_buffers(self, buffers: Buffers) -> Writer {
-        Writer { encoders: Encoders { free: Arc::default(), buffers }, ..self }
+    pub fn with_encoders(self, encoders: Encoders) -> Writer {
+        Writer { encoders, ..self }
     }
 
     /// The store.
@@ -176,13 +212,24 @@ impl Writer {
     ///
     /// # Errors
     /// None that the world can cause.
-    pub async fn encode_wal(&self, range: WalRange, lead: Bytes, pieces: Vec<Bytes>) -> Result<EncodedWal> {
+    pub async fn encode_wal(&self, range: WalRange, lead: Bytes, pieces: Vec<Piece>) -> Result<EncodedWal> {
         let writer = self.clone();
         let encode = move || writer.finish_wal(writer.begin_wal(range.start, &lead), pieces, range);
         if range.bytes() <= ENCODED_IN_PLACE_BYTES_MAX {
             return encode();
         }
-        runtime::blocking(encode).await?
+        let turn = self.turn().await;
+        let work = move || {
+            let _turn = turn;
+            encode()
+        };
+        runtime::blocking(work).await?
+    }
+
+    /// A turn to compress: others who share the encoders wait for it, and each thread that has none takes memory for nothing.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // Nobody closes it.
+        self.encoders.turns.clone().acquire_owned().await.ok()
     }
 
     /// Begins to encode WAL from `start` on. `lead` is what lies in front of it, from the beginning of a page, if that is known:
@@ -195,10 +242,12 @@ impl Writer {
         WalEncoding { hash: blake3::Hasher::new(), cuts, frames: vec![Bytes::new()], plain_bytes: 0, held_bytes: 0 }
     }
 
-    /// Hashes and compresses the bytes that follow those in `encoding`, in frames of their own. CPU work.
-    pub fn encode_piece(&self, encoding: &mut WalEncoding, piece: &[u8]) {
+    /// Hashes and compresses the bytes that follow those in `encoding`, in frames of their own: these, which may be put elsewhere.
+    /// CPU work.
+    pub fn encode_piece<'a>(&self, encoding: &'a mut WalEncoding, piece: &[u8]) -> &'a mut [Bytes] {
         encoding.plain_bytes += piece.len() as u64;
         let WalEncoding { hash, cuts, frames, held_bytes, .. } = encoding;
+        let before = frames.len();
         if let Some(cuts) = cuts {
             cuts.push(piece);
         }
@@ -208,6 +257,7 @@ impl Writer {
                 *held_bytes += encoder.last_held_bytes() as u64;
             }
         });
+        &mut frames[before..]
     }
 
     /// `encoding` has the first bytes of `range`, and `rest` the others: encodes those as well. CPU work.
@@ -217,11 +267,16 @@ impl Writer {
     pub fn finish_wal(
         &self,
         mut encoding: WalEncoding,
-        rest: impl IntoIterator<Item = Bytes>,
+        rest: impl IntoIterator<Item = Piece>,
         range: WalRange,
     ) -> Result<EncodedWal> {
         for piece in rest {
-            self.encode_piece(&mut encoding, &piece);
+            let (frames, bytes) = (piece.frames(), piece.bytes()?);
+            drop(piece);
+            match frames {
+                Some(frames) => encoding.go_on(&bytes, frames),
+                None => _ = self.encode_piece(&mut encoding, &bytes),
+            }
         }
         let WalEncoding { hash, cuts, mut frames, plain_bytes, held_bytes } = encoding;
         if plain_bytes != range.bytes() {
@@ -279,7 +334,7 @@ impl Writer {
     /// # Errors
     /// As [`Writer::store_encoded`].
     pub async fn store_wal(&self, key: &Key, range: WalRange, bytes: Bytes) -> Result<Stamp> {
-        let wal = self.encode_wal(range, Bytes::new(), vec![bytes]).await?;
+        let wal = self.encode_wal(range, Bytes::new(), vec![bytes.into()]).await?;
         self.store_encoded(key, &wal).await?;
         Ok(wal.stamp)
     }

@@ -10,4 +10,4 @@ pub use background::{Background, processors};
 pub use clock::Clock;
 pub use retry::{Backoff, RetryPolicy};
 pub use shutdown::Shutdown;
-pub use supervisor::{Tasks, blocking, make_repeatable, spawn};
+pub use supervisor::{Tasks, blocking, make_repeatable, spawn, spawn_if_running};

@@ -42,6 +42,14 @@ pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) 
     tokio::spawn(task.in_current_span())
 }
 
+/// Starts a task for which nobody waits, from wherever something is dropped: where no runtime is there any more, it is dropped with it.
+#[allow(clippy::disallowed_methods)] // the one place that may
+pub fn spawn_if_running(task: impl Future<Output: Send + 'static> + Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        drop(runtime.spawn(task.in_current_span()));
+    }
+}
+
 /// Tasks that end with their owner: dropping it aborts them.
 #[derive(Debug)]
 pub struct Tasks<T>(JoinSet<T>);

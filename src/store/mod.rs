@@ -17,7 +17,7 @@ mod s3;
 pub use body::{Body, ObjectStream};
 pub use bucket::{BucketLock, BucketSettings, LifecycleRule, Told};
 pub use error::{StoreError, StoreErrorKind};
-pub use file::FileStore;
+pub use file::{DiskThreads, FileStore};
 pub use memory::MemoryStore;
 pub use observed::{NoObserver, ObservedStore, Operation, StoreObserver};
 pub use open::{Opener, StoreOptions, open, place_of};

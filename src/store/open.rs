@@ -1,7 +1,7 @@
 //! From a URL to a store with everything around it. Uses aws-config for what the environment and `~/.aws` say.
 
 use super::s3::{FromSecrets, Renewing};
-use super::{FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
+use super::{DiskThreads, FileStore, ObservedStore, RetryingStore, S3Options, S3Store, Store, StoreObserver};
 use crate::error::{Error, Kind};
 use crate::runtime::RetryPolicy;
 use crate::secret::{Secret, Source};
@@ -54,7 +54,10 @@ pub async fn open(
 /// Opens stores. Those that reach the same servers in the same way share connections and credentials; a request of one never waits
 /// for one of another. Cheap to clone.
 #[derive(Clone, Default, Debug)]
-pub struct Opener(Arc<Mutex<HashMap<Way, (aws_sdk_s3::Client, Renewing)>>>);
+pub struct Opener {
+    clients: Arc<Mutex<HashMap<Way, (aws_sdk_s3::Client, Renewing)>>>,
+    threads: Option<DiskThreads>,
+}
 
 /// How S3 servers are reached.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -67,6 +70,13 @@ struct Way {
 }
 
 impl Opener {
+    /// For one of several users: shares connections and credentials with this one, and has threads of its own for directories, so that
+    /// others do not wait for a file system that hangs.
+    #[must_use]
+    pub fn for_one_of_several(&self) -> Opener {
+        Opener { clients: self.clients.clone(), threads: Some(DiskThreads::default()) }
+    }
+
     /// Opens `s3://bucket/prefix` or `file:///path`: retried, and observed attempt by attempt. Does not ask the store
     /// anything yet, but may ask the machine's metadata service for a region.
     ///
@@ -79,7 +89,7 @@ impl Opener {
         observer: Arc<dyn StoreObserver>,
     ) -> Result<Arc<dyn Store>, Error> {
         let store: Arc<dyn Store> = match Location::parse(url)? {
-            Location::File(root) => Arc::new(FileStore::new(root)),
+            Location::File(root) => Arc::new(self.directory(root)),
             Location::S3 { bucket, prefix } => {
                 let (client, credentials) = self.client(&options.s3).await?;
                 credentials.tell(&observer);
@@ -92,7 +102,12 @@ impl Opener {
 
     /// Has all credentials asked for again, and waits for nobody: somebody may have changed them. Those in use are used until then.
     pub async fn renew(&self) {
-        self.0.lock().await.values().for_each(|(_, credentials)| credentials.renew());
+        self.clients.lock().await.values().for_each(|(_, credentials)| credentials.renew());
+    }
+
+    /// With threads that those share which were opened here, and nothing else: each makes durable what an earlier life left.
+    pub(super) fn directory(&self, root: PathBuf) -> FileStore {
+        FileStore::new(root).with_threads(self.threads.clone())
     }
 
     async fn client(&self, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
@@ -101,7 +116,7 @@ impl Opener {
             return connect(way, options).await;
         }
         // Making one asks nobody for anything.
-        let mut known = self.0.lock().await;
+        let mut known = self.clients.lock().await;
         if let Some(known) = known.get(&way) {
             return Ok(known.clone());
         }
@@ -354,7 +369,7 @@ mod tests {
         let reached = async |endpoint: &str, region: &str| {
             let (endpoint, region) = (Some(endpoint.to_owned()), Some(region.to_owned()));
             opener.client(&S3Options { endpoint, region, ..S3Options::default() }).await.unwrap();
-            opener.0.lock().await.len()
+            opener.clients.lock().await.len()
         };
         assert_eq!(reached("http://127.0.0.1:1", "r").await, 1);
         assert_eq!(reached("http://127.0.0.1:1", "r").await, 1, "the same way");

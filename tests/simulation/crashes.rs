@@ -7,6 +7,7 @@ use crate::simulate;
 use crate::store::Crash;
 use crate::wal::SEGMENT_BYTES;
 use crate::world::World;
+use seawall::archive::CommonMemory;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ fn kill_at_every_operation(story: impl AsyncFn(&mut World)) {
     let tell = async |crash: Option<(u64, Crash)>| -> (u64, Vec<Violation>) {
         let mut world = World::new(SEED, counts.clone());
         world.options.garbage_age = Duration::from_secs(5);
+        // By turns as one of many in a process and alone
+        let is_one_of_many = matches!(crash, Some((_, Crash::After(_))));
+        world.options.common = is_one_of_many.then(|| CommonMemory::new(0));
         if let Some((operation, crash)) = crash {
             world.store.crash_at(operation, crash);
         }

@@ -5,7 +5,7 @@ use crate::wal::{BranchId, Wal};
 use age::secrecy::ExposeSecret;
 use bytes::Bytes;
 use seawall::codec::encryption::{generate_identity, open_whole};
-use seawall::codec::{Form, Identities, Recipients, decode_object};
+use seawall::codec::{Compression, Form, Identities, Recipients, decode_object};
 use seawall::repository::{Key, Layout};
 use seawall::wal::{BLOCK_BYTES_MAX, Lsn, TimelineId, WalRange};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -61,10 +61,12 @@ pub fn reading_form() -> Form {
     Form { identities: IDENTITIES.get_or_init(new).clone(), ..Form::default() }
 }
 
-/// Of one seed in eight the archiver encrypts, and cannot read what it writes.
+/// Of one seed in eight the archiver encrypts, and cannot read what it writes. Of half of them it does not compress.
 pub fn writing_form(seed: u64) -> Form {
     let recipients = if seed % 8 == 5 { reading_form().identities.recipients() } else { Recipients::default() };
-    Form { recipients, ..Form::default() }
+    // What does not get smaller fills the memory while the store is away.
+    let compression = if (seed / 32).is_multiple_of(2) { Compression::None } else { Compression::Lz4 };
+    Form { recipients, compression, ..Form::default() }
 }
 
 impl Ledger {

@@ -38,7 +38,7 @@ const SEEDS_DEFAULT: u64 = 2_400;
 const SHARES: u64 = 4;
 
 /// What has to happen at least once in each share of the default seeds.
-const FAULTS: [&str; 47] = [
+const FAULTS: [&str; 50] = [
     "archiver: frozen",
     "archiver: gave up at its start",
     "archiver: killed",
@@ -49,6 +49,9 @@ const FAULTS: [&str; 47] = [
     "backup: finished",
     "check: restores planned to anywhere",
     "check: restores planned to what was acknowledged",
+    "memory: full of what is packed",
+    "memory: packed",
+    "memory: packed, and the archiver killed",
     "server: WAL removed",
     "server: connection refused",
     "server: crashed",

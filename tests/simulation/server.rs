@@ -228,6 +228,12 @@ impl Server {
         }
     }
 
+    /// From the first byte of a segment on it writes one record over so many pages.
+    pub fn write_long_record(&self, pages: u64) {
+        self.shared.wal.begin_long_record(self.branch(), self.flush(), pages);
+        self.write(pages * crate::wal::PAGE_BYTES);
+    }
+
     /// To the end of the record that it is in.
     pub fn complete_record(&self) {
         let flush = self.flush();

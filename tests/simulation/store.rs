@@ -212,9 +212,11 @@ impl SimStore {
     }
 
     pub async fn create_now(&self, key: &str, body: &Body, metadata: &Metadata) -> Result<Created, StoreError> {
-        let created = self.memory.create(key, body.clone(), metadata.clone()).await?;
+        // A copy: what it was given is the archiver's memory, and counted for as long as anybody has it.
+        let whole = Bytes::from(body.pieces().concat());
+        let created = self.memory.create(key, whole.clone().into(), metadata.clone()).await?;
         if created == Created::New {
-            self.shared.ledger.stored(key, &body.pieces().concat());
+            self.shared.ledger.stored(key, &whole);
         }
         Ok(created)
     }

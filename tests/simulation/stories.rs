@@ -2,8 +2,10 @@
 
 use crate::counts::Counts;
 use crate::simulate;
-use crate::wal::SEGMENT_BYTES;
+use crate::wal::{PAGE_BYTES, SEGMENT_BYTES};
 use crate::world::World;
+use seawall::archive::CommonMemory;
+use seawall::codec::{Compression, Form};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +99,32 @@ fn after_an_hour_without_a_store_what_waits_goes_together() {
         world.catch_up().await;
         let tails = world.state().counts.tails - tails;
         assert!(tails < 20, "{tails} tails were stored for an hour that waited");
+        world.finish().await;
+        world.assert_clean();
+    });
+}
+
+#[test]
+fn a_first_record_that_is_longer_than_common_memory_is_stored_before_it_proves_the_server() {
+    simulate(6, async {
+        // Given one of many archivers in a process, that has stored all up to a border, of which nothing will come again
+        let mut world = World::new(6, Arc::new(Counts::default()));
+        world.options.common = Some(CommonMemory::new(0));
+        world.options.form = Form::from(Compression::None);
+        world.start();
+        world.catch_up().await;
+        world.server.switch_segment();
+        world.catch_up().await;
+        world.live(Duration::from_secs(1)).await;
+        world.server.checkpoint();
+        world.crash().await;
+        // When the server goes on with a record that is longer than what the next one may hold
+        world.server.write_long_record(3 * SEGMENT_BYTES / PAGE_BYTES);
+        world.start();
+        // Then that does not wait for its end for ever
+        world.catch_up().await;
+        let counts = world.state().counts;
+        assert!(counts.unproven > 0 && counts.packed > 0, "{counts:?}");
         world.finish().await;
         world.assert_clean();
     });

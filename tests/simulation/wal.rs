@@ -6,12 +6,13 @@
 
 use seawall::wal::{Lsn, SegmentSize, TimelineId};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// The smallest that PostgreSQL takes: many segments go by in a short run.
 pub const SEGMENT_BYTES: u64 = 1 << 20;
 
-const PAGE_BYTES: u64 = 8192;
+pub const PAGE_BYTES: u64 = 8192;
 const CHUNK_BYTES: u64 = 1 << 20;
 const CHUNKS_KEPT: usize = 64;
 const MAGIC: u16 = 0xD116;
@@ -35,6 +36,7 @@ pub struct Wal {
     pub size: SegmentSize,
     seed: u64,
     noise: Vec<u8>,
+    long: OnceLock<LongRecord>,
     inner: Mutex<Inner>,
 }
 
@@ -45,6 +47,13 @@ struct Inner {
     chunks: VecDeque<(BranchId, u64, Arc<Vec<u8>>)>,
 }
 
+/// One record over so many pages, of which it has all.
+#[derive(Debug)]
+struct LongRecord {
+    pages: Range<u64>,
+    bytes: Vec<u8>,
+}
+
 /// Who wrote which stretch.
 pub type Piece = (BranchId, Lsn, Lsn);
 
@@ -52,7 +61,7 @@ impl Wal {
     pub fn new(seed: u64, size: SegmentSize) -> Wal {
         let mut noise = vec![0; 2 * PAGE_BYTES as usize];
         fastrand::Rng::with_seed(seed ^ 0x4015_E000).fill(&mut noise);
-        let wal = Wal { size, seed, noise, inner: Mutex::default() };
+        let wal = Wal { size, seed, noise, long: OnceLock::new(), inner: Mutex::default() };
         wal.branch(TimelineId(1), None, Lsn(0));
         wal
     }
@@ -61,6 +70,20 @@ impl Wal {
         let mut inner = self.inner.lock().unwrap();
         inner.branches.push(Branch { timeline, parent, begin });
         BranchId(inner.branches.len() - 1)
+    }
+
+    /// From `start` on, the first byte of a segment of which nothing was asked yet, there is one record over so many whole pages.
+    pub fn begin_long_record(&self, branch: BranchId, start: Lsn, pages: u64) {
+        let first = start.0 / PAGE_BYTES;
+        let pages = first..first + pages;
+        let previous = self.starts(&self.inner.lock().unwrap().branches, branch, first - 1).last().copied();
+        let mut bytes = vec![0; pages.clone().map(|page| self.content_bytes(page)).sum()];
+        self.fill_record(&mut bytes, previous.unwrap_or(0), self.mix(branch, first));
+        self.long.set(LongRecord { pages, bytes }).expect("there is one already");
+    }
+
+    fn long_at(&self, page: u64) -> Option<&LongRecord> {
+        self.long.get().filter(|long| long.pages.contains(&page))
     }
 
     pub fn get(&self, branch: BranchId) -> Branch {
@@ -162,6 +185,10 @@ impl Wal {
                 }
                 starts
             }
+            _ if let Some(long) = self.long_at(page) => {
+                let is_first = page == long.pages.start;
+                is_first.then_some(start + self.header_bytes(page)).into_iter().collect()
+            }
             _ => {
                 let mut chance = self.mix(branch, page);
                 let count = 1 + chance % 4;
@@ -182,6 +209,10 @@ impl Wal {
         if self.size.offset(Lsn(page * PAGE_BYTES)) == 0 { 40 } else { 24 }
     }
 
+    fn content_bytes(&self, page: u64) -> usize {
+        (PAGE_BYTES - self.header_bytes(page)) as usize
+    }
+
     fn mix(&self, branch: BranchId, page: u64) -> u64 {
         let mixed = (self.seed ^ page.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add((branch.0 as u64) << 40);
         let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -200,8 +231,11 @@ impl Wal {
                 start
             }
         };
+        if let Some(long) = self.long_at(page) {
+            return self.fill_part(long, page, bytes);
+        }
         let starts = self.starts(branches, branch, page);
-        let before = page.checked_sub(1).and_then(|page| self.starts(branches, branch, page).last().copied());
+        let before = (0..page).rev().find_map(|page| self.starts(branches, branch, page).last().copied());
         let mut previous = before.unwrap_or(0);
         for (index, &at) in starts.iter().enumerate() {
             let end = starts.get(index + 1).copied().unwrap_or(start + PAGE_BYTES);
@@ -225,6 +259,17 @@ impl Wal {
         }
     }
 
+    /// The part of a record that lies on this page (`xlog_internal.h`, `XLP_FIRST_IS_CONTRECORD` and `xlp_rem_len`).
+    fn fill_part(&self, long: &LongRecord, page: u64, bytes: &mut [u8]) {
+        let before: usize = (long.pages.start..page).map(|page| self.content_bytes(page)).sum();
+        let rest = &long.bytes[before..];
+        if before > 0 {
+            bytes[2] |= 1;
+            bytes[16..20].copy_from_slice(&(rest.len() as u32).to_le_bytes());
+        }
+        bytes[self.header_bytes(page) as usize..].copy_from_slice(&rest[..self.content_bytes(page)]);
+    }
+
     /// One record over the whole of `bytes`. In small segments it is noise, the quickest to compress and to read back; in
     /// large ones, of which the memory would not hold many, mostly zeros.
     fn fill_record(&self, bytes: &mut [u8], previous: u64, chance: u64) {
@@ -241,7 +286,7 @@ impl Wal {
         let data = &mut bytes[HEADER + 5..];
         let noise = &self.noise[(chance % PAGE_BYTES) as usize..];
         let noisy = if self.size.bytes() > SEGMENT_BYTES { data.len().min(64) } else { data.len() };
-        data[..noisy].copy_from_slice(&noise[..noisy]);
+        data[..noisy].chunks_mut(PAGE_BYTES as usize).for_each(|part| part.copy_from_slice(&noise[..part.len()]));
         let stamp = noisy.min(8);
         data[..stamp].iter_mut().zip(chance.to_le_bytes()).for_each(|(byte, chance)| *byte ^= chance);
         data[noisy..].fill(0);

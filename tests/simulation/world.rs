@@ -10,7 +10,7 @@ use crate::server::Server;
 use crate::store::SimStore;
 use crate::wal::Wal;
 use jiff::Timestamp;
-use seawall::archive::{ArchiveOptions, ArchiveState, Archiver, Source};
+use seawall::archive::{ArchiveOptions, ArchiveState, Archiver, CommonMemory, Source};
 use seawall::error::{Error, Kind};
 use seawall::repository::BackupId;
 use seawall::runtime::{Clock, RetryPolicy, Shutdown};
@@ -65,6 +65,15 @@ fn encoded_bytes_max(seed: u64) -> u64 {
     }
 }
 
+/// Of half of the seeds the archivers have memory in common, and next to nothing of it: then pieces of WAL are packed as they come.
+fn common_memory(seed: u64) -> Option<CommonMemory> {
+    match seed / 8 % 4 {
+        0 => Some(CommonMemory::new(0)),
+        1 => Some(CommonMemory::new(crate::wal::SEGMENT_BYTES / 4)),
+        _ => None,
+    }
+}
+
 impl World {
     pub fn new(seed: u64, counts: Arc<Counts>) -> World {
         World::with_segments(seed, counts, crate::wal::SEGMENT_BYTES)
@@ -85,6 +94,7 @@ impl World {
             options: ArchiveOptions {
                 form: writing_form(seed),
                 encoded_bytes_max: encoded_bytes_max(seed),
+                common: common_memory(seed),
                 ..ArchiveOptions::default()
             },
             clock,
@@ -128,6 +138,13 @@ impl World {
         self.server.set_clients(self.processes.len() as u32);
     }
 
+    /// It has packed WAL as it came, which is for those alone that have memory in common.
+    fn has_packed(&self, process: &Process) -> bool {
+        let packed = process.state.borrow().counts.packed;
+        assert!(packed == 0 || self.options.common.is_some(), "one that is alone has packed {packed} blocks");
+        packed > 0
+    }
+
     fn pick(&mut self) -> Option<usize> {
         (!self.processes.is_empty()).then(|| self.random.usize(0..self.processes.len()))
     }
@@ -136,6 +153,9 @@ impl World {
     pub async fn crash(&mut self) {
         if let Some(index) = self.pick() {
             let process = self.processes.remove(index);
+            if self.has_packed(&process) {
+                self.counts.add("memory: packed, and the archiver killed");
+            }
             process.task.abort();
             if let Err(error) = process.task.await
                 && error.is_panic()
@@ -208,6 +228,13 @@ impl World {
             }
             self.pending = None;
         }
+        if self.options.common.is_some() {
+            let is_full = |process: &Process| process.state.borrow().is_reading_stopped;
+            self.processes
+                .iter()
+                .filter(|process| is_full(process))
+                .for_each(|_| self.counts.add("memory: full of what is packed"));
+        }
         while let Some(index) = self.processes.iter().position(|process| process.task.is_finished()) {
             let process = self.processes.remove(index);
             match process.task.await {
@@ -257,6 +284,9 @@ impl World {
             Ok(Ok(())) => {
                 let state = process.state.borrow();
                 self.counts.add("archiver: stopped");
+                if self.has_packed(&process) {
+                    self.counts.add("memory: packed");
+                }
                 let told = self.ledger.told(self.server.incarnation(), self.server.branch());
                 let is_of_now = state.timeline == Some(self.server.timeline());
                 if !self.store.is_faulty() && is_of_now && told.is_some_and(|told| told < state.received) {

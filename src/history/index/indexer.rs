@@ -2,9 +2,9 @@
 //! read back. Whatever is wrong with the records ends an outline and nothing else.
 
 use super::outline::{Outline, Outliner};
+use crate::repository::Piece;
 use crate::runtime::Background;
 use crate::wal::{BLOCK_BYTES_MAX, Lsn, Record, RecordWalker, SegmentSize, TimelineId, WalRange, WalkError};
-use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -105,7 +105,7 @@ struct Shared {
 #[derive(Debug)]
 struct Waiting {
     range: WalRange,
-    pieces: Vec<Bytes>,
+    pieces: Vec<Piece>,
     trusts_the_rest: bool,
 }
 
@@ -143,7 +143,8 @@ impl Shared {
             let connection = state.connection;
             drop(state);
             walk.trust_the_rest(trusts_the_rest);
-            let outline = walk.outline(range, pieces);
+            // Without all of them it is not known, and read back later.
+            let outline = walk.outline(range, pieces.into_iter().map_while(|piece| piece.bytes().ok()));
             let mut state = self.state();
             match outline {
                 _ if state.connection != connection => walk = BlockWalk::new(size, self.hides_names),
@@ -200,7 +201,7 @@ impl Indexer {
 
     /// The archiver has received a whole block: the bytes of `range`, in `pieces`, each of which is held until it was walked over. Where it
     /// `catches_up`, and its speed matters, checksums are verified of those records alone that are read.
-    pub fn push(&self, size: SegmentSize, range: WalRange, pieces: Vec<Bytes>, catches_up: bool) {
+    pub fn push(&self, size: SegmentSize, range: WalRange, pieces: Vec<Piece>, catches_up: bool) {
         let mut state = self.shared.state();
         let waiting: u64 = state.waiting.iter().map(|waiting| waiting.range.bytes()).sum();
         if waiting + range.bytes() > WAITING_BYTES_MAX {
@@ -266,7 +267,7 @@ mod tests {
         let bytes = damaged();
         let range = WalRange { timeline: TimelineId(1), start: START, end: START + bytes.len() as u64 };
         let indexer = Indexer::new(false);
-        indexer.push(size(), range, vec![bytes.into()], catches_up);
+        indexer.push(size(), range, vec![bytes::Bytes::from(bytes).into()], catches_up);
         let began = Instant::now();
         while indexer.outlines(range).is_empty() && indexer.failures().0 == 0 {
             assert!(began.elapsed() < Duration::from_secs(60), "nobody walks over it");

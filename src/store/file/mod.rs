@@ -10,31 +10,61 @@ use super::{
     Body, Created, Level, ListPage, Metadata, ObjectHead, ObjectInfo, ObjectStream, Store, StoreError, StoreErrorKind,
     Upload, key,
 };
-use crate::runtime::blocking;
+use crate::runtime::{blocking, spawn_if_running};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use publish::{TempFile, Writer};
+use publish::{TEMP_DIRECTORY, TempFile, Writer};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes read at a time: large enough that the change of threads does not count, small enough for bounded memory.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Keeps objects as files below a directory that must exist.
+/// Threads that wait for file systems, of all that may block. One in a call that is not answered cannot be called back: others wait for
+/// these, and not for those that the rest of the process needs. Clones are one.
+#[derive(Clone, Debug)]
+pub struct DiskThreads(Arc<Semaphore>);
+
+impl DiskThreads {
+    /// So many are in calls at a time.
+    pub const MOST: usize = 16;
+
+    async fn one(&self) -> Option<OwnedSemaphorePermit> {
+        // Nobody closes it.
+        self.0.clone().acquire_owned().await.ok()
+    }
+}
+
+impl Default for DiskThreads {
+    fn default() -> DiskThreads {
+        DiskThreads(Arc::new(Semaphore::new(DiskThreads::MOST)))
+    }
+}
+
+/// Keeps objects as files below a directory that must exist. Clones are one.
 #[derive(Clone, Debug)]
 pub struct FileStore {
     root: Arc<PathBuf>,
     writer: Arc<Writer>,
+    /// As many as it likes, if there are none.
+    threads: Option<DiskThreads>,
 }
 
 impl FileStore {
     /// Names objects relative to `root`, an absolute path. Touches nothing yet.
     pub fn new(root: PathBuf) -> FileStore {
-        FileStore { writer: Arc::new(Writer::new(root.clone())), root: Arc::new(root) }
+        FileStore { writer: Arc::new(Writer::new(root.clone())), root: Arc::new(root), threads: None }
+    }
+
+    /// As it is, and waits for the file system in these threads alone.
+    #[must_use]
+    pub fn with_threads(self, threads: Option<DiskThreads>) -> FileStore {
+        FileStore { threads, ..self }
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -53,7 +83,13 @@ impl FileStore {
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let root = self.root.clone();
+        let thread = match &self.threads {
+            Some(threads) => threads.one().await,
+            None => None,
+        };
         let done = blocking(move || {
+            // Also when nobody waits for it any more.
+            let _thread = thread;
             work().map_err(|error| {
                 // Without a root nothing can be said of what is in it: an unmounted disk is not an empty one.
                 let kind = if root.is_dir() { kind_of(&error) } else { StoreErrorKind::NoBucket };
@@ -136,13 +172,39 @@ impl Store for FileStore {
 
     async fn begin_upload(&self, key: &str, _: Metadata) -> Result<Box<dyn Upload>, StoreError> {
         key::check("store", key)?;
-        let writer = self.writer.clone();
-        let temp = self.disk("store", key, move || writer.open_temp()).await?;
-        Ok(Box::new(FileUpload { store: self.clone(), key: key.to_string(), temp: Some(Arc::new(temp)), bytes: 0 }))
+        let (writer, store) = (self.writer.clone(), self.clone());
+        // Whoever does not wait for it any more is not to put it away either.
+        let open = move || Ok(Growing { temp: Some(Arc::new(writer.open_temp()?)), store });
+        let temp = self.disk("store", key, open).await?;
+        Ok(Box::new(FileUpload { store: self.clone(), key: key.to_string(), temp: Some(temp), bytes: 0 }))
     }
 
     fn describe(&self) -> String {
         format!("file://{}", self.root.display())
+    }
+}
+
+/// A temporary file in the hands of a task. To close it and to remove its name waits for the file system, which is for a thread that may:
+/// whoever drops it does not.
+#[derive(Debug)]
+struct Growing {
+    /// `None` while it is dropped.
+    temp: Option<Arc<TempFile>>,
+    store: FileStore,
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        let (temp, store) = (self.temp.take(), self.store.clone());
+        // A name that stays, because the process ends before, is stale one day.
+        spawn_if_running(async move {
+            store
+                .disk("clean up", TEMP_DIRECTORY, move || {
+                    drop(temp);
+                    Ok(())
+                })
+                .await
+        });
     }
 }
 
@@ -152,7 +214,7 @@ struct FileUpload {
     store: FileStore,
     key: String,
     /// `None` once completed or aborted.
-    temp: Option<Arc<TempFile>>,
+    temp: Option<Growing>,
     /// Bytes of the pieces that were acknowledged. Every piece is written at its place: one that is given again
     /// covers what a failed or dropped attempt left.
     bytes: u64,
@@ -160,7 +222,7 @@ struct FileUpload {
 
 impl FileUpload {
     fn temp(&self) -> Result<Arc<TempFile>, StoreError> {
-        self.temp.clone().ok_or_else(|| {
+        self.temp.as_ref().and_then(|growing| growing.temp.clone()).ok_or_else(|| {
             StoreError::new(StoreErrorKind::Permanent, "store", self.store.name(&self.key))
                 .because("the upload has ended already")
         })
@@ -187,7 +249,9 @@ impl Upload for FileUpload {
             .store
             .disk("store", &self.key, move || {
                 temp.cut(bytes)?;
-                writer.publish(&temp, &name)
+                let created = writer.publish(&temp, &name)?;
+                temp.remove();
+                Ok(created)
             })
             .await?;
         self.temp = None;
@@ -195,6 +259,13 @@ impl Upload for FileUpload {
     }
 
     async fn abort(&mut self) -> Result<(), StoreError> {
+        let Ok(temp) = self.temp() else { return Ok(()) };
+        self.store
+            .disk("clean up", &self.key, move || {
+                temp.remove();
+                Ok(())
+            })
+            .await?;
         self.temp = None;
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Where files grow, on the same file system as the objects. No object's name begins with a dot.
-const TEMP_DIRECTORY: &str = ".tmp";
+pub(super) const TEMP_DIRECTORY: &str = ".tmp";
 /// A temporary file that nobody wrote to for this long has lost its writer.
 const TEMP_IS_STALE: Duration = Duration::from_secs(24 * 3600);
 /// How often a directory may vanish between its making and the link, by somebody's deleting, before it is an error.
@@ -56,7 +56,7 @@ impl Writer {
             let path = directory.join(format!("{}-{number}", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path) {
                 Ok(file) => {
-                    let temp = TempFile { path, file };
+                    let temp = TempFile { path, file, is_removed: AtomicBool::new(false) };
                     self.stale_removed.get_or_init(|| remove_stale(&directory, &temp.file));
                     return Ok(temp);
                 }
@@ -159,6 +159,12 @@ impl Writer {
         Ok(())
     }
 
+    /// True once it did.
+    #[cfg(test)]
+    pub(super) fn has_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
     /// Makes durable what an earlier life of this program linked and could not sync any more, before a process that
     /// writes reads in a listing that it is stored. Readers do not pay for it; a writer does once.
     pub(super) fn settle(&self) -> io::Result<()> {
@@ -203,11 +209,12 @@ fn remove_stale(directory: &Path, fresh: &File) {
     }
 }
 
-/// A file under a temporary name. Dropping it removes that name; the object linked to it stays.
+/// A file under a temporary name. Dropping it removes that name, if it is still there; the object linked to it stays.
 #[derive(Debug)]
 pub(super) struct TempFile {
     path: PathBuf,
     file: File,
+    is_removed: AtomicBool,
 }
 
 impl TempFile {
@@ -224,11 +231,17 @@ impl TempFile {
     pub(super) fn cut(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
     }
+
+    /// Removes the temporary name. Best effort: one that stays is stale one day.
+    pub(super) fn remove(&self) {
+        if !self.is_removed.swap(true, Ordering::AcqRel) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        // One short call, also where an upload is dropped outside of a worker thread. A name that stays is stale one day.
-        let _ = fs::remove_file(&self.path);
+        self.remove();
     }
 }

@@ -1,7 +1,7 @@
 //! What only a directory can be tested for.
 
 use super::*;
-use crate::store::list_all;
+use crate::store::{Opener, list_all};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 fn body(text: &'static str) -> Body {
@@ -163,6 +163,7 @@ async fn a_piece_that_failed_half_way_may_be_given_again() {
     temp.write_at(&body("0123"), 0).unwrap();
     // What a failed attempt got through to the disk, which is more than what is given instead.
     temp.write_at(&body("garbage"), 4).unwrap();
+    let temp = Growing { temp: Some(temp), store: store.clone() };
     let mut upload = FileUpload { store: store.clone(), key: "a".into(), temp: Some(temp), bytes: 4 };
 
     upload.put_piece(body("45")).await.unwrap();
@@ -191,4 +192,103 @@ fn a_full_disk_and_missing_rights_are_told_apart() {
     for (errno, kind) in table {
         assert_eq!(kind_of(&io::Error::from_raw_os_error(errno as i32)), kind, "{errno}");
     }
+}
+
+#[test]
+fn a_file_system_that_hangs_leaves_threads_to_others() {
+    // Given few threads more than a store may have, and one whose file system does not answer, as a pipe that nobody writes into
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(DiskThreads::MOST + 1)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (hung, healthy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pipe = hung.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let threads = DiskThreads::default();
+        let store = FileStore::new(hung.path().to_path_buf()).with_threads(Some(threads.clone()));
+        // When it is asked for more than that at once, and somebody has stopped waiting
+        let ask = |store: FileStore| crate::runtime::spawn(async move { store.get("pipe", None).await.map(|_| ()) });
+        let asked: Vec<_> = (0..2 * DiskThreads::MOST).map(|_| ask(store.clone())).collect();
+        while threads.0.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        asked[0].abort();
+        // Then another store answers
+        let other = FileStore::new(healthy.path().to_path_buf());
+        let created = tokio::time::timeout(std::time::Duration::from_secs(60), create(&other, "a", "x"));
+        let created = created.await;
+        // And when the first one's file system does, then it has all of its threads again
+        let opened = File::options().read(true).write(true).open(&pipe).unwrap();
+        for answer in asked.into_iter().skip(1) {
+            assert_eq!(answer.await.unwrap().unwrap_err().kind, StoreErrorKind::NotFound, "a pipe is no object");
+        }
+        while threads.0.available_permits() < DiskThreads::MOST {
+            tokio::task::yield_now().await;
+        }
+        drop(opened);
+        assert_eq!(created.expect("it waits for the one that hangs").unwrap(), Created::New);
+    });
+}
+
+#[tokio::test]
+async fn whoever_drops_an_upload_does_not_wait_for_the_file_system() {
+    // Given uploads to a file system that answers nobody any more
+    let root = tempfile::tempdir().unwrap();
+    let threads = DiskThreads::default();
+    let store = FileStore::new(root.path().to_path_buf()).with_threads(Some(threads.clone()));
+    let mut upload = store.begin_upload("a", Metadata::new()).await.unwrap();
+    upload.put_piece(body("x")).await.unwrap();
+    let hung = threads.0.clone().acquire_many_owned(DiskThreads::MOST as u32).await.unwrap();
+    // When one is dropped
+    drop(upload);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    // Then that its file goes is left to a thread that may wait
+    let temp = root.path().join(".tmp");
+    assert_eq!(files_in(&temp).len(), 1, "the file system was waited for by whoever dropped it");
+    drop(hung);
+    let gone = async {
+        while !files_in(&temp).is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), gone).await.expect("nobody removed it");
+    // And one that has ended leaves nothing to be put away
+    for is_wanted in [true, false] {
+        let mut upload = store.begin_upload("b", Metadata::new()).await.unwrap();
+        upload.put_piece(body("x")).await.unwrap();
+        if is_wanted {
+            assert_eq!(upload.complete().await.unwrap(), Created::New);
+        } else {
+            upload.abort().await.unwrap();
+        }
+        assert_eq!(files_in(&temp), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn who_opens_a_directory_settles_what_is_in_it_for_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let process = Opener::default();
+    let open = |opener: &Opener| opener.directory(root.path().to_path_buf());
+    // Given a process that opens a directory twice for one user, and once for another
+    let (one, other) = (process.for_one_of_several(), process.for_one_of_several());
+    let (first, second, others) = (open(&one), open(&one), open(&other));
+    for (name, store) in [("a", &first), ("b", &second)] {
+        create(store, name, "x").await.unwrap();
+    }
+    // When the first lists, then the second has not, and does so by itself
+    list_all(&first, "").await.unwrap();
+    assert!(first.writer.has_settled() && !second.writer.has_settled());
+    list_all(&second, "").await.unwrap();
+    assert!(second.writer.has_settled());
+    // And a user's threads are its own, wherever it has them; one that is alone has all that it likes
+    let threads = |store: &FileStore| Arc::as_ptr(&store.threads.as_ref().unwrap().0);
+    assert_eq!(threads(&first), threads(&second));
+    assert_ne!(threads(&first), threads(&others));
+    assert!(open(&process).threads.is_none());
 }
