@@ -251,7 +251,7 @@ impl Line {
             let room = self.size.block_bytes() as usize - self.open.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.open.extend(now);
-            self.unused.clear(self.size, self.open_start, &mut self.open);
+            self.unused.clear(self.size, self.open_start, &mut self.open)?;
             // Each of their pages was looked at: a page's header is in the piece that the page is in.
             self.open.settle();
             rest = later;

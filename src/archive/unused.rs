@@ -29,13 +29,16 @@ impl Unused {
 
     /// Takes a block, of which the bytes from `start` on are here, and clears those that came since the last call and are
     /// unused. What cannot be recognised is left alone.
-    pub(super) fn clear(&mut self, size: SegmentSize, start: Lsn, block: &mut OpenBlock) {
+    ///
+    /// # Errors
+    /// If the block cannot be read any more, which nothing but a defect of ours brings about.
+    pub(super) fn clear(&mut self, size: SegmentSize, start: Lsn, block: &mut OpenBlock) -> Result<()> {
         let end = start + block.len() as u64;
         let at = |lsn: Lsn| (lsn - start) as usize;
         loop {
             self.seen = self.seen.max(start);
             if self.seen >= end {
-                return;
+                return Ok(());
             }
             let unused = self.until.min(end);
             if self.seen < unused {
@@ -44,11 +47,11 @@ impl Unused {
             }
             let page = Lsn(self.seen.0.next_multiple_of(PAGE_BYTES));
             if page + ADDRESS.end as u64 > end {
-                return;
+                return Ok(());
             }
-            self.seen = match is_of_its_place(page, block.slices(at(page), at(page) + ADDRESS.end)) {
+            self.seen = match is_of_its_place(page, block.slices(at(page), at(page) + ADDRESS.end))? {
                 true => page + 1,
-                false if is_behind_switch(size, start, block.slices(0, at(page))) => {
+                false if is_behind_switch(size, start, block.slices(0, at(page)))? => {
                     self.until = size.segment_start(page) + size.bytes();
                     page
                 }
@@ -60,22 +63,30 @@ impl Unused {
 }
 
 /// True if the beginning of a page's header says so, or is zeros. A page lies in one piece of a block.
-fn is_of_its_place<'a>(page: Lsn, mut header: impl Iterator<Item = Result<Seen<'a>>>) -> bool {
-    let is_one = |header: &[u8]| header[ADDRESS] == page.0.to_le_bytes() || header.iter().all(|byte| *byte == 0);
-    header.all(|header| header.is_ok_and(|header| header.len() < ADDRESS.end || is_one(&header)))
+fn is_of_its_place<'a>(page: Lsn, header: impl Iterator<Item = Result<Seen<'a>>>) -> Result<bool> {
+    for header in header {
+        let header = header?;
+        let is_one = header.len() < ADDRESS.end
+            || header[ADDRESS] == page.0.to_le_bytes()
+            || header.iter().all(|byte| *byte == 0);
+        if !is_one {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// True if the last record that begins in the `bytes` from `start` on is a switch to the next segment.
-fn is_behind_switch<'a>(size: SegmentSize, start: Lsn, slices: impl Iterator<Item = Result<Seen<'a>>>) -> bool {
+fn is_behind_switch<'a>(size: SegmentSize, start: Lsn, slices: impl Iterator<Item = Result<Seen<'a>>>) -> Result<bool> {
     let (mut walker, mut end, mut last) = (RecordWalker::new(size, start), start, None);
     for bytes in slices {
-        let Ok(bytes) = bytes else { return false };
+        let bytes = bytes?;
         if walker.push(end, &bytes, &mut |record| last = Some(record)).is_err() {
-            return false;
+            return Ok(false);
         }
         end = end + bytes.len() as u64;
     }
-    last.is_some_and(|record| record.kind == RecordKind::Switch && record.end > end)
+    Ok(last.is_some_and(|record| record.kind == RecordKind::Switch && record.end > end))
 }
 
 #[cfg(test)]
@@ -128,7 +139,7 @@ mod tests {
             }
             let (now, later) = rest.split_at((*piece).min(rest.len()));
             block.extend(now);
-            unused.clear(size, START, &mut block);
+            unused.clear(size, START, &mut block).unwrap();
             rest = later;
         }
         block.take().iter().flat_map(|piece| piece.bytes().unwrap()).collect()

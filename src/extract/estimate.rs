@@ -4,7 +4,7 @@ use super::request::ExtractOptions;
 use crate::error::Result;
 use crate::history::index::Transaction;
 use crate::repository::{BackupId, Repository};
-use crate::restore::{ExpectedDuration, Plan, RestoreOptions, RestoreProgress, preview};
+use crate::restore::{ExpectedDuration, FIRST_BYTES, LocalWal, Plan, RestoreOptions, RestoreProgress, preview};
 use crate::scratch::Unprivileged;
 use crate::wal::Lsn;
 use nix::unistd::Uid;
@@ -54,20 +54,21 @@ pub async fn estimate(repository: &Repository, plan: &Plan, options: &ExtractOpt
     let into = options.scratch.join(format!("seawall-extract-{}", std::process::id()));
     let user = Unprivileged::find()?;
     let tablespaces = plan.tablespaces.iter().filter(|tablespace| Path::new(&tablespace.location).is_absolute());
+    // As `recovery::recover` does: tablespaces that replay creates are made elsewhere, for which all WAL is fetched before.
+    let (wal, wal_kept) = match plan.creates.is_empty() {
+        true => (LocalWal::First, plan.wal_bytes.min(FIRST_BYTES + SEGMENTS_KEPT * plan.segment_bytes)),
+        false => (LocalWal::All, plan.wal_bytes),
+    };
     let restore_options = RestoreOptions {
+        wal,
         databases: databases.clone(),
         tablespace_map: tablespaces.map(|it| ((&it.location).into(), into.join(it.oid.to_string()))).collect(),
         owner: Uid::effective().is_root().then(|| user.name().to_owned()),
         ..RestoreOptions::new(into.join("data"), options.command.clone())
     };
     let (progress, _) = watch::channel(RestoreProgress::default());
-    // Tablespaces that replay creates are made elsewhere, for which all WAL is fetched before: see `recovery::recover`.
     let placed = Plan { creates: Vec::new(), ..plan.clone() };
     let preview = Box::pin(preview(repository, &placed, &restore_options, progress)).await?;
-    let wal_kept = match plan.creates.is_empty() {
-        true => plan.wal_bytes.min(SEGMENTS_KEPT * plan.segment_bytes),
-        false => plan.wal_bytes,
-    };
     Ok(Estimate {
         backup: plan.backup.id.clone(),
         end_lsn: plan.end_lsn,

@@ -55,6 +55,7 @@ pub(crate) use paths::{PathOrder, Paths, make_room};
 pub use piece::Piece;
 pub use prunes::{PruneDocument, PrunedNote};
 pub use reader::{WalReader, Window};
+pub(crate) use relation_file::SEGMENT_BLOCKS;
 pub use relation_file::{Fork, RelationFile, incremental_path, whole_path};
 pub use sizes::{PartSize, RepositoryPart};
 pub use stored_parts::{EarlierParts, StoredPart};

@@ -16,15 +16,38 @@ const SEGMENTS_KEPT: u64 = 4;
 /// What most file systems hand out at least: a file of one byte takes so much.
 const DISK_BLOCK_BYTES: u64 = 4096;
 
-/// The room that a restore takes in each place.
+/// The room that a restore takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Room {
-    /// Bytes by directory: the data directory, its WAL, the tablespaces.
-    needs: Vec<(PathBuf, u64)>,
-    /// In the same places, what the backups give that an incremental one builds on.
-    older: Vec<u64>,
+    /// By directory: the data directory, its WAL, the tablespaces.
+    places: Vec<(PathBuf, Need)>,
+    /// Older backups have the same blocks more than once: to all places together they give so many bytes at most.
+    older_max: u64,
     /// Bytes in the first two for WAL, counted in.
     recovery_bytes: u64,
+}
+
+/// Bytes that a place, or a disk, takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Need {
+    /// For what is fetched of the backup itself.
+    own: u64,
+    /// For what the backups have that an incremental one builds on.
+    older: u64,
+    /// Free once that is removed which goes before.
+    freed: u64,
+}
+
+impl Need {
+    fn join(&mut self, other: Need) {
+        self.own = self.own.saturating_add(other.own);
+        self.older = self.older.saturating_add(other.older);
+        self.freed = self.freed.saturating_add(other.freed);
+    }
+
+    fn bytes(self, older_max: u64) -> u64 {
+        self.own.saturating_add(self.older.min(older_max)).saturating_sub(self.freed)
+    }
 }
 
 impl Room {
@@ -36,45 +59,58 @@ impl Room {
             [(data.clone(), BATCH_BYTES), (data.join(WAL_DIRECTORY), SEGMENTS_KEPT.saturating_mul(segment_bytes))];
         let recovery_bytes = own.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let tablespaces = destination.tablespaces.iter().map(|tablespace| (tablespace.to.clone(), 0));
-        let needs: Vec<_> = own.into_iter().chain(tablespaces).collect();
-        Room { older: vec![0; needs.len()], needs, recovery_bytes }
+        let places = own.into_iter().chain(tablespaces).map(|(path, own)| (path, Need { own, ..Need::default() }));
+        Room { places: places.collect(), older_max: u64::MAX, recovery_bytes }
+    }
+
+    fn place(&mut self, destination: &Destination, path: FilePathRef<'_>) -> Option<&mut Need> {
+        self.places.get_mut(place(destination, path)).map(|(_, need)| need)
     }
 
     /// A file of the backup that will be written.
     pub(super) fn add(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
-        if let Some((_, needed)) = self.needs.get_mut(place(destination, path)) {
-            let bytes = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
-            *needed = needed.saturating_add(bytes);
+        let own = bytes.checked_next_multiple_of(DISK_BLOCK_BYTES).unwrap_or(u64::MAX);
+        if let Some(need) = self.place(destination, path) {
+            need.join(Need { own, ..Need::default() });
         }
     }
 
     /// Bytes that an older backup has of a file of which the newest has only changes.
-    pub(super) fn add_older(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
-        if let Some(needed) = self.older.get_mut(place(destination, path)) {
-            *needed = needed.saturating_add(bytes);
+    pub(super) fn add_older(&mut self, destination: &Destination, path: FilePathRef<'_>, older: u64) {
+        if let Some(need) = self.place(destination, path) {
+            need.join(Need { older, ..Need::default() });
         }
     }
 
-    /// All older backups are seen. They have the same blocks more than once, and give so many bytes together at most.
+    /// Older backups give so many bytes at most.
     pub(super) fn limit_older(&mut self, bytes_max: u64) {
-        for ((_, needed), older) in self.needs.iter_mut().zip(&mut self.older) {
-            *needed = needed.saturating_add(std::mem::take(older).min(bytes_max));
-        }
+        self.older_max = bytes_max;
     }
 
     /// WAL that is fetched with the files.
     pub(super) fn add_wal(&mut self, bytes: u64) {
         self.recovery_bytes = self.recovery_bytes.saturating_add(bytes);
-        if let Some((_, needed)) = self.needs.get_mut(1) {
-            *needed = needed.saturating_add(bytes);
+        if let Some((_, need)) = self.places.get_mut(1) {
+            need.own = need.own.saturating_add(bytes);
         }
     }
 
     /// A file that will be removed before, with what it takes on the disk.
-    pub(super) fn free(&mut self, destination: &Destination, path: FilePathRef<'_>, bytes: u64) {
-        if let Some((_, needed)) = self.needs.get_mut(place(destination, path)) {
-            *needed = needed.saturating_sub(bytes);
+    pub(super) fn free(&mut self, destination: &Destination, path: FilePathRef<'_>, freed: u64) {
+        if let Some(need) = self.place(destination, path) {
+            need.join(Need { freed, ..Need::default() });
         }
+    }
+
+    /// What each disk needs, and which of the places lie on it: `disk` says on which a place lies.
+    fn by_disk<Disk: Ord>(&self, disk: impl Fn(&Path) -> Result<Disk>) -> Result<Vec<(Vec<&Path>, u64)>> {
+        let mut disks: BTreeMap<Disk, (Vec<&Path>, Need)> = BTreeMap::new();
+        for (path, need) in &self.places {
+            let (paths, all) = disks.entry(disk(path)?).or_default();
+            paths.push(path);
+            all.join(*need);
+        }
+        Ok(disks.into_values().map(|(paths, need)| (paths, need.bytes(self.older_max))).collect())
     }
 
     /// Fails if a file system has less room than is needed on it.
@@ -82,30 +118,26 @@ impl Room {
     /// # Errors
     /// [`Kind::Local`], with what is needed and what there is.
     pub(super) fn check(&self) -> Result<()> {
-        let mut by_device: BTreeMap<u64, (Vec<&Path>, u64)> = BTreeMap::new();
-        for (path, bytes) in &self.needs {
+        let device = |path: &Path| {
             let found = existing(path);
-            let found = std::fs::metadata(found).map_err(|error| Error::local("look at", found, error))?;
-            let (paths, needed) = by_device.entry(found.dev()).or_default();
-            paths.push(path);
-            *needed = needed.saturating_add(*bytes);
-        }
-        for (paths, needed) in by_device.values() {
+            std::fs::metadata(found).map(|found| found.dev()).map_err(|error| Error::local("look at", found, error))
+        };
+        for (paths, needed) in self.by_disk(device)? {
             let Some(place) = paths.first().map(|path| existing(path)) else { continue };
             let space = statvfs(place)
                 .map_err(|error| Error::local("ask for the free space of", place, std::io::Error::from(error)))?;
             // The types differ from system to system. What only root may fill is of no use to a server.
             #[allow(clippy::useless_conversion)]
             let free = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
-            if free < *needed {
-                return Err(self.too_small(paths, *needed, free));
+            if free < needed {
+                return Err(self.too_small(&paths, needed, free));
             }
         }
         Ok(())
     }
 
     fn too_small(&self, paths: &[&Path], needed: u64, free: u64) -> Error {
-        let data = self.needs.first().map(|(data, _)| data.as_path());
+        let data = self.places.first().map(|(data, _)| data.as_path());
         let has_data = paths.iter().any(|path| Some(*path) == data);
         // On one disk, the WAL is part of the data directory.
         let shown = paths
@@ -114,7 +146,7 @@ impl Room {
         let shown: Vec<String> = shown.map(|path| path.display().to_string()).collect();
         let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
         let message = format!("the restore needs {needed} MiB for {}, and {free} MiB are free there", shown.join(", "));
-        let recovery = match self.needs.iter().take(2).any(|(own, _)| paths.contains(&own.as_path())) {
+        let recovery = match self.places.iter().take(2).any(|(own, _)| paths.contains(&own.as_path())) {
             true => format!(" {} MiB of it are for WAL.", self.recovery_bytes >> 20),
             false => String::new(),
         };
@@ -163,13 +195,18 @@ mod tests {
         }
     }
 
+    /// What the disk of each path needs beside recovery, where `disk` says on which it lies.
+    fn needs(room: &Room, disk: impl Fn(&Path) -> bool) -> Vec<u64> {
+        let recovery = Room::new(&destination(), 1 << 20);
+        let all = [room, &recovery].map(|room| room.by_disk(|path| Ok(disk(path))).unwrap());
+        all[0].iter().zip(&all[1]).map(|((_, bytes), (_, own))| bytes - own).collect()
+    }
+
     #[test]
-    fn every_file_counts_in_its_own_place_once_however_many_backups_have_it() {
+    fn every_file_counts_on_its_own_disk_once_however_many_backups_have_it() {
         let destination = destination();
         let path = |name: &str| FilePath::parse(name.as_bytes()).unwrap();
         let mut room = Room::new(&destination, 1 << 20);
-        let recovery: Vec<u64> = room.needs.iter().map(|(_, bytes)| *bytes).collect();
-        assert_eq!((recovery[1], &recovery[2..]), (4 << 20, &[0, 0][..]));
         // Given files that will be written, whole blocks of the disk each
         room.add(&destination, path("base/5/1259").view(), 10_000);
         room.add(&destination, path("pg_wal/archive_status/x").view(), 1);
@@ -180,9 +217,12 @@ mod tests {
         }
         room.add_older(&destination, path("base/5/1260").view(), 1 << 20);
         room.limit_older(8 << 20);
-        // and one that goes, which is more than what comes in its place.
-        room.free(&destination, path("pg_tblspc/16384/PG_18_1/5").view(), 2 << 20);
-        let needs: Vec<u64> = room.needs.iter().zip(recovery).map(|((_, bytes), own)| bytes - own).collect();
-        assert_eq!(needs, [(1 << 20) + 12_288, 4096, 0, 8 << 20]);
+        // Then each disk needs what is on it, and no more of older backups than they give, on one disk or on two
+        let is_tablespace = |path: &Path| path != Path::new("/new/data") && !path.ends_with("pg_wal");
+        assert_eq!(needs(&room, is_tablespace), [(1 << 20) + 12_288 + 4096, (1 << 20) + (8 << 20)]);
+        assert_eq!(needs(&room, |_| true), [(1 << 20) + 12_288 + 4096 + (8 << 20)]);
+        // And what goes makes room for what comes in its place, whoever has it
+        room.free(&destination, path("pg_tblspc/16384/PG_18_1/5").view(), 3 << 20);
+        assert_eq!(needs(&room, is_tablespace), [(1 << 20) + 12_288 + 4096, 6 << 20]);
     }
 }

@@ -32,15 +32,13 @@ pub enum Wal {
     Words,
     /// As small transactions and images of pages: LZ4 makes a third of it.
     Usual,
-    /// What nothing makes smaller.
-    Noise,
 }
 
 impl Wal {
     pub fn segment_mebibytes(self) -> u64 {
         match self {
             Wal::Words => 1,
-            Wal::Usual | Wal::Noise => 16,
+            Wal::Usual => 16,
         }
     }
 }
@@ -220,7 +218,6 @@ impl It {
                 return (start / 8..(start + bytes) / 8).flat_map(|number| word(number).to_be_bytes()).collect();
             }
             Wal::Usual => &USUAL,
-            Wal::Noise => &NOISE,
         };
         // It comes again only behind what LZ4 looks back to.
         let mut wal = Vec::with_capacity(bytes as usize);
