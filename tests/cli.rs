@@ -262,10 +262,13 @@ fn a_program_that_is_asked_for_a_secret_ends_with_who_asks() {
     let write = |name: &str| {
         let script = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 600; true", place(name).display());
         let text = format!(
-            "repo = \"file://{}\"\npg = \"host=127.0.0.1 port=1 user=x\"\npassword_command = [\"sh\", \"-c\", \"{script}\"]\n",
+            "repo = \"file://{}\"\npg = \"host=127.0.0.1 port=1 user=x\"\npassword_command = [\"sh\", \"-c\", \"{script}\"]\n\
+             [s3]\nregion = \"r\"\nendpoint = \"http://127.0.0.1:1\"\naccess_key_id = \"id\"\n\
+             secret_access_key_command = [\"sh\", \"-c\", \"{script}\"]\n",
             directory.path().display()
         );
         std::fs::write(place("seawall.toml"), text).expect("write");
+        std::fs::set_permissions(place("seawall.toml"), PermissionsExt::from_mode(0o600)).expect("its mode");
     };
     let is_alive = |group: &str| {
         std::fs::read_dir("/proc").expect("/proc").flatten().any(|process| {
@@ -305,6 +308,25 @@ fn a_program_that_is_asked_for_a_secret_ends_with_who_asks() {
         assert_eq!(status.code(), code, "{name}: {status}");
         until("the program to end", &mut || !is_alive(&group));
     }
+    // Given one that is to outlive its terminal and the Ctrl-C of others, as nohup and a script's & have it
+    write("ignoring");
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP INT; exec \"$0\" check --config \"$1\"", env!("CARGO_BIN_EXE_seawall"), &file])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start seawall");
+    until("the program to be asked", &mut || place("ignoring").exists());
+    // Then it still ignores these signals, and no others (proc_pid_status(5))
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("its status");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("its signals").trim();
+    let ignored = u64::from_str_radix(ignored, 16).expect("bits");
+    let ignores = |signal: Signal| ignored >> (signal as i32 - 1) & 1 == 1;
+    assert!(ignores(Signal::SIGHUP) && ignores(Signal::SIGINT), "{status}");
+    assert!(!ignores(Signal::SIGTERM), "{status}");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a number"));
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("tell it");
+    assert_eq!(child.wait().expect("its end").code(), Some(143));
 }
 
 #[test]

@@ -53,22 +53,19 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::secret::{Secret, Source};
 use exit::Ending;
+use tokio::signal::unix::SignalKind;
 
 /// Runs the command that was typed, for what is configured: one cluster, or several.
 ///
 /// # Errors
 /// Whatever ends the command early.
 pub async fn dispatch(cli: Cli, all: Vec<Settings>) -> Result<Ending> {
+    let asks_programs = all.iter().any(|settings| asks_programs(&cli.command, settings));
+    let _signals = if asks_programs { Some(signals::end_with_programs(ending(&cli.command))?) } else { None };
     if matches!(cli.command, Command::Run(_)) {
         Box::pin(run::run(cli, all)).await?;
         return Ok(Ending::Done);
     }
-    // Those that have something to finish watch for signals themselves, and end what they have begun.
-    let finishes =
-        matches!(cli.command, Command::Backup(_) | Command::Demo(_) | Command::Drill(_) | Command::Extract(_));
-    let is_printed = |secret: &Secret| matches!(secret.source(), Source::Command(_));
-    let asks_programs = all.iter().flat_map(Settings::secrets).any(is_printed);
-    let _signals = if asks_programs && !finishes { Some(signals::end_with_programs()?) } else { None };
     let Cli { common, command } = cli;
     // These are of no cluster, or of all.
     let command = match command {
@@ -100,4 +97,27 @@ pub async fn dispatch(cli: Cli, all: Vec<Settings>) -> Result<Ending> {
         Command::Demo(args) => Box::pin(demo::demo(&args, settings)).await?,
     }
     Ok(Ending::Done)
+}
+
+/// The signals that end this command at once. Those that have something to finish watch for signals themselves, and end what they have
+/// begun.
+fn ending(command: &Command) -> &'static [SignalKind] {
+    const ALL: &[SignalKind] = &[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    match command {
+        Command::Run(_) | Command::Backup(_) | Command::Demo(_) | Command::Drill(_) | Command::Extract(_) => &[],
+        _ => ALL,
+    }
+}
+
+/// It may need a secret that a program prints.
+fn asks_programs(command: &Command, settings: &Settings) -> bool {
+    let is_printed = |secret: &Secret| matches!(secret.source(), Source::Command(_));
+    match command {
+        Command::Keygen(_) | Command::Completions(_) | Command::Manpages(_) | Command::Demo(_) => false,
+        Command::Run(_) | Command::Backup(_) | Command::Status(_) | Command::Check(_) | Command::Config(_) => {
+            settings.secrets().any(is_printed)
+        }
+        // These have to do with the repository alone.
+        _ => settings.secrets_of_the_store().any(is_printed),
+    }
 }

@@ -281,8 +281,12 @@ impl Settings {
 
     /// Every secret, wherever it is.
     pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
-        let s3 = [&self.store.s3.access_key_id, &self.store.s3.secret_access_key];
-        self.secrets_beside_the_stores().chain(s3.into_iter().flatten())
+        self.secrets_beside_the_stores().chain(self.secrets_of_the_store())
+    }
+
+    /// The keys of the store.
+    pub fn secrets_of_the_store(&self) -> impl Iterator<Item = &Secret> {
+        [&self.store.s3.access_key_id, &self.store.s3.secret_access_key].into_iter().flatten()
     }
 
     /// Every secret but the keys of the store, which whoever opens that sees to.
