@@ -286,10 +286,21 @@ fn a_program_that_is_asked_for_a_secret_ends_with_who_asks() {
         }
     };
     let file = place("seawall.toml").display().to_string();
+    let s3 = ["--repo", "s3://b/p"];
+    let wal = place("wal").display().to_string();
+    let fetch = [&["wal-fetch", "000000010000000000000001", &wal], &s3[..]].concat();
+    let extract =
+        [&["extract", "--database", "d", "--table", "t", "--estimate", "--to", "2026-01-01T00:00:00Z"], &s3[..]]
+            .concat();
     for (name, arguments, signal, code) in [
         ("configuration", &["config", "check"][..], Signal::SIGINT, Some(130)),
         ("server", &["check"], Signal::SIGTERM, Some(143)),
         ("run", &["run", "--listen", "off"], Signal::SIGTERM, Some(0)),
+        // Where SIGTERM and SIGINT begin an orderly stop, the others end it at once
+        ("run_again", &["run", "--listen", "off"], Signal::SIGQUIT, Some(131)),
+        ("backup", &["backup"], Signal::SIGHUP, Some(129)),
+        ("fetch", &fetch, Signal::SIGQUIT, Some(131)),
+        ("extract", &extract, Signal::SIGINT, Some(9)),
     ] {
         // Given a command that waits for a secret
         write(name);

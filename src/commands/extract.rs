@@ -9,9 +9,10 @@ use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::extract::{
     Destination, Estimate, ExtractOptions, Extracted, Format, Place, Progress, Stage, Wanted, estimate, extract,
+    interrupted,
 };
-use crate::repository::{Action, ActionResult, Catalog, WalReader, Writer};
-use crate::restore::{TargetAction, plan};
+use crate::repository::{Action, ActionResult, Catalog, Repository, WalReader, Writer};
+use crate::restore::{Plan, TargetAction, plan};
 use crate::runtime::{Clock, Shutdown};
 use crate::scratch::Programs;
 use std::path::Path;
@@ -22,37 +23,26 @@ use tokio::sync::watch;
 /// # Errors
 /// A refusal before anything is restored, or what went wrong.
 pub(super) async fn run(args: ExtractArgs, settings: Settings) -> Result<()> {
-    let clock = Clock::system();
-    let wanted = wanted(&args);
-    let destination = destination(&args, &wanted)?;
-    let is_stdout = matches!(destination, Destination::Written { place: Place::Stdout, .. });
-    // What is extracted to standard output has it for itself.
-    let says = !args.json.json && (args.estimate || !is_stdout);
-    let mut request = restore::request(&args.target, TargetAction::Promote, says, &clock)?;
-    let (repository, cluster) = parts::readable_repository(&settings).await?;
-    let reader = WalReader::new(repository.clone(), cluster.system_identifier);
-    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
-    let catalog = Catalog::read(&repository, cluster).await?;
-    if let Some(relation) = &args.target.before_drop {
-        let database = Some(args.database.as_str());
-        Box::pin(before_drop::aim_in(&mut request, database, relation, &reader, &catalog, !says)).await?;
-    }
-    let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
-    let options = ExtractOptions {
-        programs: Programs::find(Some(plan.postgres_version / 10_000))?,
-        command: fetch_command(&settings)?,
-        database: args.database.clone(),
-        wanted,
-        destination,
-        scratch: args.scratch.clone().unwrap_or_else(std::env::temp_dir),
-        whole_cluster: args.whole_cluster,
-    };
-    if args.estimate {
-        let estimate = Box::pin(estimate(&repository, &plan, &options)).await?;
-        return print::stdout(&if args.json.json { print::json(&estimate)? } else { estimated(&estimate) });
-    }
     let shutdown = Shutdown::default();
     let _watch = signals::watch(shutdown.clone())?;
+    let clock = Clock::system();
+    let aimed = async {
+        let aimed = aim(&args, &settings, &clock).await?;
+        let estimate = match args.estimate {
+            true => Some(Box::pin(estimate(&aimed.repository, &aimed.plan, &aimed.options)).await?),
+            false => None,
+        };
+        Ok::<_, Error>((aimed, estimate))
+    };
+    let (Aimed { repository, writer, plan, options }, estimate) = tokio::select! {
+        biased;
+        () = shutdown.stop.cancelled() => return Err(interrupted()),
+        aimed = Box::pin(aimed) => aimed?,
+    };
+    if let Some(estimate) = estimate {
+        return print::stdout(&if args.json.json { print::json(&estimate)? } else { estimated(&estimate) });
+    }
+    let is_stdout = is_stdout(&options.destination);
     let (progress, watched) = watch::channel(Progress::default());
     let begun = Begun::now("extract", Action::Extract, &clock);
     let extracted = tokio::select! {
@@ -70,6 +60,45 @@ pub(super) async fn run(args: ExtractArgs, settings: Settings) -> Result<()> {
         (false, true) => print::stdout(&print::json(&extracted)?),
         (false, false) => print::stdout(&said(&extracted, args.out.as_deref())),
     }
+}
+
+/// What is taken, from where and how.
+struct Aimed {
+    repository: Repository,
+    writer: Writer,
+    plan: Plan,
+    options: ExtractOptions,
+}
+
+async fn aim(args: &ExtractArgs, settings: &Settings, clock: &Clock) -> Result<Aimed> {
+    let wanted = wanted(args);
+    let destination = destination(args, &wanted)?;
+    // What is extracted to standard output has it for itself.
+    let says = !args.json.json && (args.estimate || !is_stdout(&destination));
+    let mut request = restore::request(&args.target, TargetAction::Promote, says, clock)?;
+    let (repository, cluster) = parts::readable_repository(settings).await?;
+    let reader = WalReader::new(repository.clone(), cluster.system_identifier);
+    let writer = Writer::new(repository.store.clone(), repository.layout.clone(), cluster.system_identifier);
+    let catalog = Catalog::read(&repository, cluster).await?;
+    if let Some(relation) = &args.target.before_drop {
+        let database = Some(args.database.as_str());
+        Box::pin(before_drop::aim_in(&mut request, database, relation, &reader, &catalog, !says)).await?;
+    }
+    let plan = Box::pin(plan(&reader, &catalog, &request, clock.now())).await?;
+    let options = ExtractOptions {
+        programs: Programs::find(Some(plan.postgres_version / 10_000))?,
+        command: fetch_command(settings)?,
+        database: args.database.clone(),
+        wanted,
+        destination,
+        scratch: args.scratch.clone().unwrap_or_else(std::env::temp_dir),
+        whole_cluster: args.whole_cluster,
+    };
+    Ok(Aimed { repository, writer, plan, options })
+}
+
+fn is_stdout(destination: &Destination) -> bool {
+    matches!(destination, Destination::Written { place: Place::Stdout, .. })
 }
 
 fn wanted(args: &ExtractArgs) -> Wanted {

@@ -99,12 +99,14 @@ pub async fn dispatch(cli: Cli, all: Vec<Settings>) -> Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// The signals that end this command at once. Those that have something to finish watch for signals themselves, and end what they have
-/// begun.
+/// The signals that end this command at once. Those that have something to finish watch for the others themselves, and end what they have
+/// begun; to `run` SIGHUP says something else.
 fn ending(command: &Command) -> &'static [SignalKind] {
-    const ALL: &[SignalKind] = &[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    const ALL: &[SignalKind] =
+        &[SignalKind::quit(), SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt()];
     match command {
-        Command::Run(_) | Command::Backup(_) | Command::Demo(_) | Command::Drill(_) | Command::Extract(_) => &[],
+        Command::Run(_) => &ALL[..1],
+        Command::Backup(_) | Command::Demo(_) | Command::Drill(_) | Command::Extract(_) => &ALL[..2],
         _ => ALL,
     }
 }

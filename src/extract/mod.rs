@@ -20,4 +20,4 @@ mod transplant;
 pub use estimate::{Estimate, estimate};
 pub use package::Written;
 pub use request::{Destination, ExtractOptions, Format, Place, Wanted};
-pub use run::{Extracted, Loaded, Progress, Stage, extract};
+pub use run::{Extracted, Loaded, Progress, Stage, extract, interrupted};

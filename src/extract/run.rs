@@ -169,7 +169,8 @@ pub async fn extract(
     Ok(extracted)
 }
 
-fn interrupted() -> Error {
+/// What is said where somebody ends it.
+pub fn interrupted() -> Error {
     Error::new(Kind::Local, "the extraction was interrupted").hint("Nothing is left behind: run it again at any time.")
 }
 

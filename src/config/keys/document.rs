@@ -144,7 +144,7 @@ Of these:
 * **A command** is called without a shell: a list of words is taken as it stands; a text is split at its blanks, with quotes as in a shell,
   and refused if it needs one. It has 30 seconds, and is ended with everything that it started. If it fails, what it wrote to standard
   error is shown, and never what it printed. Everybody on the machine sees the arguments of a process: no secret belongs there. It ends
-  with the command of Seawall that has called it, also where SIGINT, SIGTERM or SIGHUP ends that. A helper that it has left behind when it ended by itself is left alone.
+  with the command of Seawall that has called it, also where SIGINT, SIGTERM, SIGQUIT or SIGHUP ends that. A helper that it has left behind when it ended by itself is left alone.
 * **When it is read**: when it is first needed, and not by commands that do not need it. It is remembered, and read again when the server or the
   store refuses it, and at once on SIGHUP to `run`, which logs what cannot be read; what was read before is used then, until it is refused or the next SIGHUP. So a secret can be changed
   while `run` streams. That another file or another command has it, or another text in the configuration itself, is taken up at the next start.
