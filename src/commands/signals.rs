@@ -1,7 +1,8 @@
-//! Signals of a command that has something to finish, and of one that has asked programs for secrets. Uses `runtime`, `error` and
+//! Signals of a command that has something to finish, and of one that may ask programs for secrets. Uses `runtime`, `error` and
 //! `secret`.
 //!
-//! Only such commands watch them: everything else, `wal-fetch` above all, keeps the default actions.
+//! Only such commands watch them: everything else keeps the default actions, `wal-fetch` above all, unless a program prints a key of the
+//! store.
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Shutdown, Tasks};
