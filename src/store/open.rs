@@ -253,10 +253,12 @@ impl Way {
 async fn connect(way: Way, options: &S3Options) -> Result<(aws_sdk_s3::Client, Renewing), Error> {
     let Way { region, endpoint, path_style, .. } = way;
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region);
+    let mut who = "the AWS chain".to_owned();
     match (&options.credentials, &options.access_key_id, &options.secret_access_key) {
         (Some(credentials), ..) => loader = loader.credentials_provider(credentials.clone()),
         (None, Some(id), Some(key)) => {
             let keys = FromSecrets { id: id.clone(), key: key.clone() };
+            who = keys.to_string();
             loader = loader.credentials_provider(SharedCredentialsProvider::new(keys));
         }
         _ => {}
@@ -266,7 +268,7 @@ async fn connect(way: Way, options: &S3Options) -> Result<(aws_sdk_s3::Client, R
         Error::new(Kind::Config, "nobody can be asked for AWS credentials")
             .hint("Are AWS_ACCESS_KEY_ID or a profile set?")
     })?;
-    let credentials = Renewing::new(provider);
+    let credentials = Renewing::new(provider, who);
     let mut builder = Builder::from(&shared)
         .credentials_provider(credentials.clone())
         // `Renewing` remembers them, and forgets the ones that are refused.

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Kind};
 use crate::runtime::{Clock, Tasks};
-use crate::secret::Secret;
+use crate::secret::{Secret, Source};
 use crate::store::StoreObserver;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -41,6 +41,9 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// When those that are held may not do any more, a request waits for so long, and is then made with them: a part of the time that it has.
 const LATE_PATIENCE: Duration = Duration::from_secs(15);
 
+/// Where none are held, a request waits for so long, and fails: before its own time has passed, so that it says whom it has waited for.
+const FIRST_PATIENCE: Duration = Duration::from_secs(25);
+
 /// Whoever says nothing for so long gives none.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -51,6 +54,8 @@ pub(in crate::store) struct Renewing(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     provider: SharedCredentialsProvider,
+    /// Who that is, for people.
+    who: String,
     observers: Mutex<Observers>,
     state: Mutex<State>,
     /// The one that asks, which ends with the last who has these credentials.
@@ -119,7 +124,7 @@ impl State {
             }
             Some(held) if held.last(LAST) && was_in_vain(REFUSED_PAUSE) => Turn::With(held.credentials.clone()),
             Some(held) if held.last(Duration::ZERO) => Turn::Wait(LATE_PATIENCE),
-            Some(_) | None => Turn::Wait(Duration::MAX),
+            Some(_) | None => Turn::Wait(FIRST_PATIENCE),
         }
     }
 
@@ -129,16 +134,28 @@ impl State {
     }
 
     /// After it has waited.
-    fn outcome(&self) -> provider::Result {
+    fn outcome(&self, who: &str) -> provider::Result {
         match (&self.held, &self.in_vain) {
             // Also those that have ended already: the clock may be wrong.
             (Some(held), None) => Ok(held.credentials.clone()),
             (Some(held), Some(_)) if held.last(Duration::ZERO) => Ok(held.credentials.clone()),
             (_, Some(in_vain)) => Err(again(&in_vain.why)),
-            (None, None) => Err(CredentialsError::provider_timed_out(LIMIT)),
+            (None, None) => Err(CredentialsError::provider_error(Silent(who.to_owned()))),
         }
     }
 }
+
+/// Who is being asked for the first credentials has said nothing yet.
+#[derive(Debug)]
+pub(super) struct Silent(String);
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} gives no credentials within {} seconds", self.0, FIRST_PATIENCE.as_secs())
+    }
+}
+
+impl StdError for Silent {}
 
 /// Whoever uses the same credentials.
 #[derive(Default, Debug)]
@@ -149,10 +166,10 @@ struct Observers {
 }
 
 impl Renewing {
-    /// Remembers what `provider` gives.
-    pub(in crate::store) fn new(provider: SharedCredentialsProvider) -> Renewing {
+    /// Remembers what `provider` gives, which messages call `who`.
+    pub(in crate::store) fn new(provider: SharedCredentialsProvider, who: String) -> Renewing {
         let (observers, state, task) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Renewing(Arc::new(Inner { provider, observers, state, task, ended: watch::Sender::new(0) }))
+        Renewing(Arc::new(Inner { provider, who, observers, state, task, ended: watch::Sender::new(0) }))
     }
 
     /// Tells this one too, for as long as somebody else has it, until when what is given is good.
@@ -215,7 +232,7 @@ impl Renewing {
         }
         // In time or not: what is held by then is what there is.
         let _ = timeout(patience, ended.changed()).await;
-        self.0.state().outcome()
+        self.0.state().outcome(&self.0.who)
     }
 }
 
@@ -245,10 +262,14 @@ impl Inner {
             Err(why) => {
                 let why = Arc::new(why);
                 state.is_wanted |= is_wanted;
-                // Where none are held the request fails, and says why.
-                if state.in_vain.is_none() && state.held.as_ref().is_some_and(|held| held.last(Duration::ZERO)) {
+                let is_news = state.in_vain.is_none();
+                if is_news && state.held.as_ref().is_some_and(|held| held.last(Duration::ZERO)) {
                     let error = Error::new(Kind::Store, "others are not given").because(Same(why.clone()));
                     tracing::warn!(%error, "the store's credentials are used that are held, until they end");
+                } else if is_news && self.ended.receiver_count() == 0 {
+                    // A request that waits fails, and says why; but none does any more.
+                    let error = Error::new(Kind::Store, format!("asked {}", self.who)).because(Same(why.clone()));
+                    tracing::warn!(%error, "the store's credentials are not given");
                 }
                 state.in_vain = Some(InVain { at: Instant::now(), why });
                 drop(state);
@@ -314,6 +335,15 @@ pub(in crate::store) struct FromSecrets {
     pub(in crate::store) key: Secret,
 }
 
+impl fmt::Display for FromSecrets {
+    /// Those who are asked for the halves that are not given.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let asked = [&self.id, &self.key].into_iter().filter(|half| !matches!(half.source(), Source::Given(_)));
+        let asked: Vec<String> = asked.map(|half| format!("{} ({})", half.source(), half.setting())).collect();
+        f.write_str(&asked.join(" or "))
+    }
+}
+
 impl FromSecrets {
     async fn read(&self) -> Result<Credentials, Error> {
         // At once: a request waits for both.
@@ -365,7 +395,6 @@ fn end_of(credentials: &Credentials) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::Source;
     use crate::store::{NoObserver, Operation, StoreErrorKind};
     use std::os::unix::fs::PermissionsExt;
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -406,7 +435,7 @@ mod tests {
     fn observed(lasting_seconds: u64, observer: Arc<dyn StoreObserver>) -> (Renewing, Arc<AtomicBool>) {
         let (failing, hanging) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
         let numbered = Numbered { given: AtomicU32::new(0), lasting_seconds, failing: failing.clone(), hanging };
-        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered));
+        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered), "the test".to_owned());
         renewing.tell(&observer);
         (renewing, failing)
     }
@@ -500,7 +529,7 @@ mod tests {
             failing: failing.clone(),
             hanging: hanging.clone(),
         };
-        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered));
+        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered), "the test".to_owned());
         renewing.tell(&(told.clone() as Arc<dyn StoreObserver>));
         assert_eq!(key(&renewing).await, "key-1");
         // Given that nobody gives new ones: from ten minutes before the end on that is noticed, once a minute
@@ -533,7 +562,7 @@ mod tests {
         let (failing, hanging) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
         let given = AtomicU32::new(0);
         let numbered = Numbered { given, lasting_seconds: 36_000, failing: failing.clone(), hanging: hanging.clone() };
-        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered));
+        let renewing = Renewing::new(SharedCredentialsProvider::new(numbered), "the test".to_owned());
         // Given that nobody has needed any, nobody is asked
         renewing.renew();
         assert_eq!(key(&renewing).await, "key-1");
@@ -597,7 +626,8 @@ mod tests {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         let id = Secret::new("s3.access_key_id", Source::Given("id".to_owned()));
         let keys = FromSecrets { id, key: Secret::new("s3.secret_access_key", Source::File(file.clone())) };
-        let renewing = Renewing::new(SharedCredentialsProvider::new(keys));
+        let who = keys.to_string();
+        let renewing = Renewing::new(SharedCredentialsProvider::new(keys), who);
         assert_eq!(key(&renewing).await, "id");
         std::fs::remove_file(&file).unwrap();
         // When others are wanted, then that is said once, however often it is tried, and again when somebody wants them again
@@ -611,6 +641,31 @@ mod tests {
             assert_eq!(said.matches("s3.secret_access_key_file: there is no").count(), news, "{said}");
             assert_eq!(said.matches("there is no").count(), news, "it is repeated: {said}");
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_gives_no_first_credentials_is_named_in_time() {
+        let (log, writer) = {
+            let log = Log::default();
+            (log.clone(), move || log.clone())
+        };
+        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+        let _logging = tracing::subscriber::set_default(lines);
+        let key = Source::Command(["sleep", "600"].map(str::to_owned).to_vec());
+        let id = Secret::new("s3.access_key_id", Source::Given("id".to_owned()));
+        let keys = FromSecrets { id, key: Secret::new("s3.secret_access_key", key) };
+        tokio::time::pause();
+        // Given a program that hangs when it is asked for the first time, then the request says so within its time
+        let who = keys.to_string();
+        let renewing = Renewing::new(SharedCredentialsProvider::new(keys), who);
+        let error = timeout(Duration::from_secs(30), renewing.current()).await.expect("in time").unwrap_err();
+        let error = error.source().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(error, "the command sleep (s3.secret_access_key) gives no credentials within 25 seconds");
+        // And where nobody waits any more when it has ended, the log does
+        tokio::time::sleep(LIMIT).await;
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(said.matches("the store's credentials are not given").count(), 1, "{said}");
+        assert!(said.contains("s3.secret_access_key_command: the command sleep was ended"), "{said}");
     }
 
     #[tokio::test]
@@ -630,8 +685,8 @@ mod tests {
             }
         }
         tokio::time::pause();
-        let renewing = Renewing::new(SharedCredentialsProvider::new(Slow(Duration::from_secs(40))));
-        assert!(timeout(Duration::from_secs(30), renewing.current()).await.is_err());
+        let renewing = Renewing::new(SharedCredentialsProvider::new(Slow(Duration::from_secs(40))), "it".to_owned());
+        assert!(timeout(Duration::from_secs(20), renewing.current()).await.is_err());
         // Then the next one has what he gave
         assert!(timeout(Duration::from_secs(30), renewing.current()).await.is_ok_and(|given| given.is_ok()));
     }

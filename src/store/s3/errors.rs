@@ -2,7 +2,7 @@
 //! reference, and of MinIO where named.
 
 use super::super::{StoreError, StoreErrorKind};
-use super::credentials::Renewing;
+use super::credentials::{Renewing, Silent};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -213,6 +213,7 @@ where
         match error.downcast_ref::<CredentialsError>() {
             // A server on the way to the credentials (STS, the instance's metadata) did not answer in time.
             Some(CredentialsError::ProviderTimedOut(_)) => return StoreErrorKind::Transient,
+            Some(error) if error.source().is_some_and(|why| why.is::<Silent>()) => return StoreErrorKind::Transient,
             Some(_) => return StoreErrorKind::Credentials,
             None => cause = error.source(),
         }
