@@ -10,6 +10,7 @@ use seawall::postgres::{
     BackupEvent, BaseBackupOptions, Client, ConnInfo, Mode, PgError, SlotState, StatusUpdate, Streaming, Tablespace,
     WalMessage, WalStream,
 };
+use seawall::secret::{Secret, Source};
 use seawall::wal::{Lsn, TimelineId};
 use walsender::Step::{
     Anything, ClientCloses, Expect, Query, Scram, Send, SendInPieces, Startup, Status, StatusReaching,
@@ -625,6 +626,34 @@ async fn a_hostile_server_is_refused() {
     let mut client = connect(&server).await;
     assert!(matches!(client.identify_system().await, Err(PgError::Protocol(_))));
     drop(client);
+    server.finish();
+}
+
+#[tokio::test]
+async fn a_password_is_read_again_where_it_was_refused_and_not_where_nobody_asked_for_it() {
+    let place = tempfile::tempdir().unwrap();
+    let runs = place.path().join("runs");
+    let script = format!("echo run >> '{0}'; wc -l < '{0}'", runs.display());
+    let source = Source::Command(["sh", "-c", &script].map(str::to_owned).to_vec());
+    let password = Secret::new("password", source);
+    let count = || std::fs::read_to_string(&runs).unwrap().lines().count();
+    let no = || Send(say::error("FATAL", "28000", "no"));
+    let asked = || vec![Startup(vec![]), Send(say::authentication(5, b"salt")), Anything];
+    let let_in = || Send([say::authentication(0, b""), say::error("FATAL", "28000", "no")].concat());
+    // Given a server that refuses before it asks, and one that refuses what comes behind a password that was good
+    for steps in [vec![Startup(vec![]), no()], asked().into_iter().chain([let_in()]).collect()] {
+        let server = Walsender::script(steps);
+        let info = info(&server.conninfo()).with_password(password.clone());
+        let error = Client::connect(&info, Mode::Sql, &[]).await.unwrap_err();
+        assert_eq!((error.sqlstate(), count()), (Some("28000"), 1), "{error}: the command has run again");
+        server.finish();
+    }
+    // And one that has checked it
+    let refused = asked().into_iter().chain([no()]).collect();
+    let server = Walsender::scripts(vec![refused, after_login(vec![ClientCloses])]);
+    let info = info(&server.conninfo()).with_password(password);
+    Client::connect(&info, Mode::Sql, &[]).await.unwrap().close().await;
+    assert_eq!(count(), 2);
     server.finish();
 }
 

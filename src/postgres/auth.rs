@@ -40,11 +40,13 @@ pub(super) struct Credentials<'a> {
     pub(super) channel_binding: ChannelBinding,
 }
 
-/// Answers the server's requests until it lets us in and is ready.
+/// Answers the server's requests until it lets us in and is ready. `is_in_doubt` is what is thought of the password: true from when the
+/// server asks for it until it lets us in, and so afterwards if that was what it refused.
 pub(super) async fn authenticate(
     connection: &mut Connection,
     credentials: &Credentials<'_>,
     security: &Security,
+    is_in_doubt: &mut bool,
 ) -> Result<(), PgError> {
     let mut scram: Option<Scram> = None;
     loop {
@@ -54,6 +56,7 @@ pub(super) async fn authenticate(
             other => return Err(unexpected("the login", &other)),
         };
         // "Authentication" messages of the manual's "Message Formats".
+        *is_in_doubt = request != 0;
         match request {
             0 => {
                 check_admission(scram.as_ref(), credentials)?;

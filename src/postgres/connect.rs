@@ -46,82 +46,32 @@ struct Attempt<'a> {
     tls: Option<Arc<ClientConfig>>,
     /// As it is given, whoever gives it.
     password: Option<Password>,
+    /// One of them has asked for a password and refused it: another may be let in.
+    is_refused: bool,
 }
 
 /// `invalid_password`, and `invalid_authorization_specification`, which is the answer where the password is checked by somebody else
-/// (LDAP, PAM, RADIUS; `auth_failed` in PostgreSQL's `auth.c`).
+/// (LDAP, PAM, RADIUS; `auth_failed` in PostgreSQL's `auth.c`). The latter is also said where nobody asks for a password, as without
+/// a line in `pg_hba.conf`.
 const REFUSED: [&str; 2] = ["28P01", "28000"];
 
 /// Finds a server, with a password that is read again if the one that was read before is refused: somebody may have changed it.
 pub(super) async fn connect(info: &ConnInfo, mode: Mode, settings: &[(&str, &str)]) -> Result<Client, PgError> {
-    let password = password_of(info).await?;
-    let connected = connect_with(password.clone(), info, mode, settings).await;
-    match (&info.password, &password, &connected) {
-        (Some(secret), Some(Password(before)), Err(error)) if is_about_password(error) => {
-            match secret.instead_of(before).await {
-                Some(now) => connect_with(Some(Password(now)), info, mode, settings).await,
-                None => connected,
-            }
-        }
-        _ => connected,
+    let mut attempt = Attempt::new(info, mode, settings).await?;
+    let connected = attempt.connect().await;
+    if let (Err(_), true, Some(secret), Some(Password(before))) =
+        (&connected, attempt.is_refused, &info.password, &attempt.password)
+        && let Some(now) = secret.instead_of(before).await
+    {
+        attempt.password = Some(Password(now));
+        return attempt.connect().await;
     }
-}
-
-/// Another password may be let in.
-fn is_about_password(error: &PgError) -> bool {
-    let refused = |error: &PgError| error.sqlstate().is_some_and(|state| REFUSED.contains(&state));
-    match error {
-        PgError::Hosts(failures) => failures.iter().any(|failure| refused(&failure.error)),
-        error => refused(error),
-    }
-}
-
-async fn password_of(info: &ConnInfo) -> Result<Option<Password>, PgError> {
-    match &info.password {
-        Some(secret) => secret.text().await.map(|text| Some(Password(text))).map_err(PgError::Password),
-        None => Ok(None),
-    }
-}
-
-/// Tries the hosts in order, each of its addresses, as libpq does (`fe-connect.c`, `PQconnectPoll`).
-async fn connect_with(
-    password: Option<Password>,
-    info: &ConnInfo,
-    mode: Mode,
-    settings: &[(&str, &str)],
-) -> Result<Client, PgError> {
-    let mut attempt = Attempt { info, mode, settings, tls: None, password };
-    let passes: &[Attrs] = match info.target_session_attrs {
-        Attrs::PreferStandby => &[Attrs::Standby, Attrs::Any],
-        ref other => std::slice::from_ref(other),
-    };
-    let mut failures = Vec::new();
-    for &wanted in passes {
-        failures.clear();
-        for host in &info.hosts {
-            let addresses = match addresses(host).await {
-                Ok(addresses) => addresses,
-                Err(error) => {
-                    failures.push(HostFailure { host: host.to_string(), error: PgError::Connect(error) });
-                    continue;
-                }
-            };
-            for address in addresses {
-                if let Some(client) = attempt.try_address(host, &address, wanted, &mut failures).await {
-                    return Ok(client);
-                }
-                if failures.last().is_some_and(|failure| is_final(&failure.error)) {
-                    return Err(PgError::Hosts(failures));
-                }
-            }
-        }
-    }
-    Err(PgError::Hosts(failures))
+    connected
 }
 
 /// Speaks to a server through what is open already, in the clear, as if it were the first host of `info`.
 pub(super) async fn over(socket: Box<dyn Duplex>, info: &ConnInfo, mode: Mode) -> Result<Client, PgError> {
-    let attempt = Attempt { info, mode, settings: &[], tls: None, password: password_of(info).await? };
+    let mut attempt = Attempt::new(info, mode, &[]).await?;
     let host = info.hosts.first().ok_or_else(|| PgError::protocol("no host"))?;
     attempt.log_in(socket, host, &Security::Plain, Attrs::Any).await
 }
@@ -153,7 +103,46 @@ async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
     }
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    async fn new(info: &'a ConnInfo, mode: Mode, settings: &'a [(&'a str, &'a str)]) -> Result<Attempt<'a>, PgError> {
+        let password = match &info.password {
+            Some(secret) => Some(Password(secret.text().await.map_err(PgError::Password)?)),
+            None => None,
+        };
+        Ok(Attempt { info, mode, settings, tls: None, password, is_refused: false })
+    }
+
+    /// Tries the hosts in order, each of its addresses, as libpq does (`fe-connect.c`, `PQconnectPoll`).
+    async fn connect(&mut self) -> Result<Client, PgError> {
+        let info = self.info;
+        let passes: &[Attrs] = match info.target_session_attrs {
+            Attrs::PreferStandby => &[Attrs::Standby, Attrs::Any],
+            ref other => std::slice::from_ref(other),
+        };
+        let mut failures = Vec::new();
+        for &wanted in passes {
+            failures.clear();
+            for host in &info.hosts {
+                let addresses = match addresses(host).await {
+                    Ok(addresses) => addresses,
+                    Err(error) => {
+                        failures.push(HostFailure { host: host.to_string(), error: PgError::Connect(error) });
+                        continue;
+                    }
+                };
+                for address in addresses {
+                    if let Some(client) = self.try_address(host, &address, wanted, &mut failures).await {
+                        return Ok(client);
+                    }
+                    if failures.last().is_some_and(|failure| is_final(&failure.error)) {
+                        return Err(PgError::Hosts(failures));
+                    }
+                }
+            }
+        }
+        Err(PgError::Hosts(failures))
+    }
+
     /// One address, with and without encryption as `sslmode` has it; what went wrong is appended to `failures`.
     async fn try_address(
         &mut self,
@@ -210,7 +199,7 @@ impl Attempt<'_> {
     }
 
     async fn log_in(
-        &self,
+        &mut self,
         socket: Box<dyn Duplex>,
         host: &Host,
         security: &Security,
@@ -228,7 +217,11 @@ impl Attempt<'_> {
             passfile_problem: passfile_problem.as_deref(),
             channel_binding: self.info.channel_binding,
         };
-        auth::authenticate(&mut connection, &credentials, security).await?;
+        let mut is_in_doubt = false;
+        let authenticated = auth::authenticate(&mut connection, &credentials, security, &mut is_in_doubt).await;
+        let is_refusal = |error: &PgError| error.sqlstate().is_some_and(|state| REFUSED.contains(&state));
+        self.is_refused |= is_in_doubt && authenticated.as_ref().is_err_and(is_refusal);
+        authenticated?;
         let mut client =
             Client::new(connection, host.to_string(), self.mode).with_certificate_end(security.certificate_end());
         check_session(&mut client, wanted).await?;
@@ -413,23 +406,7 @@ async fn check_session(client: &mut Client, wanted: Attrs) -> Result<(), PgError
 
 #[cfg(test)]
 mod tests {
-    use super::super::error::ServerMessage;
     use super::*;
-
-    #[test]
-    fn a_password_that_one_of_many_hosts_refuses_in_one_way_or_the_other_may_have_changed() {
-        let refusal = |sqlstate: &str| {
-            PgError::Server(Box::new(ServerMessage { sqlstate: sqlstate.to_owned(), ..ServerMessage::default() }))
-        };
-        let about = |errors: Vec<PgError>| {
-            let failures = errors.into_iter().map(|error| HostFailure { host: "db".to_owned(), error });
-            is_about_password(&PgError::Hosts(failures.collect()))
-        };
-        assert!(about(vec![refusal("28P01")]) && about(vec![refusal("28000"), PgError::Closed]));
-        assert!(
-            !about(vec![PgError::Closed]) && !about(vec![refusal("3D000")]) && !is_about_password(&PgError::Closed)
-        );
-    }
 
     #[test]
     fn settings_are_escaped_for_the_server() {
