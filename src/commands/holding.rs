@@ -38,7 +38,7 @@ impl Holding {
     /// The configuration was read again: what can be taken up holds from now on, and secrets are read anew by whoever wants them next.
     pub(super) fn take_up(&self, new: &Settings) -> Reloaded {
         let mut configured = self.configured.lock().unwrap_or_else(PoisonError::into_inner);
-        configured.clone_from(new);
+        *configured = new.knowing(&self.now());
         let (merged, reloaded) = self.now().reload(new.clone());
         merged.secrets().for_each(|secret| secret.expire());
         self.holds.send_replace(Arc::new(merged));
@@ -82,6 +82,14 @@ mod tests {
         // When the configuration is read again, and is the same, then the password is the one of now
         assert_eq!(holding.take_up(&load(place.path(), &text)), Reloaded::default());
         assert_eq!(password().await, "two");
+        // And a cluster that begins again has it as well, when it is where it was and cannot be read any more
+        fs::remove_file(&file).unwrap();
+        assert_eq!(holding.take_up(&load(place.path(), &text)), Reloaded::default());
+        let begun = holding.begins();
+        assert_eq!(begun.password.as_ref().unwrap().text().await.unwrap(), "two");
+        // But not when it is elsewhere
+        holding.take_up(&load(place.path(), &format!("password_file = {:?}\n", place.path().join("other"))));
+        assert!(holding.begins().password.as_ref().unwrap().text().await.is_err(), "the password of before");
     }
 
     #[test]

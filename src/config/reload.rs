@@ -2,6 +2,7 @@
 //! it was until it is started again.
 
 use super::{Key, NotifySettings, RunSettings, Settings, Written, keys};
+use crate::secret::Secret;
 
 /// What became of reading it again.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -50,6 +51,22 @@ impl Settings {
         let run = RunSettings { backup_after_gap: new.run.backup_after_gap, ..self.run.clone() };
         let (schedule, retention, drill) = (new.schedule, new.retention, new.drill);
         (Settings { given, run, schedule, retention, drill, ..self.clone() }, reloaded)
+    }
+
+    /// These settings, with the secrets of `before` that are where these have them: what was read there stays known.
+    pub fn knowing(&self, before: &Settings) -> Settings {
+        let mut settings = self.clone();
+        let s3 = &mut settings.store.s3;
+        let s3 = [&mut s3.access_key_id, &mut s3.secret_access_key];
+        let all =
+            settings.password.iter_mut().chain(settings.notify.hooks.values_mut()).chain(s3.into_iter().flatten());
+        for secret in all {
+            let is_it = |known: &&Secret| known.setting() == secret.setting() && known.source() == secret.source();
+            if let Some(known) = before.secrets().find(is_it) {
+                *secret = known.clone();
+            }
+        }
+        settings
     }
 
     /// With what a cluster begins again that had these settings, where it is configured as `new`.
