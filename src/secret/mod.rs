@@ -10,12 +10,14 @@ pub use command::end_all;
 pub use file::others_may_read;
 
 use crate::error::{Error, Kind, Result};
+use crate::runtime;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 /// No secret is longer than this, in bytes: a wrong path to something large is an error, and no wait.
@@ -23,6 +25,9 @@ const BYTES_MAX: u64 = 64 << 10;
 
 /// What could not be read is not read again sooner than that, unless somebody says that it has changed.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// Who has what was read before waits no longer than that for what it is now.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a secret is.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -83,7 +88,7 @@ struct Inner {
     source: Source,
     known: Mutex<Known>,
     /// Locked while it is read, so that many who want it read it once.
-    reading: tokio::sync::Mutex<()>,
+    reading: Arc<tokio::sync::Mutex<()>>,
     /// How often it was wanted anew.
     wanted: AtomicU64,
 }
@@ -127,7 +132,7 @@ impl Secret {
             setting,
             source,
             known: Mutex::default(),
-            reading: tokio::sync::Mutex::default(),
+            reading: Arc::default(),
             wanted: AtomicU64::new(0),
         }))
     }
@@ -143,7 +148,7 @@ impl Secret {
     }
 
     /// The secret itself. What was read once is good until somebody says otherwise, and also while it is read anew then, and where that
-    /// is in vain. May be dropped at any time: the next one reads.
+    /// is in vain: whoever has that waits 5 s at most. May be dropped at any time: the next one reads.
     ///
     /// # Errors
     /// If it was never read and cannot be.
@@ -151,28 +156,18 @@ impl Secret {
         if let Some(known) = self.known().answer(self.wanted()) {
             return known;
         }
-        let reading = match (self.0.reading.try_lock(), self.held()) {
+        let reading = match (self.0.reading.clone().try_lock_owned(), self.held()) {
             (Ok(reading), _) => reading,
             // Somebody is reading it, and may take his time.
             (Err(_), Some(held)) => return Ok(held),
-            (Err(_), None) => self.0.reading.lock().await,
+            (Err(_), None) => self.0.reading.clone().lock_owned().await,
         };
-        let wanted = self.wanted();
-        if let Some(known) = self.known().answer(wanted) {
+        if let Some(known) = self.known().answer(self.wanted()) {
             return known;
         }
-        let is_news = self.known().would_be_news(wanted);
-        let read = self.read().await;
-        drop(reading);
-        match (read, self.held()) {
-            (Err(error), Some(before)) => {
-                if is_news {
-                    tracing::warn!(%error, "what was read before is used");
-                }
-                Ok(before)
-            }
-            (read, _) => read,
-        }
+        let Some(before) = self.held() else { return self.read().await };
+        let read = tokio::time::timeout(PATIENCE, self.read_beside(reading, "what was read before is used")).await;
+        Ok(read.ok().flatten().unwrap_or(before))
     }
 
     /// The secret itself, as it is now, whatever was read before.
@@ -184,27 +179,37 @@ impl Secret {
         self.read().await
     }
 
-    /// The secret itself, if it is another by now than this one, which somebody has refused. That it cannot be read is logged.
+    /// The secret itself, if it is another by now than this one, which somebody has refused. That it cannot be read is logged, and if it
+    /// takes longer than 5 s, then there is none yet.
     pub async fn instead_of(&self, refused: &str) -> Option<String> {
-        let _reading = self.0.reading.lock().await;
-        // Another who was refused may have read it meanwhile.
-        if let Some(held) = self.held().filter(|held| held != refused) {
-            return Some(held);
-        }
-        let wanted = self.wanted();
-        if self.known().lately_in_vain(wanted).is_some() {
-            return None;
-        }
-        let is_news = self.known().would_be_news(wanted);
-        match self.read().await {
-            Ok(text) => Some(text).filter(|text| text != refused),
-            Err(error) => {
-                if is_news {
-                    tracing::warn!(%error, "what was refused cannot be read again");
-                }
-                None
+        let another = async {
+            let reading = self.0.reading.clone().lock_owned().await;
+            // Another who was refused may have read it meanwhile.
+            if let Some(held) = self.held().filter(|held| held != refused) {
+                return Some(held);
             }
-        }
+            if self.known().lately_in_vain(self.wanted()).is_some() {
+                return None;
+            }
+            self.read_beside(reading, "what was refused cannot be read again").await.filter(|text| text != refused)
+        };
+        tokio::time::timeout(PATIENCE, another).await.ok().flatten()
+    }
+
+    /// As [`Secret::read`]; but it goes on to its end, which it has in half a minute, where nobody waits for it any more: else what takes
+    /// longer than somebody's patience would never be read. That it cannot be read is logged, and that `so`.
+    async fn read_beside(&self, reading: OwnedMutexGuard<()>, so: &'static str) -> Option<String> {
+        let secret = self.clone();
+        let read = runtime::spawn(async move {
+            let _reading = reading;
+            let is_news = secret.known().would_be_news(secret.wanted());
+            secret.read().await.inspect_err(|error| {
+                if is_news {
+                    tracing::warn!(%error, "{so}");
+                }
+            })
+        });
+        read.await.ok()?.ok()
     }
 
     /// Whoever wants it next has it read anew.
