@@ -14,6 +14,7 @@ use crate::secret::Secret;
 use futures_util::{StreamExt, stream};
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::Instrument;
 
 /// Notes for the audit trail of so many clusters wait at once.
 const NOTES_MAX: usize = 1000;
@@ -91,10 +92,13 @@ async fn read_secrets(all: Vec<Arc<Settings>>) {
     }
     let read = |(cluster, secret): (String, Secret)| async move {
         // Where there is what was read before, that is used, and logged there.
-        if let Err(error) = secret.text().await {
-            let hint = error.hint_text().unwrap_or_default();
-            tracing::warn!(cluster, %error, hint, "SIGHUP: a secret cannot be read");
-        }
+        let reading = async {
+            if let Err(error) = secret.text().await {
+                let hint = error.hint_text().unwrap_or_default();
+                tracing::warn!(%error, hint, "SIGHUP: a secret cannot be read");
+            }
+        };
+        reading.instrument(tracing::error_span!("of", %cluster)).await;
     };
     stream::iter(secrets).for_each_concurrent(SECRETS_AT_ONCE, read).await;
 }
