@@ -131,7 +131,7 @@ impl Hook {
         let failed = |error: Error| Failure { why: error.to_string(), is_transient: true };
         let secret = self.secret.text().await.map_err(failed)?;
         let place = Hook::place_of(self.form, &secret, &self.pagerduty).map_err(|error| {
-            self.secret.expire();
+            self.secret.is_of_no_use();
             failed(error)
         })?;
         Ok((secret, place))
@@ -342,6 +342,29 @@ mod tests {
         hook.probe().await.unwrap();
         let taken = taken.lock().unwrap();
         assert_eq!(taken.last().map(|(what, body)| (what.starts_with("OPTIONS "), body)), Some((true, &Value::Null)));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_prints_no_address_is_not_asked_again_at_once_and_then_once_more() {
+        let place = tempfile::tempdir().unwrap();
+        let runs = place.path().join("runs");
+        let script = format!("echo run >> '{}'; echo no address", runs.display());
+        let source = Source::Command(["sh", "-c", &script].map(str::to_owned).to_vec());
+        let hook = Hook::new(Form::Slack, Secret::new("notify.slack", source), trust().unwrap());
+        let count = || std::fs::read_to_string(&runs).unwrap().lines().count();
+        // Given many who want it
+        for _ in 0..3 {
+            assert!(hook.send(&event(false)).await.unwrap_err().is_transient);
+            assert_eq!(hook.who().await, Form::Slack.name());
+        }
+        assert_eq!(count(), 1);
+        // When somebody wants it later, then whoever comes after him has it read
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::resume();
+        assert!(hook.look().await.is_err());
+        assert!(hook.look().await.is_err());
+        assert_eq!(count(), 2);
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 /// No secret is longer than this, in bytes: a wrong path to something large is an error, and no wait.
 const BYTES_MAX: u64 = 64 << 10;
 
-/// What could not be read is not read again sooner than that, unless somebody says that it has changed.
+/// What could not be read, or is of no use, is not read again sooner than that, unless somebody says that it has changed.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Who has what was read before waits no longer than that for what it is now.
@@ -102,6 +102,7 @@ struct Known {
 
 struct Held {
     text: String,
+    at: Instant,
     /// How often it had been wanted anew when it was read.
     wanted: u64,
 }
@@ -217,6 +218,14 @@ impl Secret {
         self.0.wanted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// What was read is of no use: whoever wants it next, and not at once after that, has it read anew.
+    pub fn is_of_no_use(&self) {
+        let is_from_now = self.known().held.as_ref().is_some_and(|held| held.at.elapsed() < PAUSE);
+        if !is_from_now {
+            self.expire();
+        }
+    }
+
     fn wanted(&self) -> u64 {
         self.0.wanted.load(Ordering::Relaxed)
     }
@@ -236,7 +245,8 @@ impl Secret {
         let wanted = self.wanted();
         match source.read().await {
             Ok(text) => {
-                *self.known() = Known { held: Some(Held { text: text.clone(), wanted }), in_vain: None };
+                *self.known() =
+                    Known { held: Some(Held { text: text.clone(), at: Instant::now(), wanted }), in_vain: None };
                 Ok(text)
             }
             Err(error) => {
