@@ -155,7 +155,7 @@ impl Hook {
         }
         let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
         // Somebody may have changed the address since it was read.
-        let has_changed = !may_pass && self.secret.instead_of(&secret).await.is_some();
+        let has_changed = !may_pass && self.secret.other_than(&secret).await.is_some();
         Err(Failure { why: format!("the answer was {status}"), is_transient: may_pass || has_changed })
     }
 

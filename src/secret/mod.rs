@@ -180,21 +180,23 @@ impl Secret {
         self.read().await
     }
 
-    /// The secret itself, if it is another by now than this one, which somebody has refused. That it cannot be read is logged, and if it
-    /// takes longer than 5 s, then there is none yet.
+    /// The secret itself, if it is another by now than this one, which somebody has refused; if it takes longer than 5 s to read, then
+    /// there is none yet. That it cannot be read is logged.
     pub async fn instead_of(&self, refused: &str) -> Option<String> {
-        let another = async {
-            let reading = self.0.reading.clone().lock_owned().await;
-            // Another who was refused may have read it meanwhile.
-            if let Some(held) = self.held().filter(|held| held != refused) {
-                return Some(held);
-            }
-            if self.known().lately_in_vain(self.wanted()).is_some() {
-                return None;
-            }
-            self.read_beside(reading, "what was refused cannot be read again").await.filter(|text| text != refused)
-        };
-        tokio::time::timeout(PATIENCE, another).await.ok().flatten()
+        tokio::time::timeout(PATIENCE, self.other_than(refused)).await.ok().flatten()
+    }
+
+    /// As [`Secret::instead_of`], for whoever keeps nobody waiting: as long as it takes to read, which is half a minute at most.
+    pub async fn other_than(&self, refused: &str) -> Option<String> {
+        let reading = self.0.reading.clone().lock_owned().await;
+        // Another who was refused may have read it meanwhile.
+        if let Some(held) = self.held().filter(|held| held != refused) {
+            return Some(held);
+        }
+        if self.known().lately_in_vain(self.wanted()).is_some() {
+            return None;
+        }
+        self.read_beside(reading, "what was refused cannot be read again").await.filter(|text| text != refused)
     }
 
     /// As [`Secret::read`]; but it goes on to its end, which it has in half a minute, where nobody waits for it any more: else what takes
@@ -220,8 +222,13 @@ impl Secret {
 
     /// What was read is of no use: whoever wants it next, and not at once after that, has it read anew.
     pub fn is_of_no_use(&self) {
-        let is_from_now = self.known().held.as_ref().is_some_and(|held| held.at.elapsed() < PAUSE);
-        if !is_from_now {
+        let is_from_now = |at: Instant| at.elapsed() < PAUSE;
+        let was_read = {
+            let known = self.known();
+            let attempts = [known.held.as_ref().map(|held| held.at), known.in_vain.as_ref().map(|in_vain| in_vain.at)];
+            attempts.into_iter().flatten().any(is_from_now)
+        };
+        if !was_read {
             self.expire();
         }
     }

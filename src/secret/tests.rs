@@ -131,8 +131,12 @@ async fn nobody_who_has_one_waits_for_long_for_a_program_that_hangs() {
     }
     let another = tokio::time::timeout(Duration::from_secs(20), secret.instead_of("one")).await;
     assert_eq!(another.expect("it waits"), None);
-    // And it is read nevertheless, though nobody has waited
+    // And it is read nevertheless, for whoever has the time, and though nobody has waited
+    let patient = secret.clone();
+    let patient = tokio::spawn(async move { patient.other_than("one").await });
     fs::write(ends, "").unwrap();
+    let other = tokio::time::timeout(Duration::from_secs(60), patient).await.expect("it ends").unwrap();
+    assert_eq!(other.as_deref(), Some("two"));
     let begun = Instant::now();
     while secret.text().await.unwrap() != "two" {
         assert!(begun.elapsed() < Duration::from_secs(60), "what was begun was given up");
@@ -159,6 +163,25 @@ async fn what_is_refused_is_read_again_once_by_all_who_were_refused() {
     tokio::time::sleep(PAUSE).await;
     assert_eq!(secret.instead_of("two").await.as_deref(), Some("three"));
     assert_eq!(Secret::new("password", Source::Given("one".to_owned())).instead_of("one").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_of_no_use_is_read_again_with_pauses_also_where_that_is_in_vain() {
+    // Given one that was read long ago, is of no use, and cannot be read any more
+    let place = tempfile::tempdir().unwrap();
+    let secret = holding(place.path(), b"one", 0o600);
+    assert_eq!(secret.text().await.unwrap(), "one");
+    tokio::time::sleep(2 * PAUSE).await;
+    fs::remove_file(place.path().join("secret")).unwrap();
+    secret.is_of_no_use();
+    assert_eq!(secret.text().await.unwrap(), "one");
+    // When it is there again, then it is not tried at once, and is after a pause
+    holding(place.path(), b"two", 0o600);
+    secret.is_of_no_use();
+    assert_eq!(secret.text().await.unwrap(), "one");
+    tokio::time::sleep(PAUSE).await;
+    secret.is_of_no_use();
+    assert_eq!(secret.text().await.unwrap(), "two");
 }
 
 #[test]
