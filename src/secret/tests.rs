@@ -132,11 +132,9 @@ async fn nobody_who_has_one_waits_for_long_for_a_program_that_hangs() {
     let another = tokio::time::timeout(Duration::from_secs(20), secret.instead_of("one")).await;
     assert_eq!(another.expect("it waits"), None);
     // And it is read nevertheless, for whoever has the time, and though nobody has waited
-    let patient = secret.clone();
-    let patient = tokio::spawn(async move { patient.other_than("one").await });
-    fs::write(ends, "").unwrap();
-    let other = tokio::time::timeout(Duration::from_secs(60), patient).await.expect("it ends").unwrap();
-    assert_eq!(other.as_deref(), Some("two"));
+    let patient = tokio::time::timeout(Duration::from_secs(60), secret.other_than("one"));
+    let (other, ()) = tokio::join!(patient, async { fs::write(ends, "").unwrap() });
+    assert_eq!(other.expect("it ends").as_deref(), Some("two"));
     let begun = Instant::now();
     while secret.text().await.unwrap() != "two" {
         assert!(begun.elapsed() < Duration::from_secs(60), "what was begun was given up");
